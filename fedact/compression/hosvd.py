@@ -1,0 +1,144 @@
+"""``hosvd``: a core and one factor a mode, as in the paper, with the weight gradient straight from the factors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedact.compression.exact import Exact
+from fedact.compression.method import Compressed, Method, item_size, shape_of
+from fedact.compression.operations import Convolution, Operation
+from fedact.compression.tucker import (
+    Spectrum,
+    clip_ranks,
+    compose,
+    factor,
+    full_ranks,
+    mode_product,
+    rank_for_variance,
+    spectrum,
+    tucker_elements,
+)
+from fedact.errors import ConfigError
+
+PAPER_VARIANCE = 0.8
+
+
+@dataclass(frozen=True)
+class HOSVD(Method):
+    """Truncated HOSVD of the whole batch.
+
+    variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
+    ranks: fixed ranks such as 4x40x5x5 instead; max_ranks: caps on the ranks that a variance asks for.
+    With neither variance nor ranks a plan's budget chooses the ranks; where nothing does, the variance is the paper's 0.8.
+    """
+
+    source: ClassVar[str] = "Nguyen et al., NeurIPS 2024, arXiv 2411.06346, sections 3.2-3.3"
+
+    variance: float | None = None
+    ranks: tuple[int, ...] | None = None
+    max_ranks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.variance is not None and self.ranks is not None:
+            raise ConfigError("hosvd takes variance or ranks, not both")
+        if self.variance is not None and not 0 < self.variance <= 1:
+            raise ConfigError(f"hosvd: variance is above 0 and at most 1, not {self.variance:g}")
+        for ranks in (self.ranks, self.max_ranks):
+            if ranks is not None and (not ranks or min(ranks) < 1):
+                raise ConfigError(f"hosvd: ranks are whole numbers from 1, one for each dimension, not {ranks}")
+
+    def compress(self, x: Tensor) -> Compressed:
+        # Half precision has no eigensolver and too few digits for one; the factors go back to x's type.
+        work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        spectra = [spectrum(work, mode) for mode in range(x.dim())]
+        core, factors = work, []
+        for mode, rank in enumerate(self._ranks(spectra, x.shape)):
+            factors.append(factor(work, mode, spectra[mode], rank))
+            core = mode_product(core, factors[-1].T, mode)
+        kept = [part.to(x.dtype).clone(memory_format=torch.contiguous_format) for part in (core, *factors)]
+        return Compressed(tuple(kept), tuple(x.shape))
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        core, *factors = compressed.tensors
+        return compose(core, factors)
+
+    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        shape = shape_of(kept)
+        if self.ranks is not None:
+            ranks = clip_ranks(self._dimensions(self.ranks, shape), shape)
+        elif isinstance(kept, Tensor):
+            ranks = self._ranks([spectrum(kept, mode) for mode in range(kept.dim())], shape)
+        else:
+            ranks = clip_ranks(self._dimensions(self.max_ranks or full_ranks(shape), shape), shape)
+        return tucker_elements(ranks, shape) * item_size(kept)
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        core, *factors = compressed.tensors
+        if isinstance(operation, Convolution) and factors_are_cheaper(core, factors, weight, operation):
+            return factor_gradient(core, factors, grad_output, weight, operation)
+        return super().weight_gradient(compressed, grad_output, weight, operation)
+
+    @property
+    def level_range(self) -> tuple[float, float] | None:
+        return None if self.ranks is not None else (self.variance or PAPER_VARIANCE, 1.0)
+
+    def at_level(self, x: Tensor, level: float) -> Method:
+        """Return fixed ranks (caps, where a variance is given) that explain ``level`` of x; exact where that is smaller."""
+        ranks = HOSVD(variance=level)._ranks([spectrum(x, mode) for mode in range(x.dim())], x.shape)
+        if self.variance is not None:
+            return replace(self, max_ranks=ranks)
+        fixed = HOSVD(ranks=ranks)
+        return fixed if fixed.predicted_bytes(x) < Exact().predicted_bytes(x) else Exact()
+
+    def _ranks(self, spectra: Sequence[Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
+        if self.ranks is not None:
+            return clip_ranks(self._dimensions(self.ranks, shape), shape)
+        variance = self.variance or PAPER_VARIANCE
+        ranks = tuple(rank_for_variance(s.eigenvalues, variance) for s in spectra)
+        caps = self._dimensions(self.max_ranks or ranks, shape)
+        return clip_ranks(tuple(map(min, ranks, caps)), shape)
+
+    def _dimensions(self, ranks: Sequence[int], shape: Sequence[int]) -> Sequence[int]:
+        if len(ranks) != len(shape):
+            raise ConfigError(f"hosvd: {len(ranks)} ranks for a tensor of {len(shape)} dimensions")
+        return ranks
+
+
+def factor_gradient(
+    core: Float[Tensor, "k1 k2 k3 k4"],
+    factors: Sequence[Tensor],
+    grad_output: Float[Tensor, "batch outputs rows columns"],
+    weight: Float[Tensor, "outputs inputs kernel_height kernel_width"],
+    operation: Convolution,
+) -> Float[Tensor, "outputs inputs kernel_height kernel_width"]:
+    """Return the weight gradient without rebuilding the activation (the paper's equation, for every geometry).
+
+    Batch: the output gradient is contracted with U1. Space: the core is expanded along height and width only, padded
+    (padding is linear along rows and columns) and correlated, a convolution with k1 samples and k2 channels. Channels:
+    the result is expanded with U2, each group with its own rows of U2.
+    """
+    u1, u2, u3, u4 = factors
+    contracted = torch.einsum("bk,bohw->kohw", u1, grad_output).contiguous()
+    image = operation.pad(mode_product(mode_product(core, u3, 2), u4, 3).contiguous())
+    small = weight.new_empty(1).expand(weight.shape[0], u2.shape[1], *weight.shape[2:])
+    ungrouped = Convolution(operation.stride, operation.padding, operation.dilation, groups=1)
+    correlated = ungrouped.weight_gradient(image, contracted, small)
+    by_group = correlated.unflatten(0, (operation.groups, -1))
+    rows = u2.unflatten(0, (operation.groups, -1))
+    return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
+
+
+def factors_are_cheaper(core: Tensor, factors: Sequence[Tensor], weight: Tensor, operation: Convolution) -> bool:
+    """Compare multiplications: correlating k1 x k2 images without groups, or rebuilding all B x C and correlating those."""
+    (batch, channels, *_), (k1, k2, *_) = (u.shape[0] for u in factors), core.shape
+    pixels = prod(u.shape[0] for u in factors[2:])
+    outputs, inputs, *kernel = weight.shape
+    positions = pixels * prod(kernel) // prod(operation.stride)
+    by_factors = outputs * (k1 * batch * pixels // prod(operation.stride) + k1 * k2 * positions)
+    by_rebuilding = channels * pixels * (batch * k2 + k1 * k2) + batch * outputs * inputs * positions
+    return by_factors < by_rebuilding

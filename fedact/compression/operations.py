@@ -1,0 +1,112 @@
+"""What a layer does with the tensor it keeps: the forward pass and its two gradients, exact, for every geometry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Operation(Protocol):
+    """A layer without its weights: y = forward(x, weight, bias), and the gradients of the three."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor: ...
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor: ...
+
+    def bias_gradient(self, grad_output: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """``nn.Linear``: y = x W^T + b over the last dimension."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
+        return grad_output.reshape(-1, grad_output.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor:
+        return grad_output @ weight
+
+    def bias_gradient(self, grad_output: Tensor) -> Tensor:
+        return grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """``nn.Conv2d`` in every geometry: what is kept is the input before padding.
+
+    edges: rows and columns padded outside of the convolution itself (left, right, top, bottom), in padding mode ``mode``;
+    padding: the symmetric zero padding that the convolution does inside.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    mode: str = "constant"
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @classmethod
+    def of(cls, module: nn.Conv2d) -> "Convolution":
+        """Return the geometry of a module."""
+        stride, dilation, kernel = _pair(module.stride), _pair(module.dilation), _pair(module.kernel_size)
+        common = (dilation, module.groups)
+        if module.padding_mode != "zeros":
+            left, right, top, bottom = module._reversed_padding_repeated_twice
+            return cls(stride, (0, 0), *common, module.padding_mode, (left, right, top, bottom))
+        if isinstance(module.padding, str):
+            total = [d * (k - 1) if module.padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+            extra = (0, total[1] % 2, 0, total[0] % 2)
+            return cls(stride, (total[0] // 2, total[1] // 2), *common, "constant", extra)
+        return cls(stride, _pair(module.padding), *common)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Add the rows and columns that the convolution does not add itself; linear in x."""
+        return F.pad(x, self.edges, mode=self.mode) if any(self.edges) else x
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
+    ) -> Float[Tensor, "batch outputs rows columns"]:
+        return F.conv2d(self.pad(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
+        return self._backward(grad_output, self.pad(x), weight, [False, True, False])[1]
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor:
+        # An expanded scalar has the shape that the kernel asks for and keeps no memory.
+        left, right, top, bottom = self.edges
+        batch, channels, height, width = shape
+        padded = grad_output.new_empty(1).expand(batch, channels, height + top + bottom, width + left + right)
+        return self._unpad(self._backward(grad_output, padded, weight, [True, False, False])[0], shape)
+
+    def bias_gradient(self, grad_output: Tensor) -> Tensor:
+        return grad_output.sum((0, 2, 3))
+
+    def _backward(self, grad_output: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+        return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+            grad_output, x, weight, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, mask
+        )
+
+    def _unpad(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """Apply the adjoint of ``pad``."""
+        if not any(self.edges):
+            return gradient
+        if self.mode == "constant":
+            left, _, top, _ = self.edges
+            return gradient[..., top : top + shape[-2], left : left + shape[-1]]
+        with torch.enable_grad():
+            x = gradient.new_zeros(shape, requires_grad=True)
+            return torch.autograd.grad(self.pad(x), x, gradient)[0]
+
+
+def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)

@@ -1,0 +1,74 @@
+"""``NAME:key=value,...``: how a method, a partition or a strategy is written and read back."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fedact.errors import ConfigError, unknown
+
+Entry = TypeVar("Entry")
+
+
+def split(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the settings of ``NAME:key=value,...`` as they were written."""
+    name, _, rest = text.strip().partition(":")
+    settings: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key or not value:
+            raise ConfigError(f"settings are written key=value, not {item!r} in {text!r}")
+        if key in settings:
+            raise ConfigError(f"setting {key!r} is given twice in {text!r}")
+        settings[key] = value
+    return name, settings
+
+
+def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
+    """Return the table's entry made with the settings in ``text``.
+
+    Raises ConfigError for an unknown name or setting, or a value that the entry refuses.
+    """
+    name, written = split(text)
+    if name not in table:
+        raise unknown(kind, name, table)
+    entry = table[name]
+    types_of = get_type_hints(entry)
+    fields = {field.name: types_of[field.name] for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
+    for key in written:
+        if key not in fields:
+            raise unknown(f"setting of {kind} {name}", key, fields) if fields else ConfigError(
+                f"{kind} {name} has no settings, but {key!r} was given"
+            )
+    return entry(**{key: _read(fields[key], value, key, text) for key, value in written.items()})
+
+
+def spell(name: str, entry: Any) -> str:
+    """Return the full, canonical name: every setting that differs from its default, in field order."""
+    settings = [
+        f"{field.name}={_write(getattr(entry, field.name))}"
+        for field in dataclasses.fields(entry)
+        if getattr(entry, field.name) != field.default
+    ]
+    return name + (":" + ",".join(settings) if settings else "")
+
+
+def _read(kind: Any, value: str, key: str, text: str) -> Any:
+    choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for choice in choices:
+        try:
+            if choice is bool:
+                return {"true": True, "false": False}[value.lower()]
+            if get_origin(choice) is tuple:
+                return tuple(int(part) for part in value.split("x"))
+            if choice in (int, float, str):
+                return choice(value)
+        except (ValueError, KeyError):
+            continue
+    raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}")
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
