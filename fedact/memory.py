@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ class _Ledger(TorchDispatchMode):
         self.lives: list[_Life] = []
         self.alive: dict[int, _Life] = {}
         self.ignored = {_address(tensor): tensor.untyped_storage() for tensor in ignored}
-        self.gradients: dict[int, float] = {}
         self.modules: list[tuple[str, nn.Module]] = []
         self.paper: list[list[float]] = []
+        self.watched: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.clock += 1
@@ -111,11 +112,11 @@ class _Ledger(TorchDispatchMode):
             self.alive[address] = life
             if address not in self.ignored:
                 self.lives.append(life)
-            weakref.finalize(storage, self._die, address, life).atexit = False
+            self.watched.append(weakref.ref(storage, partial(self._die, address, life)))
         life.size = max(life.size, storage.nbytes())
         return life
 
-    def _die(self, address: int, life: _Life) -> None:
+    def _die(self, address: int, life: _Life, _: Any) -> None:
         life.death = min(life.death, self.clock)
         if self.alive.get(address) is life:
             del self.alive[address]
@@ -127,10 +128,10 @@ class _Ledger(TorchDispatchMode):
         life.packed, life.released = min(life.packed, self.clock), math.inf
         paper = [self.clock, math.inf, self._paper_bytes(tensor)]
         self.paper.append(paper)
-        weakref.finalize(pack, self._release, life, paper).atexit = False
+        self.watched.append(weakref.ref(pack, partial(self._release, life, paper)))
         return pack
 
-    def _release(self, life: _Life, paper: list[float]) -> None:
+    def _release(self, life: _Life, paper: list[float], _: Any) -> None:
         life.released = paper[1] = self.clock
 
     def _paper_bytes(self, tensor: Tensor) -> int:

@@ -26,6 +26,8 @@ from fedact.compression.tucker import (
 from fedact.errors import ConfigError
 
 PAPER_VARIANCE = 0.8
+LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
+"""Explained variances between which a budget chooses."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class HOSVD(Method):
     def compress(self, x: Tensor) -> Compressed:
         # Half precision has no eigensolver and too few digits for one; the factors go back to x's type.
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        spectra = [spectrum(work, mode) for mode in range(x.dim())]
         core, factors = work, []
-        for mode, rank in enumerate(self._ranks(spectra, x.shape)):
-            factors.append(factor(work, mode, spectra[mode], rank))
+        for mode, (rank, found) in enumerate(self._ranks_and_spectra(work)):
+            if found is None:
+                factors.append(torch.eye(rank, dtype=x.dtype, device=x.device))
+                continue
+            factors.append(factor(work, mode, found, rank))
             core = mode_product(core, factors[-1].T, mode)
         kept = [part.to(x.dtype).clone(memory_format=torch.contiguous_format) for part in (core, *factors)]
         return Compressed(tuple(kept), tuple(x.shape))
@@ -83,21 +87,31 @@ class HOSVD(Method):
             return factor_gradient(core, factors, grad_output, weight, operation)
         return super().weight_gradient(compressed, grad_output, weight, operation)
 
-    @property
-    def level_range(self) -> tuple[float, float] | None:
-        return None if self.ranks is not None else (self.variance or PAPER_VARIANCE, 1.0)
-
-    def at_level(self, x: Tensor, level: float) -> Method:
-        """Return fixed ranks (caps, where a variance is given) that explain ``level`` of x; exact where that is smaller."""
-        ranks = HOSVD(variance=level)._ranks([spectrum(x, mode) for mode in range(x.dim())], x.shape)
+    def levels(self, x: Tensor) -> dict[float, Method]:
+        """Return fixed ranks (caps, where a variance is given) at each explained variance; exact where that is smaller."""
+        if self.ranks is not None:
+            return {1.0: self}
+        spectra = [spectrum(x, mode) for mode in range(x.dim())]
+        least = self.variance or LEVELS[-1]
+        levels = [level for level in LEVELS if level >= least]
+        ranks = {level: HOSVD(variance=level)._ranks(spectra, x.shape) for level in (*levels, least)}
         if self.variance is not None:
-            return replace(self, max_ranks=ranks)
-        fixed = HOSVD(ranks=ranks)
-        return fixed if fixed.predicted_bytes(x) < Exact().predicted_bytes(x) else Exact()
+            return {level: replace(self, max_ranks=caps) for level, caps in ranks.items()}
+        return {level: _smaller(HOSVD(ranks=fixed), Exact(), x) for level, fixed in ranks.items()}
+
+    @property
+    def ceiling(self) -> Method:
+        return self if self.max_ranks is None else HOSVD(ranks=self.max_ranks)
+
+    def _ranks_and_spectra(self, x: Tensor) -> list[tuple[int, Spectrum | None]]:
+        """Return each mode's rank and spectrum; a mode kept whole under given ranks needs none, any basis spans it."""
+        if self.ranks is None:
+            spectra = [spectrum(x, mode) for mode in range(x.dim())]
+            return list(zip(self._ranks(spectra, x.shape), spectra, strict=True))
+        ranks = clip_ranks(self._dimensions(self.ranks, x.shape), x.shape)
+        return [(rank, None if rank == x.shape[mode] else spectrum(x, mode)) for mode, rank in enumerate(ranks)]
 
     def _ranks(self, spectra: Sequence[Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
-        if self.ranks is not None:
-            return clip_ranks(self._dimensions(self.ranks, shape), shape)
         variance = self.variance or PAPER_VARIANCE
         ranks = tuple(rank_for_variance(s.eigenvalues, variance) for s in spectra)
         caps = self._dimensions(self.max_ranks or ranks, shape)
@@ -107,6 +121,10 @@ class HOSVD(Method):
         if len(ranks) != len(shape):
             raise ConfigError(f"hosvd: {len(ranks)} ranks for a tensor of {len(shape)} dimensions")
         return ranks
+
+
+def _smaller(first: Method, second: Method, x: Tensor) -> Method:
+    return first if first.predicted_bytes(x) < second.predicted_bytes(x) else second
 
 
 def factor_gradient(

@@ -49,13 +49,16 @@ class Method(ABC):
         """Return the gradient of the operation's input, which needs no activation."""
         return operation.input_gradient(shape, grad_output, weight)
 
-    @property
-    def level_range(self) -> tuple[float, float] | None:
-        """Least and greatest level a plan may choose between, or None where the settings leave nothing to choose."""
-        return None
+    def levels(self, x: Tensor) -> dict[float, "Method"]:
+        """Return this method with its settings (or its caps) fixed for tensors like x, by level, the gentlest first.
 
-    def at_level(self, x: Tensor, level: float) -> "Method":
-        """Return this method with its settings (or its caps) fixed for tensors like x; 1.0 is the gentlest level."""
+        Every tensor gets the same levels; given settings are kept, and leave one level where there is nothing to choose.
+        """
+        return {1.0: self}
+
+    @property
+    def ceiling(self) -> "Method":
+        """The method that always stores as much as this one ever does."""
         return self
 
 

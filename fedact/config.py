@@ -1,0 +1,142 @@
+"""One run as a frozen value: defaults < file < flags, everything checked before anything starts."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedact.errors import ConfigError, nearest
+from fedact.partition import largest_remainder
+from fedact.seeds import Purpose, generator
+from fedact.sizes import parse_bytes
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(BaseModel):
+    """What one run does. Fields left at None are filled in by the data set or the weights (see experiment.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    clients: Positive = Field(20, description="number of simulated clients")
+    rounds: Annotated[int, Field(ge=0)] = Field(10, description="rounds of federated training")
+    budget: str = Field("512KB", description="activation memory of a client: a size, none, or a mix such as 256KB:10,512KB:6,4MB:4")
+    scope: Literal["saved", "peak"] = Field("saved", description="what the budget bounds")
+    method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
+    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="trained convolutions from the end; 0 is the head alone")
+    model: str = Field("mobilenet_v2", description="network to fine-tune")
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]")
+    weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
+    task: Literal["classification"] = Field("classification", description="what is learned")
+    dataset: str = Field("digits", description="data set")
+    data_dir: Path | None = Field(None, description="where the data lies [$FEDACT_DATA, then ~/.cache/fedact/data]; a file for npz")
+    max_examples: Positive | None = Field(None, description="use only so many training examples, stratified")
+    max_test_examples: Positive | None = Field(None, description="use only so many test examples, stratified")
+    calibration: Positive = Field(64, description="examples the server keeps for planning")
+    partition: str = Field("dirichlet:alpha=0.3", description="who holds which examples")
+    resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(None, description="pixels a side [the weights' own, else 64]")
+    batch_size: Positive = Field(16, description="examples an optimizer step")
+    local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
+    lr: Rate = Field(0.1, description="learning rate of the first round")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate over the rounds")
+    momentum: Share = Field(0.9, description="momentum of the clients' SGD")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(1e-4, description="weight decay of the clients' SGD")
+    clip_norm: Rate = Field(2.0, description="gradients are clipped to this norm")
+    sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the clients that train in a round")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
+    seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
+    runtime: Literal["local"] = Field("local", description="local: in this process, deterministic")
+    out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _one_method_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _no_method_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each method may be given once")
+        return value
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_readable(cls, value: Any) -> str:
+        text = str(value).strip()
+        parse_budget(text)
+        return text
+
+    def data_path(self) -> Path:
+        """Return where the data lies."""
+        default = os.environ.get("FEDACT_DATA") or cache_folder() / "data"
+        return Path(self.data_dir or default).expanduser()
+
+    def client_budgets(self) -> tuple[int | None, ...]:
+        """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""
+        sizes, shares = zip(*parse_budget(self.budget), strict=True)
+        counts = largest_remainder(np.asarray(shares), self.clients)
+        dealt = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
+        order = generator(self.seed, Purpose.BUDGETS).permutation(self.clients)
+        return tuple(dealt[position] for position in order)
+
+    def to_toml(self) -> str:
+        """Return the whole config; reading it back gives an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
+    """Return (bytes or None for no bound, share of the clients) for each part of a budget."""
+    if not text.strip():
+        raise ConfigError("the budget is empty: write a size such as 512KB, none, or a mix such as 256KB:10,512KB:6")
+    parts = []
+    for part in text.split(","):
+        size, colon, share = part.strip().partition(":")
+        try:
+            number = float(share) if colon else 1.0
+        except ValueError:
+            number = -1.0
+        if not (0 < number < float("inf")) or ("," in text and not colon):
+            raise ConfigError(f"a mix of budgets is written size:share,size:share, such as 256KB:10,512KB:6, not {text!r}")
+        parts.append((None if size.lower() == "none" else parse_bytes(size), number))
+    return tuple(parts)
+
+
+def make_config(settings: dict[str, Any]) -> Config:
+    """Return the config with these settings; raises one ConfigError that names all that is wrong."""
+    try:
+        return Config(**settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file; keys may be written with - or _."""
+    try:
+        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {file} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is not TOML: {error}") from None
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+def cache_folder() -> Path:
+    """Return where what is worth keeping between runs lies: $FEDACT_CACHE, else ~/.cache/fedact."""
+    return Path(os.environ.get("FEDACT_CACHE") or "~/.cache/fedact").expanduser()
+
+
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"] if part in Config.model_fields or isinstance(part, int))
+    if detail["type"] == "extra_forbidden":
+        key = str(detail["loc"][0])
+        return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{name.replace('_', '-')} is {detail['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,79 @@
+"""Labelled images in memory, and how they become a model's input."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """images: uint8 (examples, height, width, 3); labels: int64 (examples,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: np.ndarray) -> "Examples":
+        """Return the examples at these positions."""
+        return Examples(self.images[positions], self.labels[positions])
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set: what may be trained on, what is only tested on, and the names of its classes."""
+
+    train: Examples
+    test: Examples
+    classes: int
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """uint8 images to a model's input: the shorter side to ``resize``, the middle ``resolution`` square, mean and std."""
+
+    resolution: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: np.ndarray) -> Float[Tensor, "examples channels height width"]:
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        x = _middle(_resized(x, self.resize), self.resolution)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((x - mean) / std).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Takes positions of some examples and returns their inputs and labels, ready for the model."""
+
+    examples: Examples
+    preprocessing: Preprocessing
+    device: str = "cpu"
+
+    def __call__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        chosen = self.examples.take(positions)
+        return self.preprocessing(chosen.images).to(self.device), torch.from_numpy(chosen.labels).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def _resized(x: Tensor, shorter: int) -> Tensor:
+    height, width = x.shape[-2:]
+    if min(height, width) == shorter:
+        return x
+    scale = shorter / min(height, width)
+    size = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _middle(x: Tensor, side: int) -> Tensor:
+    top, left = (x.shape[-2] - side) // 2, (x.shape[-1] - side) // 2
+    return x[..., top : top + side, left : left + side]

@@ -1,0 +1,131 @@
+"""From a config to everything a run stands on: data, who holds it, the model's start and its preprocessing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fedact.config import Config, cache_folder
+from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
+from fedact.errors import ConfigError, unknown
+from fedact.models import MODELS
+from fedact.models.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
+from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_of, stratified
+from fedact.pretraining import pretrained
+from fedact.seeds import Purpose, generator, torch_seed
+from fedact.spec import build
+
+SMALL_DATASETS = ("digits", "synthetic")
+SMALL_WIDTH = 0.35
+SMALL_RESOLUTION = 64
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a run stands on; config is complete: nothing in it is left for the data or the weights to say.
+
+    model: the start of every client, in eval mode. parts: each client's (training, held-out) positions in ``train``.
+    """
+
+    config: Config
+    model: nn.Module
+    preprocessing: Preprocessing
+    train: Examples
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    test: Examples
+    calibration: Examples
+    classes: int
+
+
+def prepare(config: Config, tell: Tell = lambda line: None) -> Experiment:
+    """Load the data, deal it to the clients and make the model's start; ``tell`` hears what takes long.
+
+    Raises ConfigError for whatever the config names that is not there or does not fit.
+    """
+    source = _limited(config, _source(config))
+    server, clients = _server_and_clients(config, source.train)
+    parts = _parts(config, clients.labels)
+    config, weights = _resolved(config)
+    preprocessing = weights.preprocessing if weights else plain_preprocessing(config.resolution or SMALL_RESOLUTION)
+    with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
+        model = MODELS[config.model](source.classes, config.width or 1.0)
+    if weights:
+        load_into(model, weights.tensors, config.weights)
+    test = source.test
+    if config.weights == "pretrain":
+        _pretrain(config, model, server, preprocessing, tell)
+        test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
+    chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
+    calibration = server.take(chosen)
+    return Experiment(config, model.eval(), preprocessing, clients, parts, test, calibration, source.classes)
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError for a model, data set or partition that is in no table."""
+    if config.model not in MODELS:
+        raise unknown("model", config.model, MODELS)
+    if config.dataset not in DATASETS:
+        raise unknown("data set", config.dataset, DATASETS)
+    build("partition", PARTITIONS, config.partition)
+
+
+def _source(config: Config) -> Source:
+    check_names(config)
+    random = generator(config.seed, Purpose.DATA)
+    return DATASETS[config.dataset](Request(config.data_path(), config.max_examples, config.max_test_examples, random))
+
+
+def _limited(config: Config, source: Source) -> Source:
+    random = generator(config.seed, Purpose.DATA, client=1)
+
+    def some(examples: Examples, most: int | None) -> Examples:
+        return examples if most is None else examples.take(stratified(examples.labels, most, random))
+
+    return Source(some(source.train, config.max_examples), some(source.test, config.max_test_examples), source.classes)
+
+
+def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Examples]:
+    """Return the server's own examples and the clients': two skewed halves, or a small calibration set and the rest."""
+    random = generator(config.seed, Purpose.HALVES)
+    if config.weights == "pretrain":
+        first, second = halves(train.labels, random)
+        return train.take(first), train.take(second)
+    if config.calibration >= len(train):
+        raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")
+    own = stratified(train.labels, config.calibration, random)
+    return train.take(own), train.take(np.setdiff1d(np.arange(len(train)), own))
+
+
+def _parts(config: Config, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    rule = build("partition", PARTITIONS, config.partition)
+    dealt = deal(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION))
+    held = (generator(config.seed, Purpose.HOLD_OUT, client=client) for client in range(config.clients))
+    return tuple(hold_out(positions, random) for positions, random in zip(dealt, held, strict=True))
+
+
+def _resolved(config: Config) -> tuple[Config, Weights | None]:
+    """Fill in what the weights decide: width, resolution and preprocessing."""
+    if config.weights in ("none", "pretrain"):
+        small = config.dataset in SMALL_DATASETS and config.weights == "pretrain"
+        filled = {
+            "width": config.width or (SMALL_WIDTH if small else 1.0),
+            "resolution": config.resolution or SMALL_RESOLUTION,
+        }
+        return config.model_copy(update=filled), None
+    from pathlib import Path
+
+    file = Path(config.weights).expanduser()
+    imagenet = config.weights == "imagenet"
+    weights = from_torchvision(config.model, config.resolution) if imagenet else from_file(file, config.resolution)
+    filled = {"width": config.width or 1.0, "resolution": weights.preprocessing.resolution}
+    return config.model_copy(update=filled), weights
+
+
+def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing, tell: Tell) -> None:
+    random = generator(config.seed, Purpose.PRETRAINING)
+    name = f"{config.model} {config.width} {config.seed}"
+    folder = cache_folder() / "pretrained"
+    model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder, tell))

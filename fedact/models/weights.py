@@ -1,0 +1,100 @@
+"""A model's starting weights, and the preprocessing that goes with them."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedact.data import Preprocessing
+from fedact.errors import ConfigError
+from fedact.models import imagenet_weights
+from fedact.surgery import head
+
+HALF = (0.5, 0.5, 0.5)
+MOST_PRINTED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A state_dict and the preprocessing its images had."""
+
+    tensors: dict[str, Tensor]
+    preprocessing: Preprocessing
+
+
+def plain_preprocessing(resolution: int) -> Preprocessing:
+    """Return the preprocessing of networks that fedact trains itself: every pixel from -1 to 1."""
+    return Preprocessing(resolution, resolution, HALF, HALF)
+
+
+def from_file(file: Path, resolution: int | None) -> Weights:
+    """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
+
+    Raises ConfigError for a missing or broken file. A given resolution overrides the file's.
+    """
+    if not file.is_file():
+        raise ConfigError(f"--weights {file}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
+    try:
+        tensors, metadata = _read(file)
+        mean, std = (_numbers(metadata.get(key), HALF) for key in ("mean", "std"))
+        own_resolution = int(_numbers(metadata.get("resolution"), (224.0,))[0])
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"--weights {file} cannot be read: {str(error).splitlines()[0]}") from None
+    side = resolution or own_resolution
+    return Weights(tensors, Preprocessing(side, side, mean, std))
+
+
+def from_torchvision(model: str, resolution: int | None) -> Weights:
+    """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing."""
+    weights = imagenet_weights(model)
+    try:
+        tensors = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        raise ConfigError(f"ImageNet weights could not be downloaded ({error}): put {weights.url} at {place}") from None
+    preset = weights.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    side = resolution or crop
+    return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
+
+
+def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+    """Load every tensor but a head made for other classes, which keeps the server's start.
+
+    Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
+    """
+    own = model.state_dict()
+    heads = tuple(f"{name}." for name in head(model))
+    strange = sorted(tensors.keys() ^ own.keys())
+    misshapen = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    strange += sorted(name for name in misshapen if not name.startswith(heads))
+    if strange:
+        shown = ", ".join(strange[:MOST_PRINTED]) + (" ..." if len(strange) > MOST_PRINTED else "")
+        raise ConfigError(f"--weights {origin} belong to another model: {len(strange)} tensors do not fit ({shown})")
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ConfigError(f"--weights {origin} hold numbers that are not finite, in {bad[0]}")
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError("it holds no state_dict")
+    return tensors, {}
+
+
+def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    if text is None:
+        return default
+    value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
+    return tuple(float(number) for number in value)

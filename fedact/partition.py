@@ -1,0 +1,152 @@
+"""Who holds which examples; parameter names as in flwr-datasets."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedact.errors import ConfigError
+
+MIN_CLIENT_EXAMPLES = 10
+"""Enough to train on some and to hold some out."""
+HELD_OUT_SHARE = 0.2
+
+Parts = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Partition(ABC):
+    """A rule that deals the positions of labelled examples to clients."""
+
+    @abstractmethod
+    def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+        """Return one array of positions a client; every position is dealt once."""
+
+
+@dataclass(frozen=True)
+class Iid(Partition):
+    """Equal shares of a shuffled deck."""
+
+    def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+        return np.array_split(generator.permutation(len(labels)), clients)
+
+
+@dataclass(frozen=True)
+class Dirichlet(Partition):
+    """Each class is shared out in proportions drawn from a symmetric Dirichlet distribution; small alpha, skewed clients."""
+
+    alpha: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ConfigError(f"dirichlet: alpha is above 0, not {self.alpha:g}")
+
+    def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+        parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+        for label in np.unique(labels):
+            positions = generator.permutation(np.flatnonzero(labels == label))
+            shares = generator.dirichlet(np.full(clients, self.alpha))
+            cuts = (np.cumsum(shares)[:-1] * len(positions)).astype(int)
+            for part, piece in zip(parts, np.split(positions, cuts), strict=True):
+                part.append(piece)
+        return [np.concatenate(part) for part in parts]
+
+
+@dataclass(frozen=True)
+class Shards(Partition):
+    """The examples sorted by label are cut into equal shards, of which each client is dealt a few."""
+
+    per_client: int = 2
+
+    def __post_init__(self) -> None:
+        if self.per_client < 1:
+            raise ConfigError(f"shards: per_client is at least 1, not {self.per_client}")
+
+    def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+        shards = sorted_shards(labels, clients * self.per_client)
+        dealt = generator.permutation(len(shards)).reshape(clients, self.per_client)
+        return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
+
+
+PARTITIONS: dict[str, type[Partition]] = {"iid": Iid, "dirichlet": Dirichlet, "shards": Shards}
+"""The one table of partitions."""
+
+
+def deal(partition: Partition, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+    """Return each client's positions, none below the minimum: the largest clients give where the rule left one short.
+
+    Raises ConfigError where there are too few examples for that many clients.
+    """
+    most = len(labels) // MIN_CLIENT_EXAMPLES
+    if clients > most:
+        raise ConfigError(
+            f"{clients} clients need at least {MIN_CLIENT_EXAMPLES} examples each, but there are {len(labels)}: "
+            f"at most {most} clients, or more examples"
+        )
+    parts = [list(part) for part in partition.split(labels, clients, generator)]
+    for part in parts:
+        while len(part) < MIN_CLIENT_EXAMPLES:
+            largest = max(parts, key=len)
+            part.append(largest.pop(int(generator.integers(len(largest)))))
+    return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+
+
+def hold_out(positions: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training, held-out) positions of one client."""
+    order = generator.permutation(positions)
+    held = max(2, round(HELD_OUT_SHARE * len(positions)))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def halves(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return two class-skewed halves by label shards, two shards a class (the paper's half fine-tuning).
+
+    A quarter of the classes goes wholly to the first half, a quarter to the second, and the rest one shard to each: what
+    dealing the shards at random gives on average, without its luck.
+    """
+    classes = generator.permutation(np.unique(labels))
+    alone = len(classes) // 4
+    shards = {label: np.array_split(generator.permutation(np.flatnonzero(labels == label)), 2) for label in classes}
+    first = [shard for label in classes[:alone] for shard in shards[label]]
+    second = [shard for label in classes[alone : 2 * alone] for shard in shards[label]]
+    first += [shards[label][0] for label in classes[2 * alone :]]
+    second += [shards[label][1] for label in classes[2 * alone :]]
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def sorted_shards(labels: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return the positions sorted by label, cut into ``count`` nearly equal pieces."""
+    return np.array_split(np.argsort(labels, kind="stable"), count)
+
+
+def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Return ``size`` positions with the classes in their proportions (largest remainder)."""
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = largest_remainder(counts, min(size, len(labels)))
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return as many positions as possible whose classes stand in the proportions of the reference labels."""
+    classes, counts = np.unique(reference, return_counts=True)
+    available = np.array([np.count_nonzero(labels == label) for label in classes])
+    total = int(np.min(available * counts.sum() / counts))
+    quotas = np.minimum(np.round(total * counts / counts.sum()).astype(int), available)
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
+    """Return whole numbers that add up to ``total`` in proportion to the shares."""
+    exact = np.asarray(shares, dtype=float) * total / np.sum(shares)
+    floors = np.floor(exact).astype(int)
+    order = np.argsort(floors - exact, kind="stable")
+    floors[order[: total - floors.sum()]] += 1
+    return floors

@@ -1,0 +1,201 @@
+"""(model, example, budget) -> plan: who gives way, and how far, until a measured step fits."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedact.compression import Method, make_method, method_name
+from fedact.compression.exact import Vanilla
+from fedact.errors import ConfigError
+from fedact.memory import Memory, measure_memory, stored_bytes
+from fedact.plans import Kept, Plan
+from fedact.sizes import parse_bytes
+from fedact.surgery import convolutions, install, restore, trained_layers, trained_parameters
+from fedact.training import Loss, micro_step
+
+AUTO_LAYERS = 8
+"""Where ``layers="auto"`` starts; on the digits 8 convolutions end 2 points above 4."""
+GENTLE = 0.95
+"""Free ranks first try to explain this much at every micro-batch, and less only where no micro-batch allows it."""
+
+Methods = Mapping[str, Method]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What a plan is made for; the model is a copy that may be changed."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    method: Method
+    budget: int | None
+    scope: str
+    loss: Loss
+    momentum: bool
+
+    def fits(self, memory: Memory) -> bool:
+        return self.budget is None or self.bytes_in_scope(memory) <= self.budget
+
+    def bytes_in_scope(self, memory: Memory) -> int:
+        return memory.saved_bytes if self.scope == "saved" else memory.peak_bytes
+
+
+def make_plan(
+    model: nn.Module,
+    budget: int | str | None,
+    example: tuple[Tensor, Tensor],
+    method: str | Method = "hosvd",
+    layers: int | str = "auto",
+    scope: str = "saved",
+    loss: Loss = F.cross_entropy,
+    momentum: bool = False,
+) -> Plan:
+    """Return what a client does under a budget; the model is left as it is.
+
+    budget: bytes, a size such as "512KB", or None for no bound. example: a whole batch of inputs and labels from the
+    server's own data. layers: trained convolutions, or "auto" to start at 8 and lose some where the budget asks for it.
+    scope: what the budget bounds, "saved" or "peak" bytes. What gives way, in this order: free ranks, micro-batch, layers
+    (not if given), everything but the head, the client itself (status ``skipped``, with the least it would need).
+    Raises ConfigError for an unknown method, scope or size, or for layers that the model does not have.
+    """
+    if scope not in ("saved", "peak"):
+        raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
+    limit = None if budget is None else parse_bytes(budget)
+    problem = _Problem(restore(copy.deepcopy(model)), *example, make_method(method), limit, scope, loss, momentum)
+    most = min(AUTO_LAYERS, len(convolutions(model))) if layers == "auto" else int(layers)
+    least = min(1, most) if layers == "auto" else most
+    levels = lru_cache(maxsize=None)(lambda depth, micro_batch: _levels(problem, depth, micro_batch))
+    for depth in dict.fromkeys([*range(most, least - 1, -1), 0]):
+        for lowest in (GENTLE, 0.0):
+            for micro_batch in _halvings(len(problem.y)):
+                found = _gentlest_that_fits(problem, levels(depth, micro_batch), micro_batch, lowest)
+                if found is not None:
+                    return _plan(problem, depth, micro_batch, *found, asked=most)
+    return _skipped(problem)
+
+
+def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
+    """Return the methods of all kept tensors at each level, the gentlest level first."""
+    names = trained_layers(problem.model, depth)
+    if problem.budget is None:
+        return [(1.0, dict.fromkeys(names, problem.method))]
+    inputs = kept_inputs(problem.model, names, problem.x[:micro_batch])
+    ladders = {name: problem.method.levels(inputs[name]) for name in names}
+    return [(level, {name: ladders[name][level] for name in names}) for level in ladders[names[0]]]
+
+
+def _gentlest_that_fits(
+    problem: _Problem, levels: list[tuple[float, Methods]], micro_batch: int, lowest: float
+) -> tuple[Methods, Memory] | None:
+    for level, methods in levels:
+        if level >= lowest:
+            memory = measure_step(problem, methods, micro_batch)
+            if problem.fits(memory):
+                return methods, memory
+    return None
+
+
+def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memory:
+    """Measure one micro-step in which every method holds as much as its caps allow."""
+    x, y = problem.x[:micro_batch], problem.y[:micro_batch]
+    install(problem.model, {name: method.ceiling for name, method in methods.items()}, problem.method.lean)
+    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory:
+        micro_step(problem.model, x, y, len(problem.y), problem.loss)
+    problem.model.zero_grad()
+    return memory
+
+
+def kept_inputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of the named layers in one forward pass in eval mode."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: inputs.update({name: args[0].detach().clone()})
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(x)
+    model.train(training)
+    for handle in handles:
+        handle.remove()
+    return inputs
+
+
+def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, memory: Memory, asked: int) -> Plan:
+    inputs = kept_inputs(problem.model, list(methods), problem.x[:micro_batch])
+    kept = tuple(
+        Kept(name, tuple(inputs[name].shape), method_name(method), method.ceiling.predicted_bytes(inputs[name]))
+        for name, method in methods.items()
+    )
+    gave_way = [f"layers {asked} to {depth}"] if depth < asked else []
+    if micro_batch < len(problem.y):
+        gave_way.append(f"micro-batch {len(problem.y)} to {micro_batch}")
+    return Plan(
+        status="ok" if depth else "head-only",
+        batch_size=len(problem.y),
+        micro_batch=micro_batch,
+        layers=depth,
+        kept=kept,
+        saved_bytes=memory.saved_bytes,
+        state_bytes=memory.state_bytes,
+        peak_bytes=memory.peak_bytes,
+        paper_bytes=memory.paper_bytes,
+        vanilla_saved_bytes=_vanilla_saved_bytes(problem, list(methods)),
+        reason="; ".join(gave_way) or None,
+        **_given(problem),
+        **_other_memory(problem, list(methods)),
+    )
+
+
+def _skipped(problem: _Problem) -> Plan:
+    names = trained_layers(problem.model, 0)
+    gentlest_to_lossiest = _levels(problem, 0, 1)
+    least = problem.bytes_in_scope(measure_step(problem, gentlest_to_lossiest[-1][1], 1))
+    reason = f"even the head alone, one example at a time, needs {least:,} {problem.scope} bytes"
+    if problem.scope == "peak":
+        reason += f"; inference alone peaks at {_inference_peak(problem):,} bytes"
+    return Plan(
+        status="skipped", batch_size=len(problem.y), micro_batch=0, layers=0, kept=(), saved_bytes=None, state_bytes=None,
+        peak_bytes=None, paper_bytes=None, vanilla_saved_bytes=_vanilla_saved_bytes(problem, names), reason=reason,
+        least_bytes=least, **_given(problem), **_other_memory(problem, names),
+    )  # fmt: skip
+
+
+def _given(problem: _Problem) -> dict[str, object]:
+    return {"method": method_name(problem.method), "budget_bytes": problem.budget, "scope": problem.scope}
+
+
+def _other_memory(problem: _Problem, names: list[str]) -> dict[str, int]:
+    install(problem.model, dict.fromkeys(names, Vanilla()), lean=False)
+    trained = sum(p.nbytes for p in trained_parameters(problem.model).values())
+    weights = stored_bytes([*problem.model.parameters(), *problem.model.buffers()])
+    return {"weight_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": trained if problem.momentum else 0}
+
+
+def _vanilla_saved_bytes(problem: _Problem, names: list[str]) -> int:
+    """Measure what plain training of the same layers keeps for a whole batch."""
+    install(problem.model, dict.fromkeys(names, Vanilla()), lean=False)
+    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory:
+        micro_step(problem.model, problem.x, problem.y, len(problem.y), problem.loss)
+    problem.model.zero_grad()
+    return memory.saved_bytes
+
+
+def _inference_peak(problem: _Problem) -> int:
+    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory, torch.no_grad():
+        problem.model.eval()(problem.x[:1])
+    return memory.peak_bytes
+
+
+def _halvings(size: int) -> Iterator[int]:
+    while size > 1:
+        yield size
+        size = (size + 1) // 2
+    yield 1

@@ -1,0 +1,80 @@
+"""The server's pretraining on its half of the data: once, then from a cached checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedact import checkpoints
+from fedact.data import Examples, Loader, Preprocessing
+
+
+@dataclass(frozen=True)
+class PretrainingRecipe:
+    """SGD with momentum under a one-cycle learning rate."""
+
+    epochs: int = 12
+    batch_size: int = 32
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+RECIPE = PretrainingRecipe()
+
+
+def pretrained(
+    model: nn.Module,
+    name: str,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    generator: np.random.Generator,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> dict[str, Tensor]:
+    """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
+
+    name: what, beside examples, preprocessing, recipe and starting weights, tells one checkpoint from another.
+    """
+    file = folder / f"{_fingerprint(model, name, examples, preprocessing)}.safetensors"
+    if file.exists():
+        tell(f"pretrained weights: {file}")
+        return checkpoints.load(file)
+    tell(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
+    _train(model, Loader(examples, preprocessing), generator)
+    weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    checkpoints.save(file, weights)
+    return weights
+
+
+def _train(model: nn.Module, loader: Loader, generator: np.random.Generator) -> None:
+    steps = -(-len(loader) // RECIPE.batch_size)
+    optimizer = torch.optim.SGD(
+        model.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.lr, total_steps=RECIPE.epochs * steps)
+    model.train()
+    for _ in range(RECIPE.epochs):
+        # Nearly equal batches: batch norm cannot train on a last batch of one example.
+        for positions in np.array_split(generator.permutation(len(loader)), steps):
+            x, y = loader(positions)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    model.eval()
+
+
+def _fingerprint(model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing) -> str:
+    digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(RECIPE), torch.__version__]).encode())
+    digest.update(np.ascontiguousarray(examples.images).tobytes())
+    digest.update(examples.labels.tobytes())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:24]

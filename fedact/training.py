@@ -1,0 +1,119 @@
+"""One client's local fine-tuning, in plain PyTorch, every step under the ledger."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedact.errors import BudgetError
+from fedact.memory import Memory, measure_memory
+from fedact.plans import Plan
+from fedact.surgery import trained_parameters
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Batches = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+"""Takes the positions of some examples, returns their inputs and labels, ready for the model."""
+
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation."""
+
+    batch_size: int
+    local_epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a round of local training came to: the mean loss, and the largest bytes over all its steps."""
+
+    loss: float
+    saved_bytes: int
+    state_bytes: int
+    peak_bytes: int
+    paper_bytes: int
+
+
+def micro_step(model: nn.Module, x: Tensor, y: Tensor, batch_examples: int, loss: Loss) -> float:
+    """Add a micro-batch's part of the batch's gradient; returns its part of the batch's loss.
+
+    The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
+    """
+    value = loss(model(x), y) * (len(y) / batch_examples)
+    value.backward()  # type: ignore[no-untyped-call]
+    return float(value.detach())
+
+
+def train_locally(
+    model: nn.Module,
+    batches: Batches,
+    examples: int,
+    plan: Plan,
+    recipe: Recipe,
+    generator: np.random.Generator,
+    loss: Loss = F.cross_entropy,
+) -> LocalTraining:
+    """Train a model that carries the plan on its examples.
+
+    Raises BudgetError the moment a measured step holds more than the plan's budget.
+    """
+    parameters = list(trained_parameters(model).values())
+    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    losses, memories = [], []
+    for chosen in _epochs(examples, recipe, generator):
+        optimizer.zero_grad()
+        total = 0.0
+        for part in np.split(chosen, range(plan.micro_batch, len(chosen), plan.micro_batch)):
+            x, y = batches(part)
+            with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
+                total += micro_step(model, x, y, len(chosen), loss)
+            memories.append(within_budget(memory, plan))
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        losses.append(total)
+    return LocalTraining(float(np.mean(losses)), *_largest(memories))
+
+
+def within_budget(memory: Memory, plan: Plan) -> Memory:
+    """Return the memory, or raise BudgetError where it breaks the plan's budget or the hooks missed a part of it."""
+    held = memory.saved_bytes if plan.scope == "saved" else memory.peak_bytes
+    if plan.budget_bytes is not None and held > plan.budget_bytes:
+        raise BudgetError(f"a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
+    if memory.hidden_bytes:
+        raise BudgetError(f"ledger and hooks disagree: {memory.hidden_bytes:,} bytes are held out of autograd's sight")
+    return memory
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, float]:
+    """Return (accuracy, mean cross-entropy) over the examples, in eval mode."""
+    training, correct, total = model.training, 0, 0.0
+    model.eval()
+    for start in range(0, examples, EVALUATION_BATCH):
+        x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
+        scores = model(x)
+        correct += int((scores.argmax(1) == y).sum())
+        total += float(F.cross_entropy(scores, y, reduction="sum"))
+    model.train(training)
+    return correct / examples, total / examples
+
+
+def _epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    for _ in range(recipe.local_epochs):
+        order = generator.permutation(examples)
+        yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))
+
+
+def _largest(memories: list[Memory]) -> tuple[int, int, int, int]:
+    rows = [(m.saved_bytes, m.state_bytes, m.peak_bytes, m.paper_bytes) for m in memories]
+    saved, state, peak, paper = (max(column) for column in zip(*rows, strict=True))
+    return saved, state, peak, paper
