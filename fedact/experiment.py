@@ -1,7 +1,8 @@
 """From a config to everything a run stands on: data, who holds it, the model's start and its preprocessing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -20,7 +21,6 @@ SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
 SMALL_RESOLUTION = 64
 
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class Experiment:
     classes: int
 
 
-def prepare(config: Config, tell: Tell = lambda line: None) -> Experiment:
-    """Load the data, deal it to the clients and make the model's start; ``tell`` hears what takes long.
+def prepare(config: Config) -> Experiment:
+    """Load the data, deal it to the clients and make the model's start.
 
     Raises ConfigError for whatever the config names that is not there or does not fit.
     """
@@ -56,11 +56,11 @@ def prepare(config: Config, tell: Tell = lambda line: None) -> Experiment:
         load_into(model, weights.tensors, config.weights)
     test = source.test
     if config.weights == "pretrain":
-        _pretrain(config, model, server, preprocessing, tell)
+        _pretrain(config, model, server, preprocessing)
         test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
-    return Experiment(config, model.eval(), preprocessing, clients, parts, test, calibration, source.classes)
+    return Experiment(config, model.to(config.device).eval(), preprocessing, clients, parts, test, calibration, source.classes)
 
 
 def check_names(config: Config) -> None:
@@ -107,7 +107,9 @@ def _parts(config: Config, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.nda
 
 
 def _resolved(config: Config) -> tuple[Config, Weights | None]:
-    """Fill in what the weights decide: width, resolution and preprocessing."""
+    """Fill in what the data set and the weights decide, and make paths absolute: a run goes on from any folder."""
+    if config.dataset not in SMALL_DATASETS:
+        config = config.model_copy(update={"data_dir": config.data_path().absolute()})
     if config.weights in ("none", "pretrain"):
         small = config.dataset in SMALL_DATASETS and config.weights == "pretrain"
         filled = {
@@ -115,17 +117,23 @@ def _resolved(config: Config) -> tuple[Config, Weights | None]:
             "resolution": config.resolution or SMALL_RESOLUTION,
         }
         return config.model_copy(update=filled), None
-    from pathlib import Path
-
     file = Path(config.weights).expanduser()
     imagenet = config.weights == "imagenet"
     weights = from_torchvision(config.model, config.resolution) if imagenet else from_file(file, config.resolution)
     filled = {"width": config.width or 1.0, "resolution": weights.preprocessing.resolution}
+    if not imagenet:
+        filled["weights"] = str(file.absolute())
     return config.model_copy(update=filled), weights
 
 
-def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing, tell: Tell) -> None:
+def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
     random = generator(config.seed, Purpose.PRETRAINING)
     name = f"{config.model} {config.width} {config.seed}"
     folder = cache_folder() / "pretrained"
-    model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder, tell))
+    model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder))
+
+
+@lru_cache(maxsize=1)
+def shared(config_json: str) -> Experiment:
+    """Return this process's one experiment for a config: server and clients in one process share data and model."""
+    return prepare(Config.model_validate_json(config_json))

@@ -148,6 +148,7 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
         vanilla_saved_bytes=_vanilla_saved_bytes(problem, list(methods)),
+        fixed=all(method.fixed for method in methods.values()),
         reason="; ".join(gave_way) or None,
         **_given(problem),
         **_other_memory(problem, list(methods)),
@@ -163,7 +164,7 @@ def _skipped(problem: _Problem) -> Plan:
         reason += f"; inference alone peaks at {_inference_peak(problem):,} bytes"
     return Plan(
         status="skipped", batch_size=len(problem.y), micro_batch=0, layers=0, kept=(), saved_bytes=None, state_bytes=None,
-        peak_bytes=None, paper_bytes=None, vanilla_saved_bytes=_vanilla_saved_bytes(problem, names), reason=reason,
+        peak_bytes=None, paper_bytes=None, vanilla_saved_bytes=_vanilla_saved_bytes(problem, names), fixed=True, reason=reason,
         least_bytes=least, **_given(problem), **_other_memory(problem, names),
     )  # fmt: skip
 

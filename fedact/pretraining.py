@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class PretrainingRecipe:
     weight_decay: float = 5e-4
 
 
+log = logging.getLogger(__name__)
+
 RECIPE = PretrainingRecipe()
 
 
@@ -36,7 +38,6 @@ def pretrained(
     preprocessing: Preprocessing,
     generator: np.random.Generator,
     folder: Path,
-    tell: Callable[[str], None],
 ) -> dict[str, Tensor]:
     """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
 
@@ -44,9 +45,9 @@ def pretrained(
     """
     file = folder / f"{_fingerprint(model, name, examples, preprocessing)}.safetensors"
     if file.exists():
-        tell(f"pretrained weights: {file}")
+        log.info(f"pretrained weights: {file}")
         return checkpoints.load(file)
-    tell(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
+    log.info(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
     _train(model, Loader(examples, preprocessing), generator)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)

@@ -100,6 +100,10 @@ class HOSVD(Method):
         return {level: _smaller(HOSVD(ranks=fixed), Exact(), x) for level, fixed in ranks.items()}
 
     @property
+    def fixed(self) -> bool:
+        return self.ranks is not None
+
+    @property
     def ceiling(self) -> Method:
         return self if self.max_ranks is None else HOSVD(ranks=self.max_ranks)
 

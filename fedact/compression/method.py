@@ -57,6 +57,11 @@ class Method(ABC):
         return {1.0: self}
 
     @property
+    def fixed(self) -> bool:
+        """Whether tensors of one shape always take the same bytes."""
+        return True
+
+    @property
     def ceiling(self) -> "Method":
         """The method that always stores as much as this one ever does."""
         return self

@@ -1,0 +1,29 @@
+"""fedact: what a fleet of small devices can learn under an activation-memory budget."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "compress": "surgery",
+    "restore": "surgery",
+    "apply": "surgery",
+    "measure_memory": "memory",
+    "make_plan": "planner",
+    "Plan": "plans",
+    "load_run": "records",
+    "ConfigError": "errors",
+}
+__all__ = ["ConfigError", "Plan", "apply", "compress", "compression", "load_run", "make_plan", "measure_memory", "restore"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: ``--help`` needs neither torch nor flwr."""
+    if name == "compression":
+        return import_module("fedact.compression")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fedact' has no attribute {name!r}")
+    return getattr(import_module(f"fedact.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

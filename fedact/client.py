@@ -1,0 +1,86 @@
+"""The device's side of Flower: take the plan and the tensors, train, measure, send back what was trained."""
+
+import time
+from math import isfinite
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedact.config import Config
+from fedact.data import Loader
+from fedact.experiment import Experiment, shared
+from fedact.plans import Plan
+from fedact.schedule import learning_rate
+from fedact.seeds import Purpose, generator
+from fedact.surgery import apply, trained_parameters
+from fedact.training import LocalTraining, Measured, Recipe, evaluate, train_locally
+
+app = ClientApp()
+_MEASURED: Measured = {}
+"""Bytes of every (plan, shape) that this process has measured; they hold for every client under that plan."""
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one client for one round.
+
+    The message's config says which client, round and plan; the reply carries the trained tensors and the figures.
+    Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges.
+    """
+    started = time.monotonic()
+    order = message.content["config"]
+    client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type, call-overload]
+    experiment, plan = shared(str(order["experiment"])), Plan.from_json(str(order["plan"]))
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    experiment.model.load_state_dict(arrays.to_torch_state_dict(), strict=False)
+    apply(experiment.model, plan)
+    trained, accuracy = _train(experiment, plan, client, number)
+    sent = ArrayRecord({name: p.detach().cpu() for name, p in trained_parameters(experiment.model).items()})
+    figures = {
+        "num-examples": len(experiment.parts[client][0]),
+        "accuracy": accuracy,
+        "train-loss": trained.loss,
+        "saved-bytes": trained.saved_bytes,
+        "state-bytes": trained.state_bytes,
+        "peak-bytes": trained.peak_bytes,
+        "paper-bytes": trained.paper_bytes,
+        "upload-bytes": sent.count_bytes(),
+        "download-bytes": arrays.count_bytes(),
+        "seconds": time.monotonic() - started,
+    }
+    reply = RecordDict({"arrays": sent, "metrics": MetricRecord(figures), "config": ConfigRecord({"client": client})})
+    return Message(reply, reply_to=message)
+
+
+def _train(experiment: Experiment, plan: Plan, client: int, number: int) -> tuple[LocalTraining, float]:
+    config = experiment.config
+    training, held_out = (
+        Loader(experiment.train.take(part), experiment.preprocessing, config.device) for part in experiment.parts[client]
+    )
+    random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
+    result = train_locally(
+        experiment.model, training, len(training), plan, recipe(config, number), random, measured=_MEASURED
+    )
+    finite = all(bool(torch.isfinite(p).all()) for p in trained_parameters(experiment.model).values())
+    if not (isfinite(result.loss) and finite):
+        raise FloatingPointError(f"training diverged (loss {result.loss}): a lower --lr or --clip-norm may help")
+    return result, evaluate(experiment.model, held_out, len(held_out))[0]
+
+
+def recipe(config: Config, number: int) -> Recipe:
+    """Return how a client trains in a round."""
+    return Recipe(
+        batch_size=config.batch_size,
+        local_epochs=config.local_epochs,
+        lr=learning_rate(config, number),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+
+
+def figures_of(reply: Message) -> dict[str, int | float]:
+    """Return a reply's figures with a record's field names."""
+    return {name.replace("-", "_"): value for name, value in reply.content["metrics"].items()}  # type: ignore[misc]

@@ -1,0 +1,77 @@
+"""Figures of a run: functions that take data and return a Figure."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedact.records import Run
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's palette, which people with any colour vision can tell apart."""
+BYTES_PER_KB = 1000
+
+
+def accuracy_by_round(run: Run) -> Figure:
+    """Return the global model's test accuracy by round, a line a method, the mean over seeds."""
+    figure, axes = _axes("test accuracy (%)")
+    for position, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
+        mean = rows.groupby("round")["accuracy"].mean() * 100
+        axes.plot(mean.index, mean, **_style(position), label=method)
+        axes.annotate(
+            f"{mean.iloc[-1]:.1f}", (mean.index[-1], mean.iloc[-1]), (5, 0), textcoords="offset points", va="center"
+        )
+    axes.set_title("The global model on the server's test set", loc="left")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def memory_by_round(run: Run) -> Figure:
+    """Return measured activation memory by round: the largest client as a line, all clients as a band, budgets dashed."""
+    figure, axes = _axes("saved bytes of a client (KB)")
+    clients = run.clients.dropna(subset=["saved_bytes"])
+    for position, (method, rows) in enumerate(clients.groupby("method", sort=False)):
+        saved = rows.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
+        style = _style(position)
+        axes.plot(saved.index, saved["max"], **style, label=method)
+        axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
+    budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
+    for budget in budgets:
+        axes.axhline(budget / BYTES_PER_KB, color="black", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"budget {budget:,} bytes", (0, budget / BYTES_PER_KB), (4, 3), textcoords="offset points",
+            xycoords=("axes fraction", "data"), fontsize=9,
+        )  # fmt: skip
+    axes.set_ylim(bottom=0, top=1.15 * max([axes.get_ylim()[1], *(b / BYTES_PER_KB for b in budgets)]))
+    axes.set_title("Activation memory: the largest client (line), all clients (band)", loc="left")
+    if axes.lines[len(budgets) :]:
+        axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Run], Figure]] = {"accuracy": accuracy_by_round, "memory": memory_by_round}
+"""The one table of figures, by file name."""
+
+
+def save_figures(run: Run, folder: Path) -> list[Path]:
+    """Draw every figure into a folder and return the files."""
+    files = [folder / f"{name}.png" for name in FIGURES]
+    for file, draw in zip(files, FIGURES.values(), strict=True):
+        draw(run).savefig(file, dpi=150)
+    return files
+
+
+def _axes(ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("round")
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure, axes
+
+
+def _style(position: int) -> dict[str, str]:
+    return {"color": COLORS[position % len(COLORS)], "marker": "osD^v"[position % 5], "markersize": "4"}

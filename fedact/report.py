@@ -1,0 +1,149 @@
+"""What a person sees in the terminal: a run as it goes, the table at its end, the tables of --list."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedact.plans import Plan
+from fedact.records import Row, Run
+from fedact.sizes import format_bytes
+
+
+class LiveReport:
+    """One bar a method on a terminal, one plain line a round elsewhere. Use as a context manager."""
+
+    def __init__(self, console: Console, methods: Iterable[str], rounds: int, done: dict[str, int]) -> None:
+        self.console = console
+        self.rounds = rounds
+        self.left = sum(rounds - done.get(method, -1) for method in methods)
+        self.times: list[float] = [time.monotonic()]
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.tasks = {
+            method: self.progress.add_task(method, total=rounds + 1, completed=done.get(method, -1) + 1, state="waiting")
+            for method in methods
+        }
+
+    def __enter__(self) -> "LiveReport":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_round(self, row: Row, clients: list[Row]) -> None:
+        """Show a finished round."""
+        self.left -= 1
+        self.times.append(time.monotonic())
+        state = f"round {row['round']}/{self.rounds}  accuracy {100 * row['accuracy']:.1f} %  {fullest(clients)}"
+        self.progress.update(self.tasks[row["method"]], advance=1, state=state)
+        if not self.console.is_terminal:
+            rounds_timed = max(1, len(self.times) - 2)
+            seconds = (self.times[-1] - self.times[min(1, len(self.times) - 2)]) / rounds_timed * self.left
+            self.console.print(f"{row['method']}  {state}  {seconds:.0f} s left", soft_wrap=True, highlight=False)
+
+
+def fullest(clients: list[Row]) -> str:
+    """Return the activation memory of the client that comes closest to its budget."""
+    measured = [row for row in clients if row.get("saved_bytes") is not None]
+    if not measured:
+        return "activation memory -"
+    row = max(measured, key=lambda row: row["saved_bytes"] / (row["budget_bytes"] or 1))
+    return f"activation memory {format_bytes(row['saved_bytes'])} of {format_bytes(row['budget_bytes'])} bytes"
+
+
+def summary(run: Run) -> Table:
+    """Return the table at the end of a run: the quantities as rows, the methods side by side."""
+    table = Table(title="What the clients learned, and what it took", title_justify="left")
+    table.add_column("", overflow="fold")
+    columns = []
+    for method in dict.fromkeys(run.rounds["method"]):
+        table.add_column(str(method), justify="right", overflow="fold")
+        columns.append(_figures(run, str(method)))
+    for name in columns[0] if columns else ():
+        table.add_row(name, *(column[name] for column in columns))
+    return table
+
+
+def _figures(run: Run, method: str) -> dict[str, str]:
+    rounds = run.rounds[run.rounds["method"] == method]
+    clients = run.clients[run.clients["method"] == method]
+    plans = list(run.plans.get(method, {}).values())
+    by_round = rounds.groupby("round")["accuracy"].mean() * 100
+    statuses = clients["status"].value_counts()
+    return {
+        "test accuracy before": f"{by_round.iloc[0]:.1f} %",
+        "test accuracy after": f"{by_round.iloc[-1]:.1f} %",
+        "activation memory (saved bytes, largest client)": format_bytes(_largest(clients["saved_bytes"])),
+        "budget": _span(plans, "budget_bytes", "no bound"),
+        "budget held": budget_held(clients.to_dict("records"), run.config.get("scope", "saved")),
+        "what plain training would have kept": _span(plans, "vanilla_saved_bytes"),
+        "what gave way": "; ".join(dict.fromkeys(plan["reason"] or "nothing" for plan in plans)),
+        "peak bytes, activations in flight included": format_bytes(_largest(clients["peak_bytes"])),
+        "the device's other memory: weights": _span(plans, "weight_bytes"),
+        "  gradients": _span(plans, "gradient_bytes"),
+        "  optimizer": _span(plans, "optimizer_bytes"),
+        "bytes sent, all clients and rounds": format_bytes(clients["upload_bytes"].fillna(0).sum()),
+        "client rows": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
+    }
+
+
+def budget_held(clients: list[Any], scope: str) -> str:
+    """Return whether every measured row kept its budget, with the count."""
+    bounded = [row for row in clients if row["budget_bytes"] == row["budget_bytes"] and row["budget_bytes"] is not None]
+    if not bounded:
+        return "no budget"
+    broken = [row for row in bounded if "over the budget" in (row["reason"] if isinstance(row["reason"], str) else "")]
+    over = [row for row in bounded if row[f"{scope}_bytes"] > row["budget_bytes"]]
+    held = len(bounded) - len(broken) - len(over)
+    return f"{'yes' if held == len(bounded) else 'NO'} ({held} of {len(bounded)} rows)"
+
+
+def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Return a plain table."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """Return a plan, a row for each kept tensor."""
+    what = f"{plan.method} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
+    sizes = f"saved {format_bytes(plan.saved_bytes)}, peak {format_bytes(plan.peak_bytes)}, micro-batch {plan.micro_batch}"
+    gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
+    rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
+    return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
+
+
+def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Table:
+    """Return how many examples of each class each client holds."""
+    classes = np.unique(labels)
+    rows = []
+    for client, (training, held_out) in enumerate(parts):
+        own = labels[np.concatenate([training, held_out])]
+        counts = [(label, np.count_nonzero(own == label)) for label in classes]
+        spelled = ", ".join(f"{label}: {count}" for label, count in counts if count)
+        rows.append((str(client), str(len(training)), str(len(held_out)), spelled))
+    return listing("Who holds what", ("client", "to train", "held out", "examples by class"), rows)
+
+
+def _largest(values: Any) -> float | None:
+    return None if values.dropna().empty else float(values.max())
+
+
+def _span(plans: list[Row], name: str, missing: str = "-") -> str:
+    """Return a plan's bytes, or the span over the plans of several budgets."""
+    values = sorted({plan[name] for plan in plans if plan.get(name) is not None})
+    if not values:
+        return missing
+    return format_bytes(values[0]) + (f" to {format_bytes(values[-1])}" if len(values) > 1 else "")

@@ -1,0 +1,245 @@
+"""The server's side of Flower: make the plans, choose the clients, average what they trained, write the round."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedact import checkpoints
+from fedact.client import figures_of
+from fedact.compression import make_method, method_name
+from fedact.config import Config
+from fedact.data import Loader
+from fedact.errors import ConfigError
+from fedact.experiment import Experiment
+from fedact.planner import make_plan
+from fedact.plans import Plan
+from fedact.records import Row, RunFolder
+from fedact.seeds import Purpose, generator
+from fedact.surgery import apply, restore, trained_parameters
+from fedact.training import evaluate
+
+Plans = dict[int | None, Plan]
+OnRound = Callable[[Row, list[Row]], None]
+
+
+def make_plans(experiment: Experiment, method: str) -> Plans:
+    """Return one plan for each distinct budget, made from the server's own calibration examples."""
+    config = experiment.config
+    loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
+    example = loader(np.resize(np.arange(len(loader)), config.batch_size))
+    return {
+        budget: make_plan(
+            experiment.model, budget, example, method, config.layers, config.scope, momentum=config.momentum > 0
+        )
+        for budget in dict.fromkeys(config.client_budgets())
+    }
+
+
+def canonical_methods(config: Config) -> list[str]:
+    """Return the methods' full names; raises ConfigError for one that is unknown or given twice in other words."""
+    return [method_name(make_method(text)) for text in config.method]
+
+
+@dataclass(frozen=True, eq=False)
+class MethodRun:
+    """One method's way through the rounds: what every round needs and none changes."""
+
+    method: str
+    config: Config
+    experiment: Experiment
+    experiment_key: str
+    plans: Plans
+    folder: RunFolder
+    on_round: OnRound
+
+    def plan_of(self, client: int) -> Plan:
+        return self.plans[self.config.client_budgets()[client]]
+
+    def chosen_clients(self, number: int) -> list[int]:
+        """Return who trains in a round: drawn from our own seeds, the same for every method."""
+        count = max(1, round(self.config.sample_fraction * self.config.clients))
+        random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
+        return sorted(int(client) for client in random.choice(self.config.clients, count, replace=False))
+
+    def start(self) -> ArrayRecord:
+        """Return the start of every tensor that some plan trains."""
+        tensors = {}
+        for plan in self.plans.values():
+            apply(self.experiment.model, plan)
+            tensors.update({name: p.detach().cpu().clone() for name, p in trained_parameters(self.experiment.model).items()})
+        restore(self.experiment.model)
+        return ArrayRecord(tensors)
+
+    def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
+        """Return a client's row of a round; what was not measured stays null."""
+        plan = self.plan_of(client)
+        return {
+            "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
+            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": plan_key(plan.budget_bytes),
+            "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
+            "num_examples": len(self.experiment.parts[client][0]), **figures,
+        }  # fmt: skip
+
+
+@dataclass
+class RunningMean:
+    """Averages every tensor over the clients that trained it, weighted by examples, one reply at a time."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+
+    def add(self, tensors: dict[str, torch.Tensor], weight: int) -> None:
+        for name, tensor in tensors.items():
+            part = tensor.double() * weight
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+            self.weights[name] = self.weights.get(name, 0) + weight
+
+    def over(self, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the means, and the start of what nobody trained."""
+        return {
+            name: (self.sums[name] / self.weights[name]).to(tensor.dtype) if name in self.sums else tensor
+            for name, tensor in start.items()
+        }
+
+
+class PartialFedAvg(FedAvg):
+    """FedAvg for clients that train different layers: our own draw of clients, a plan in each message, every row kept."""
+
+    def __init__(self, run: MethodRun, first_round: int) -> None:
+        super().__init__(min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=0)
+        self.run = run
+        self.offset = first_round - 1
+        self.rows: list[Row] = []
+        self.clients: dict[int, int] = {}
+        self.arrays = ArrayRecord()
+        self.started = time.monotonic()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
+        number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
+        self.started, self.arrays, self.rows = time.monotonic(), arrays, []
+        chosen = self.run.chosen_clients(number)
+        self.clients = {nodes[client % len(nodes)]: client for client in chosen}
+        messages = []
+        for node, client in self.clients.items():
+            plan = self.run.plan_of(client)
+            if plan.status == "skipped":
+                self.rows.append(self.run.row(number, client, "skipped", plan.reason, seconds=0.0))
+            else:
+                messages.append(Message(self._order(number, client, plan, arrays), node, "train"))
+        return messages
+
+    def _order(self, number: int, client: int, plan: Plan, arrays: ArrayRecord) -> RecordDict:
+        order = {
+            "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key
+        }  # fmt: skip
+        return RecordDict({"arrays": arrays, "config": ConfigRecord(order)})  # type: ignore[arg-type]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies into the mean as they come; a client that failed is a row with its reason."""
+        number, mean = server_round + self.offset, RunningMean()
+        for reply in replies:
+            client = self.clients[reply.metadata.src_node_id]
+            if reply.has_error():
+                self.rows.append(self.run.row(number, client, "failed", reply.error.reason))
+                continue
+            figures = figures_of(reply)
+            mean.add(reply.content["arrays"].to_torch_state_dict(), int(figures["num_examples"]))  # type: ignore[union-attr]
+            plan = self.run.plan_of(client)
+            self.rows.append({**self.run.row(number, client, plan.status, plan.reason), **figures})
+        self.rows.sort(key=lambda row: row["client"])
+        return ArrayRecord(mean.over(self.arrays.to_torch_state_dict())), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Clients evaluate in the same message as they train."""
+        return []
+
+    def finish_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate the global model, keep it, and write the round's rows in one go."""
+        number = server_round + self.offset
+        experiment, config = self.run.experiment, self.run.config
+        tensors = arrays.to_torch_state_dict()
+        restore(experiment.model).load_state_dict(tensors, strict=False)
+        test = Loader(experiment.test, experiment.preprocessing, config.device)
+        accuracy, loss = evaluate(experiment.model, test, len(test))
+        rows = self.rows if server_round else []
+        seconds = time.monotonic() - self.started
+        row = round_row(self.run.method, config.seed, number, accuracy, loss, rows, seconds)
+        # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
+        checkpoints.save(self.run.folder.checkpoint(self.run.method, number), tensors)
+        self.run.folder.append([*rows, row])
+        self.run.folder.checkpoint(self.run.method, number - 1).unlink(missing_ok=True)
+        self.run.on_round(row, rows)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+
+def round_row(
+    method: str, seed: int, number: int, accuracy: float, loss: float, rows: list[Row], seconds: float
+) -> Row:
+    """Return the row of a round: the server's figures, and the extremes of its clients'."""
+
+    def known(name: str) -> list[Any]:
+        return [row[name] for row in rows if row.get(name) is not None]
+
+    return {
+        "kind": "round", "method": method, "seed": seed, "round": number, "accuracy": accuracy, "loss": loss,
+        "worst_client_accuracy": min(known("accuracy"), default=None),
+        "saved_bytes_max": max(known("saved_bytes"), default=None),
+        "peak_bytes_max": max(known("peak_bytes"), default=None),
+        "clients": len(rows), "seconds": seconds,
+    }  # fmt: skip
+
+
+def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
+    """Take a method through its rounds; ``done`` is the last finished one, None before round 0."""
+    if done is not None and done >= run.config.rounds:
+        return
+    start = run.start()
+    if done is not None:
+        saved = checkpoints.load(run.folder.checkpoint(run.method, done))
+        start = ArrayRecord({name: saved.get(name, tensor) for name, tensor in start.to_torch_state_dict().items()})
+    strategy = PartialFedAvg(run, first_round=(done or 0) + 1)
+
+    def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        resumed_start = server_round == 0 and done is not None
+        return None if resumed_start else strategy.finish_round(server_round, arrays)
+
+    strategy.start(grid, start, num_rounds=run.config.rounds - (done or 0), evaluate_fn=after_round)
+
+
+def plan_key(budget: int | None) -> str:
+    """Return the name of a budget's plan in plans.json."""
+    return "none" if budget is None else str(budget)
+
+
+def plans_json(plans: dict[str, Plans]) -> str:
+    """Return plans.json: by method and budget in bytes."""
+    by_method = {
+        method: {plan_key(budget): json.loads(plan.to_json()) for budget, plan in by_budget.items()}
+        for method, by_budget in plans.items()
+    }
+    return json.dumps(by_method, indent=1) + "\n"
+
+
+def plans_from_json(text: str) -> dict[str, Plans]:
+    """Return the plans behind ``plans_json``; raises ConfigError where the text holds none."""
+    try:
+        by_method = json.loads(text)
+        plans = {m: [Plan.from_json(json.dumps(plan)) for plan in by.values()] for m, by in by_method.items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"plans.json is broken: {error}") from None
+    return {method: {plan.budget_bytes: plan for plan in made} for method, made in plans.items()}

@@ -1,0 +1,101 @@
+"""A whole session in the terminal: start or resume a run seed by seed, show it as it goes, draw it at the end."""
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from fedact import plots, report
+from fedact.config import Config, make_config, read_toml
+from fedact.errors import ConfigError
+from fedact.records import Row, RunFolder, load_run, write_whole
+from fedact.runtime import Simulation
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+MOST_REASONS = 3
+
+
+def start_run(config: Config, out: Path) -> int:
+    """Run a config into a new folder and return the exit code; a folder that holds anything is never written over."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
+    return _run_seeds(config, out)
+
+
+def resume_run(out: Path) -> int:
+    """Go on with a run from its last finished round and return the exit code; a finished run is left as it is."""
+    file = RunFolder(out).config
+    if not file.is_file():
+        raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
+    return _run_seeds(make_config(read_toml(file)), out)
+
+
+def show_plans(config: Config) -> int:
+    """Print who holds what and each budget's plan, and write nothing."""
+    _logging()
+    simulation, console = Simulation(config, RunFolder(Path())), Console()
+    console.print(report.partition_table(simulation.experiment.train.labels, simulation.experiment.parts))
+    for plans in simulation.plans.values():
+        for plan in plans.values():
+            console.print(report.plan_table(plan))
+    return DONE
+
+
+def _run_seeds(config: Config, out: Path) -> int:
+    _logging()
+    console = Console()
+    worked = False
+    for seed in range(config.seed, config.seed + config.seeds):
+        folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
+        done = _done(folder)
+        if done and min(done.values()) >= config.rounds and len(done) == len(config.method):
+            continue
+        worked = True
+        simulation = Simulation(config.model_copy(update={"seed": seed, "seeds": 1, "out": None}), folder)
+        if config.seeds > 1 and not (out / "config.toml").exists():
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "config.toml", config.model_copy(update={"out": None}).to_toml())
+        if not _run_rounds(simulation, console, done, out):
+            return INTERRUPTED
+    return _finish(out, console, worked)
+
+
+def _done(folder: RunFolder) -> dict[str, int]:
+    """Cut an unfinished tail off the records and return each method's last finished round."""
+    if not folder.records.exists():
+        return {}
+    rows = folder.cut_unfinished()
+    return {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
+
+
+def _run_rounds(simulation: Simulation, console: Console, done: dict[str, int], out: Path) -> bool:
+    """Run what is left to do; returns False where the user broke it off."""
+    if not simulation.folder.records.exists():
+        simulation.open_folder()
+    live = report.LiveReport(console, simulation.methods, simulation.config.rounds, done)
+    try:
+        with live:
+            simulation.run(live.on_round, done)
+    except KeyboardInterrupt:
+        print(f"\nfedact: interrupted; go on with: python -m fedact.simulate --resume {out}", file=sys.stderr)
+        return False
+    return True
+
+
+def _finish(out: Path, console: Console, worked: bool) -> int:
+    """Show the table, draw the figures, and tell a run with failed clients from a good one."""
+    run = load_run(out)
+    console.print(report.summary(run))
+    files = plots.save_figures(run, out) if worked else [out / f"{name}.png" for name in plots.FIGURES]
+    console.print(f"records, plans and figures are in {out} ({', '.join(file.name for file in files)})", soft_wrap=True)
+    failed: list[Row] = run.clients[run.clients["status"] == "failed"].to_dict("records")  # type: ignore[assignment]
+    for row in failed[:MOST_REASONS]:
+        where = f"{row['method']}, round {row['round']}, client {row['client']}"
+        print(f"fedact: {where} failed: {row['reason']}", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fedact").setLevel(logging.INFO)
