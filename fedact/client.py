@@ -34,8 +34,7 @@ def train(message: Message, context: Context) -> Message:
     experiment, plan = shared(str(order["experiment"])), Plan.from_json(str(order["plan"]))
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    experiment.model.load_state_dict(arrays.to_torch_state_dict(), strict=False)
-    apply(experiment.model, plan)
+    apply(experiment.model_with(arrays.to_torch_state_dict()), plan)
     trained, accuracy = _train(experiment, plan, client, number)
     sent = ArrayRecord({name: p.detach().cpu() for name, p in trained_parameters(experiment.model).items()})
     figures = {

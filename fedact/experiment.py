@@ -1,12 +1,13 @@
 """From a config to everything a run stands on: data, who holds it, the model's start and its preprocessing."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedact.config import Config, cache_folder
 from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
@@ -17,6 +18,7 @@ from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
+from fedact.surgery import restore
 
 SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
@@ -28,17 +30,24 @@ SMALL_RESOLUTION = 64
 class Experiment:
     """What a run stands on; config is complete: nothing in it is left for the data or the weights to say.
 
-    model: the start of every client, in eval mode. parts: each client's (training, held-out) positions in ``train``.
+    start: the weights that every client and every method starts from. parts: each client's (training, held-out) positions
+    in ``train``. The one model of the process is had through ``model_with``.
     """
 
     config: Config
-    model: nn.Module
+    start: dict[str, Tensor]
     preprocessing: Preprocessing
     train: Examples
     parts: tuple[tuple[np.ndarray, np.ndarray], ...]
     test: Examples
     calibration: Examples
-    classes: int
+    model: nn.Module = field(repr=False)
+
+    def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Return the process's model, plain and in eval mode: the start, with these tensors in their places."""
+        restore(self.model).zero_grad()
+        self.model.load_state_dict({**self.start, **tensors})
+        return self.model.eval()
 
 
 def prepare(config: Config) -> Experiment:
@@ -63,7 +72,8 @@ def prepare(config: Config) -> Experiment:
         test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
-    return Experiment(config, model.to(config.device).eval(), preprocessing, clients, parts, test, calibration, source.classes)
+    start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return Experiment(config, start, preprocessing, clients, parts, test, calibration, model.to(config.device))
 
 
 def check_names(config: Config) -> None:

@@ -65,7 +65,9 @@ class RunFolder:
     def cut_unfinished(self) -> list[Row]:
         """Drop the rows after the last finished round from the file, and return the others."""
         rows = self.rows()
-        write_whole(self.records, "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if text != self.records.read_text(encoding="utf-8", errors="replace"):
+            write_whole(self.records, text)
         return rows
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from fedact.plans import Plan
 from fedact.records import Row, Run
 from fedact.sizes import format_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class LiveReport:
@@ -45,9 +48,14 @@ class LiveReport:
         state = f"round {row['round']}/{self.rounds}  accuracy {100 * row['accuracy']:.1f} %  {fullest(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
-            rounds_timed = max(1, len(self.times) - 2)
-            seconds = (self.times[-1] - self.times[min(1, len(self.times) - 2)]) / rounds_timed * self.left
-            self.console.print(f"{row['method']}  {state}  {seconds:.0f} s left", soft_wrap=True, highlight=False)
+            self.console.print(f"{row['method']}  {state}{self._time_left()}", soft_wrap=True, highlight=False)
+
+    def _time_left(self) -> str:
+        """Return the rounds left at the pace of those seen, the first left out: it was only an evaluation."""
+        if len(self.times) < 3 or not self.left:
+            return ""
+        pace = (self.times[-1] - self.times[1]) / (len(self.times) - 2)
+        return f"  {pace * self.left:.0f} s left"
 
 
 def fullest(clients: list[Row]) -> str:
@@ -55,7 +63,10 @@ def fullest(clients: list[Row]) -> str:
     measured = [row for row in clients if row.get("saved_bytes") is not None]
     if not measured:
         return "activation memory -"
-    row = max(measured, key=lambda row: row["saved_bytes"] / (row["budget_bytes"] or 1))
+    bounded = [row for row in measured if row["budget_bytes"]]
+    if not bounded:
+        return f"activation memory {format_bytes(max(row['saved_bytes'] for row in measured))} bytes"
+    row = max(bounded, key=lambda row: row["saved_bytes"] / row["budget_bytes"])
     return f"activation memory {format_bytes(row['saved_bytes'])} of {format_bytes(row['budget_bytes'])} bytes"
 
 
@@ -83,9 +94,9 @@ def _figures(run: Run, method: str) -> dict[str, str]:
         "test accuracy after": f"{by_round.iloc[-1]:.1f} %",
         "activation memory (saved bytes, largest client)": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
-        "budget held": budget_held(clients.to_dict("records"), run.config.get("scope", "saved")),
+        "budget held": budget_held(clients, run.config["scope"]),
         "what plain training would have kept": _span(plans, "vanilla_saved_bytes"),
-        "what gave way": "; ".join(dict.fromkeys(plan["reason"] or "nothing" for plan in plans)),
+        "what gave way": _gave_way(plans),
         "peak bytes, activations in flight included": format_bytes(_largest(clients["peak_bytes"])),
         "the device's other memory: weights": _span(plans, "weight_bytes"),
         "  gradients": _span(plans, "gradient_bytes"),
@@ -95,14 +106,14 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     }
 
 
-def budget_held(clients: list[Any], scope: str) -> str:
-    """Return whether every measured row kept its budget, with the count."""
-    bounded = [row for row in clients if row["budget_bytes"] == row["budget_bytes"] and row["budget_bytes"] is not None]
-    if not bounded:
+def budget_held(clients: "pd.DataFrame", scope: str) -> str:
+    """Return whether every client row with a budget kept it, with the count."""
+    bounded = clients.dropna(subset=["budget_bytes"])
+    if bounded.empty:
         return "no budget"
-    broken = [row for row in bounded if "over the budget" in (row["reason"] if isinstance(row["reason"], str) else "")]
-    over = [row for row in bounded if row[f"{scope}_bytes"] > row["budget_bytes"]]
-    held = len(bounded) - len(broken) - len(over)
+    over = bounded[f"{scope}_bytes"].astype(float) > bounded["budget_bytes"].astype(float)
+    stopped = bounded["reason"].astype(str).str.contains("over the budget")
+    held = len(bounded) - int((over | stopped).sum())
     return f"{'yes' if held == len(bounded) else 'NO'} ({held} of {len(bounded)} rows)"
 
 
@@ -135,6 +146,13 @@ def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.nda
         spelled = ", ".join(f"{label}: {count}" for label, count in counts if count)
         rows.append((str(client), str(len(training)), str(len(held_out)), spelled))
     return listing("Who holds what", ("client", "to train", "held out", "examples by class"), rows)
+
+
+def _gave_way(plans: list[Row]) -> str:
+    reasons = {format_bytes(plan["budget_bytes"]): plan["reason"] or "nothing" for plan in plans}
+    if len(reasons) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"at {budget}: {reason}" for budget, reason in reasons.items())
 
 
 def _largest(values: Any) -> float | None:

@@ -23,7 +23,7 @@ from fedact.planner import make_plan
 from fedact.plans import Plan
 from fedact.records import Row, RunFolder
 from fedact.seeds import Purpose, generator
-from fedact.surgery import apply, restore, trained_parameters
+from fedact.surgery import apply, trained_parameters
 from fedact.training import evaluate
 
 Plans = dict[int | None, Plan]
@@ -37,7 +37,7 @@ def make_plans(experiment: Experiment, method: str) -> Plans:
     example = loader(np.resize(np.arange(len(loader)), config.batch_size))
     return {
         budget: make_plan(
-            experiment.model, budget, example, method, config.layers, config.scope, momentum=config.momentum > 0
+            experiment.model_with({}), budget, example, method, config.layers, config.scope, momentum=config.momentum > 0
         )
         for budget in dict.fromkeys(config.client_budgets())
     }
@@ -71,12 +71,9 @@ class MethodRun:
 
     def start(self) -> ArrayRecord:
         """Return the start of every tensor that some plan trains."""
-        tensors = {}
-        for plan in self.plans.values():
-            apply(self.experiment.model, plan)
-            tensors.update({name: p.detach().cpu().clone() for name, p in trained_parameters(self.experiment.model).items()})
-        restore(self.experiment.model)
-        return ArrayRecord(tensors)
+        model = self.experiment.model_with({})
+        names = {name for plan in self.plans.values() for name in trained_parameters(apply(model, plan))}
+        return ArrayRecord({name: tensor for name, tensor in self.experiment.start.items() if name in names})
 
     def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
         """Return a client's row of a round; what was not measured stays null."""
@@ -173,9 +170,8 @@ class PartialFedAvg(FedAvg):
         number = server_round + self.offset
         experiment, config = self.run.experiment, self.run.config
         tensors = arrays.to_torch_state_dict()
-        restore(experiment.model).load_state_dict(tensors, strict=False)
         test = Loader(experiment.test, experiment.preprocessing, config.device)
-        accuracy, loss = evaluate(experiment.model, test, len(test))
+        accuracy, loss = evaluate(experiment.model_with(tensors), test, len(test))
         rows = self.rows if server_round else []
         seconds = time.monotonic() - self.started
         row = round_row(self.run.method, config.seed, number, accuracy, loss, rows, seconds)

@@ -1,0 +1,218 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedact
+from fedact import server
+from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
+from fedact.simulate import main
+
+TINY = [
+    "--dataset", "synthetic", "--weights", "none", "--max-examples", "160", "--max-test-examples", "40", "--width", "0.25",
+    "--resolution", "32", "--clients", "4", "--rounds", "2", "--batch-size", "8", "--calibration", "16",
+    "--local-epochs", "1", "--budget", "60KB",
+]  # fmt: skip
+BOTH = [*TINY, "--method", "vanilla", "--method", "hosvd"]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[dict]:
+    return [{**row, "seconds": None} for row in rows(folder) if row["kind"] in ("client", "round")]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    """One finished run of two methods."""
+    folder = tmp_path_factory.mktemp("run") / "both"
+    assert main([*BOTH, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_says(both):
+    assert sorted(path.name for path in both.iterdir()) == [
+        "accuracy.png", "checkpoints", "config.toml", "memory.png", "plans.json", "records.jsonl",
+    ]  # fmt: skip
+    header, *others = rows(both)
+    assert header["kind"] == "run"
+    assert {"schema", "config", "versions", "budgets", "command"} <= set(header)
+    fields = {"client": list(CLIENT_FIELDS), "round": list(ROUND_FIELDS)}
+    assert all(list(row) == fields[row["kind"]] for row in others)
+    assert len(list((both / "checkpoints").glob("*.safetensors"))) == 2
+
+
+def test_each_method_has_every_round_from_0_and_every_client(both):
+    for method in ("vanilla", "hosvd"):
+        own = [row for row in rows(both)[1:] if row["method"] == method]
+        assert [row["round"] for row in own if row["kind"] == "round"] == [0, 1, 2]
+        assert [(r["round"], r["client"]) for r in own if r["kind"] == "client"] == [(r, c) for r in (1, 2) for c in range(4)]
+
+
+def test_methods_share_clients_split_and_order(both):
+    run = fedact.load_run(both)
+    shared = ["round", "client", "num_examples"]
+    vanilla, hosvd = (run.clients[run.clients["method"] == name][shared].to_numpy() for name in ("vanilla", "hosvd"))
+    assert (vanilla == hosvd).all()
+    starts = run.rounds[run.rounds["round"] == 0]
+    assert starts["accuracy"].nunique() == 1
+
+
+def test_no_row_breaks_its_budget_and_the_plan_says_what_gave_way(both):
+    run = fedact.load_run(both)
+    assert (run.clients["saved_bytes"] <= 60_000).all()
+    assert set(run.clients["status"]) == {"ok"}
+    plans = json.loads((both / "plans.json").read_text())
+    assert "micro-batch 8 to" in plans["vanilla"]["60000"]["reason"]
+    assert run.clients["saved_bytes"].max() <= max(by["60000"]["saved_bytes"] for by in plans.values())
+
+
+def test_the_table_sets_the_methods_side_by_side(both, capsys):
+    assert main(["--resume", str(both)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("vanilla", "hosvd", "test accuracy before", "budget held", "micro-batch 8", "optimizer", "bytes sent"):
+        assert text in shown
+
+
+def test_the_same_command_gives_the_same_rows(both, tmp_path):
+    assert main([*BOTH, "--out", str(tmp_path / "again")]) == 0
+    assert timeless(tmp_path / "again") == timeless(both)
+
+
+def test_the_written_config_repeats_the_run(both, tmp_path):
+    assert main(["--config", str(both / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    assert timeless(tmp_path / "again") == timeless(both)
+
+
+def test_resuming_a_finished_run_changes_nothing(both):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in both.rglob("*") if path.is_file()}
+    assert main(["--resume", str(both)]) == 0
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in both.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("last", ["vanilla 1", "vanilla 2", "hosvd 0", "hosvd 1"])
+def test_ctrl_c_leaves_a_readable_run_and_resuming_ends_as_if_nothing_had_been(both, tmp_path, monkeypatch, capsys, last):
+    method, number = last.split()
+    finish = server.PartialFedAvg.finish_round
+
+    def break_off(self, server_round, arrays):
+        result = finish(self, server_round, arrays)
+        if (self.run.method, str(server_round)) == (method, number):
+            raise KeyboardInterrupt
+        return result
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", break_off)
+    assert main([*BOTH, "--out", str(folder)]) == 130
+    assert f"python -m fedact.simulate --resume {folder}" in capsys.readouterr().err
+    assert fedact.load_run(folder).rounds.iloc[-1][["method", "round"]].tolist() == [method, int(number)]
+    monkeypatch.undo()
+    with (folder / "records.jsonl").open("a") as records:
+        records.write('{"kind": "client", "method": "hos')
+    assert main(["--resume", str(folder)]) == 0
+    assert timeless(folder) == timeless(both)
+    final = f"checkpoints/{method}-round-0002.safetensors"
+    assert (folder / final).read_bytes() == (both / final).read_bytes()
+
+
+def test_a_step_over_the_budget_is_a_failed_row_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fedact.planner._Problem.fits", lambda self, memory: True)
+    assert main([*TINY, "--method", "vanilla", "--rounds", "1", "--out", str(tmp_path / "run")]) == 1
+    run = fedact.load_run(tmp_path / "run")
+    assert set(run.clients["status"]) == {"failed"}
+    assert run.clients["reason"].str.contains("over the budget of 60,000").all()
+    assert "failed" in capsys.readouterr().err
+
+
+def test_a_client_that_diverges_is_a_failed_row_and_never_reaches_the_average(tmp_path):
+    assert main([*TINY, "--lr", "1e30", "--rounds", "1", "--out", str(tmp_path / "run")]) == 1
+    run = fedact.load_run(tmp_path / "run")
+    assert set(run.clients["status"]) == {"failed"}
+    assert run.clients["reason"].str.contains("diverged").all()
+    assert run.rounds["loss"].nunique() == 1
+
+
+def test_mixed_budgets_skip_and_shrink_as_they_must(tmp_path):
+    mix = "1KB:1,6KB:1,100KB:1,none:1"
+    assert main([*TINY, "--budget", mix, "--method", "exact", "--out", str(tmp_path / "run")]) == 0
+    run = fedact.load_run(tmp_path / "run")
+    by_budget = run.clients.groupby(run.clients["budget_bytes"].fillna(0))
+    assert by_budget["status"].first()[1000.0] == "skipped"
+    assert by_budget["reason"].first()[1000.0].startswith("even the head alone")
+    layers = by_budget["trained_layers"].first()
+    assert layers[6000.0] < layers[100000.0] == layers[0.0] == 8
+    measured = run.clients.dropna(subset=["saved_bytes", "budget_bytes"])
+    assert (measured["saved_bytes"] <= measured["budget_bytes"]).all()
+
+
+def test_each_tensor_is_the_mean_over_the_clients_that_trained_it():
+    import torch
+
+    mean = server.RunningMean()
+    mean.add({"deep": torch.tensor([1.0]), "head": torch.tensor([1.0])}, weight=1)
+    mean.add({"head": torch.tensor([4.0])}, weight=2)
+    over = mean.over({"deep": torch.tensor([9.0]), "head": torch.tensor([9.0]), "nobody": torch.tensor([9.0])})
+    assert {name: tensor.tolist() for name, tensor in over.items()} == {"deep": [1.0], "head": [3.0], "nobody": [9.0]}
+
+
+def test_only_trained_tensors_are_sent(both):
+    run = fedact.load_run(both)
+    weights = json.loads((both / "plans.json").read_text())["hosvd"]["60000"]
+    assert run.clients["upload_bytes"].max() < 1.05 * weights["gradient_bytes"] < weights["weight_bytes"]
+
+
+def test_seeds_have_a_folder_each_and_read_back_as_one_run(tmp_path):
+    command = [*TINY, "--rounds", "1", "--seeds", "2", "--seed", "3", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert sorted(p.name for p in (tmp_path / "run").glob("seed-*")) == ["seed-3", "seed-4"]
+    assert sorted(fedact.load_run(tmp_path / "run").rounds["seed"].unique()) == [3, 4]
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+
+
+def test_a_sample_of_clients_is_drawn_from_the_seed(tmp_path):
+    assert main([*TINY, "--sample-fraction", "0.5", "--out", str(tmp_path / "run")]) == 0
+    clients = fedact.load_run(tmp_path / "run").clients
+    assert clients.groupby("round").size().tolist() == [2, 2]
+
+
+def test_a_dry_run_shows_plans_and_partition_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*BOTH, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "Who holds what" in shown
+    assert "features.18.0" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_shows_every_table(capsys):
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("hosvd", "variance", "mobilenet_v2", "digits", "cifar100", "dirichlet", "alpha"):
+        assert name in shown
+
+
+def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():
+    code = (
+        "import sys; from fedact.simulate import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'flwr', 'torchvision', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--clients", "--budget", "--method", "--layers", "--resume", "--dry-run", "--list", "--seeds"):
+        assert flag in done.stdout
+
+
+
+def test_module_command_line_works_from_outside(tmp_path):
+    environment = {**os.environ, "FEDACT_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "fedact.simulate", "--clients", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
