@@ -26,7 +26,7 @@ def show_tables() -> int:
 
 
 def _settings(entry: type) -> str:
-    fields = dataclasses.fields(entry)  # type: ignore[arg-type]
+    fields = dataclasses.fields(entry)
     return ", ".join(f"{field.name}={'-' if field.default is None else field.default}" for field in fields) or "none"
 
 

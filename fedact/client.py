@@ -2,6 +2,7 @@
 
 import time
 from math import isfinite
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -30,14 +31,14 @@ def train(message: Message, context: Context) -> Message:
     """
     started = time.monotonic()
     order = message.content["config"]
-    client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type, call-overload]
+    client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type]
     experiment, plan = shared(str(order["experiment"])), Plan.from_json(str(order["plan"]))
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     apply(experiment.model_with(arrays.to_torch_state_dict()), plan)
     trained, accuracy = _train(experiment, plan, client, number)
     sent = ArrayRecord({name: p.detach().cpu() for name, p in trained_parameters(experiment.model).items()})
-    figures = {
+    figures: dict[str, Any] = {
         "num-examples": len(experiment.parts[client][0]),
         "accuracy": accuracy,
         "train-loss": trained.loss,

@@ -26,29 +26,43 @@ class Config(BaseModel):
 
     clients: Positive = Field(20, description="number of simulated clients")
     rounds: Annotated[int, Field(ge=0)] = Field(10, description="rounds of federated training")
-    budget: str = Field("512KB", description="activation memory of a client: a size, none, or a mix such as 256KB:10,512KB:6,4MB:4")
+    budget: str = Field(
+        "512KB", description="activation memory of a client: a size, none, or a mix such as 256KB:10,512KB:6,4MB:4"
+    )
     scope: Literal["saved", "peak"] = Field("saved", description="what the budget bounds")
     method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
-    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="trained convolutions from the end; 0 is the head alone")
+    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="trained convolutions from the end; 0 is the head alone"
+    )
     model: str = Field("mobilenet_v2", description="network to fine-tune")
-    width: Annotated[float, Field(gt=0, le=4)] | None = Field(None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]")
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(
+        None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]"
+    )
     weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
     task: Literal["classification"] = Field("classification", description="what is learned")
     dataset: str = Field("digits", description="data set")
-    data_dir: Path | None = Field(None, description="where the data lies [$FEDACT_DATA, then ~/.cache/fedact/data]; a file for npz")
+    data_dir: Path | None = Field(
+        None, description="where the data lies [$FEDACT_DATA, then ~/.cache/fedact/data]; a file for npz"
+    )
     max_examples: Positive | None = Field(None, description="use only so many training examples, stratified")
     max_test_examples: Positive | None = Field(None, description="use only so many test examples, stratified")
     calibration: Positive = Field(64, description="examples the server keeps for planning")
     partition: str = Field("dirichlet:alpha=0.3", description="who holds which examples")
-    resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(None, description="pixels a side [the weights' own, else 64]")
+    resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        None, description="pixels a side [the weights' own, else 64]"
+    )
     batch_size: Positive = Field(16, description="examples an optimizer step")
     local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
     lr: Rate = Field(0.1, description="learning rate of the first round")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate over the rounds")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(1e-4, description="weight decay of the clients' SGD")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1e-4, description="weight decay of the clients' SGD"
+    )
     clip_norm: Rate = Field(2.0, description="gradients are clipped to this norm")
-    sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the clients that train in a round")
+    sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the clients that train in a round"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
     seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")

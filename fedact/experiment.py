@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,16 @@ from fedact.config import Config, cache_folder
 from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
 from fedact.errors import ConfigError, unknown
 from fedact.models import MODELS
-from fedact.models.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
 from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_of, stratified
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
 from fedact.surgery import restore
+from fedact.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
 SMALL_RESOLUTION = 64
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def prepare(config: Config) -> Experiment:
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
         model = MODELS[config.model](source.classes, config.width or 1.0)
     # A third faster on CPUs than the default layout.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     if weights:
         load_into(model, weights.tensors, config.weights)
     test = source.test
@@ -125,15 +125,15 @@ def _resolved(config: Config) -> tuple[Config, Weights | None]:
         config = config.model_copy(update={"data_dir": config.data_path().absolute()})
     if config.weights in ("none", "pretrain"):
         small = config.dataset in SMALL_DATASETS and config.weights == "pretrain"
-        filled = {
+        chosen = {
             "width": config.width or (SMALL_WIDTH if small else 1.0),
             "resolution": config.resolution or SMALL_RESOLUTION,
         }
-        return config.model_copy(update=filled), None
+        return config.model_copy(update=chosen), None
     file = Path(config.weights).expanduser()
     imagenet = config.weights == "imagenet"
     weights = from_torchvision(config.model, config.resolution) if imagenet else from_file(file, config.resolution)
-    filled = {"width": config.width or 1.0, "resolution": weights.preprocessing.resolution}
+    filled: dict[str, Any] = {"width": config.width or 1.0, "resolution": weights.preprocessing.resolution}
     if not imagenet:
         filled["weights"] = str(file.absolute())
     return config.model_copy(update=filled), weights

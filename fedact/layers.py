@@ -17,16 +17,14 @@ class _WithKeptInput(torch.autograd.Function):
     """y = operation(x, weight, bias) that keeps x as the method says."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, method: Method, operation: Operation
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, method: Method, operation: Operation) -> Tensor:
         compressed = method.compress(x)
         ctx.save_for_backward(weight, *compressed.tensors)
         ctx.about, ctx.shape, ctx.method, ctx.operation = compressed.about, x.shape, method, operation
         return operation.forward(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         weight, *tensors = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -76,7 +74,7 @@ class _FrozenNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         variance, weight = ctx.saved_tensors
         scale = (variance + ctx.eps).rsqrt()
@@ -118,7 +116,7 @@ class _MaskedReLU(torch.autograd.Function):
         return F.hardtanh(x, 0.0, upper, inplace=inplace)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (stops,) = ctx.saved_tensors
         return grad_output.masked_fill(unpack_bits(stops, grad_output.shape), 0), None, None

@@ -73,11 +73,11 @@ class _Pack:
 Span = tuple[float, float, int]
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows storages by their C++ address for as long as they live."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.clock = 0
         self.backward_times: list[float] = []
         self.lives: list[_Life] = []
@@ -152,9 +152,7 @@ class _Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def measure_memory(
-    model: nn.Module, inputs: Any = (), optimizer: torch.optim.Optimizer | None = None
-) -> Iterator[Memory]:
+def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Optimizer | None = None) -> Iterator[Memory]:
     """Measure what the steps inside the ``with`` block hold.
 
     inputs: the raw images and labels, which are not counted. optimizer: its state is not counted either.
@@ -219,7 +217,7 @@ def _watch(model: nn.Module, ledger: _Ledger) -> Iterator[torch.utils.hooks.Remo
         yield module.register_forward_hook(leave, always_call=True)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            yield parameter.register_post_accumulate_grad_hook(ledger.became_gradient)
+            yield parameter.register_post_accumulate_grad_hook(ledger.became_gradient)  # type: ignore[no-untyped-call]
 
 
 def _in_backward() -> bool:
@@ -232,7 +230,7 @@ def _in_graph_task() -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _sizes(tensors: Iterable[Tensor]) -> list[int]:

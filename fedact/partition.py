@@ -124,8 +124,7 @@ def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) ->
     classes, counts = np.unique(labels, return_counts=True)
     quotas = largest_remainder(counts, min(size, len(labels)))
     chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:quota]
-        for label, quota in zip(classes, quotas, strict=True)
+        generator.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -137,8 +136,7 @@ def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.r
     total = int(np.min(available * counts.sum() / counts))
     quotas = np.minimum(np.round(total * counts / counts.sum()).astype(int), available)
     chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:quota]
-        for label, quota in zip(classes, quotas, strict=True)
+        generator.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -146,7 +144,7 @@ def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.r
 def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
     """Return whole numbers that add up to ``total`` in proportion to the shares."""
     exact = np.asarray(shares, dtype=float) * total / np.sum(shares)
-    floors = np.floor(exact).astype(int)
+    floors: np.ndarray = np.floor(exact).astype(int)
     order = np.argsort(floors - exact, kind="stable")
     floors[order[: total - floors.sum()]] += 1
     return floors

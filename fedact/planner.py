@@ -1,9 +1,10 @@
 """(model, example, budget) -> plan: who gives way, and how far, until a measured step fits."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,14 +116,12 @@ def kept_inputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tens
     """Return the inputs of the named layers in one forward pass in eval mode."""
     inputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: inputs.update({name: args[0].detach().clone()})
+    def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[name] = args[0].detach().clone()
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    training = model.training
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
     with torch.no_grad():
         model.eval()(x)
-    model.train(training)
     for handle in handles:
         handle.remove()
     return inputs
@@ -139,7 +138,6 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
         gave_way.append(f"micro-batch {len(problem.y)} to {micro_batch}")
     return Plan(
         status="ok" if depth else "head-only",
-        batch_size=len(problem.y),
         micro_batch=micro_batch,
         layers=depth,
         kept=kept,
@@ -147,46 +145,47 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
         state_bytes=memory.state_bytes,
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
-        vanilla_saved_bytes=_vanilla_saved_bytes(problem, list(methods)),
         fixed=all(method.fixed for method in methods.values()),
         reason="; ".join(gave_way) or None,
-        **_given(problem),
-        **_other_memory(problem, list(methods)),
+        **_common(problem, list(methods)),
     )
 
 
 def _skipped(problem: _Problem) -> Plan:
-    names = trained_layers(problem.model, 0)
-    gentlest_to_lossiest = _levels(problem, 0, 1)
-    least = problem.bytes_in_scope(measure_step(problem, gentlest_to_lossiest[-1][1], 1))
+    _, lossiest = _levels(problem, 0, 1)[-1]
+    least = problem.bytes_in_scope(measure_step(problem, lossiest, 1))
     reason = f"even the head alone, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.scope == "peak":
         reason += f"; inference alone peaks at {_inference_peak(problem):,} bytes"
+    nothing: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
     return Plan(
-        status="skipped", batch_size=len(problem.y), micro_batch=0, layers=0, kept=(), saved_bytes=None, state_bytes=None,
-        peak_bytes=None, paper_bytes=None, vanilla_saved_bytes=_vanilla_saved_bytes(problem, names), fixed=True, reason=reason,
-        least_bytes=least, **_given(problem), **_other_memory(problem, names),
-    )  # fmt: skip
+        status="skipped",
+        micro_batch=0,
+        layers=0,
+        kept=(),
+        fixed=True,
+        reason=reason,
+        least_bytes=least,
+        **nothing,
+        **_common(problem, trained_layers(problem.model, 0)),
+    )
 
 
-def _given(problem: _Problem) -> dict[str, object]:
-    return {"method": method_name(problem.method), "budget_bytes": problem.budget, "scope": problem.scope}
-
-
-def _other_memory(problem: _Problem, names: list[str]) -> dict[str, int]:
-    install(problem.model, dict.fromkeys(names, Vanilla()), lean=False)
-    trained = sum(p.nbytes for p in trained_parameters(problem.model).values())
-    weights = stored_bytes([*problem.model.parameters(), *problem.model.buffers()])
-    return {"weight_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": trained if problem.momentum else 0}
-
-
-def _vanilla_saved_bytes(problem: _Problem, names: list[str]) -> int:
-    """Measure what plain training of the same layers keeps for a whole batch."""
-    install(problem.model, dict.fromkeys(names, Vanilla()), lean=False)
-    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory:
-        micro_step(problem.model, problem.x, problem.y, len(problem.y), problem.loss)
-    problem.model.zero_grad()
-    return memory.saved_bytes
+def _common(problem: _Problem, names: list[str]) -> dict[str, Any]:
+    """Return the fields that every plan has, whatever it says: what was asked, plain training, the device's other memory."""
+    plain: Methods = dict.fromkeys(names, Vanilla())
+    memory = measure_step(replace(problem, method=Vanilla()), plain, len(problem.y))
+    trained = sum(parameter.nbytes for parameter in trained_parameters(problem.model).values())
+    return {
+        "method": method_name(problem.method),
+        "budget_bytes": problem.budget,
+        "scope": problem.scope,
+        "batch_size": len(problem.y),
+        "vanilla_saved_bytes": memory.saved_bytes,
+        "weight_bytes": stored_bytes([*problem.model.parameters(), *problem.model.buffers()]),
+        "gradient_bytes": trained,
+        "optimizer_bytes": trained if problem.momentum else 0,
+    }
 
 
 def _inference_peak(problem: _Problem) -> int:

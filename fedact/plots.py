@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedact.records import Run
 
@@ -69,9 +71,9 @@ def _axes(ylabel: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
-def _style(position: int) -> dict[str, str]:
+def _style(position: int) -> dict[str, Any]:
     return {"color": COLORS[position % len(COLORS)], "marker": "osD^v"[position % 5], "markersize": "4"}

@@ -34,5 +34,5 @@ def torch_seed(seed: int, purpose: Purpose) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(generator(seed, purpose).integers(2**62)))
+        torch.random.manual_seed(int(generator(seed, purpose).integers(2**62)))
         yield

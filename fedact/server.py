@@ -119,9 +119,7 @@ class PartialFedAvg(FedAvg):
         self.arrays = ArrayRecord()
         self.started = time.monotonic()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
         self.started, self.arrays, self.rows = time.monotonic(), arrays, []
@@ -183,9 +181,7 @@ class PartialFedAvg(FedAvg):
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
 
-def round_row(
-    method: str, seed: int, number: int, accuracy: float, loss: float, rows: list[Row], seconds: float
-) -> Row:
+def round_row(method: str, seed: int, number: int, accuracy: float, loss: float, rows: list[Row], seconds: float) -> Row:
     """Return the row of a round: the server's figures, and the extremes of its clients'."""
 
     def known(name: str) -> list[Any]:

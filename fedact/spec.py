@@ -37,8 +37,10 @@ def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
     fields = {field.name: types_of[field.name] for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
     for key in written:
         if key not in fields:
-            raise unknown(f"setting of {kind} {name}", key, fields) if fields else ConfigError(
-                f"{kind} {name} has no settings, but {key!r} was given"
+            raise (
+                unknown(f"setting of {kind} {name}", key, fields)
+                if fields
+                else ConfigError(f"{kind} {name} has no settings, but {key!r} was given")
             )
     return entry(**{key: _read(fields[key], value, key, text) for key, value in written.items()})
 

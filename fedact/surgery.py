@@ -31,7 +31,7 @@ def trained_layers(model: nn.Module, layers: int) -> list[str]:
     """
     names = convolutions(model)
     if not 0 <= layers <= len(names):
-        raise ConfigError(f"the model has {len(names)} convolutions: layers must lie between 0 and {len(names)}, not {layers}")
+        raise ConfigError(f"the model has {len(names)} convolutions: layers is at least 0 and at most that, not {layers}")
     trained = names[len(names) - layers :] + head(model)
     if not trained:
         raise ConfigError("the model has no linear head: layers must be at least 1, not 0")
@@ -50,7 +50,7 @@ def compress(model: nn.Module, method: str | Method = "hosvd:variance=0.8", laye
     Raises ConfigError for an unknown method or too many layers; warns of a trained layer that cannot be wrapped.
     """
     codec = make_method(method)
-    return install(model, {name: codec for name in trained_layers(model, layers)}, codec.lean)
+    return install(model, dict.fromkeys(trained_layers(model, layers), codec), codec.lean)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

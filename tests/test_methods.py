@@ -123,7 +123,7 @@ def test_a_nan_is_never_turned_into_numbers(text):
     method = make_method(text)
     try:
         rebuilt = method.reconstruct(method.compress(x))
-    except torch.linalg.LinAlgError:
+    except FloatingPointError:
         return
     assert rebuilt.isnan().any()
 

@@ -51,7 +51,9 @@ def test_each_method_has_every_round_from_0_and_every_client(both):
     for method in ("vanilla", "hosvd"):
         own = [row for row in rows(both)[1:] if row["method"] == method]
         assert [row["round"] for row in own if row["kind"] == "round"] == [0, 1, 2]
-        assert [(r["round"], r["client"]) for r in own if r["kind"] == "client"] == [(r, c) for r in (1, 2) for c in range(4)]
+        assert [(r["round"], r["client"]) for r in own if r["kind"] == "client"] == [
+            (r, c) for r in (1, 2) for c in range(4)
+        ]
 
 
 def test_methods_share_clients_split_and_order(both):
@@ -208,7 +210,6 @@ def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():
     assert done.returncode == 0, done.stderr
     for flag in ("--clients", "--budget", "--method", "--layers", "--resume", "--dry-run", "--list", "--seeds"):
         assert flag in done.stdout
-
 
 
 def test_module_command_line_works_from_outside(tmp_path):

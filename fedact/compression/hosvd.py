@@ -150,8 +150,8 @@ def factor_gradient(
     small = weight.new_empty(1).expand(weight.shape[0], u2.shape[1], *weight.shape[2:])
     ungrouped = Convolution(operation.stride, operation.padding, operation.dilation, groups=1)
     correlated = ungrouped.weight_gradient(image, contracted, small)
-    by_group = correlated.unflatten(0, (operation.groups, -1))
-    rows = u2.unflatten(0, (operation.groups, -1))
+    by_group = correlated.reshape(operation.groups, -1, *correlated.shape[1:])
+    rows = u2.reshape(operation.groups, -1, u2.shape[1])
     return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
 
 

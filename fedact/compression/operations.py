@@ -108,5 +108,5 @@ class Convolution:
 
 
 def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
+    first, second = value if isinstance(value, tuple) else (value, value)
     return int(first), int(second)

@@ -29,11 +29,13 @@ def spectrum(x: Tensor, mode: int) -> Spectrum:
     """Return the spectrum of an unfolding from the Gram matrix of its smaller side, in float64.
 
     A Gram matrix squares the condition number, hence float64; eigenvalues below zero are rounding and become zero.
-    Raises torch.linalg.LinAlgError where x holds a NaN or an infinity.
+    Raises FloatingPointError where x holds a NaN or an infinity.
     """
     unfolded = unfold(x, mode).double()
     tall = unfolded.shape[0] > unfolded.shape[1]
     gram = unfolded.T @ unfolded if tall else unfolded @ unfolded.T
+    if not gram.isfinite().all():
+        raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
     eigenvalues, vectors = torch.linalg.eigh(gram)
     return Spectrum(eigenvalues.flip(0).clamp_min(0), vectors.flip(1), tall)
 
@@ -57,7 +59,8 @@ def rank_for_variance(eigenvalues: Float[Tensor, " rank"], variance: float) -> i
 
 def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
     """Return x times a matrix along one mode: dimension n goes from columns to rows."""
-    return torch.tensordot(matrix, x, dims=([1], [mode])).movedim(0, mode)
+    product: Tensor = torch.tensordot(matrix, x, dims=([1], [mode]))
+    return product.movedim(0, mode)
 
 
 def compose(core: Tensor, factors: Sequence[Tensor]) -> Tensor:

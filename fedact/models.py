@@ -10,21 +10,24 @@ def mobilenet_v2(classes: int, width: float) -> nn.Module:
     """Return torchvision's MobileNetV2 with a width multiplier."""
     from torchvision.models import mobilenet_v2 as build
 
-    return build(num_classes=classes, width_mult=width)
+    model: nn.Module = build(num_classes=classes, width_mult=width)
+    return model
 
 
 def resnet18(classes: int, width: float) -> nn.Module:
     """Return torchvision's ResNet18 (its width is fixed)."""
     from torchvision.models import resnet18 as build
 
-    return build(num_classes=classes)
+    model: nn.Module = build(num_classes=classes)
+    return model
 
 
 def resnet34(classes: int, width: float) -> nn.Module:
     """Return torchvision's ResNet34 (its width is fixed)."""
     from torchvision.models import resnet34 as build
 
-    return build(num_classes=classes)
+    model: nn.Module = build(num_classes=classes)
+    return model
 
 
 MODELS: dict[str, Callable[[int, float], nn.Module]] = {

@@ -38,7 +38,9 @@ def from_file(file: Path, resolution: int | None) -> Weights:
     Raises ConfigError for a missing or broken file. A given resolution overrides the file's.
     """
     if not file.is_file():
-        raise ConfigError(f"--weights {file}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
+        raise ConfigError(
+            f"--weights {file}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file"
+        )
     try:
         tensors, metadata = _read(file)
         mean, std = (_numbers(metadata.get(key), HALF) for key in ("mean", "std"))
