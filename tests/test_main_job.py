@@ -1,0 +1,23 @@
+"""The README's first command, as a newcomer runs it: minutes, hence slow."""
+
+import json
+
+import pytest
+
+import fedact
+from fedact.simulate import main
+
+BUDGET = 512_000
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_under_its_budget_with_convolutions_really_trained_and_sent(tmp_path):
+    assert main(["--clients", "20", "--budget", "512KB", "--out", str(tmp_path / "run")]) == 0
+    run = fedact.load_run(tmp_path / "run")
+    accuracy = run.rounds.sort_values("round")["accuracy"]
+    assert accuracy.iloc[-1] >= 0.90
+    assert accuracy.iloc[-1] - accuracy.iloc[0] >= 0.20
+    assert (run.clients["status"] == "ok").mean() >= 0.9
+    assert (run.clients["saved_bytes"] <= BUDGET).all()
+    kept = json.loads((tmp_path / "run" / "plans.json").read_text())["hosvd"][str(BUDGET)]["kept"]
+    assert sum(item["method"].startswith("hosvd:ranks=") for item in kept) > len(kept) / 2

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from fedact.simulate import main
+from tests.test_simulate import BOTH
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, tmp_path, monkeypatch):
+    assert main([*BOTH, "--rounds", "1", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setenv("FEDACT_RUN", str(tmp_path / "run"))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert {"image/png", "text/html"} <= kinds
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs(path):
+    assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
