@@ -72,7 +72,7 @@ def fullest(clients: list[Row]) -> str:
 
 def summary(run: Run) -> Table:
     """Return the table at the end of a run: the quantities as rows, the methods side by side."""
-    table = Table(title="What the clients learned, and what it took", title_justify="left")
+    table = Table(title="What the clients learned, and what it took (bytes of the largest client)", title_justify="left")
     table.add_column("", overflow="fold")
     columns = []
     for method in dict.fromkeys(run.rounds["method"]):
@@ -90,18 +90,18 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     by_round = rounds.groupby("round")["accuracy"].mean() * 100
     statuses = clients["status"].value_counts()
     return {
-        "test accuracy before": f"{by_round.iloc[0]:.1f} %",
-        "test accuracy after": f"{by_round.iloc[-1]:.1f} %",
-        "activation memory (saved bytes, largest client)": format_bytes(_largest(clients["saved_bytes"])),
+        "accuracy before": f"{by_round.iloc[0]:.1f} %",
+        "accuracy after": f"{by_round.iloc[-1]:.1f} %",
+        "activation memory": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),
-        "what plain training would have kept": _span(plans, "vanilla_saved_bytes"),
+        "plain training keeps": _span(plans, "vanilla_saved_bytes"),
         "what gave way": _gave_way(plans),
-        "peak bytes, activations in flight included": format_bytes(_largest(clients["peak_bytes"])),
-        "the device's other memory: weights": _span(plans, "weight_bytes"),
-        "  gradients": _span(plans, "gradient_bytes"),
-        "  optimizer": _span(plans, "optimizer_bytes"),
-        "bytes sent, all clients and rounds": format_bytes(clients["upload_bytes"].fillna(0).sum()),
+        "peak bytes": format_bytes(_largest(clients["peak_bytes"])),
+        "weights": _span(plans, "weight_bytes"),
+        "gradients": _span(plans, "gradient_bytes"),
+        "optimizer": _span(plans, "optimizer_bytes"),
+        "bytes sent": format_bytes(clients["upload_bytes"].fillna(0).sum()),
         "client rows": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
     }
 

@@ -1,0 +1,96 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedact.compression import make_method, method_name
+from fedact.errors import ConfigError
+from fedact.spec import build, spell, split
+
+
+@dataclass(frozen=True)
+class Plain:
+    pass
+
+
+@dataclass(frozen=True)
+class Rich:
+    share: float | None = None
+    count: int = 2
+    flag: bool = False
+    ranks: tuple[int, ...] | None = None
+    word: str = "a"
+
+
+TABLE = {"plain": Plain, "rich": Rich}
+
+
+def test_a_name_and_its_settings_are_split_as_written():
+    assert split(" rich : share = 0.5 , count=3 ") == ("rich ", {"share": "0.5", "count": "3"})
+    assert split("rich") == split("rich:") == ("rich", {})
+
+
+def test_settings_take_their_types():
+    entry = build("thing", TABLE, "rich:share=0.5,count=3,flag=TRUE,ranks=4x40x5,word=b")
+    assert entry == Rich(0.5, 3, True, (4, 40, 5), "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rihc", "did you mean 'rich'"), ("", "unknown thing ''"), (":count=1", "unknown thing ''"),
+        ("Rich", "did you mean 'rich'"),
+        ("rich:cuont=1", "did you mean 'count'"), ("plain:count=1", "no settings"), ("rich:count", "key=value"),
+        ("rich:count=", "key=value"), ("rich:=1", "key=value"), ("rich:count=1,count=2", "twice"),
+        ("rich:count=one", "'one'"),
+        ("rich:count=1.5", "'1.5'"), ("rich:flag=yes", "'yes'"), ("rich:ranks=4xx4", "'4xx4'"), ("rich:ranks=x", "'x'"),
+        ("rich:share=much", "'much'"), ("rich:__class__=1", "__class__"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(text, said):
+    with pytest.raises(ConfigError) as caught:
+        build("thing", TABLE, text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_canonical_name_leaves_out_defaults_and_keeps_field_order():
+    assert spell("rich", Rich()) == "rich"
+    written = build("thing", TABLE, "rich:ranks=1x2,flag=true,share=0.80")
+    assert spell("rich", written) == "rich:share=0.8,flag=true,ranks=1x2"
+    assert spell("rich", build("thing", TABLE, "rich:count=2")) == "rich"
+
+
+entries = st.builds(
+    Rich,
+    share=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    count=st.integers(),
+    flag=st.booleans(),
+    ranks=st.none() | st.lists(st.integers(0, 999), min_size=1, max_size=5).map(tuple),
+    word=st.text("abcxyz", min_size=1),
+)
+
+
+@given(entries)
+def test_the_canonical_name_reads_back_as_the_same_entry(entry):
+    assert build("thing", TABLE, spell("rich", entry)) == entry
+
+
+@given(st.text("rich:sae=,0.1x ", max_size=25))
+def test_any_text_gives_an_entry_or_a_config_error(text):
+    try:
+        build("thing", TABLE, text)
+    except ConfigError:
+        return
+
+
+@pytest.mark.parametrize(
+    "name", ["vanilla", "exact", "hosvd", "hosvd:variance=0.8", "hosvd:variance=0.1234567", "hosvd:ranks=1x2x3x4"]
+)
+def test_a_methods_full_name_names_it(name):
+    assert method_name(make_method(name)) == name
+
+
+def test_two_variances_have_two_names():
+    assert method_name(make_method("hosvd:variance=0.9999999")) != method_name(make_method("hosvd:variance=1"))
