@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedact.errors import ConfigError, nearest
 from fedact.partition import largest_remainder
@@ -15,7 +15,7 @@ from fedact.seeds import Purpose, generator
 from fedact.sizes import parse_bytes
 
 Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -81,6 +81,24 @@ class Config(BaseModel):
             raise ValueError("each method may be given once")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sensible(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("true and false are no setting")
+        if isinstance(value, str | Path):
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise ValueError("a text must be Unicode") from None
+        return value
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> "Config":
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(f"the last of {self.seeds} seeds from {self.seed} must lie below 2^32")
+        return self
+
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_is_readable(cls, value: Any) -> str:
@@ -112,7 +130,7 @@ def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
         raise ConfigError("the budget is empty: write a size such as 512KB, none, or a mix such as 256KB:10,512KB:6")
     parts = []
     for part in text.split(","):
-        size, colon, share = part.strip().partition(":")
+        size, colon, share = (word.strip() for word in part.partition(":"))
         try:
             number = float(share) if colon else 1.0
         except ValueError:
@@ -139,7 +157,11 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file} is not TOML: {error}") from None
-    return {key.replace("-", "_"): value for key, value in settings.items()}
+    spelled = {key.replace("-", "_"): value for key, value in settings.items()}
+    if len(spelled) < len(settings):
+        twice = ", ".join(key for key in settings if "-" in key and key.replace("-", "_") in settings)
+        raise ConfigError(f"--config {file} gives {twice} twice, once with - and once with _")
+    return spelled
 
 
 def cache_folder() -> Path:
@@ -153,4 +175,6 @@ def _explain(detail: Any) -> str:
         key = str(detail["loc"][0])
         return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{name.replace('_', '-')} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    if not name:
+        return str(message)
+    return f"--{name.replace('_', '-')} is {detail['input']!r}: {message[0].lower()}{message[1:]}"

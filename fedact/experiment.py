@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fedact.config import Config, cache_folder
 from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
 from fedact.errors import ConfigError, unknown
-from fedact.models import MODELS
+from fedact.models import MODELS, SCALABLE
 from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_of, stratified
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.surgery import restore
+from fedact.surgery import restore, trained_layers
 from fedact.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")
@@ -66,20 +66,34 @@ def prepare(config: Config) -> Experiment:
     model.to(memory_format=torch.channels_last)
     if weights:
         load_into(model, weights.tensors, config.weights)
+    _check_model(config, model)
     test = source.test
     if config.weights == "pretrain":
-        _pretrain(config, model, server, preprocessing)
+        if missing := sorted(set(clients.labels) - set(test.labels)):
+            raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
         test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
+        _pretrain(config, model, server, preprocessing)
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return Experiment(config, start, preprocessing, clients, parts, test, calibration, model.to(config.device))
 
 
+def _check_model(config: Config, model: nn.Module) -> None:
+    """Raise ConfigError for more layers than there are, or a device that is not there."""
+    trained_layers(model, 0 if config.layers == "auto" else config.layers)
+    if config.device != "cpu" and torch.device(config.device).index not in (None, *range(torch.cuda.device_count())):
+        raise ConfigError(f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices")
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {config.device}: CUDA is not available here; allowed is cpu")
+
+
 def check_names(config: Config) -> None:
     """Raise ConfigError for a model, data set or partition that is in no table."""
     if config.model not in MODELS:
         raise unknown("model", config.model, MODELS)
+    if config.width is not None and config.model not in SCALABLE:
+        raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
     if config.dataset not in DATASETS:
         raise unknown("data set", config.dataset, DATASETS)
     build("partition", PARTITIONS, config.partition)
@@ -124,16 +138,19 @@ def _resolved(config: Config) -> tuple[Config, Weights | None]:
     if config.dataset not in SMALL_DATASETS:
         config = config.model_copy(update={"data_dir": config.data_path().absolute()})
     if config.weights in ("none", "pretrain"):
-        small = config.dataset in SMALL_DATASETS and config.weights == "pretrain"
+        small = config.dataset in SMALL_DATASETS and config.weights == "pretrain" and config.model in SCALABLE
         chosen = {
-            "width": config.width or (SMALL_WIDTH if small else 1.0),
+            "width": config.width or (SMALL_WIDTH if small else 1.0 if config.model in SCALABLE else None),
             "resolution": config.resolution or SMALL_RESOLUTION,
         }
         return config.model_copy(update=chosen), None
     file = Path(config.weights).expanduser()
     imagenet = config.weights == "imagenet"
     weights = from_torchvision(config.model, config.resolution) if imagenet else from_file(file, config.resolution)
-    filled: dict[str, Any] = {"width": config.width or 1.0, "resolution": weights.preprocessing.resolution}
+    filled: dict[str, Any] = {
+        "width": config.width or (1.0 if config.model in SCALABLE else None),
+        "resolution": weights.preprocessing.resolution,
+    }
     if not imagenet:
         filled["weights"] = str(file.absolute())
     return config.model_copy(update=filled), weights

@@ -37,6 +37,9 @@ MODELS: dict[str, Callable[[int, float], nn.Module]] = {
 }
 """The one table of models."""
 
+SCALABLE = ("mobilenet_v2",)
+"""Models with a width multiplier."""
+
 
 def imagenet_weights(model: str) -> Any:
     """Return torchvision's best ImageNet weights of a model: an enum with ``get_state_dict`` and ``transforms``."""

@@ -10,6 +10,7 @@ from fedact.errors import ConfigError
 MIN_CLIENT_EXAMPLES = 10
 """Enough to train on some and to hold some out."""
 HELD_OUT_SHARE = 0.2
+LARGEST_ALPHA = 1_000_000
 
 Parts = list[np.ndarray]
 
@@ -38,8 +39,8 @@ class Dirichlet(Partition):
     alpha: float = 0.3
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ConfigError(f"dirichlet: alpha is above 0, not {self.alpha:g}")
+        if not 0 < self.alpha <= LARGEST_ALPHA:
+            raise ConfigError(f"dirichlet: alpha is above 0 and at most {LARGEST_ALPHA:,}, not {self.alpha:g}")
 
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
         parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
@@ -63,6 +64,11 @@ class Shards(Partition):
             raise ConfigError(f"shards: per_client is at least 1, not {self.per_client}")
 
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+        if clients * self.per_client > len(labels):
+            raise ConfigError(
+                f"shards: {clients} clients with per_client={self.per_client} need {clients * self.per_client} shards, "
+                f"but there are {len(labels)} examples"
+            )
         shards = sorted_shards(labels, clients * self.per_client)
         dealt = generator.permutation(len(shards)).reshape(clients, self.per_client)
         return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
@@ -130,7 +136,10 @@ def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) ->
 
 
 def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return as many positions as possible whose classes stand in the proportions of the reference labels."""
+    """Return as many positions as possible whose classes stand in the proportions of the reference labels.
+
+    The labels must hold every class of the reference.
+    """
     classes, counts = np.unique(reference, return_counts=True)
     available = np.array([np.count_nonzero(labels == label) for label in classes])
     total = int(np.min(available * counts.sum() / counts))
@@ -143,7 +152,8 @@ def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.r
 
 def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
     """Return whole numbers that add up to ``total`` in proportion to the shares."""
-    exact = np.asarray(shares, dtype=float) * total / np.sum(shares)
+    scaled = np.asarray(shares, dtype=float) / np.max(shares)
+    exact = scaled * total / scaled.sum()
     floors: np.ndarray = np.floor(exact).astype(int)
     order = np.argsort(floors - exact, kind="stable")
     floors[order[: total - floors.sum()]] += 1

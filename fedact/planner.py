@@ -16,7 +16,7 @@ from fedact.errors import ConfigError
 from fedact.memory import Memory, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
-from fedact.surgery import convolutions, install, restore, trained_layers, trained_parameters
+from fedact.surgery import assign, convolutions, install, restore, trained_layers, trained_parameters
 from fedact.training import Loss, micro_step
 
 AUTO_LAYERS = 8
@@ -84,10 +84,11 @@ def make_plan(
 def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
     """Return the methods of all kept tensors at each level, the gentlest level first."""
     names = trained_layers(problem.model, depth)
+    methods = assign(problem.model, names, problem.method)
     if problem.budget is None:
-        return [(1.0, dict.fromkeys(names, problem.method))]
+        return [(1.0, methods)]
     inputs = kept_inputs(problem.model, names, problem.x[:micro_batch])
-    ladders = {name: problem.method.levels(inputs[name]) for name in names}
+    ladders = {name: method.levels(inputs[name]) for name, method in methods.items()}
     return [(level, {name: ladders[name][level] for name in names}) for level in ladders[names[0]]]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedact import checkpoints
 from fedact.data import Examples, Loader, Preprocessing
+from fedact.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ def pretrained(
     if file.exists():
         log.info(f"pretrained weights: {file}")
         return checkpoints.load(file)
+    try:
+        checkpoints.make_folder(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
     log.info(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
     _train(model, Loader(examples, preprocessing), generator)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ ROUND_FIELDS = (
     "kind", "method", "seed", "round", "accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max",
     "clients", "seconds",
 )  # fmt: skip
+_NEEDED = {"run": ("config",), "client": ("method", "seed", "round", "client"), "round": ("method", "seed", "round")}
 _FIELDS = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
 
 Row = dict[str, Any]
@@ -49,6 +51,16 @@ class RunFolder:
         """Return where a method's trained tensors after a round lie."""
         slug = "".join(character if character.isalnum() or character in ".-_" else "-" for character in method)
         return self.path / "checkpoints" / f"{slug}-round-{number:04d}.safetensors"
+
+    def read_plans(self) -> dict[str, dict[str, Row]]:
+        """Return plans.json by method and budget; raises ConfigError where it is missing or broken."""
+        try:
+            plans = json.loads(self.plans.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.plans} cannot be read: {error}") from None
+        if not isinstance(plans, dict) or not all(isinstance(by_budget, dict) for by_budget in plans.values()):
+            raise ConfigError(f"{self.plans} holds no plans by method and budget")
+        return plans
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append rows in one write, complete and in the order of their fields."""
@@ -101,7 +113,7 @@ def load_run(path: str | Path) -> Run:
         raise ConfigError(f"{path} holds no run: its records.jsonl is empty")
     clients = pd.DataFrame(by_kind["client"], columns=list(CLIENT_FIELDS))
     rounds = pd.DataFrame(by_kind["round"], columns=list(ROUND_FIELDS))
-    plans = json.loads(folders[0].plans.read_text()) if folders[0].plans.exists() else {}
+    plans = folders[0].read_plans() if folders[0].plans.exists() else {}
     return Run(Path(path), rounds, clients, by_kind["run"], plans)
 
 
@@ -119,7 +131,12 @@ def complete(row: Row) -> Row:
     fields: Sequence[str] = _FIELDS.get(row["kind"], tuple(row))
     if strange := set(row) - set(fields):
         raise KeyError(f"a {row['kind']} row has no field {', '.join(sorted(strange))}")
-    return {name: row.get(name) for name in fields}
+    return {name: _finite(row.get(name)) for name in fields}
+
+
+def _finite(value: Any) -> Any:
+    """Return null for what JSON has no number for."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -136,7 +153,7 @@ def read_rows(file: Path) -> list[Row]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
-            rows.append({**row, "kind": row["kind"]})
+            rows.append({**row, **{name: row[name] for name in _NEEDED.get(row["kind"], ())}})
         except (ValueError, TypeError, KeyError):
             raise ConfigError(f"{file}, line {number}, is no record") from None
     return rows

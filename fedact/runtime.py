@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -85,16 +86,17 @@ class LocalGrid(Grid):
 class Simulation:
     """One seed of a run: what it stands on, its plans, and the folder it writes to."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
+    def __init__(self, config: Config, folder: RunFolder | None = None) -> None:
         self.methods = canonical_methods(config)
         self.key = config.model_dump_json(exclude={"out", "method"})
         self.experiment: Experiment = shared(self.key)
         settings = {"out": None, "method": tuple(self.methods)}
         self.config = self.experiment.config.model_copy(update=settings)
-        self.folder = folder
+        self.folder = folder or RunFolder(Path())
+        started = folder is not None and folder.records.exists()
         self.plans: dict[str, Plans] = (
-            plans_from_json(folder.plans.read_text(encoding="utf-8"))
-            if folder.records.exists()
+            plans_from_json(self.folder.read_plans())
+            if started
             else {method: make_plans(self.experiment, method) for method in self.methods}
         )
 

@@ -45,7 +45,11 @@ def make_plans(experiment: Experiment, method: str) -> Plans:
 
 def canonical_methods(config: Config) -> list[str]:
     """Return the methods' full names; raises ConfigError for one that is unknown or given twice in other words."""
-    return [method_name(make_method(text)) for text in config.method]
+    names = [method_name(make_method(text)) for text in config.method]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"method {name!r} is given twice; each may be given once")
+    return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,11 +231,7 @@ def plans_json(plans: dict[str, Plans]) -> str:
     return json.dumps(by_method, indent=1) + "\n"
 
 
-def plans_from_json(text: str) -> dict[str, Plans]:
-    """Return the plans behind ``plans_json``; raises ConfigError where the text holds none."""
-    try:
-        by_method = json.loads(text)
-        plans = {m: [Plan.from_json(json.dumps(plan)) for plan in by.values()] for m, by in by_method.items()}
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"plans.json is broken: {error}") from None
+def plans_from_json(by_method: dict[str, dict[str, Row]]) -> dict[str, Plans]:
+    """Return the plans behind ``plans_json``; raises ConfigError for what is no plan."""
+    plans = {m: [Plan.from_json(json.dumps(plan)) for plan in by.values()] for m, by in by_method.items()}
     return {method: {plan.budget_bytes: plan for plan in made} for method, made in plans.items()}

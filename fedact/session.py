@@ -1,6 +1,7 @@
 """A whole session in the terminal: start or resume a run seed by seed, show it as it goes, draw it at the end."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def start_run(config: Config, out: Path) -> int:
     """Run a config into a new folder and return the exit code; a folder that holds anything is never written over."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
+    nearest = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"--out {out} cannot be made: {nearest} is no folder that may be written to")
     return _run_seeds(config, out)
 
 
@@ -34,7 +38,7 @@ def resume_run(out: Path) -> int:
 def show_plans(config: Config) -> int:
     """Print who holds what and each budget's plan, and write nothing."""
     _logging()
-    simulation, console = Simulation(config, RunFolder(Path())), Console()
+    simulation, console = Simulation(config), Console()
     console.print(report.partition_table(simulation.experiment.train.labels, simulation.experiment.parts))
     for plans in simulation.plans.values():
         for plan in plans.values():

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
-        print(f"fedact: {error}", file=sys.stderr)
+        print("fedact:", " ".join(str(error).splitlines()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\nfedact: interrupted before the first round; nothing was written", file=sys.stderr)
@@ -60,7 +60,7 @@ def _main(arguments: list[str]) -> int:
 
         return show_tables()
     if resume:
-        if settings or file:
+        if settings or file or dry_run:
             raise ConfigError("--resume takes everything from the run's own config.toml: leave out the other settings")
         from fedact.session import resume_run
 

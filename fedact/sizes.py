@@ -1,6 +1,7 @@
 """Bytes as people write them: 512KB is 512,000, 512KiB is 524,288."""
 
 import re
+from decimal import Decimal
 
 from fedact.errors import ConfigError
 
@@ -9,6 +10,7 @@ UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
 }  # fmt: skip
+LARGEST = 2**63 - 1
 _SIZE = re.compile(r"\s*(\d+(?:[_,]\d{3})*(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -22,9 +24,9 @@ def parse_bytes(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     if match is None or match[2].upper() not in UNITS:
         raise ConfigError(f"not a size: {text!r}; write a positive number and B, KB, MB, GB, KiB, MiB or GiB, such as 512KB")
-    size = float(re.sub("[_,]", "", match[1])) * UNITS[match[2].upper()]
-    if size < 1 or size != int(size):
-        raise ConfigError(f"a size is a positive whole number of bytes, not {text!r}")
+    size = Decimal(re.sub("[_,]", "", match[1])) * UNITS[match[2].upper()]
+    if not 1 <= size <= LARGEST or size != int(size):
+        raise ConfigError(f"a size is a positive whole number of bytes below 2^63, not {text!r}")
     return int(size)
 
 

@@ -73,4 +73,9 @@ def _read(kind: Any, value: str, key: str, text: str) -> Any:
 def _write(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).lower() if isinstance(value, bool) else _shortest(value) if isinstance(value, float) else str(value)
+
+
+def _shortest(value: float) -> str:
+    """Return the shortest text that reads back as the same number."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -50,7 +50,13 @@ def compress(model: nn.Module, method: str | Method = "hosvd:variance=0.8", laye
     Raises ConfigError for an unknown method or too many layers; warns of a trained layer that cannot be wrapped.
     """
     codec = make_method(method)
-    return install(model, dict.fromkeys(trained_layers(model, layers), codec), codec.lean)
+    return install(model, assign(model, trained_layers(model, layers), codec), codec.lean)
+
+
+def assign(model: nn.Module, names: list[str], method: Method) -> dict[str, Method]:
+    """Return the method of each named layer's input."""
+    dimensions = {name: 4 if isinstance(model.get_submodule(name), nn.Conv2d) else 2 for name in names}
+    return {name: method.for_dimensions(count) for name, count in dimensions.items()}
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

@@ -2,9 +2,9 @@
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,9 @@ from fedact.surgery import head
 
 HALF = (0.5, 0.5, 0.5)
 MOST_PRINTED = 3
+SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, OverflowError, EOFError, pickle.UnpicklingError)
+"""What reading a broken or missing file of weights raises; a failed download is an OSError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +46,25 @@ def from_file(file: Path, resolution: int | None) -> Weights:
         )
     try:
         tensors, metadata = _read(file)
-        mean, std = (_numbers(metadata.get(key), HALF) for key in ("mean", "std"))
-        own_resolution = int(_numbers(metadata.get("resolution"), (224.0,))[0])
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"--weights {file} cannot be read: {str(error).splitlines()[0]}") from None
-    side = resolution or own_resolution
-    return Weights(tensors, Preprocessing(side, side, mean, std))
+        own = _preprocessing(metadata)
+    except (SafetensorError, *UNREADABLE) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--weights {file} cannot be read: {reason}") from None
+    side = resolution or own.resolution
+    return Weights(tensors, replace(own, resolution=side, resize=side))
 
 
 def from_torchvision(model: str, resolution: int | None) -> Weights:
     """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing."""
     weights = imagenet_weights(model)
+    place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-        raise ConfigError(f"ImageNet weights could not be downloaded ({error}): put {weights.url} at {place}") from None
+    except UNREADABLE as error:
+        how = (
+            f"{place} is broken ({error}): delete it" if place.exists() else f"there is no {place}, nor a download ({error})"
+        )
+        raise ConfigError(f"ImageNet weights: {how}; put {weights.url} at {place}") from None
     preset = weights.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     side = resolution or crop
@@ -72,7 +78,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     """
     own = model.state_dict()
     heads = tuple(f"{name}." for name in head(model))
-    strange = sorted(tensors.keys() ^ own.keys())
+    strange = sorted(map(str, tensors.keys() ^ own.keys()))
     misshapen = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
     strange += sorted(name for name in misshapen if not name.startswith(heads))
     if strange:
@@ -90,9 +96,19 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     tensors = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in tensors.items()):
         raise ValueError("it holds no state_dict")
     return tensors, {}
+
+
+def _preprocessing(metadata: dict[str, str]) -> Preprocessing:
+    mean, std = (_numbers(metadata.get(key), HALF) for key in ("mean", "std"))
+    (side,) = _numbers(metadata.get("resolution"), (224.0,))
+    if not (len(mean) == len(std) == 3 and all(map(isfinite, (*mean, *std))) and min(std) > 0):
+        raise ValueError(f"its metadata must hold three means and three positive stds, not {mean} and {std}")
+    if side not in range(SMALLEST_SIDE, LARGEST_SIDE + 1):
+        raise ValueError(f"its metadata's resolution must be a whole number from 8 to 2048, not {side:g}")
+    return Preprocessing(int(side), int(side), mean, std)
 
 
 def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:

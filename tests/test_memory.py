@@ -70,8 +70,9 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 # Golden values -------------------------------------------------------------------------------------------------------------
 
 GOLDEN = {2: (13.1, 4.0, 4.2), 4: (28.7, 7.5, 7.9), 6: (41.2, 13.5, 14.0)}
-"""layers: vanilla saved, paper, and exact saved MB, of MobileNetV2, batch 16 at 224 px (shared/design.md, section 2; it does not
-say how many classes: log-softmax adds 64 bytes a class, and 10 classes give its figures)."""
+"""layers: vanilla saved, paper, and exact saved MB, of MobileNetV2, batch 16 at 224 px (shared/design.md, section 2).
+
+It does not say how many classes: log-softmax adds 64 bytes a class, and 10 classes give its figures."""
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,18 @@ def test_a_fleet_learns_cifar_within_its_budget(development_data, tmp_path):
 
 @pytest.mark.slow
 def test_deeper_training_ends_above_the_head_alone(development_data, tmp_path):
-    full = ["--resolution", "128", "--max-examples", "2000", "--max-test-examples", "1000", "--clients", "20", "--rounds", "5"]
+    full = [
+        "--resolution",
+        "128",
+        "--max-examples",
+        "2000",
+        "--max-test-examples",
+        "1000",
+        "--clients",
+        "20",
+        "--rounds",
+        "5",
+    ]
     final = {}
     for layers in ("auto", "0"):
         out = tmp_path / layers

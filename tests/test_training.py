@@ -71,7 +71,8 @@ def test_micro_batches_of_any_size_add_up_to_the_same_gradient(method, size, par
 @pytest.mark.parametrize("size", [1, 5, 8])
 def test_the_parts_of_the_loss_add_up_to_the_batches_mean_loss(size):
     model = fedact.compress(net().eval(), "exact", layers=1)
-    parts = [micro_step(model, x, y, size, F.cross_entropy) for x, y in zip(X[:size].split(3), Y[:size].split(3), strict=True)]
+    pairs = zip(X[:size].split(3), Y[:size].split(3), strict=True)
+    parts = [micro_step(model, x, y, size, F.cross_entropy) for x, y in pairs]
     assert sum(parts) == pytest.approx(float(F.cross_entropy(model(X[:size]), Y[:size])), rel=1e-5)
 
 

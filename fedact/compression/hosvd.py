@@ -36,6 +36,7 @@ class HOSVD(Method):
 
     variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
     ranks: fixed ranks such as 4x40x5x5 instead; max_ranks: caps on the ranks that a variance asks for.
+    Ranks for 4 dimensions are for convolutions: a linear layer's input is then kept exactly.
     With neither variance nor ranks a plan's budget chooses the ranks; where nothing does, the variance is the paper's 0.8.
     """
 
@@ -51,8 +52,9 @@ class HOSVD(Method):
         if self.variance is not None and not 0 < self.variance <= 1:
             raise ConfigError(f"hosvd: variance is above 0 and at most 1, not {self.variance:g}")
         for ranks in (self.ranks, self.max_ranks):
-            if ranks is not None and (not ranks or min(ranks) < 1):
-                raise ConfigError(f"hosvd: ranks are whole numbers from 1, one for each dimension, not {ranks}")
+            if ranks is not None and (len(ranks) not in (2, 4) or min(ranks) < 1):
+                spelled = "x".join(map(str, ranks))
+                raise ConfigError(f"hosvd: ranks are 4 whole numbers from 1 (2 for a linear layer's input), not {spelled}")
 
     def compress(self, x: Tensor) -> Compressed:
         # Half precision has no eigensolver and too few digits for one; the factors go back to x's type.
@@ -94,10 +96,18 @@ class HOSVD(Method):
         spectra = [spectrum(x, mode) for mode in range(x.dim())]
         least = self.variance or LEVELS[-1]
         levels = [level for level in LEVELS if level >= least]
-        ranks = {level: HOSVD(variance=level)._ranks(spectra, x.shape) for level in (*levels, least)}
+        ranks = {v: HOSVD(variance=v, max_ranks=self.max_ranks)._ranks(spectra, x.shape) for v in (*levels, least)}
         if self.variance is not None:
             return {level: replace(self, max_ranks=caps) for level, caps in ranks.items()}
         return {level: _smaller(HOSVD(ranks=fixed), Exact(), x) for level, fixed in ranks.items()}
+
+    def for_dimensions(self, dimensions: int) -> Method:
+        """Return exact for a tensor that the given ranks are not for, and drop caps that are not for it."""
+        if self.ranks is not None and len(self.ranks) != dimensions:
+            return Exact()
+        if self.max_ranks is not None and len(self.max_ranks) != dimensions:
+            return replace(self, max_ranks=None)
+        return self
 
     @property
     def fixed(self) -> bool:

@@ -56,6 +56,10 @@ class Method(ABC):
         """
         return {1.0: self}
 
+    def for_dimensions(self, dimensions: int) -> "Method":
+        """Return the method for a kept tensor with so many dimensions: 4 before a convolution, 2 before a linear layer."""
+        return self
+
     @property
     def fixed(self) -> bool:
         """Whether tensors of one shape always take the same bytes."""

@@ -27,9 +27,9 @@ def load(request: Request, classes: int) -> Source:
 def _part(kind: Any, path: Path, train: bool, classes: int) -> Examples:
     archive, folder = ARCHIVES[classes]
     try:
-        data = kind(path, train=train, download=not (path / folder).is_dir())
+        # Nothing is downloaded where every file is there with its checksum.
+        data = kind(path, train=train, download=True)
     except (OSError, RuntimeError) as error:
-        # torchvision raises RuntimeError for files that are missing or fail their checksum.
         raise ConfigError(
             f"CIFAR-{classes} is not complete in {path} and could not be downloaded ({error}): "
             f"put {archive} there, or its folder {folder}, or name another --data-dir"

@@ -1,6 +1,7 @@
 """Any data set in one ``.npz`` file: x_train, y_train, x_test, y_test."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from fedact.data.examples import Examples, Source
 from fedact.data.request import Request
 from fedact.errors import ConfigError
 
+MOST_CLASSES = 100_000
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -21,12 +23,15 @@ def load(request: Request) -> Source:
     if not file.is_file():
         raise ConfigError(f"--data-dir names no npz file: {file} does not exist or is a folder")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ConfigError(f"{file} holds one array: an npz data set holds {', '.join(KEYS)}")
+        with loaded as arrays:
             missing = [key for key in KEYS if key not in arrays]
             if missing:
                 raise ConfigError(f"{file} lacks {', '.join(missing)}: an npz data set holds {', '.join(KEYS)}")
             x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{file} cannot be read as npz: {error}") from None
@@ -41,6 +46,8 @@ def _checked(images: np.ndarray, labels: np.ndarray, file: Path, part: str) -> E
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"y_{part} of {file} must be {len(images)} whole numbers, not {labels.dtype} {labels.shape}")
-    if not len(images) or labels.min() < 0:
-        raise ConfigError(f"y_{part} of {file} is empty or holds a negative label")
+    if not images.size:
+        raise ConfigError(f"x_{part} of {file} is empty: {images.shape}")
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise ConfigError(f"y_{part} of {file} holds a label that is not between 0 and {MOST_CLASSES - 1:,}")
     return Examples(images, labels.astype(np.int64))
