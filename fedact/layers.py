@@ -166,7 +166,7 @@ def unpack_bits(packed: UInt8[Tensor, " bytes"], shape: Sequence[int]) -> Tensor
     """Return the booleans behind ``pack_bits``, in the given shape."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = ((packed[:, None] >> places) & 1).view(torch.bool)
-    return bits.flatten()[: torch.Size(shape).numel()].view(*shape)
+    return bits.flatten()[: torch.Size(shape).numel()].view(torch.Size(shape))
 
 
 KEEPING: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: CompressedConv2d, nn.Linear: CompressedLinear}

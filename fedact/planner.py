@@ -16,13 +16,16 @@ from fedact.errors import ConfigError
 from fedact.memory import Memory, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
-from fedact.surgery import assign, convolutions, install, restore, trained_layers, trained_parameters
+from fedact.surgery import assign, convolutions, head, install, restore, trained_layers, trained_parameters
 from fedact.training import Loss, micro_step
 
 AUTO_LAYERS = 8
 """Where ``layers="auto"`` starts; on the digits 8 convolutions end 2 points above 4."""
 GENTLE = 0.95
 """Free ranks first try to explain this much at every micro-batch, and less only where no micro-batch allows it."""
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+"""Any will do: what an optimizer's step holds does not depend on their size."""
 
 Methods = Mapping[str, Method]
 
@@ -69,16 +72,27 @@ def make_plan(
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
     limit = None if budget is None else parse_bytes(budget)
     problem = _Problem(restore(copy.deepcopy(model)), *example, make_method(method), limit, scope, loss, momentum)
-    most = min(AUTO_LAYERS, len(convolutions(model))) if layers == "auto" else int(layers)
-    least = min(1, most) if layers == "auto" else most
-    levels = lru_cache(maxsize=None)(lambda depth, micro_batch: _levels(problem, depth, micro_batch))
-    for depth in dict.fromkeys([*range(most, least - 1, -1), 0]):
-        for lowest in (GENTLE, 0.0):
+    depths = _depths(problem.model, layers)
+    for depth in depths:
+        levels = lru_cache(maxsize=None)(partial(_levels, problem, depth))
+        for gentle in (True, False):
             for micro_batch in _halvings(len(problem.y)):
-                found = _gentlest_that_fits(problem, levels(depth, micro_batch), micro_batch, lowest)
+                chosen = [methods for level, methods in levels(micro_batch) if (level >= GENTLE) == gentle]
+                found = _first_that_fits(problem, chosen, micro_batch)
                 if found is not None:
-                    return _plan(problem, depth, micro_batch, *found, asked=most)
-    return _skipped(problem)
+                    return _plan(problem, depth, micro_batch, *found, asked=depths[0])
+    return _skipped(problem, depths[-1])
+
+
+def _depths(model: nn.Module, layers: int | str) -> list[int]:
+    """Return the numbers of trained convolutions to try, the one that was asked for first and the head alone last."""
+    if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int)):
+        raise ConfigError(f"layers is a whole number or auto, not {layers!r}")
+    most = min(AUTO_LAYERS, len(convolutions(model))) if layers == "auto" else int(layers)
+    trained_layers(model, most)
+    least = min(1, most) if layers == "auto" else most
+    alone = [0] if head(model) else []
+    return list(dict.fromkeys([*range(most, least - 1, -1), *alone]))
 
 
 def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
@@ -92,24 +106,26 @@ def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float
     return [(level, {name: ladders[name][level] for name in names}) for level in ladders[names[0]]]
 
 
-def _gentlest_that_fits(
-    problem: _Problem, levels: list[tuple[float, Methods]], micro_batch: int, lowest: float
-) -> tuple[Methods, Memory] | None:
-    for level, methods in levels:
-        if level >= lowest:
-            memory = measure_step(problem, methods, micro_batch)
-            if problem.fits(memory):
-                return methods, memory
+def _first_that_fits(problem: _Problem, choices: list[Methods], micro_batch: int) -> tuple[Methods, Memory] | None:
+    for methods in choices:
+        memory = measure_step(problem, methods, micro_batch)
+        if problem.fits(memory):
+            return methods, memory
     return None
 
 
 def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memory:
-    """Measure one micro-step in which every method holds as much as its caps allow."""
-    x, y = problem.x[:micro_batch], problem.y[:micro_batch]
-    install(problem.model, {name: method.ceiling for name, method in methods.items()}, problem.method.lean)
-    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory:
-        micro_step(problem.model, x, y, len(problem.y), problem.loss)
-    problem.model.zero_grad()
+    """Measure a step that ends a batch, in which every method holds as much as its caps allow."""
+    # Cloned: a view of the whole batch is not what a client's step is given.
+    x, y = problem.x[:micro_batch].clone(), problem.y[:micro_batch].clone()
+    model = install(problem.model, {name: method.ceiling for name, method in methods.items()}, problem.method.lean)
+    parameters = trained_parameters(model).values()
+    optimizer = torch.optim.SGD(
+        parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY
+    )
+    with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
+        micro_step(model, x, y, len(problem.y), problem.loss, optimizer, clip_norm=1.0)
+    model.zero_grad()
     return memory
 
 
@@ -152,10 +168,11 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
     )
 
 
-def _skipped(problem: _Problem) -> Plan:
-    _, lossiest = _levels(problem, 0, 1)[-1]
-    least = problem.bytes_in_scope(measure_step(problem, lossiest, 1))
-    reason = f"even the head alone, one example at a time, needs {least:,} {problem.scope} bytes"
+def _skipped(problem: _Problem, depth: int) -> Plan:
+    choices = [methods for _, methods in _levels(problem, depth, 1)]
+    least = min(problem.bytes_in_scope(measure_step(problem, methods, 1)) for methods in choices)
+    what = f"{depth} layers" if depth else "the head alone"
+    reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.scope == "peak":
         reason += f"; inference alone peaks at {_inference_peak(problem):,} bytes"
     nothing: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
@@ -168,7 +185,7 @@ def _skipped(problem: _Problem) -> Plan:
         reason=reason,
         least_bytes=least,
         **nothing,
-        **_common(problem, trained_layers(problem.model, 0)),
+        **_common(problem, trained_layers(problem.model, depth)),
     )
 
 

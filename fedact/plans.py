@@ -2,19 +2,27 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedact.errors import ConfigError
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+"""A number of bytes, examples or layers."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """One kept tensor: the layer whose input it is, its shape in a micro-batch, its method and its cap."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     method: str
-    cap_bytes: int
+    cap_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -27,25 +35,27 @@ class Plan:
     weight, gradient and optimizer bytes: the device's other memory. least_bytes: what the least step would need, if skipped.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     method: str
-    status: str
-    budget_bytes: int | None
-    scope: str
-    batch_size: int
-    micro_batch: int
-    layers: int
+    status: Literal["ok", "head-only", "skipped"]
+    budget_bytes: Count | None
+    scope: Literal["saved", "peak"]
+    batch_size: Count
+    micro_batch: Count
+    layers: Count
     kept: tuple[Kept, ...]
-    saved_bytes: int | None
-    state_bytes: int | None
-    peak_bytes: int | None
-    paper_bytes: int | None
-    vanilla_saved_bytes: int | None
-    weight_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
+    saved_bytes: Count | None
+    state_bytes: Count | None
+    peak_bytes: Count | None
+    paper_bytes: Count | None
+    vanilla_saved_bytes: Count | None
+    weight_bytes: Count
+    gradient_bytes: Count
+    optimizer_bytes: Count
     fixed: bool
     reason: str | None = None
-    least_bytes: int | None = None
+    least_bytes: Count | None = None
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""
@@ -55,13 +65,13 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Return the plan behind ``to_json``; raises ConfigError where the text is no plan."""
         try:
-            fields: dict[str, Any] = json.loads(text)
-            kept = tuple(Kept(**{**item, "shape": tuple(item["shape"])}) for item in fields.pop("kept"))
-            return cls(kept=kept, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"not a plan: {error}") from None
+            return _reader().validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
 
-    @property
-    def trained_names(self) -> tuple[str, ...]:
-        """The trained layers, in definition order."""
-        return tuple(kept.name for kept in self.kept)
+
+@cache
+def _reader() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)

@@ -18,8 +18,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Takes the positions of some examples, returns their inputs and labels, ready for the model."""
 
-Measured = dict[tuple[Plan, int], Memory]
-"""What one micro-step held under a plan, by the number of its examples."""
+Measured = dict[tuple[Plan, int, bool], Memory]
+"""What one micro-step held under a plan, by the number of its examples and whether it ended the batch."""
 
 EVALUATION_BATCH = 128
 
@@ -47,13 +47,24 @@ class LocalTraining:
     paper_bytes: int
 
 
-def micro_step(model: nn.Module, x: Tensor, y: Tensor, batch_examples: int, loss: Loss) -> float:
-    """Add a micro-batch's part of the batch's gradient; returns its part of the batch's loss.
+def micro_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    batch_examples: int,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer | None = None,
+    clip_norm: float = float("inf"),
+) -> float:
+    """Add a micro-batch's part of the batch's gradient, and with an optimizer, end the batch; returns its part of the loss.
 
     The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
     """
     value = loss(model(x), y) * (len(y) / batch_examples)
     value.backward()  # type: ignore[no-untyped-call]
+    if optimizer is not None:
+        nn.utils.clip_grad_norm_(trained_parameters(model).values(), clip_norm)
+        optimizer.step()
     return float(value.detach())
 
 
@@ -79,21 +90,20 @@ def train_locally(
     losses: list[float] = []
     memories: list[Memory] = []
     for chosen in _epochs(examples, recipe, generator):
-        optimizer.zero_grad()
         total = 0.0
-        for part in np.split(chosen, range(plan.micro_batch, len(chosen), plan.micro_batch)):
+        for part, last in _micro_batches(chosen, plan.micro_batch):
             x, y = batches(part)
-            step = partial(micro_step, model, x, y, len(chosen), loss)
-            if memories and plan.fixed and (plan, len(y)) in known:
+            step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm)
+            shape = (plan, len(y), last)
+            if memories and plan.fixed and shape in known:
                 total += step()
             else:
                 with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
                     total += step()
-                known[plan, len(y)] = within_budget(memory, plan)
-            memories.append(known[plan, len(y)])
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        optimizer.step()
+                known[shape] = within_budget(memory, plan)
+            memories.append(known[shape])
         losses.append(total)
+        optimizer.zero_grad()
     return LocalTraining(float(np.mean(losses)), *_largest(memories))
 
 
@@ -125,6 +135,12 @@ def _epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> It
     for _ in range(recipe.local_epochs):
         order = generator.permutation(examples)
         yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))
+
+
+def _micro_batches(chosen: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield a batch's micro-batches, each with whether it is the last."""
+    for start in range(0, len(chosen), size):
+        yield chosen[start : start + size], start + size >= len(chosen)
 
 
 def _largest(memories: list[Memory]) -> tuple[int, int, int, int]:

@@ -199,5 +199,5 @@ def test_a_convolutions_ranks_leave_the_heads_input_exact():
 
 
 def test_ranks_for_another_number_of_dimensions_are_refused():
-    with pytest.raises(ConfigError, match="2 ranks for a tensor of 4"):
+    with pytest.raises(ConfigError, match="2 ranks are given for a tensor of 4"):
         HOSVD(ranks=(1, 1)).compress(torch.randn(2, 3, 4, 4))

@@ -132,7 +132,24 @@ def test_a_step_over_the_budget_is_a_failed_row_and_exit_code_1(tmp_path, monkey
 
 
 def test_a_client_that_diverges_is_a_failed_row_and_never_reaches_the_average(tmp_path):
-    assert main([*TINY, "--lr", "1e6", "--rounds", "1", "--out", str(tmp_path / "run")]) == 1
+    assert (
+        main(
+            [
+                *TINY,
+                "--lr",
+                "1e6",
+                "--clip-norm",
+                "1e6",
+                "--local-epochs",
+                "4",
+                "--rounds",
+                "1",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     run = fedact.load_run(tmp_path / "run")
     assert set(run.clients["status"]) == {"failed"}
     assert run.clients["reason"].str.contains("diverged").all()

@@ -17,9 +17,9 @@ from fedact.compression.tucker import (
     clip_ranks,
     compose,
     factor,
-    full_ranks,
     mode_product,
     rank_for_variance,
+    spectra,
     spectrum,
     tucker_elements,
 )
@@ -60,11 +60,8 @@ class HOSVD(Method):
         # Half precision has no eigensolver and too few digits for one; the factors go back to x's type.
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         core, factors = work, []
-        for mode, (rank, found) in enumerate(self._ranks_and_spectra(work)):
-            if found is None:
-                factors.append(torch.eye(rank, dtype=x.dtype, device=x.device))
-                continue
-            factors.append(factor(work, mode, found, rank))
+        for mode in range(x.dim()):
+            factors.append(self._factor(work, mode))
             core = mode_product(core, factors[-1].T, mode)
         kept = [part.to(x.dtype).clone(memory_format=torch.contiguous_format) for part in (core, *factors)]
         return Compressed(tuple(kept), tuple(x.shape))
@@ -76,16 +73,18 @@ class HOSVD(Method):
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
         shape = shape_of(kept)
         if self.ranks is not None:
-            ranks = clip_ranks(self._dimensions(self.ranks, shape), shape)
+            ranks = clip_ranks(self.ranks, shape)
         elif isinstance(kept, Tensor):
-            ranks = self._ranks([spectrum(kept, mode) for mode in range(kept.dim())], shape)
+            ranks = self._ranks(spectra(kept), shape)
         else:
-            ranks = clip_ranks(self._dimensions(self.max_ranks or full_ranks(shape), shape), shape)
+            ranks = clip_ranks(self.max_ranks or shape, shape)
         return tucker_elements(ranks, shape) * item_size(kept)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         core, *factors = compressed.tensors
-        if isinstance(operation, Convolution) and factors_are_cheaper(core, factors, weight, operation):
+        # By the caps where there are any: the way, and with it the transient bytes, must not depend on the data.
+        ranks = clip_ranks(self.max_ranks or core.shape, [len(u) for u in factors])
+        if isinstance(operation, Convolution) and factors_are_cheaper(ranks, factors, weight, operation):
             return factor_gradient(core, factors, grad_output, weight, operation)
         return super().weight_gradient(compressed, grad_output, weight, operation)
 
@@ -93,10 +92,10 @@ class HOSVD(Method):
         """Return fixed ranks (caps, where a variance is given) at each explained variance; exact where that is smaller."""
         if self.ranks is not None:
             return {1.0: self}
-        spectra = [spectrum(x, mode) for mode in range(x.dim())]
+        found = spectra(x)
         least = self.variance or LEVELS[-1]
         levels = [level for level in LEVELS if level >= least]
-        ranks = {v: HOSVD(variance=v, max_ranks=self.max_ranks)._ranks(spectra, x.shape) for v in (*levels, least)}
+        ranks = {v: HOSVD(variance=v, max_ranks=self.max_ranks)._ranks(found, x.shape) for v in (*levels, least)}
         if self.variance is not None:
             return {level: replace(self, max_ranks=caps) for level, caps in ranks.items()}
         return {level: _smaller(HOSVD(ranks=fixed), Exact(), x) for level, fixed in ranks.items()}
@@ -115,26 +114,24 @@ class HOSVD(Method):
 
     @property
     def ceiling(self) -> Method:
-        return self if self.max_ranks is None else HOSVD(ranks=self.max_ranks)
+        # Full variance up to the caps: the same work as below them, and as many bytes as they allow.
+        return self if self.max_ranks is None else replace(self, variance=1.0)
 
-    def _ranks_and_spectra(self, x: Tensor) -> list[tuple[int, Spectrum | None]]:
-        """Return each mode's rank and spectrum; a mode kept whole under given ranks needs none, any basis spans it."""
-        if self.ranks is None:
-            spectra = [spectrum(x, mode) for mode in range(x.dim())]
-            return list(zip(self._ranks(spectra, x.shape), spectra, strict=True))
-        ranks = clip_ranks(self._dimensions(self.ranks, x.shape), x.shape)
-        return [(rank, None if rank == x.shape[mode] else spectrum(x, mode)) for mode, rank in enumerate(ranks)]
+    def _factor(self, x: Tensor, mode: int) -> Tensor:
+        """Return one mode's factor; a mode that given ranks keep whole needs no spectrum, any basis spans it."""
+        if self.ranks is not None and clip_ranks(self.ranks, x.shape)[mode] == x.shape[mode]:
+            return torch.eye(x.shape[mode], dtype=x.dtype, device=x.device)
+        found = spectrum(x, mode)
+        return factor(x, mode, found, self._rank(found, mode, x.shape))
 
-    def _ranks(self, spectra: Sequence[Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
-        variance = self.variance or PAPER_VARIANCE
-        ranks = tuple(rank_for_variance(s.eigenvalues, variance) for s in spectra)
-        caps = self._dimensions(self.max_ranks or ranks, shape)
-        return clip_ranks(tuple(map(min, ranks, caps)), shape)
+    def _rank(self, found: Spectrum, mode: int, shape: Sequence[int]) -> int:
+        if self.ranks is not None:
+            return clip_ranks(self.ranks, shape)[mode]
+        rank = rank_for_variance(found.eigenvalues, self.variance or PAPER_VARIANCE)
+        return min(rank, clip_ranks(self.max_ranks or shape, shape)[mode])
 
-    def _dimensions(self, ranks: Sequence[int], shape: Sequence[int]) -> Sequence[int]:
-        if len(ranks) != len(shape):
-            raise ConfigError(f"hosvd: {len(ranks)} ranks for a tensor of {len(shape)} dimensions")
-        return ranks
+    def _ranks(self, found: Sequence[Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self._rank(one, mode, shape) for mode, one in enumerate(found))
 
 
 def _smaller(first: Method, second: Method, x: Tensor) -> Method:
@@ -165,9 +162,9 @@ def factor_gradient(
     return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
 
 
-def factors_are_cheaper(core: Tensor, factors: Sequence[Tensor], weight: Tensor, operation: Convolution) -> bool:
+def factors_are_cheaper(ranks: Sequence[int], factors: Sequence[Tensor], weight: Tensor, operation: Convolution) -> bool:
     """Compare multiplications: correlating k1 x k2 images without groups, or rebuilding all B x C and correlating those."""
-    (batch, channels, *_), (k1, k2, *_) = (u.shape[0] for u in factors), core.shape
+    (batch, channels, *_), (k1, k2, *_) = (u.shape[0] for u in factors), ranks
     pixels = prod(u.shape[0] for u in factors[2:])
     outputs, inputs, *kernel = weight.shape
     positions = pixels * prod(kernel) // prod(operation.stride)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.errors import ConfigError
+
 
 class Spectrum(NamedTuple):
     """One mode's eigenvalues (the squared singular values of the unfolding, descending) with eigenvectors.
@@ -38,6 +40,11 @@ def spectrum(x: Tensor, mode: int) -> Spectrum:
         raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
     eigenvalues, vectors = torch.linalg.eigh(gram)
     return Spectrum(eigenvalues.flip(0).clamp_min(0), vectors.flip(1), tall)
+
+
+def spectra(x: Tensor) -> list[Spectrum]:
+    """Return the spectrum of every mode."""
+    return [spectrum(x, mode) for mode in range(x.dim())]
 
 
 def factor(x: Tensor, mode: int, spectrum: Spectrum, rank: int) -> Float[Tensor, "dimension rank"]:
@@ -78,7 +85,9 @@ def full_ranks(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def clip_ranks(ranks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the ranks, none above what its unfolding can have."""
+    """Return the ranks, none above what its unfolding can have; raises ConfigError where their number is wrong."""
+    if len(ranks) != len(shape):
+        raise ConfigError(f"{len(ranks)} ranks are given for a tensor of {len(shape)} dimensions")
     return tuple(min(rank, most) for rank, most in zip(ranks, full_ranks(shape), strict=True))
 
 

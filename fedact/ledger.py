@@ -1,0 +1,189 @@
+"""Follows every storage of a step from birth to death; it knows no method and no layer."""
+
+import math
+import weakref
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PAPER_BYTES_PER_ELEMENT = 4
+
+Span = tuple[float, float, int]
+"""From when to when, both inclusive, and how many bytes."""
+
+
+@dataclass(eq=False)
+class Life:
+    """One storage: when it was born and died (in operations), who uses it, and when autograd had it packed.
+
+    birth is 0 for what was there before. before_backward: born in a forward pass or a recomputation; inside: in a module
+    that did not return it; entered: read by a module's forward pass; read: by any; last_use: by a backward pass;
+    root: made by ``backward()`` itself, as the gradient it starts from.
+    """
+
+    size: int
+    birth: float
+    owner: str
+    before_backward: bool
+    inside: bool
+    root: bool
+    death: float = math.inf
+    entered: bool = False
+    read: bool = False
+    last_use: float = -math.inf
+    packed: list[list[float]] = field(default_factory=list)
+
+    def held(self, backward_times: list[float], end: float) -> list[tuple[float, float]]:
+        """Return when it is held: while packed; and what hooks did not see, from the next backward operation on."""
+        if self.packed:
+            return [(start, min(stop, self.death)) for start, stop in merged(self.packed)]
+        if not self.before_backward or self.root:
+            return []
+        known = self.birth > 0 or self.read
+        last = self.death if self.inside else self.last_use if known else -math.inf
+        later = bisect_left(backward_times, self.birth)
+        start = backward_times[later] if later < len(backward_times) else end
+        return [(start, min(self.death, last))] if last >= start else []
+
+
+@dataclass(eq=False)
+class Pack:
+    """What autograd keeps in place of a saved tensor while the ledger runs."""
+
+    tensor: Tensor
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation; a storage is known by its C++ address for as long as it lives."""
+
+    def __init__(self, ignored: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.clock = 0
+        self.backward_times: list[float] = []
+        self.lives: list[Life] = []
+        self.alive: dict[int, Life] = {}
+        # Keeping the storages keeps their addresses from being given to others.
+        self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
+        self.modules: list[tuple[str, nn.Module]] = []
+        self.paper: list[list[float]] = []
+        self.watched: list[weakref.ref[Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.clock += 1
+        in_graph = in_graph_task()
+        backward = in_graph and not torch.is_grad_enabled()
+        if backward:
+            self.backward_times.append(self.clock)
+        for tensor in tensors_in((args, kwargs)):
+            life = self.find(tensor)
+            life.read = life.read or not backward
+            life.entered = life.entered or (bool(self.modules) and not backward)
+            life.last_use = self.clock if in_graph else life.last_use
+        result = func(*args, **(kwargs or {}))
+        root = func is torch.ops.aten.ones_like.default and not self.modules
+        for tensor in tensors_in(result):
+            self.find(tensor, born=True, before_backward=not backward, root=root)
+        return result
+
+    def find(self, tensor: Tensor, born: bool = False, before_backward: bool = True, root: bool = False) -> Life:
+        """Return the life of a tensor's storage; one first seen as an input was there before the step."""
+        storage = tensor.untyped_storage()
+        life = self.alive.get(storage._cdata)
+        if life is None:
+            owner = self.modules[-1][0] if self.modules else ""
+            inside = born and bool(self.modules)
+            life = Life(storage.nbytes(), self.clock if born else 0, owner, before_backward, inside, root)
+            self.alive[storage._cdata] = life
+            if storage._cdata not in self.ignored:
+                self.lives.append(life)
+            self.watched.append(weakref.ref(storage, partial(self._die, storage._cdata, life)))
+        life.size = max(life.size, storage.nbytes())
+        return life
+
+    def _die(self, storage_address: int, life: Life, _: Any) -> None:
+        life.death = min(life.death, self.clock)
+        if self.alive.get(storage_address) is life:
+            del self.alive[storage_address]
+
+    def pack(self, tensor: Tensor) -> Pack:
+        """Note that autograd saves a tensor; the pack's own life says for how long."""
+        # Detached: a saved output would otherwise hold the graph that holds it.
+        life, pack = self.find(tensor), Pack(tensor.detach())
+        if not life.packed and self.modules:
+            life.owner = self.modules[-1][0]
+        span, paper = [self.clock, math.inf], [self.clock, math.inf, self._paper_bytes(tensor)]
+        life.packed.append(span)
+        self.paper.append(paper)
+        self.watched.append(weakref.ref(pack, partial(self._release, span, paper)))
+        return pack
+
+    def _release(self, span: list[float], paper: list[float], _: Any) -> None:
+        span[1] = paper[1] = self.clock
+
+    def _paper_bytes(self, tensor: Tensor) -> int:
+        module = self.modules[-1][1] if self.modules else None
+        trained = isinstance(module, nn.Conv2d) and module.weight.requires_grad
+        return PAPER_BYTES_PER_ELEMENT * tensor.numel() if trained and address(tensor) not in self.ignored else 0
+
+    def became_gradient(self, parameter: Tensor) -> None:
+        """From now on the storage is the parameter's gradient, which the device has anyway."""
+        if parameter.grad is not None:
+            life = self.find(parameter.grad, born=True, before_backward=False)
+            life.death = min(life.death, self.clock)
+
+    def returned(self, outputs: Any) -> None:
+        """What the outermost module returns belongs to the caller."""
+        for tensor in tensors_in(outputs):
+            self.find(tensor).inside = False
+
+
+def highest(spans: Iterable[Span]) -> tuple[int, float]:
+    """Return the largest total size of spans at any time, and that time; 0 and -1 where there is none."""
+    edges = sorted(edge for start, end, size in spans if end >= start for edge in ((start, 0, size), (end, 1, -size)))
+    total, best, moment = 0, 0, -1.0
+    for time, _, size in edges:
+        total += size
+        if total > best:
+            best, moment = total, time
+    return best, moment
+
+
+def merged(spans: list[list[float]]) -> list[tuple[float, float]]:
+    """Return the spans with overlapping ones made one."""
+    result: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return result
+
+
+def in_graph_task() -> bool:
+    """Tell whether the autograd engine is at work, in a backward operation or in what one recomputes."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def address(tensor: Tensor) -> int:
+    """Return what tells a tensor's storage from every other that is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples, dictionaries and dataclasses; a sparse one has no storage of its own."""
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided:
+            yield value
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_in(list(vars(value).values()))
