@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,12 @@ class MethodRun:
     folder: RunFolder
     on_round: OnRound
 
+    @cached_property
+    def budgets(self) -> tuple[int | None, ...]:
+        return self.config.client_budgets()
+
     def plan_of(self, client: int) -> Plan:
-        return self.plans[self.config.client_budgets()[client]]
+        return self.plans[self.budgets[client]]
 
     def chosen_clients(self, number: int) -> list[int]:
         """Return who trains in a round: drawn from our own seeds, the same for every method."""

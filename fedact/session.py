@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -48,21 +49,39 @@ def show_plans(config: Config) -> int:
 
 def _run_seeds(config: Config, out: Path) -> int:
     _logging()
-    console = Console()
-    worked = False
-    for seed in range(config.seed, config.seed + config.seeds):
-        folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
-        done = _done(folder)
-        if done and min(done.values()) >= config.rounds and len(done) == len(config.method):
-            continue
-        worked = True
-        simulation = Simulation(config.model_copy(update={"seed": seed, "seeds": 1, "out": None}), folder)
-        if config.seeds > 1 and not (out / "config.toml").exists():
-            out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / "config.toml", config.model_copy(update={"out": None}).to_toml())
-        if not _run_rounds(simulation, console, done, out):
-            return INTERRUPTED
-    return _finish(out, console, worked)
+    console, worked = Console(), False
+    try:
+        for seed in range(config.seed, config.seed + config.seeds):
+            one = config.model_copy(update={"seed": seed, "seeds": 1, "out": None})
+            folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
+            worked = _run_seed(one, folder, console, lambda: _keep_config(config, out)) or worked
+        return _finish(out, console, worked)
+    except KeyboardInterrupt:
+        started = RunFolder(out).config.exists()
+        how = f"go on with: python -m fedact.simulate --resume {out}" if started else "nothing was written"
+        print(f"\nfedact: interrupted; {how}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_seed(config: Config, folder: RunFolder, console: Console, before: Callable[[], None]) -> bool:
+    """Run what is left to do of one seed; returns False where that is nothing."""
+    done = _done(folder)
+    if len(done) == len(config.method) and min(done.values()) >= config.rounds:
+        return False
+    simulation = Simulation(config, folder)
+    before()
+    if not folder.records.exists():
+        simulation.open_folder()
+    with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
+        simulation.run(live.on_round, done)
+    return True
+
+
+def _keep_config(config: Config, out: Path) -> None:
+    """Keep the config of several seeds beside their folders, for --resume."""
+    if config.seeds > 1 and not RunFolder(out).config.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(RunFolder(out).config, config.model_copy(update={"out": None}).to_toml())
 
 
 def _done(folder: RunFolder) -> dict[str, int]:
@@ -70,21 +89,9 @@ def _done(folder: RunFolder) -> dict[str, int]:
     if not folder.records.exists():
         return {}
     rows = folder.cut_unfinished()
+    if not rows:
+        folder.records.unlink()
     return {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
-
-
-def _run_rounds(simulation: Simulation, console: Console, done: dict[str, int], out: Path) -> bool:
-    """Run what is left to do; returns False where the user broke it off."""
-    if not simulation.folder.records.exists():
-        simulation.open_folder()
-    live = report.LiveReport(console, simulation.methods, simulation.config.rounds, done)
-    try:
-        with live:
-            simulation.run(live.on_round, done)
-    except KeyboardInterrupt:
-        print(f"\nfedact: interrupted; go on with: python -m fedact.simulate --resume {out}", file=sys.stderr)
-        return False
-    return True
 
 
 def _finish(out: Path, console: Console, worked: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from fedact.config import Config, make_config, read_toml
 from fedact.errors import ConfigError, nearest
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("fedact:", " ".join(str(error).splitlines()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\nfedact: interrupted before the first round; nothing was written", file=sys.stderr)
+        print("\nfedact: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
 
 
