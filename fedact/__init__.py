@@ -1,7 +1,12 @@
 """fedact: what a fleet of small devices can learn under an activation-memory budget."""
 
+import os
 from importlib import import_module
 from typing import Any
+
+# A simulator does not phone home; flwr reads these when it is imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _PUBLIC = {
     "compress": "surgery",

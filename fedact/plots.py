@@ -20,10 +20,7 @@ def accuracy_by_round(run: Run) -> Figure:
     figure, axes = _axes("test accuracy (%)")
     for position, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * 100
-        axes.plot(mean.index, mean, **_style(position), label=method)
-        axes.annotate(
-            f"{mean.iloc[-1]:.1f}", (mean.index[-1], mean.iloc[-1]), (5, 0), textcoords="offset points", va="center"
-        )
+        axes.plot(mean.index, mean, **_style(position), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
     axes.set_title("The global model on the server's test set", loc="left")
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -76,4 +73,11 @@ def _axes(ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _style(position: int) -> dict[str, Any]:
-    return {"color": COLORS[position % len(COLORS)], "marker": "osD^v"[position % 5], "markersize": "4"}
+    # Later lines are thinner, so that one which lies upon another leaves it in sight.
+    width = max(1.5, 5 - 1.5 * position)
+    return {
+        "color": COLORS[position % len(COLORS)],
+        "marker": "osD^v"[position % 5],
+        "markersize": width + 3,
+        "linewidth": width,
+    }

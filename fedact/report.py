@@ -114,7 +114,7 @@ def budget_held(clients: "pd.DataFrame", scope: str) -> str:
     over = bounded[f"{scope}_bytes"].astype(float) > bounded["budget_bytes"].astype(float)
     stopped = bounded["reason"].astype(str).str.contains("over the budget")
     held = len(bounded) - int((over | stopped).sum())
-    return f"{'yes' if held == len(bounded) else 'NO'} ({held} of {len(bounded)} rows)"
+    return f"{'yes' if held == len(bounded) else 'NO'} ({held}/{len(bounded)} rows)"
 
 
 def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -1,16 +1,12 @@
 """Runs the same ClientApp and ServerApp in this process; every private touch of Flower is in this file."""
 
 import logging
-import os
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
