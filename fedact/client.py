@@ -15,11 +15,9 @@ from fedact.plans import Plan
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, trained_parameters
-from fedact.training import LocalTraining, Measured, Recipe, evaluate, train_locally
+from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()
-_MEASURED: Measured = {}
-"""Bytes of every (plan, shape) that this process has measured; they hold for every client under that plan."""
 
 
 @app.train()
@@ -61,7 +59,7 @@ def _train(experiment: Experiment, plan: Plan, client: int, number: int) -> tupl
     )
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
-        experiment.model, training, len(training), plan, recipe(config, number), random, measured=_MEASURED
+        experiment.model, training, len(training), plan, recipe(config, number), random, measured=experiment.measured
     )
     finite = all(bool(torch.isfinite(p).all()) for p in trained_parameters(experiment.model).values())
     if not (isfinite(result.loss) and finite):

@@ -19,6 +19,7 @@ from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
 from fedact.surgery import restore, trained_layers
+from fedact.training import Measured
 from fedact.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")
@@ -30,8 +31,9 @@ SMALL_RESOLUTION = 64
 class Experiment:
     """What a run stands on; config is complete: nothing in it is left for the data or the weights to say.
 
-    start: the weights that every client and every method starts from. parts: each client's (training, held-out) positions
-    in ``train``. The one model of the process is had through ``model_with``.
+    start: the weights that every client and every method starts from; the process's one model is had through
+    ``model_with``. parts: each client's (training, held-out) positions in ``train``. measured: the bytes of every plan and
+    shape that this process has measured; they hold for every client under that plan.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Experiment:
     test: Examples
     calibration: Examples
     model: nn.Module = field(repr=False)
+    measured: Measured = field(default_factory=dict, repr=False)
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return the process's model, plain and in eval mode: the start, with these tensors in their places."""
