@@ -61,8 +61,7 @@ def prepare(config: Config) -> Experiment:
     source = _limited(config, _source(config))
     server, clients = _server_and_clients(config, source.train)
     parts = _parts(config, clients.labels)
-    config, weights = _resolved(config)
-    preprocessing = weights.preprocessing if weights else plain_preprocessing(config.resolution or SMALL_RESOLUTION)
+    config, weights, preprocessing = _resolved(config)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
         model = MODELS[config.model](source.classes, config.width or 1.0)
     # A third faster on CPUs than the default layout.
@@ -136,27 +135,30 @@ def _parts(config: Config, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.nda
     return tuple(hold_out(positions, random) for positions, random in zip(dealt, held, strict=True))
 
 
-def _resolved(config: Config) -> tuple[Config, Weights | None]:
+def _resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     """Fill in what the data set and the weights decide, and make paths absolute: a run goes on from any folder."""
+    filled: dict[str, Any] = {"width": _width(config)}
     if config.dataset not in SMALL_DATASETS:
-        config = config.model_copy(update={"data_dir": config.data_path().absolute()})
+        filled["data_dir"] = config.data_path().absolute()
     if config.weights in ("none", "pretrain"):
-        small = config.dataset in SMALL_DATASETS and config.weights == "pretrain" and config.model in SCALABLE
-        chosen = {
-            "width": config.width or (SMALL_WIDTH if small else 1.0 if config.model in SCALABLE else None),
-            "resolution": config.resolution or SMALL_RESOLUTION,
-        }
-        return config.model_copy(update=chosen), None
-    file = Path(config.weights).expanduser()
-    imagenet = config.weights == "imagenet"
-    weights = from_torchvision(config.model, config.resolution) if imagenet else from_file(file, config.resolution)
-    filled: dict[str, Any] = {
-        "width": config.width or (1.0 if config.model in SCALABLE else None),
-        "resolution": weights.preprocessing.resolution,
-    }
-    if not imagenet:
+        weights, preprocessing = None, plain_preprocessing(config.resolution or SMALL_RESOLUTION)
+    elif config.weights == "imagenet":
+        weights = from_torchvision(config.model, config.resolution)
+        preprocessing = weights.preprocessing
+    else:
+        file = Path(config.weights).expanduser()
         filled["weights"] = str(file.absolute())
-    return config.model_copy(update=filled), weights
+        weights = from_file(file, config.resolution)
+        preprocessing = weights.preprocessing
+    filled["resolution"] = preprocessing.resolution
+    return config.model_copy(update=filled), weights, preprocessing
+
+
+def _width(config: Config) -> float | None:
+    """Return the width multiplier, None for a model that has none."""
+    if config.width is not None or config.model not in SCALABLE:
+        return config.width
+    return SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
 
 
 def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:

@@ -129,10 +129,7 @@ def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) ->
     """Return ``size`` positions with the classes in their proportions (largest remainder)."""
     classes, counts = np.unique(labels, return_counts=True)
     quotas = largest_remainder(counts, min(size, len(labels)))
-    chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
+    return _drawn(labels, classes, quotas, generator)
 
 
 def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -144,6 +141,11 @@ def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.r
     available = np.array([np.count_nonzero(labels == label) for label in classes])
     total = int(np.min(available * counts.sum() / counts))
     quotas = np.minimum(np.round(total * counts / counts.sum()).astype(int), available)
+    return _drawn(labels, classes, quotas, generator)
+
+
+def _drawn(labels: np.ndarray, classes: np.ndarray, quotas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return as many random positions of each class as its quota says, sorted."""
     chosen = [
         generator.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
     ]

@@ -17,7 +17,7 @@ from fedact.memory import Memory, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
 from fedact.surgery import assign, convolutions, head, install, restore, trained_layers, trained_parameters
-from fedact.training import Loss, micro_step
+from fedact.training import Loss, bytes_in_scope, micro_step
 
 AUTO_LAYERS = 8
 """Where ``layers="auto"`` starts; on the digits (seed 0) 8 convolutions ended at 93.8 %, 4 at 92.0 %."""
@@ -44,10 +44,7 @@ class _Problem:
     momentum: bool
 
     def fits(self, memory: Memory) -> bool:
-        return self.budget is None or self.bytes_in_scope(memory) <= self.budget
-
-    def bytes_in_scope(self, memory: Memory) -> int:
-        return memory.saved_bytes if self.scope == "saved" else memory.peak_bytes
+        return self.budget is None or bytes_in_scope(memory, self.scope) <= self.budget
 
 
 def make_plan(
@@ -170,7 +167,7 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
 
 def _skipped(problem: _Problem, depth: int) -> Plan:
     choices = [methods for _, methods in _levels(problem, depth, 1)]
-    least = min(problem.bytes_in_scope(measure_step(problem, methods, 1)) for methods in choices)
+    least = min(bytes_in_scope(measure_step(problem, methods, 1), problem.scope) for methods in choices)
     what = f"{depth} layers" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.scope == "peak":

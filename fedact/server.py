@@ -179,14 +179,13 @@ class PartialFedAvg(FedAvg):
         tensors = arrays.to_torch_state_dict()
         test = Loader(experiment.test, experiment.preprocessing, config.device)
         accuracy, loss = evaluate(experiment.model_with(tensors), test, len(test))
-        rows = self.rows if server_round else []
         seconds = time.monotonic() - self.started
-        row = round_row(self.run.method, config.seed, number, accuracy, loss, rows, seconds)
+        row = round_row(self.run.method, config.seed, number, accuracy, loss, self.rows, seconds)
         # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
         checkpoints.save(self.run.folder.checkpoint(self.run.method, number), tensors)
-        self.run.folder.append([*rows, row])
+        self.run.folder.append([*self.rows, row])
         self.run.folder.checkpoint(self.run.method, number - 1).unlink(missing_ok=True)
-        self.run.on_round(row, rows)
+        self.run.on_round(row, self.rows)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -52,9 +51,7 @@ def _run_seeds(config: Config, out: Path) -> int:
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
-            one = config.model_copy(update={"seed": seed, "seeds": 1, "out": None})
-            folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
-            worked = _run_seed(one, folder, console, lambda: _keep_config(config, out)) or worked
+            worked = _run_seed(config, seed, out, console) or worked
         return _finish(out, console, worked)
     except KeyboardInterrupt:
         started = RunFolder(out).config.exists()
@@ -63,13 +60,15 @@ def _run_seeds(config: Config, out: Path) -> int:
         return INTERRUPTED
 
 
-def _run_seed(config: Config, folder: RunFolder, console: Console, before: Callable[[], None]) -> bool:
+def _run_seed(config: Config, seed: int, out: Path, console: Console) -> bool:
     """Run what is left to do of one seed; returns False where that is nothing."""
+    folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
     done = _done(folder)
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
-    simulation = Simulation(config, folder)
-    before()
+    # Nothing is written before what a seed stands on and its plans are there.
+    simulation = Simulation(config.model_copy(update={"seed": seed, "seeds": 1}), folder)
+    _keep_config(config, out)
     if not folder.records.exists():
         simulation.open_folder()
     with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:

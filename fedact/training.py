@@ -107,9 +107,14 @@ def train_locally(
     return LocalTraining(float(np.mean(losses)), *_largest(memories))
 
 
+def bytes_in_scope(memory: Memory, scope: str) -> int:
+    """Return the bytes that a budget of this scope bounds."""
+    return memory.saved_bytes if scope == "saved" else memory.peak_bytes
+
+
 def within_budget(memory: Memory, plan: Plan) -> Memory:
     """Return the memory, or raise BudgetError where it breaks the plan's budget or the hooks missed a part of it."""
-    held = memory.saved_bytes if plan.scope == "saved" else memory.peak_bytes
+    held = bytes_in_scope(memory, plan.scope)
     if plan.budget_bytes is not None and held > plan.budget_bytes:
         raise BudgetError(f"a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
     if memory.hidden_bytes:
