@@ -14,7 +14,7 @@ from fedact.experiment import Experiment, shared
 from fedact.plans import Plan
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
-from fedact.surgery import apply, trained_parameters
+from fedact.surgery import apply, load_states, trained_parameters
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()
@@ -31,9 +31,12 @@ def train(message: Message, context: Context) -> Message:
     order = message.content["config"]
     client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type]
     experiment, plan = shared(str(order["experiment"])), Plan.from_json(str(order["plan"]))
-    arrays = message.content["arrays"]
+    arrays, states = message.content["arrays"], message.content["states"]
     assert isinstance(arrays, ArrayRecord)
-    apply(experiment.model_with(arrays.to_torch_state_dict()), plan)
+    assert isinstance(states, ArrayRecord)
+    seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
+    model = apply(experiment.model_with(arrays.to_torch_state_dict()), plan, seed)
+    load_states(model, plan, states.to_torch_state_dict())
     trained, accuracy = _train(experiment, plan, client, number)
     sent = ArrayRecord({name: p.detach().cpu() for name, p in trained_parameters(experiment.model).items()})
     figures: dict[str, Any] = {
@@ -45,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
         "peak-bytes": trained.peak_bytes,
         "paper-bytes": trained.paper_bytes,
         "upload-bytes": sent.count_bytes(),
-        "download-bytes": arrays.count_bytes(),
+        "download-bytes": arrays.count_bytes() + states.count_bytes(),
         "seconds": time.monotonic() - started,
     }
     reply = RecordDict({"arrays": sent, "metrics": MetricRecord(figures), "config": ConfigRecord({"client": client})})

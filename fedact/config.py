@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedact.errors import ConfigError, nearest
 from fedact.partition import largest_remainder
@@ -33,6 +33,9 @@ class Config(BaseModel):
     method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="trained convolutions from the end; 0 is the head alone"
+    )
+    train_norm: Annotated[bool, Field(strict=True)] = Field(
+        False, description="also train the scales and shifts of batch norms"
     )
     model: str = Field("mobilenet_v2", description="network to fine-tune")
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(
@@ -83,8 +86,8 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _sensible(cls, value: Any) -> Any:
-        if isinstance(value, bool):
+    def _sensible(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name != "train_norm":
             raise ValueError("true and false are no setting")
         if isinstance(value, str | Path):
             try:

@@ -115,7 +115,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note that autograd saves a tensor; the pack's own life says for how long."""
         # Detached: a saved output would otherwise hold the graph that holds it.
         life, pack = self.find(tensor), Pack(tensor.detach())
-        if not life.packed and self.modules:
+        # The last of several: an activation before a layer that keeps its output reads what is the layer's.
+        if self.modules:
             life.owner = self.modules[-1][0]
         span, paper = [self.clock, math.inf], [self.clock, math.inf, self._paper_bytes(tensor)]
         life.packed.append(span)
@@ -128,8 +129,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _paper_bytes(self, tensor: Tensor) -> int:
         module = self.modules[-1][1] if self.modules else None
-        trained = isinstance(module, nn.Conv2d) and module.weight.requires_grad
-        return PAPER_BYTES_PER_ELEMENT * tensor.numel() if trained and address(tensor) not in self.ignored else 0
+        if not (isinstance(module, nn.Conv2d) and module.weight.requires_grad) or address(tensor) in self.ignored:
+            return 0
+        # A module that packs several elements into a byte says so.
+        elements = getattr(module, "stored_elements", Tensor.numel)
+        return PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
 
     def became_gradient(self, parameter: Tensor) -> None:
         """From now on the storage is the parameter's gradient, which the device has anyway."""

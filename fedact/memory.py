@@ -45,8 +45,8 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
     """
     memory, state = Memory(), _state_tensors(model)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    device = [*model.parameters(), *model.buffers(), *gradients, *_optimizer_state(optimizer), *tensors_in(inputs)]
-    ledger = Ledger([*device, *state])
+    ledger = Ledger([*model.parameters(), *model.buffers(), *gradients, *_optimizer_state(optimizer), *tensors_in(inputs)])
+    known = [ledger.find(tensor) for tensor in state]
     with ExitStack() as stack:
         for handle in _watch(model, ledger):
             stack.callback(handle.remove)
@@ -55,19 +55,20 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
         yield memory
     new_state = _state_tensors(model)
     memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
-    elsewhere = {address(tensor) for tensor in [*_optimizer_state(optimizer), *new_state]}
-    counted = {id(life) for place, life in ledger.alive.items() if place in elsewhere}
-    _settle(memory, ledger, [life for life in ledger.lives if id(life) not in counted])
+    optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
+    states = {id(life) for life in [*known, *(ledger.find(tensor) for tensor in new_state)]}
+    _settle(memory, ledger, [life for life in ledger.lives if id(life) not in optimizers], states)
 
 
-def _settle(memory: Memory, ledger: Ledger, lives: list[Life]) -> None:
-    """Read the figures off the finished ledger."""
+def _settle(memory: Memory, ledger: Ledger, lives: list[Life], states: set[int]) -> None:
+    """Read the figures off the finished ledger; states: the lives of what methods keep from step to step."""
     end = ledger.clock + 1.0
-    held = [(life, span) for life in lives for span in life.held(ledger.backward_times, end)]
+    held = [(life, span) for life in lives if id(life) not in states for span in life.held(ledger.backward_times, end)]
     held_bytes, moment = highest((*span, life.size) for life, span in held)
-    alive = [(life.birth, life.death, life.size) for life in lives if life.birth or life.entered]
+    # While a state is made anew, the old one is there too.
+    alive = [(life.birth, life.death, life.size) for life in lives if life.birth or life.entered or id(life) in states]
     memory.saved_bytes = held_bytes + memory.state_bytes
-    memory.peak_bytes = max(highest(alive)[0], held_bytes) + memory.state_bytes
+    memory.peak_bytes = max(highest(alive)[0], memory.saved_bytes)
     memory.paper_bytes, _ = highest((start, stop, int(size)) for start, stop, size in ledger.paper)
     for life, (start, stop) in held:
         if start <= moment <= stop:

@@ -11,12 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import Method, make_method, method_name
-from fedact.compression.exact import Vanilla
+from fedact.compression.exact import Exact, Vanilla
 from fedact.errors import ConfigError
 from fedact.memory import Memory, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
-from fedact.surgery import assign, convolutions, head, install, restore, trained_layers, trained_parameters
+from fedact.surgery import (
+    assign,
+    calibrate,
+    convolutions,
+    head,
+    install,
+    restore,
+    smooth_activations,
+    trained_layers,
+    trained_parameters,
+)
 from fedact.training import Loss, bytes_in_scope, micro_step
 
 AUTO_LAYERS = 8
@@ -42,6 +52,10 @@ class _Problem:
     scope: str
     loss: Loss
     momentum: bool
+    train_norm: bool
+
+    def trained(self, depth: int) -> list[str]:
+        return trained_layers(self.model, depth, self.train_norm)
 
     def fits(self, memory: Memory) -> bool:
         return self.budget is None or bytes_in_scope(memory, self.scope) <= self.budget
@@ -56,19 +70,22 @@ def make_plan(
     scope: str = "saved",
     loss: Loss = F.cross_entropy,
     momentum: bool = False,
+    train_norm: bool = False,
 ) -> Plan:
     """Return what a client does under a budget; the model is left as it is.
 
     budget: bytes, a size such as "512KB", or None for no bound. example: a whole batch of inputs and labels from the
     server's own data. layers: trained convolutions, or "auto" to start at 8 and lose some where the budget asks for it.
-    scope: what the budget bounds, "saved" or "peak" bytes. What gives way, in this order: free ranks, micro-batch, layers
+    scope: what the budget bounds, "saved" or "peak" bytes. train_norm: also train the batch norms after the first trained
+    convolution. What gives way, in this order: free ranks, micro-batch, layers
     (not if given), everything but the head, the client itself (status ``skipped``, with the least it would need).
     Raises ConfigError for an unknown method, scope or size, or for layers that the model does not have.
     """
     if scope not in ("saved", "peak"):
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
     limit = None if budget is None else parse_bytes(budget)
-    problem = _Problem(restore(copy.deepcopy(model)), *example, make_method(method), limit, scope, loss, momentum)
+    plain, codec = restore(copy.deepcopy(model)), make_method(method)
+    problem = _Problem(plain, *example, codec, limit, scope, loss, momentum, train_norm)
     depths = _depths(problem.model, layers)
     for depth in depths:
         levels = lru_cache(maxsize=None)(partial(_levels, problem, depth))
@@ -94,13 +111,13 @@ def _depths(model: nn.Module, layers: int | str) -> list[int]:
 
 def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
     """Return the methods of all kept tensors at each level, the gentlest level first."""
-    names = trained_layers(problem.model, depth)
-    methods = assign(problem.model, names, problem.method)
+    calibration = problem.x if problem.method.calibrated else problem.x[:micro_batch]
+    inputs = kept_inputs(problem.model, problem.trained(depth), calibration)
+    methods = {name: problem.method.for_dimensions(x.dim()) for name, x in inputs.items()}
     if problem.budget is None:
         return [(1.0, methods)]
-    inputs = kept_inputs(problem.model, names, problem.x[:micro_batch])
     ladders = {name: method.levels(inputs[name]) for name, method in methods.items()}
-    return [(level, {name: ladders[name][level] for name in names}) for level in ladders[names[0]]]
+    return [(level, {name: ladder[level] for name, ladder in ladders.items()}) for level in next(iter(ladders.values()))]
 
 
 def _first_that_fits(problem: _Problem, choices: list[Methods], micro_batch: int) -> tuple[Methods, Memory] | None:
@@ -115,7 +132,9 @@ def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memor
     """Measure a step that ends a batch, in which every method holds as much as its caps allow."""
     # Cloned: a view of the whole batch is not what a client's step is given.
     x, y = problem.x[:micro_batch].clone(), problem.y[:micro_batch].clone()
-    model = install(problem.model, {name: method.ceiling for name, method in methods.items()}, problem.method.lean)
+    model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
+    if problem.method.calibrated:
+        calibrate(model, problem.x)
     parameters = trained_parameters(model).values()
     optimizer = torch.optim.SGD(
         parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY
@@ -126,23 +145,25 @@ def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memor
     return memory
 
 
-def kept_inputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:
-    """Return the inputs of the named layers in one forward pass in eval mode."""
+def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of the trained layers, and of the activations with a smooth slope that a gradient passes."""
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs[name] = args[0].detach().clone()
+        if name in trained or args[0].requires_grad:
+            inputs[name] = args[0].detach().clone()
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
-    with torch.no_grad():
-        model.eval()(x)
+    smooth = smooth_activations(model)
+    install(model, assign(model, [*trained, *smooth], Exact()))
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in (*trained, *smooth)]
+    calibrate(model.eval(), x)
     for handle in handles:
         handle.remove()
-    return inputs
+    return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
 
 
 def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, memory: Memory, asked: int) -> Plan:
-    inputs = kept_inputs(problem.model, list(methods), problem.x[:micro_batch])
+    inputs = kept_inputs(problem.model, problem.trained(depth), problem.x[:micro_batch])
     kept = tuple(
         Kept(name, tuple(inputs[name].shape), method_name(method), method.ceiling.predicted_bytes(inputs[name]))
         for name, method in methods.items()
@@ -182,7 +203,7 @@ def _skipped(problem: _Problem, depth: int) -> Plan:
         reason=reason,
         least_bytes=least,
         **nothing,
-        **_common(problem, trained_layers(problem.model, depth)),
+        **_common(problem, problem.trained(depth)),
     )
 
 

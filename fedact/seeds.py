@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     INITIAL_WEIGHTS = 7
     CLIENT_SAMPLE = 8
     LOCAL_TRAINING = 9
+    METHOD = 10
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

@@ -24,7 +24,7 @@ from fedact.planner import make_plan
 from fedact.plans import Plan
 from fedact.records import Row, RunFolder
 from fedact.seeds import Purpose, generator
-from fedact.surgery import apply, trained_parameters
+from fedact.surgery import apply, calibrate, states, trained_parameters
 from fedact.training import evaluate
 
 Plans = dict[int | None, Plan]
@@ -34,14 +34,33 @@ OnRound = Callable[[Row, list[Row]], None]
 def make_plans(experiment: Experiment, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
     config = experiment.config
-    loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
-    example = loader(np.resize(np.arange(len(loader)), config.batch_size))
     return {
         budget: make_plan(
-            experiment.model_with({}), budget, example, method, config.layers, config.scope, momentum=config.momentum > 0
+            experiment.model_with({}),
+            budget,
+            calibration_batch(experiment),
+            method,
+            config.layers,
+            config.scope,
+            momentum=config.momentum > 0,
+            train_norm=config.train_norm,
         )
         for budget in dict.fromkeys(config.client_budgets())
     }
+
+
+def calibration_batch(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch of the server's own examples."""
+    loader = Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
+    return loader(np.resize(np.arange(len(loader)), experiment.config.batch_size))
+
+
+def calibrated_states(experiment: Experiment, plan: Plan) -> ArrayRecord:
+    """Return the states that the plan's methods find once, on the server's own examples; most methods have none."""
+    if not any(make_method(kept.method).calibrated for kept in plan.kept):
+        return ArrayRecord()
+    model = calibrate(apply(experiment.model_with({}), plan), calibration_batch(experiment)[0])
+    return ArrayRecord({name: tensor.cpu() for name, tensor in states(model).items()})
 
 
 def canonical_methods(config: Config) -> list[str]:
@@ -71,6 +90,10 @@ class MethodRun:
 
     def plan_of(self, client: int) -> Plan:
         return self.plans[self.budgets[client]]
+
+    @cached_property
+    def states(self) -> dict[Plan, ArrayRecord]:
+        return {plan: calibrated_states(self.experiment, plan) for plan in self.plans.values()}
 
     def chosen_clients(self, number: int) -> list[int]:
         """Return who trains in a round: drawn from our own seeds, the same for every method."""
@@ -147,7 +170,8 @@ class PartialFedAvg(FedAvg):
         order = {
             "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key
         }  # fmt: skip
-        return RecordDict({"arrays": arrays, "config": ConfigRecord(order)})  # type: ignore[arg-type]
+        parts = {"arrays": arrays, "states": self.run.states[plan], "config": ConfigRecord(order)}  # type: ignore[arg-type]
+        return RecordDict(parts)  # type: ignore[arg-type]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -25,13 +25,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dry-run", action="store_true", help="show the plans and who holds what, train nothing")
     result.add_argument("--list", action="store_true", help="methods with their settings, models, data sets, partitions")
     for name, field in Config.model_fields.items():
-        default = "" if field.default is None else f" [{_shown(field.default)}]"
+        default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
+        value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
         result.add_argument(
             f"--{name.replace('_', '-')}",
-            action="append" if name == "method" else "store",
             default=argparse.SUPPRESS,
-            metavar="VALUE",
             help=f"{field.description}{default}".replace("%", "%%"),
+            **({"action": "store_true"} if field.annotation is bool else value),
         )
     return result
 

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedact.errors import ConfigError, unknown
 
@@ -59,13 +59,15 @@ def _read(kind: Any, value: str, key: str, text: str) -> Any:
     choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for choice in choices:
         try:
+            if get_origin(choice) is Literal:
+                return next(allowed for allowed in get_args(choice) if str(allowed) == value)
             if choice is bool:
                 return {"true": True, "false": False}[value.lower()]
             if get_origin(choice) is tuple:
                 return tuple(int(part) for part in value.split("x"))
             if choice in (int, float, str):
                 return choice(value)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, StopIteration):
             continue
     raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}")
 

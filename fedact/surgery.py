@@ -1,16 +1,25 @@
 """Puts a method or a plan into a model and takes it out again."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedact.compression import Method, make_method
+from fedact.dataflow import consumers
 from fedact.errors import ConfigError
-from fedact.layers import KEEPING, LEAN, PLAIN
+from fedact.layers import LEAN, PLAIN, SMOOTH, TRAINED, Keeper, Keeping, Masked, RecomputedSequential, Table
 from fedact.plans import Plan
 
 _TRAINABLE = "_fedact_trainable"
+_OWN = ("keeper", "output_is_kept", "segment")
+"""What surgery hangs on a module, and ``restore`` takes off again."""
+
+KEEP_NOTHING = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+"""Layers whose gradient needs no activation anyway."""
 
 
 def convolutions(model: nn.Module) -> list[str]:
@@ -24,8 +33,8 @@ def head(model: nn.Module) -> list[str]:
     return [kinds[-1][0]] if kinds and isinstance(kinds[-1][1], nn.Linear) else []
 
 
-def trained_layers(model: nn.Module, layers: int) -> list[str]:
-    """Return the names of the last ``layers`` convolutions and of the head.
+def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
+    """Return the names of the last ``layers`` convolutions, of the head, and with ``train_norm`` of the batch norms after.
 
     Raises ConfigError where the model has fewer convolutions, or where nothing would be trained.
     """
@@ -35,7 +44,21 @@ def trained_layers(model: nn.Module, layers: int) -> list[str]:
     trained = names[len(names) - layers :] + head(model)
     if not trained:
         raise ConfigError("the model has no linear head: layers must be at least 1, not 0")
-    return trained
+    return trained + (_norms_after(model, trained[0]) if train_norm and layers else [])
+
+
+def _norms_after(model: nn.Module, first: str) -> list[str]:
+    """Return the names of the batch norms with statistics, a scale and a shift that are defined after a layer."""
+    names = list(dict(model.named_modules()))
+    later = [(name, model.get_submodule(name)) for name in names[names.index(first) + 1 :]]
+    return [
+        name for name, module in later if isinstance(module, nn.BatchNorm2d) and module.affine and _has_statistics(module)
+    ]
+
+
+def smooth_activations(model: nn.Module) -> list[str]:
+    """Return the names of the activations whose input is kept through a method where a gradient passes them."""
+    return [name for name, module in model.named_modules() if isinstance(module, tuple(SMOOTH))]
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -43,49 +66,62 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def compress(model: nn.Module, method: str | Method = "hosvd:variance=0.8", layers: int = 4) -> nn.Module:
+def compress(
+    model: nn.Module,
+    method: str | Method = "hosvd:variance=0.8",
+    layers: int = 4,
+    train_norm: bool = False,
+    seed: int = 0,
+) -> nn.Module:
     """Freeze all but the last ``layers`` convolutions and the head, and keep their inputs through a method, in place.
 
-    Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay. Returns the model.
-    Raises ConfigError for an unknown method or too many layers; warns of a trained layer that cannot be wrapped.
+    train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: what is random
+    in a method follows from it. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
+    Returns the model. Raises ConfigError for an unknown method or too many layers; warns of layers that autograd goes on
+    keeping the activations of.
     """
     codec = make_method(method)
-    return install(model, assign(model, trained_layers(model, layers), codec), codec.lean)
+    names = trained_layers(restore(model), layers, train_norm)
+    return install(model, assign(model, names + smooth_activations(model), codec), seed)
 
 
-def assign(model: nn.Module, names: list[str], method: Method) -> dict[str, Method]:
+def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, Method]:
     """Return the method of each named layer's input."""
-    dimensions = {name: 4 if isinstance(model.get_submodule(name), nn.Conv2d) else 2 for name in names}
-    return {name: method.for_dimensions(count) for name, count in dimensions.items()}
+    linear = {name: isinstance(model.get_submodule(name), nn.Linear) for name in names}
+    return {name: method.for_dimensions(2) if linear[name] else method for name in linear}
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model."""
+def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
+    """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
+
+    seed: what is random in a method follows from it.
+    """
     names = set(dict(model.named_modules()))
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
-    methods = {kept.name: make_method(kept.method) for kept in plan.kept}
-    return install(model, methods, all(method.lean for method in methods.values()))
+    return install(model, {kept.name: make_method(kept.method) for kept in plan.kept}, seed)
 
 
-def install(model: nn.Module, methods: Mapping[str, Method], lean: bool) -> nn.Module:
+def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> nn.Module:
     """Train the named layers, each with its method; freeze every other parameter."""
     restore(model)
+    lean = all(method.lean for method in methods.values())
+    covered = _covered(model, methods) if lean else []
+    names = {module: name for name, module in model.named_modules()}
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
     model.requires_grad_(False)
-    for module in model.modules():
+    for place, (name, method) in enumerate(methods.items()):
+        module = model.get_submodule(name).requires_grad_(True)
+        if lean and _swap(module, TRAINED | SMOOTH):
+            module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
+    for module in names:
         _swap(module, LEAN if lean else PLAIN)
-    for name, method in methods.items():
-        module = model.get_submodule(name)
-        module.requires_grad_(True)
-        if not lean:
-            continue
-        if type(module) in KEEPING:
-            _swap(module, KEEPING)
-            module.method = method  # type: ignore[assignment]
-        else:
-            warnings.warn(f"{name} ({type(module).__name__}) is trained, but its input is kept by autograd", stacklevel=3)
+    for name in covered:
+        model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
+    _recompute(model, max((method.segment for method in methods.values()), default=0))
+    if lean:
+        _warn(model, methods)
     return model
 
 
@@ -95,7 +131,8 @@ def restore(model: nn.Module) -> nn.Module:
         plain = getattr(type(module), "plain", None)
         if plain is not None:
             module.__class__ = plain
-            module.__dict__.pop("method", None)
+            for own in _OWN:
+                module.__dict__.pop(own, None)
     trainable = model.__dict__.pop(_TRAINABLE, None)
     if trainable is not None:
         for name, parameter in model.named_parameters():
@@ -103,12 +140,79 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-def _swap(module: nn.Module, table: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+def _covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
+    """Return the names of the ReLUs whose every output is kept as it is by a layer after them: they need no mask."""
+    exact = {name for name, method in methods.items() if method.keeps_input and type(model.get_submodule(name)) in TRAINED}
+    kinds = (nn.ReLU, nn.ReLU6)
+    relus = {name for name, module in model.named_modules() if type(module) in kinds}
+    if not (exact and relus):
+        return []
+    return [name for name, calls in consumers(model).items() if name in relus and all(takers & exact for takers in calls)]
+
+
+def _recompute(model: nn.Module, segment: int) -> None:
+    """Make the outermost Sequentials with several trained layers run in segments; 0 leaves them as they are."""
+    if type(model) is nn.Sequential and segment and sum(isinstance(module, Keeping) for module in model.modules()) > 1:
+        model.__class__ = RecomputedSequential
+        model.segment = segment  # type: ignore[assignment]
+        return
+    for child in model.children():
+        _recompute(child, segment)
+
+
+def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
+    """Let the installed methods find their states on a batch, without training; returns the model."""
+    with torch.enable_grad():
+        model(x)
+    return model
+
+
+def states(model: nn.Module) -> dict[str, Tensor]:
+    """Return the installed methods' states by the layers' names and the tensors' places: ``features.18.0/0``."""
+    keeping = [(name, module) for name, module in model.named_modules() if isinstance(module, Keeping)]
+    return {f"{name}/{place}": tensor for name, module in keeping for place, tensor in enumerate(module.state_tensors())}
+
+
+def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Put the states behind ``states`` into a model that carries the plan; returns the model."""
+    for kept in plan.kept:
+        found = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
+        module = model.get_submodule(kept.name)
+        if found and isinstance(module, Keeping):
+            like = next(module.parameters())
+            module.keeper.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
+    return model
+
+
+def _swap(module: nn.Module, table: Table) -> bool:
+    """Give a module its class in the table, and tell whether it has one."""
     # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
     replacement = table.get(type(module))
-    if replacement is not None and not _needs_batch_statistics(module):
-        module.__class__ = replacement
+    if replacement is None or not _has_statistics(module):
+        return False
+    module.__class__ = replacement
+    return True
 
 
-def _needs_batch_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is None
+def _has_statistics(module: nn.Module) -> bool:
+    return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
+
+
+def _warn(model: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Name the layers after the first trained one whose activations autograd goes on keeping."""
+    names = dict(model.named_modules())
+    trained = [name for name in names if name in methods and any(True for _ in names[name].parameters())]
+    later = list(names)[list(names).index(trained[0]) :] if trained else []
+    left = [name for name in later if name in methods and not isinstance(names[name], Keeping)]
+    left += [name for name in later if name not in left and _is_kept_by_autograd(names[name])]
+    if left:
+        listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
+        warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)
+
+
+def _is_kept_by_autograd(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's own layers that neither fedact nor its nature keeps from holding something."""
+    ours = isinstance(module, (Keeping, Masked, *KEEP_NOTHING)) or type(module) in LEAN.values()
+    torchs = type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
+    # A frozen linear layer keeps its weight alone.
+    return torchs and not ours and type(module) is not nn.Linear and not any(True for _ in module.children())

@@ -8,14 +8,54 @@ from torch import Tensor, nn
 
 from fedact.compression import METHODS, Method, make_method
 
-GENTLEST = {"vanilla": "vanilla", "exact": "exact", "hosvd": "hosvd:variance=1.0"}
+GENTLEST = {
+    "vanilla": "vanilla",
+    "exact": "exact",
+    "checkpoint": "checkpoint",
+    "hosvd": "hosvd:variance=1.0",
+    "tucker": "tucker:variance=1.0",
+    "svd": "svd:variance=1.0",
+    "channel_svd": "channel_svd:variance=1.0",
+    "asi": "asi:variance=1.0",
+    "lance": "lance:variance=1.0",
+    "gradient_filter": "gradient_filter:patch=1",
+    "quantize": "quantize:bits=8,group=16",
+}
 """The setting of each method that loses nothing but rounding."""
-LOSSY = {"hosvd": ["hosvd:variance=0.5", "hosvd:variance=0.8", "hosvd:ranks=1x2x2x2"]}
+ROUNDING = {"quantize": 2e-2}
+"""How far the gentlest setting may be off, relatively, where it is not float32's own rounding."""
+LOSSY = [
+    "hosvd",
+    "hosvd:variance=0.5",
+    "hosvd:ranks=1x2x2x2",
+    "hosvd:variance=0.8,truncation=sequential",
+    "hosvd:ranks=2x3x2x1,truncation=sequential",
+    "hosvd:variance=0.9,bits=8",
+    "hosvd:variance=0.9,bits=4",
+    "hosvd:variance=0.8,solver=svd",
+    "hosvd:variance=0.8,batch=false",
+    "hosvd:variance=0.8,mean=true",
+    "hosvd:ranks=2x2x2,truncation=sequential,bits=8,solver=svd,batch=false,mean=true",
+    "tucker:ranks=1x2x2x2",
+    "tucker:variance=0.7",
+    "svd:variance=0.6",
+    "svd:ranks=1",
+    "channel_svd:variance=0.6",
+    "channel_svd:ranks=1",
+    "asi:variance=0.8",
+    "asi:ranks=2x2x2x2",
+    "lance:variance=0.8",
+    "lance:ranks=2x2x2",
+    "gradient_filter:patch=2",
+    "gradient_filter:patch=4",
+    "gradient_filter:patch=7",
+    "quantize:bits=8",
+    "quantize:bits=4",
+    "quantize:bits=2",
+]
 """Settings that really lose something."""
-APPROXIMATE_INPUT_GRADIENT: set[str] = set()
-"""Methods that say that their input gradient is not exact."""
 
-EVERY_SETTING = [*GENTLEST.values(), *(text for texts in LOSSY.values() for text in texts)]
+EVERY_SETTING = [*GENTLEST.values(), *LOSSY]
 
 assert set(GENTLEST) == set(METHODS), "a new method needs its gentlest setting here"
 

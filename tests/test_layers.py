@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 
 import fedact
-from fedact.layers import pack_bits, unpack_bits
+from fedact.compression.packing import pack_codes, unpack_codes
 from tests.laws import relative_error
 
 
@@ -35,9 +35,9 @@ def gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, t
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_bits_come_back_and_take_an_eighth(bits):
-    packed = pack_bits(torch.tensor(bits))
+    packed = pack_codes(torch.tensor(bits, dtype=torch.uint8), 1)
     assert packed.nbytes == -(-len(bits) // 8)
-    assert unpack_bits(packed, (len(bits),)).tolist() == bits
+    assert unpack_codes(packed, 1, len(bits)).tolist() == bits
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])

@@ -1,14 +1,29 @@
 """The methods: how an activation is kept between the forward and the backward pass."""
 
 from fedact import spec
+from fedact.compression.asi import ASI
+from fedact.compression.checkpoint import Checkpoint
 from fedact.compression.exact import Exact, Vanilla
+from fedact.compression.gradient_filter import GradientFilter
+from fedact.compression.hooi import Tucker
 from fedact.compression.hosvd import HOSVD
-from fedact.compression.method import Compressed, Method
+from fedact.compression.lance import LANCE
+from fedact.compression.method import Compressed, Method, State
+from fedact.compression.quantize import Quantize
+from fedact.compression.svd import SVD, ChannelSVD
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
     "exact": Exact,
+    "checkpoint": Checkpoint,
     "hosvd": HOSVD,
+    "tucker": Tucker,
+    "svd": SVD,
+    "channel_svd": ChannelSVD,
+    "asi": ASI,
+    "lance": LANCE,
+    "gradient_filter": GradientFilter,
+    "quantize": Quantize,
 }
 """The one table of methods; to add one, write its file and its line."""
 
@@ -24,4 +39,4 @@ def method_name(method: Method) -> str:
     return spec.spell(name, method)
 
 
-__all__ = ["METHODS", "Compressed", "Method", "make_method", "method_name"]
+__all__ = ["METHODS", "Compressed", "Method", "State", "make_method", "method_name"]

@@ -7,18 +7,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedact.compression.method import Compressed, Method, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, item_size, owned, shape_of
 
 
 @dataclass(frozen=True)
 class Exact(Method):
-    """Keeps the tensor, while frozen batch norms keep nothing and ReLUs one bit an element: the same gradient."""
+    """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient."""
 
     source: ClassVar[str] = "autograd's gradient without what it need not keep"
+    keeps_input: ClassVar[bool] = True
 
-    def compress(self, x: Tensor) -> Compressed:
-        # A view would pin the whole storage it shows a part of.
-        return Compressed((x if x.untyped_storage().nbytes() == x.nbytes else x.clone(),))
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        return Compressed((owned(x),))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return compressed.tensors[0]

@@ -1,173 +1,148 @@
-"""``hosvd``: a core and one factor a mode, as in the paper, with the weight gradient straight from the factors."""
+"""``hosvd``: a core and one factor a mode, as in the paper, and the ways in which it can be had better."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import Compressed, Method, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, computable, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
-from fedact.compression.tucker import (
-    Spectrum,
-    clip_ranks,
-    compose,
-    factor,
-    mode_product,
-    rank_for_variance,
-    spectra,
-    spectrum,
-    tucker_elements,
-)
-from fedact.errors import ConfigError
+from fedact.compression.packing import Quantized, dequantize, quantize, quantized_bytes
+from fedact.compression.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
+from fedact.compression.tucker import SOLVERS, Spectrum, full_ranks, mode_product, project
 
-PAPER_VARIANCE = 0.8
-LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
-"""Explained variances between which a budget chooses."""
+GROUP = 64
+"""Neighbours in a core or a factor that share a scale, with bits=8 or 4."""
 
 
 @dataclass(frozen=True)
-class HOSVD(Method):
+class HOSVD(Truncated):
     """Truncated HOSVD of the whole batch.
 
     variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
-    ranks: fixed ranks such as 4x40x5x5 instead; max_ranks: caps on the ranks that a variance asks for.
-    Ranks for 4 dimensions are for convolutions: a linear layer's input is then kept exactly.
+    ranks: fixed ranks such as 4x40x5x5 instead, one a mode; max_ranks: caps on the ranks that a variance asks for.
     With neither variance nor ranks a plan's budget chooses the ranks; where nothing does, the variance is the paper's 0.8.
+    truncation: sequential takes each mode's spectrum from what the modes before it left, the smallest mode first
+    (cheaper, at lower ranks). bits: of the core's and the factors' elements, in groups of 64 with a scale. solver: svd is
+    the papers' full SVD of every unfolding. batch: false leaves the batch whole. mean: true keeps every channel's mean
+    apart, exactly, and explains the variance around it. Ranks for another number of dimensions leave a tensor exact.
     """
 
+    name: ClassVar[str] = "hosvd"
     source: ClassVar[str] = "Nguyen et al., NeurIPS 2024, arXiv 2411.06346, sections 3.2-3.3"
 
-    variance: float | None = None
-    ranks: tuple[int, ...] | None = None
-    max_ranks: tuple[int, ...] | None = None
+    truncation: Literal["published", "sequential"] = "published"
+    bits: Literal[32, 8, 4] = 32
+    solver: Literal["gram", "svd"] = "gram"
+    batch: bool = True
+    mean: bool = False
 
     def __post_init__(self) -> None:
-        if self.variance is not None and self.ranks is not None:
-            raise ConfigError("hosvd takes variance or ranks, not both")
-        if self.variance is not None and not 0 < self.variance <= 1:
-            raise ConfigError(f"hosvd: variance is above 0 and at most 1, not {self.variance:g}")
-        for ranks in (self.ranks, self.max_ranks):
-            if ranks is not None and (len(ranks) not in (2, 4) or min(ranks) < 1):
-                spelled = "x".join(map(str, ranks))
-                raise ConfigError(f"hosvd: ranks are 4 whole numbers from 1 (2 for a linear layer's input), not {spelled}")
+        super().__post_init__()
+        choose("hosvd", "truncation", self.truncation, ("published", "sequential"))
+        choose("hosvd", "bits", self.bits, (32, 8, 4))
+        choose("hosvd", "solver", self.solver, tuple(SOLVERS))
 
-    def compress(self, x: Tensor) -> Compressed:
-        # Half precision has no eigensolver and too few digits for one; the factors go back to x's type.
-        work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        core, factors = work, []
-        for mode in range(x.dim()):
-            factors.append(self._factor(work, mode))
-            core = mode_product(core, factors[-1].T, mode)
-        kept = [part.to(x.dtype).clone(memory_format=torch.contiguous_format) for part in (core, *factors)]
-        return Compressed(tuple(kept), tuple(x.shape))
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        return tuple(range(0 if self.batch else 1, dimensions))
+
+    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
+        if self.truncation == "sequential":
+            return self._sequentially(x)
+        factors = self.leading_factors(x)
+        return project(x, factors), factors
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        mean = channel_mean(x) if self.mean else None
+        parts, layout, _ = super().compress(x if mean is None else x - mean)
+        if self.bits < 32:
+            parts = tuple(tensor for part in parts for tensor in quantize(part, self.bits, GROUP))
+        return Compressed(parts if mean is None else (*parts, mean), layout)
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        core, *factors = compressed.tensors
-        return compose(core, factors)
+        centred = super().reconstruct(compressed)
+        return centred + compressed.tensors[-1] if self.mean else centred
+
+    def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
+        layout = compressed.about
+        stored = compressed.tensors[:-1] if self.mean else compressed.tensors
+        if self.bits < 32:
+            threes = (Quantized(*stored[place : place + 3]) for place in range(0, len(stored), 3))
+            shapes = (layout.core, *(torch.Size((layout.shape[mode], layout.core[mode])) for mode in layout.modes))
+            pairs = zip(threes, shapes, strict=True)
+            stored = tuple(dequantize(three, self.bits, GROUP, shape, layout.dtype) for three, shape in pairs)
+        return super().parts(Compressed(stored, layout))
+
+    def bytes_of(self, elements: int, item_bytes: int) -> int:
+        return elements * item_bytes if self.bits == 32 else quantized_bytes(elements, self.bits, GROUP)
 
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
         shape = shape_of(kept)
-        if self.ranks is not None:
-            ranks = clip_ranks(self.ranks, shape)
-        elif isinstance(kept, Tensor):
-            ranks = self._ranks(spectra(kept), shape)
-        else:
-            ranks = clip_ranks(self.max_ranks or shape, shape)
-        return tucker_elements(ranks, shape) * item_size(kept)
+        channels = shape[1] if len(shape) == 4 else shape[-1]
+        return super().predicted_bytes(kept) + (channels * item_size(kept) if self.mean else 0)
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        return tensor.numel() * (8 // self.bits if tensor.dtype is torch.uint8 else 1)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        core, *factors = compressed.tensors
-        # By the caps where there are any: the way, and with it the transient bytes, must not depend on the data.
-        ranks = clip_ranks(self.max_ranks or core.shape, [len(u) for u in factors])
-        if isinstance(operation, Convolution) and factors_are_cheaper(ranks, factors, weight, operation):
-            return factor_gradient(core, factors, grad_output, weight, operation)
-        return super().weight_gradient(compressed, grad_output, weight, operation)
+        gradient = super().weight_gradient(compressed, grad_output, weight, operation)
+        layout = compressed.about
+        if not (self.mean and isinstance(operation, Convolution) and self.by_factors(layout, weight, operation)):
+            return gradient
+        # The means are the same in every example: one image, correlated with the summed output gradient.
+        image = compressed.tensors[-1].expand(1, *layout.shape[1:])
+        return gradient + operation.weight_gradient(image, grad_output.sum(0, keepdim=True), weight)
 
     def levels(self, x: Tensor) -> dict[float, Method]:
         """Return fixed ranks (caps, where a variance is given) at each explained variance; exact where that is smaller."""
-        if self.ranks is not None:
-            return {1.0: self}
-        found = spectra(x)
-        least = self.variance or LEVELS[-1]
-        levels = [level for level in LEVELS if level >= least]
-        ranks = {v: HOSVD(variance=v, max_ranks=self.max_ranks)._ranks(found, x.shape) for v in (*levels, least)}
-        if self.variance is not None:
-            return {level: replace(self, max_ranks=caps) for level, caps in ranks.items()}
-        return {level: _smaller(HOSVD(ranks=fixed), Exact(), x) for level, fixed in ranks.items()}
+        if self.ranks is not None or self.variance is not None:
+            return super().levels(x)
+        found = self.spectra(computable(x))
+        ranks = {level: self.ranks_at(level, found, x.shape) for level in LEVELS if level >= PAPER_VARIANCE}
+        return {level: _smaller(self.with_ranks(fixed), Exact(), x) for level, fixed in ranks.items()}
 
-    def for_dimensions(self, dimensions: int) -> Method:
-        """Return exact for a tensor that the given ranks are not for, and drop caps that are not for it."""
-        if self.ranks is not None and len(self.ranks) != dimensions:
-            return Exact()
-        if self.max_ranks is not None and len(self.max_ranks) != dimensions:
-            return replace(self, max_ranks=None)
-        return self
+    def spectrum(self, x: Tensor, mode: int) -> Spectrum:
+        return SOLVERS[self.solver](x, mode)
 
-    @property
-    def fixed(self) -> bool:
-        return self.ranks is not None
+    def spectra(self, x: Tensor) -> dict[int, Spectrum]:
+        return super().spectra(x - channel_mean(x) if self.mean else x)
 
-    @property
-    def ceiling(self) -> Method:
-        # Full variance up to the caps: the same work as below them, and as many bytes as they allow.
-        return self if self.max_ranks is None else replace(self, variance=1.0)
+    def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
+        if self.truncation == "published" or self.ranks is not None or not isinstance(kept, Tensor):
+            return super().ranks_of(kept)
+        x = computable(kept)
+        _, factors = self._sequentially(x - channel_mean(x) if self.mean else x)
+        return {mode: factor.shape[1] for mode, factor in factors.items()}
 
-    def _factor(self, x: Tensor, mode: int) -> Tensor:
-        """Return one mode's factor; a mode that given ranks keep whole needs no spectrum, any basis spans it."""
-        if self.ranks is not None and clip_ranks(self.ranks, x.shape)[mode] == x.shape[mode]:
-            return torch.eye(x.shape[mode], dtype=x.dtype, device=x.device)
-        found = spectrum(x, mode)
-        return factor(x, mode, found, self._rank(found, mode, x.shape))
+    def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
+        clipped = super().clip(ranks, shape)
+        if self.truncation == "published":
+            return clipped
+        # What one mode loses, the unfoldings of those after it no longer have.
+        left = list(shape)
+        for mode in self._order(shape):
+            left[mode] = clipped[mode] = min(clipped[mode], full_ranks(left)[mode])
+        return clipped
 
-    def _rank(self, found: Spectrum, mode: int, shape: Sequence[int]) -> int:
-        if self.ranks is not None:
-            return clip_ranks(self.ranks, shape)[mode]
-        rank = rank_for_variance(found.eigenvalues, self.variance or PAPER_VARIANCE)
-        return min(rank, clip_ranks(self.max_ranks or shape, shape)[mode])
+    def _sequentially(self, x: Tensor) -> tuple[Tensor, Factors]:
+        core, factors = x, {}
+        for mode in self._order(x.shape):
+            factors[mode] = self.leading_factor(core, mode, x.shape)
+            core = mode_product(core, factors[mode].T, mode)
+        return core, {mode: factors[mode] for mode in sorted(factors)}
 
-    def _ranks(self, found: Sequence[Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(self._rank(one, mode, shape) for mode, one in enumerate(found))
+    def _order(self, shape: Sequence[int]) -> list[int]:
+        return sorted(self.modes(len(shape)), key=lambda mode: shape[mode])
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Return every channel's mean over the batch and the positions, with x's number of dimensions."""
+    channels = 1 if x.dim() == 4 else x.dim() - 1
+    return x.mean([dimension for dimension in range(x.dim()) if dimension != channels], keepdim=True)
 
 
 def _smaller(first: Method, second: Method, x: Tensor) -> Method:
     return first if first.predicted_bytes(x) < second.predicted_bytes(x) else second
-
-
-def factor_gradient(
-    core: Float[Tensor, "k1 k2 k3 k4"],
-    factors: Sequence[Tensor],
-    grad_output: Float[Tensor, "batch outputs rows columns"],
-    weight: Float[Tensor, "outputs inputs kernel_height kernel_width"],
-    operation: Convolution,
-) -> Float[Tensor, "outputs inputs kernel_height kernel_width"]:
-    """Return the weight gradient without rebuilding the activation (the paper's equation, for every geometry).
-
-    Batch: the output gradient is contracted with U1. Space: the core is expanded along height and width only, padded
-    (padding is linear along rows and columns) and correlated, a convolution with k1 samples and k2 channels. Channels:
-    the result is expanded with U2, each group with its own rows of U2.
-    """
-    u1, u2, u3, u4 = factors
-    contracted = torch.einsum("bk,bohw->kohw", u1, grad_output).contiguous()
-    image = operation.pad(mode_product(mode_product(core, u3, 2), u4, 3).contiguous())
-    small = weight.new_empty(1).expand(weight.shape[0], u2.shape[1], *weight.shape[2:])
-    ungrouped = Convolution(operation.stride, operation.padding, operation.dilation, groups=1)
-    correlated = ungrouped.weight_gradient(image, contracted, small)
-    by_group = correlated.reshape(operation.groups, -1, *correlated.shape[1:])
-    rows = u2.reshape(operation.groups, -1, u2.shape[1])
-    return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
-
-
-def factors_are_cheaper(ranks: Sequence[int], factors: Sequence[Tensor], weight: Tensor, operation: Convolution) -> bool:
-    """Compare multiplications: correlating k1 x k2 images without groups, or rebuilding all B x C and correlating those."""
-    (batch, channels, *_), (k1, k2, *_) = (u.shape[0] for u in factors), ranks
-    pixels = prod(u.shape[0] for u in factors[2:])
-    outputs, inputs, *kernel = weight.shape
-    positions = pixels * prod(kernel) // prod(operation.stride)
-    by_factors = outputs * (k1 * batch * pixels // prod(operation.stride) + k1 * k2 * positions)
-    by_rebuilding = channels * pixels * (batch * k2 + k1 * k2) + batch * outputs * inputs * positions
-    return by_factors < by_rebuilding

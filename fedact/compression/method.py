@@ -1,7 +1,7 @@
 """What a method is: a codec for a tensor kept for the backward pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,13 +9,28 @@ import torch
 from torch import Tensor
 
 from fedact.compression.operations import Operation
+from fedact.errors import ConfigError
+
+
+class State(NamedTuple):
+    """What a method keeps of one layer from step to step: the tensors, and what is no tensor (ranks)."""
+
+    tensors: tuple[Tensor, ...] = ()
+    about: Any = None
+
+
+NO_STATE = State()
 
 
 class Compressed(NamedTuple):
-    """What is kept in a tensor's place: the tensors, each alone in its storage, and what is no tensor (shapes, ranks)."""
+    """What is kept in a tensor's place: the tensors, each alone in its storage, and what is no tensor (shapes, ranks).
+
+    state: what the next step starts from; ``reconstruct`` may read it, so it is kept as long as the tensors.
+    """
 
     tensors: tuple[Tensor, ...]
     about: Any = None
+    state: State = NO_STATE
 
 
 @dataclass(frozen=True)
@@ -23,15 +38,29 @@ class Method(ABC):
     """A codec: ``reconstruct(compress(x))`` stands in for x in the weight gradient.
 
     The gradients default to those of the reconstruction; a method may bring faster ones with the same value.
+    A method is a value: what changes from step to step is a State that the layer hands in and takes back.
     """
 
     source: ClassVar[str]
     lean: ClassVar[bool] = True
     """Whether the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies)."""
+    keeps_input: ClassVar[bool] = False
+    """Whether the very input is kept, so that the activation before it can read its mask off it."""
+    exact_input_gradient: ClassVar[bool] = True
+    """Whether the input gradient is the plain layer's."""
+
+    reads_state: ClassVar[bool] = False
+    """Whether ``reconstruct`` needs the state too."""
+    calibrated: ClassVar[bool] = False
+    """Whether the state is found once, by the server, and sent to every client."""
 
     @abstractmethod
-    def compress(self, x: Tensor) -> Compressed:
-        """Return what to keep of x, a tensor of any shape whose first dimension is the batch."""
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        """Return what to keep of x, a tensor of any shape whose first dimension is the batch.
+
+        state: what the last step on this layer returned, or ``start(seed)``. Raises FloatingPointError where x holds a NaN
+        or an infinity that the method would have to turn into numbers.
+        """
 
     @abstractmethod
     def reconstruct(self, compressed: Compressed) -> Tensor:
@@ -41,6 +70,14 @@ class Method(ABC):
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
         """Return the bytes that ``compress`` stores for a tensor; for a shape (in float32), the most it can store."""
 
+    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        """Return the bytes of the state that ``compress`` hands on, in the same way."""
+        return 0
+
+    def start(self, seed: int) -> State:
+        """Return the state before the first step; what is random in a method follows from the seed."""
+        return NO_STATE
+
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's weight."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
@@ -48,6 +85,10 @@ class Method(ABC):
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, which needs no activation."""
         return operation.input_gradient(shape, grad_output, weight)
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        """Return how many elements a kept tensor stands for: several a byte where their bits are packed."""
+        return tensor.numel()
 
     def levels(self, x: Tensor) -> dict[float, "Method"]:
         """Return this method with its settings (or its caps) fixed for tensors like x, by level, the gentlest first.
@@ -70,6 +111,17 @@ class Method(ABC):
         """The method that always stores as much as this one ever does."""
         return self
 
+    @property
+    def segment(self) -> int:
+        """How many children of a Sequential are recomputed together in the backward pass; 0 recomputes nothing."""
+        return 0
+
+
+def choose(method: str, setting: str, value: object, allowed: Collection[object]) -> None:
+    """Raise ConfigError unless the setting's value is one of those allowed."""
+    if value not in allowed:
+        raise ConfigError(f"{method}: {setting} is one of {', '.join(map(str, allowed))}, not {value}")
+
 
 def item_size(kept: Tensor | Sequence[int]) -> int:
     """Return the bytes of one element; a bare shape means float32."""
@@ -79,3 +131,13 @@ def item_size(kept: Tensor | Sequence[int]) -> int:
 def shape_of(kept: Tensor | Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a tensor, or of a shape itself."""
     return tuple(kept.shape if isinstance(kept, Tensor) else kept)
+
+
+def owned(x: Tensor) -> Tensor:
+    """Return x, or a copy where x is a view: a view would pin the whole storage it shows a part of."""
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+
+
+def computable(x: Tensor) -> Tensor:
+    """Return x in a type that has enough digits for linear algebra: half precision has no eigensolver and too few."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -39,6 +39,32 @@ class MatrixProduct:
         return grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
 
 
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """``nn.BatchNorm2d`` with fixed statistics, trained in its scale and shift."""
+
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.batch_norm(x, self.mean, self.variance, weight, bias, training=False, eps=self.eps)
+
+    def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
+        centred = x.to(self.mean.dtype) - self.mean[:, None, None]
+        return torch.einsum("bchw,bchw->c", centred, grad_output.to(centred.dtype)) * self._scale()
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor | None) -> Tensor:
+        scale = self._scale() if weight is None else self._scale() * weight
+        return grad_output * scale.to(grad_output.dtype)[:, None, None]
+
+    def bias_gradient(self, grad_output: Tensor) -> Tensor:
+        return grad_output.sum((0, 2, 3))
+
+    def _scale(self) -> Tensor:
+        return (self.variance + self.eps).rsqrt()
+
+
 @dataclass(frozen=True)
 class Convolution:
     """``nn.Conv2d`` in every geometry: what is kept is the input before padding.

@@ -1,14 +1,12 @@
 """Tensor algebra in PyTorch: unfoldings, spectra, truncation and mode products."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from fedact.errors import ConfigError
 
 
 class Spectrum(NamedTuple):
@@ -27,7 +25,7 @@ def unfold(x: Tensor, mode: int) -> Float[Tensor, "dimension rest"]:
     return x.movedim(mode, 0).reshape(x.shape[mode], -1)
 
 
-def spectrum(x: Tensor, mode: int) -> Spectrum:
+def gram_spectrum(x: Tensor, mode: int) -> Spectrum:
     """Return the spectrum of an unfolding from the Gram matrix of its smaller side, in float64.
 
     A Gram matrix squares the condition number, hence float64; eigenvalues below zero are rounding and become zero.
@@ -36,15 +34,24 @@ def spectrum(x: Tensor, mode: int) -> Spectrum:
     unfolded = unfold(x, mode).double()
     tall = unfolded.shape[0] > unfolded.shape[1]
     gram = unfolded.T @ unfolded if tall else unfolded @ unfolded.T
-    if not gram.isfinite().all():
-        raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues, vectors = torch.linalg.eigh(finite(gram))
     return Spectrum(eigenvalues.flip(0).clamp_min(0), vectors.flip(1), tall)
 
 
-def spectra(x: Tensor) -> list[Spectrum]:
-    """Return the spectrum of every mode."""
-    return [spectrum(x, mode) for mode in range(x.dim())]
+def svd_spectrum(x: Tensor, mode: int) -> Spectrum:
+    """Return the spectrum of an unfolding from its full SVD, as the papers do; raises FloatingPointError as above."""
+    vectors, singular_values, _ = torch.linalg.svd(finite(unfold(x, mode)), full_matrices=False)
+    return Spectrum(singular_values.double().square(), vectors, tall=False)
+
+
+SOLVERS: dict[str, Callable[[Tensor, int], Spectrum]] = {"gram": gram_spectrum, "svd": svd_spectrum}
+
+
+def finite(x: Tensor) -> Tensor:
+    """Return x; raises FloatingPointError where it holds a NaN or an infinity."""
+    if not x.isfinite().all():
+        raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
+    return x
 
 
 def factor(x: Tensor, mode: int, spectrum: Spectrum, rank: int) -> Float[Tensor, "dimension rank"]:
@@ -70,10 +77,16 @@ def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) ->
     return product.movedim(0, mode)
 
 
-def compose(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def project(x: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
+    """Return the core x x1 U1^T x2 U2^T ... (the largest reduction first); a mode without a factor stays whole."""
+    for mode in sorted(factors, key=lambda mode: factors[mode].shape[1] / factors[mode].shape[0]):
+        x = mode_product(x, factors[mode].T, mode)
+    return x
+
+
+def compose(core: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
     """Return core x1 U1 x2 U2 ... (the smallest growth first, which keeps the intermediate results small)."""
-    modes = sorted(range(len(factors)), key=lambda mode: factors[mode].shape[0] / factors[mode].shape[1])
-    for mode in modes:
+    for mode in sorted(factors, key=lambda mode: factors[mode].shape[0] / factors[mode].shape[1]):
         core = mode_product(core, factors[mode], mode)
     return core
 
@@ -82,15 +95,3 @@ def full_ranks(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the largest rank that each unfolding of the shape can have."""
     total = prod(shape)
     return tuple(min(size, total // size) for size in shape)
-
-
-def clip_ranks(ranks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the ranks, none above what its unfolding can have; raises ConfigError where their number is wrong."""
-    if len(ranks) != len(shape):
-        raise ConfigError(f"{len(ranks)} ranks are given for a tensor of {len(shape)} dimensions")
-    return tuple(min(rank, most) for rank, most in zip(ranks, full_ranks(shape), strict=True))
-
-
-def tucker_elements(ranks: Sequence[int], shape: Sequence[int]) -> int:
-    """Return the number of elements of a core with these ranks and of its factors."""
-    return prod(ranks) + sum(rank * size for rank, size in zip(ranks, shape, strict=True))

@@ -1,0 +1,32 @@
+"""``lance``: subspaces found once, on calibration data, and kept."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedact.compression.method import State
+from fedact.compression.subspaces import Subspaces
+from fedact.compression.truncated import Factors
+from fedact.compression.tucker import project
+
+
+@dataclass(frozen=True)
+class LANCE(Subspaces):
+    """Projections onto fixed subspaces of channels and positions: only the core is kept of a step.
+
+    variance: the ranks are those of the calibration batch; ranks: given ones for channels, height, width; max_ranks: caps.
+    The bases are the state, found from the first batch (in a run, from the server's calibration examples) and never changed;
+    the batch stays whole.
+    """
+
+    name: ClassVar[str] = "lance"
+    calibrated: ClassVar[bool] = True
+    source: ClassVar[str] = "Apolinario and Roy, LANCE, 2025, arXiv 2509.21617"
+
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        return self.state_modes(dimensions)
+
+    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
+        bases = self.last_bases(x, state) or self.first_bases(x)
+        return project(x, bases), bases

@@ -1,0 +1,53 @@
+"""``quantize``: few bits an element, rounded at random so that the mean is right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, shape_of
+from fedact.compression.packing import Quantized, dequantize, quantize, quantized_bytes
+from fedact.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Quantize(Method):
+    """Low-bit codes with stochastic rounding: an unbiased gradient.
+
+    bits: of each element; group: how many neighbours, in row-major order, share a least value and a step (2 bytes each).
+    """
+
+    source: ClassVar[str] = "ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4"
+
+    bits: Literal[8, 4, 2] = 2
+    group: int = 256
+
+    def __post_init__(self) -> None:
+        choose("quantize", "bits", self.bits, (8, 4, 2))
+        if self.group < 1:
+            raise ConfigError(f"quantize: group is a whole number from 1, not {self.group}")
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        (seed,) = (state if state.tensors else self.start(0)).tensors
+        generator = torch.Generator(x.device).manual_seed(int(seed))
+        quantized = quantize(x, self.bits, self.group, generator)
+        following = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
+        return Compressed(tuple(quantized), (x.shape, x.dtype), following)
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.about)
+
+    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        return quantized_bytes(prod(shape_of(kept)), self.bits, self.group)
+
+    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        return torch.int64.itemsize
+
+    def start(self, seed: int) -> State:
+        return State((torch.tensor([seed]),))
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        return tensor.numel() * (8 // self.bits if tensor.dtype is torch.uint8 else 1)

@@ -1,0 +1,51 @@
+"""What ``asi`` and ``lance`` share: a basis of every mode but the batch, kept from step to step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedact.compression.method import State
+from fedact.compression.truncated import Factors, Truncated
+from fedact.compression.tucker import factor, full_ranks
+
+
+@dataclass(frozen=True)
+class Subspaces(Truncated):
+    """Ranks that stay, and bases as the state; with them, the ranks of the first batch."""
+
+    fixed_by_a_plan: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
+
+    def state_modes(self, dimensions: int) -> tuple[int, ...]:
+        return tuple(range(1, dimensions))
+
+    def most(self, shape: Sequence[int]) -> tuple[int, ...]:
+        # A basis lasts longer than a batch: how many examples there are does not bound it.
+        return (full_ranks(shape)[0], *shape[1:])
+
+    def first_bases(self, x: Tensor) -> Factors:
+        """Return the leading singular vectors of a first batch's unfoldings."""
+        ranks, modes = self.ranks_of(x), self.state_modes(x.dim())
+        return {mode: completed(factor(x, mode, self.spectrum(x, mode), ranks[mode]), ranks[mode]) for mode in modes}
+
+    def last_bases(self, x: Tensor, state: State) -> Factors:
+        """Return the state's bases, none where it is empty or of a tensor of another size or rank."""
+        modes = self.state_modes(x.dim())
+        bases = dict(zip(modes, state.tensors, strict=False))
+        sizes = all(len(basis) == x.shape[mode] for mode, basis in bases.items())
+        if len(state.tensors) != len(modes) or not sizes:
+            return {}
+        ranks = self.clip(self.ranks, x.shape) if self.ranks else {}
+        if any(basis.shape[1] != ranks.get(mode, basis.shape[1]) for mode, basis in bases.items()):
+            return {}
+        return {mode: basis.to(x.dtype) for mode, basis in bases.items()}
+
+
+def completed(basis: Tensor, columns: int) -> Tensor:
+    """Return the orthonormal basis with as many columns as asked for: a batch of few examples spans fewer."""
+    if basis.shape[1] >= columns:
+        return basis
+    return torch.cat([basis, torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] : columns]], 1)

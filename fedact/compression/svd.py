@@ -1,0 +1,42 @@
+"""``svd`` and ``channel_svd``: one unfolding of the activation, truncated."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedact.compression.method import State
+from fedact.compression.truncated import Factors, Truncated
+from fedact.compression.tucker import project
+
+
+@dataclass(frozen=True)
+class SVD(Truncated):
+    """Truncated SVD of the batch x rest matrix: a few images, and each example's coefficients.
+
+    variance: the rank is the smallest that explains this share; ranks: a fixed rank; max_ranks: a cap on it.
+    """
+
+    name: ClassVar[str] = "svd"
+    source: ClassVar[str] = "the SVD baseline of Nguyen et al., NeurIPS 2024, arXiv 2411.06346, section 3.1"
+
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        return (0,)
+
+    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
+        factors = self.leading_factors(x)
+        return project(x, factors), factors
+
+
+@dataclass(frozen=True)
+class ChannelSVD(SVD):
+    """Truncated SVD of the positions x channels matrix: fewer channels, and how they mix.
+
+    variance: the rank is the smallest that explains this share; ranks: a fixed rank; max_ranks: a cap on it.
+    """
+
+    name: ClassVar[str] = "channel_svd"
+    source: ClassVar[str] = "Karhunen-Loeve transform over channels"
+
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        return (1 if dimensions == 4 else dimensions - 1,)

@@ -1,0 +1,215 @@
+"""What the decompositions share: a core and factors of some modes, ranks by variance, the gradient from the factors."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from fedact.compression.exact import Exact
+from fedact.compression.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, shape_of
+from fedact.compression.operations import Convolution, Operation
+from fedact.compression.tucker import Spectrum, compose, factor, full_ranks, gram_spectrum, rank_for_variance
+from fedact.errors import ConfigError
+
+PAPER_VARIANCE = 0.8
+"""The explained variance of the papers' headline figures."""
+LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
+"""Explained variances between which a budget chooses."""
+
+Factors = dict[int, Tensor]
+"""Orthonormal factors by mode; a mode without one is whole."""
+
+
+class Layout(NamedTuple):
+    """The tensor's shape and type, the core's shape; whose factors follow the core, and whose are the state."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    core: torch.Size
+    modes: tuple[int, ...]
+    state_modes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Truncated(Method):
+    """A core and one factor a mode, over the modes of ``modes``.
+
+    variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
+    ranks: fixed ranks such as 4x40x5x5 instead, one a mode; max_ranks: caps on the ranks that a variance asks for.
+    Without any of them the variance is the paper's 0.8. Ranks for another number of dimensions leave a tensor exact.
+    """
+
+    name: ClassVar[str]
+    fixed_by_a_plan: ClassVar[bool] = False
+    """Whether a plan turns a variance into ranks, once; otherwise every step chooses its own, up to the plan's caps."""
+
+    variance: float | None = None
+    ranks: tuple[int, ...] | None = None
+    max_ranks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.variance is not None and self.ranks is not None:
+            raise ConfigError(f"{self.name} takes variance or ranks, not both")
+        if self.variance is not None and not 0 < self.variance <= 1:
+            raise ConfigError(f"{self.name}: variance is above 0 and at most 1, not {self.variance:g}")
+        usual, linear = len(self.modes(4)), len(self.modes(2))
+        for ranks in (self.ranks, self.max_ranks):
+            if ranks is not None and (len(ranks) not in (usual, linear) or min(ranks) < 1):
+                spelled = "x".join(map(str, ranks))
+                also = "" if linear == usual else f" ({linear} for a linear layer's input)"
+                raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled}")
+
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        """Return the modes that are truncated, of a tensor with so many dimensions."""
+        return tuple(range(dimensions))
+
+    def state_modes(self, dimensions: int) -> tuple[int, ...]:
+        """Return those of the modes whose factors are kept from step to step."""
+        return ()
+
+    @abstractmethod
+    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
+        """Return the core and the factors of ``modes``, in x's type."""
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        core, factors = self.decompose(computable(x), state)
+        held = self.state_modes(x.dim())
+        layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
+        tensors = (core, *(factors[mode] for mode in layout.modes))
+        ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
+        following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.about or ranks)
+        return Compressed(tuple(_in_own_storage(tensor, x.dtype) for tensor in tensors), layout, following)
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        return compose(*self.parts(compressed))
+
+    def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
+        """Return the core and all factors, the state's too."""
+        core, *own = compressed.tensors
+        layout = compressed.about
+        factors = dict(zip(layout.modes, own, strict=True))
+        return core, factors | dict(zip(layout.state_modes, compressed.state.tensors, strict=True))
+
+    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(kept), self.ranks_of(kept)
+        held = self.state_modes(len(shape))
+        own = [shape[mode] * rank for mode, rank in ranks.items() if mode not in held]
+        return sum(self.bytes_of(elements, item_size(kept)) for elements in (core_elements(shape, ranks), *own))
+
+    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(kept), self.ranks_of(kept)
+        return sum(shape[mode] * ranks[mode] for mode in self.state_modes(len(shape))) * item_size(kept)
+
+    def bytes_of(self, elements: int, item_bytes: int) -> int:
+        """Return the bytes of a stored core or factor."""
+        return elements * item_bytes
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        if isinstance(operation, Convolution) and self.by_factors(compressed.about, weight, operation):
+            return factor_gradient(*self.parts(compressed), grad_output, weight, operation)
+        return super().weight_gradient(compressed, grad_output, weight, operation)
+
+    def by_factors(self, layout: Layout, weight: Tensor, operation: Convolution) -> bool:
+        """Tell whether the gradient comes from the factors or from the rebuilt tensor, whichever is cheaper."""
+        # By the caps where there are any: the way, and with it the transient bytes, must not depend on the data.
+        caps = self.clip(self.max_ranks, layout.shape) if self.max_ranks else {}
+        ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
+        return factors_are_cheaper(ranks, layout.shape, self.modes(4), weight, operation)
+
+    def levels(self, x: Tensor) -> dict[float, Method]:
+        """Return caps at each explained variance down to the one given, or the ranks that a plan fixes."""
+        if self.ranks is not None:
+            return {1.0: self}
+        found = self.spectra(computable(x))
+        if self.fixed_by_a_plan:
+            return {1.0: self.with_ranks(self.ranks_at(None, found, x.shape))}
+        least = self.variance or PAPER_VARIANCE
+        levels = [*(level for level in LEVELS if level > least), least]
+        return {level: replace(self, max_ranks=self.ranks_at(level, found, x.shape)) for level in levels}
+
+    def for_dimensions(self, dimensions: int) -> Method:
+        """Return exact for a tensor that the given ranks are not for, and drop caps that are not for it."""
+        count = len(self.modes(dimensions))
+        if self.ranks is not None and len(self.ranks) != count:
+            return Exact()
+        return self if self.max_ranks is None or len(self.max_ranks) == count else replace(self, max_ranks=None)
+
+    @property
+    def fixed(self) -> bool:
+        return self.ranks is not None
+
+    @property
+    def ceiling(self) -> Method:
+        # Full variance up to the caps: the same work as below them, and as many bytes as they allow.
+        return self if self.max_ranks is None else replace(self, variance=1.0)
+
+    def spectrum(self, x: Tensor, mode: int) -> Spectrum:
+        """Return the spectrum of one unfolding."""
+        return gram_spectrum(x, mode)
+
+    def spectra(self, x: Tensor) -> dict[int, Spectrum]:
+        """Return the spectra of the full tensor, by mode."""
+        return {mode: self.spectrum(x, mode) for mode in self.modes(x.dim())}
+
+    def leading_factors(self, x: Tensor) -> Factors:
+        """Return the leading singular vectors of each unfolding of the full tensor, as published."""
+        return {mode: self.leading_factor(x, mode, x.shape) for mode in self.modes(x.dim())}
+
+    def leading_factor(self, x: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
+        """Return one mode's factor; a mode that given ranks keep whole needs no spectrum, any basis spans it.
+
+        shape: of the tensor that x is, or that x is what is left of.
+        """
+        if self.ranks is not None and self.clip(self.ranks, shape)[mode] == shape[mode]:
+            return torch.eye(shape[mode], dtype=x.dtype, device=x.device)
+        found = self.spectrum(x, mode)
+        return factor(x, mode, found, min(self.rank(found, mode, shape), len(found.eigenvalues)))
+
+    def rank(self, found: Spectrum, mode: int, shape: Sequence[int], variance: float | None = None) -> int:
+        """Return the rank of a mode: the one given, or the one for the variance, up to the cap."""
+        if self.ranks is not None:
+            return self.clip(self.ranks, shape)[mode]
+        rank = rank_for_variance(found.eigenvalues, variance or self.variance or PAPER_VARIANCE)
+        return min(rank, self.clip(self.max_ranks, shape)[mode])
+
+    def ranks_at(self, variance: float | None, found: Mapping[int, Spectrum], shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the ranks at an explained variance (None: the method's own) for spectra of the full tensor."""
+        return tuple(self.rank(spectrum, mode, shape, variance) for mode, spectrum in found.items())
+
+    def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
+        """Return the rank of each mode for a tensor, or the largest for a shape."""
+        shape = shape_of(kept)
+        if self.ranks is not None or not isinstance(kept, Tensor):
+            return self.clip(self.ranks or self.max_ranks, shape)
+        return self.clip(self.ranks_at(None, self.spectra(computable(kept)), shape), shape)
+
+    def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
+        """Return the ranks by mode, none above what its factor can have; raises ConfigError where their number is wrong."""
+        modes, most = self.modes(len(shape)), self.most(shape)
+        if ranks is None:
+            return {mode: most[mode] for mode in modes}
+        if len(ranks) != len(modes):
+            raise ConfigError(f"{len(ranks)} ranks are given for a tensor of {len(shape)} dimensions")
+        return {mode: min(rank, most[mode]) for mode, rank in zip(modes, ranks, strict=True)}
+
+    def most(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the largest rank that a factor of each mode can have."""
+        return full_ranks(shape)
+
+    def with_ranks(self, ranks: tuple[int, ...]) -> Self:
+        """Return the same method at fixed ranks."""
+        return replace(self, variance=None, max_ranks=None, ranks=ranks)
+
+
+def core_elements(shape: Sequence[int], ranks: Mapping[int, int]) -> int:
+    """Return the number of elements of a core; a mode without a rank is whole."""
+    return prod(ranks.get(mode, size) for mode, size in enumerate(shape))
+
+
+def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).clone(memory_format=torch.contiguous_format)

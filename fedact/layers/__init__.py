@@ -1,0 +1,38 @@
+"""The layers that keep less: each is its plain class with another ``forward``, so weights and names stay where they are."""
+
+from torch import nn
+
+from fedact.layers.activations import (
+    CompressedGELU,
+    CompressedHardswish,
+    CompressedSiLU,
+    Masked,
+    MaskedHardsigmoid,
+    MaskedReLU,
+    MaskedReLU6,
+)
+from fedact.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
+from fedact.layers.keeping import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
+from fedact.layers.recompute import RecomputedSequential
+
+Table = dict[type[nn.Module], type[nn.Module]]
+
+TRAINED: Table = {nn.Conv2d: CompressedConv2d, nn.Linear: CompressedLinear, nn.BatchNorm2d: CompressedBatchNorm2d}
+"""Trained layers that keep their input through a method."""
+
+SMOOTH: Table = {nn.Hardswish: CompressedHardswish, nn.SiLU: CompressedSiLU, nn.GELU: CompressedGELU}
+"""Activations whose slope needs the input: it is kept through a method too."""
+
+PLAIN: Table = {nn.BatchNorm2d: EvalBatchNorm2d, nn.Dropout: NoDropout, nn.Dropout2d: NoDropout2d}
+"""What every method shares, vanilla too: batch norm in eval mode, dropout off."""
+
+LEAN: Table = PLAIN | {
+    nn.Conv2d: FrozenConv2d,
+    nn.BatchNorm2d: FrozenBatchNorm2d,
+    nn.ReLU: MaskedReLU,
+    nn.ReLU6: MaskedReLU6,
+    nn.Hardsigmoid: MaskedHardsigmoid,
+}
+"""Layers around them that can keep less at no cost to the gradient."""
+
+__all__ = ["LEAN", "PLAIN", "SMOOTH", "TRAINED", "Keeper", "Keeping", "Masked", "RecomputedSequential", "Table"]

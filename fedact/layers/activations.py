@@ -1,0 +1,183 @@
+"""Activations that keep one bit an element, nothing that is kept anyway, or their input through a method."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedact.compression.packing import pack_codes, unpack_codes
+from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
+
+
+class Slope(NamedTuple):
+    """A piecewise linear activation: the gradient passes, times ``slope``, strictly between ``lower`` and ``upper``."""
+
+    lower: float
+    upper: float
+    slope: float = 1.0
+
+    def stops(self, x: Tensor) -> Tensor:
+        """Return where no gradient passes; through a NaN it passes, as in PyTorch."""
+        below = x <= self.lower
+        return below if self.upper == float("inf") else below | (x >= self.upper)
+
+    def gradient(self, grad_output: Tensor, stops: Tensor) -> Tensor:
+        """Return the input's gradient."""
+        passed = grad_output.masked_fill(stops, 0)
+        return passed if self.slope == 1.0 else passed * self.slope
+
+
+class _Masked(torch.autograd.Function):
+    """A piecewise linear activation that keeps one bit an element: whether the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
+        ctx.save_for_backward(pack_codes(slope.stops(x).view(torch.uint8), bits=1))
+        ctx.slope, ctx.shape = slope, x.shape
+        if module.inplace:
+            ctx.mark_dirty(x)
+        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (packed,) = ctx.saved_tensors
+        stops = unpack_codes(packed, 1, ctx.shape.numel()).view(torch.bool).view(ctx.shape)
+        return ctx.slope.gradient(grad_output, stops), None, None
+
+
+class _FromOutput(torch.autograd.Function):
+    """A piecewise linear activation of slope 1 whose output is kept anyway: it tells where the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
+        if module.inplace:
+            ctx.mark_dirty(x)
+        y: Tensor = module.plain.forward(module, x)  # type: ignore[union-attr]
+        ctx.save_for_backward(y)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        return ctx.slope.gradient(grad_output, ctx.slope.stops(y)), None, None
+
+
+class Masked(nn.Module):
+    """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is."""
+
+    output_is_kept: bool = False
+
+    def slope(self) -> Slope:
+        """Return where the gradient passes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)  # type: ignore[no-any-return]
+        # Where autocast makes a copy of the output for the next layer, it is the copy that is kept.
+        same = autocast_type(x) in (None, x.dtype)
+        function = _FromOutput if self.output_is_kept and same else _Masked
+        return function.apply(x, self, self.slope())  # type: ignore[no-any-return]
+
+
+class MaskedReLU(Masked, nn.ReLU):
+    """ReLU that keeps one bit an element."""
+
+    plain: ClassVar[type[nn.Module]] = nn.ReLU
+
+    def slope(self) -> Slope:
+        return Slope(0.0, float("inf"))
+
+
+class MaskedReLU6(Masked, nn.ReLU6):
+    """ReLU6 that keeps one bit an element."""
+
+    plain: ClassVar[type[nn.Module]] = nn.ReLU6
+
+    def slope(self) -> Slope:
+        return Slope(self.min_val, self.max_val)
+
+
+class MaskedHardsigmoid(Masked, nn.Hardsigmoid):
+    """Hardsigmoid that keeps one bit an element."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Hardsigmoid
+
+    def slope(self) -> Slope:
+        return Slope(-3.0, 3.0, 1 / 6)
+
+
+class _Smooth(torch.autograd.Function):
+    """A smooth activation that keeps its input through a method: its gradient is that of the reconstruction."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: "Smooth", keeper: Keeper) -> Tensor:
+        ctx.method, compressed = keeper.keep(x)
+        save(ctx, ctx.method, compressed)
+        ctx.module = module
+        return module.activate(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        compressed, _ = saved(ctx)
+        x = ctx.method.reconstruct(compressed)
+        return ctx.module.slope_times(grad_output, x), None, None
+
+
+class Smooth(Keeping):
+    """An activation with a continuous slope: no mask says it, so the input is kept."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the activation of x, which stays as it is."""
+        raise NotImplementedError
+
+    def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        """Return the input's gradient."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)  # type: ignore[no-any-return]
+        return _Smooth.apply(x, self, self.keeper)  # type: ignore[no-any-return]
+
+
+class CompressedHardswish(Smooth, nn.Hardswish):
+    """Hardswish that keeps its input through a method."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Hardswish
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.hardswish(x)
+
+    def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.hardswish_backward(grad_output, x)  # type: ignore[no-any-return]
+
+
+class CompressedSiLU(Smooth, nn.SiLU):
+    """SiLU that keeps its input through a method."""
+
+    plain: ClassVar[type[nn.Module]] = nn.SiLU
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+    def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad_output, x)  # type: ignore[no-any-return]
+
+
+class CompressedGELU(Smooth, nn.GELU):
+    """GELU that keeps its input through a method."""
+
+    plain: ClassVar[type[nn.Module]] = nn.GELU
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate=self.approximate)
+
+    def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_backward(grad_output, x, approximate=self.approximate)  # type: ignore[no-any-return]
