@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from itertools import chain
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import Graph, Node, Tracer
@@ -11,11 +12,27 @@ PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 """Modules that hand on the very tensor they are given (dropout is off)."""
 
 
-def consumers(model: nn.Module) -> dict[str, list[set[str]]]:
-    """Return, for each of a module's calls, the names of the modules that take its output; empty where it cannot be told.
+Consumers = dict[str, list[set[str]]]
+"""For each module, and each of its calls, the names of the modules that take its output."""
 
-    The model is traced (torch.fx) on a copy that shares the weights; code that cannot be traced tells nothing.
+_Structure = tuple[tuple[str, type[nn.Module]], ...]
+# A client puts its plan into the same model every round, and tracing takes as long as a small step.
+_TRACED: WeakKeyDictionary[nn.Module, tuple[_Structure, Consumers]] = WeakKeyDictionary()
+
+
+def consumers(model: nn.Module) -> Consumers:
+    """Return who takes whose output, empty where it cannot be told.
+
+    The model is traced (torch.fx) on a copy that shares the weights, once for as long as its modules are the same; code that
+    cannot be traced tells nothing.
     """
+    structure = tuple((name, type(module)) for name, module in model.named_modules())
+    if model not in _TRACED or _TRACED[model][0] != structure:
+        _TRACED[model] = structure, _traced(model)
+    return _TRACED[model][1]
+
+
+def _traced(model: nn.Module) -> Consumers:
     weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     skeleton = copy.deepcopy(model, memo=weights)
     for module in skeleton.modules():
@@ -27,7 +44,7 @@ def consumers(model: nn.Module) -> dict[str, list[set[str]]]:
     except Exception:
         return {}
     modules = dict(skeleton.named_modules())
-    found: dict[str, list[set[str]]] = defaultdict(list)
+    found: Consumers = defaultdict(list)
     for node in graph.nodes:
         if node.op == "call_module":
             found[str(node.target)].append(_takers(node, modules))

@@ -17,8 +17,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedact import client
 from fedact.config import Config
 from fedact.experiment import Experiment, shared
+from fedact.planning import Plans, canonical_methods, make_plans, plans_from_json, plans_json
 from fedact.records import SCHEMA, Row, RunFolder, write_whole
-from fedact.server import MethodRun, OnRound, Plans, canonical_methods, make_plans, plans_from_json, plans_json, run_method
+from fedact.server import MethodRun, OnRound, run_method
 
 RUN_ID = 1
 SERVER_NODE = 1

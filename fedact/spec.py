@@ -48,7 +48,7 @@ def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
 def spell(name: str, entry: Any) -> str:
     """Return the full, canonical name: every setting that differs from its default, in field order."""
     settings = [
-        f"{field.name}={_write(getattr(entry, field.name))}"
+        f"{field.name}={spelled(getattr(entry, field.name))}"
         for field in dataclasses.fields(entry)
         if getattr(entry, field.name) != field.default
     ]
@@ -69,10 +69,15 @@ def _read(kind: Any, value: str, key: str, text: str) -> Any:
                 return choice(value)
         except (ValueError, KeyError, StopIteration):
             continue
-    raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}")
+    named = [spelled(allowed) for choice in choices if get_origin(choice) is Literal for allowed in get_args(choice)]
+    allowed = f": allowed are {', '.join(named)}" if named else ""
+    raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}{allowed}")
 
 
-def _write(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """Return a setting's value as it is written; ``-`` where there is none."""
+    if value is None:
+        return "-"
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else _shortest(value) if isinstance(value, float) else str(value)

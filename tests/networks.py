@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
+from fedact.layers import Keeping
 from fedact.memory import Memory
 
 
@@ -61,7 +62,7 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def packed_bytes(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """What autograd packs in one forward pass, by itself, the parameters, buffers and inputs left out."""
+    """What autograd packs in one forward pass, by itself, and states; the parameters, buffers and inputs left out."""
     given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x, y)}
     packed: list[Tensor] = []
 
@@ -71,6 +72,7 @@ def packed_bytes(model: nn.Module, x: Tensor, y: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = F.cross_entropy(model(x), y)
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in packed}
+    states = [t for module in model.modules() if isinstance(module, Keeping) for t in module.state_tensors()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*packed, *states)}
     del loss
     return sum(size for address, size in storages.items() if address not in given)

@@ -11,6 +11,7 @@ from torchvision.models import mobilenet_v2
 
 import fedact
 from fedact.memory import Memory
+from tests.laws import EVERY_SETTING
 from tests.networks import MODELS, batch, measure, packed_bytes, train
 
 # Golden values -------------------------------------------------------------------------------------------------------------
@@ -57,21 +58,25 @@ def test_exact_and_vanilla_have_the_same_paper_bytes(golden):
 # Against saved_tensors_hooks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["vanilla", "exact", "hosvd:variance=0.8"])
+AT_ONCE = [text for text in EVERY_SETTING if text != "checkpoint"]
+"""Methods that hold the most at the end of the forward pass; a recomputation holds more later."""
+
+
+@pytest.mark.parametrize("method", AT_ONCE)
 @pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 7])
 def test_saved_bytes_are_what_hooks_see_and_nothing_is_hidden(build, method, size):
     torch.manual_seed(size)
     model, (x, y) = fedact.compress(build(), method, layers=2), batch(size)
     memory = measure(model, lambda: train(model, x, y), (x, y))
     assert memory.saved_bytes == packed_bytes(model, x, y)
     assert memory.hidden_bytes == 0
-    assert sum(memory.by_layer.values()) == memory.saved_bytes
+    assert sum(memory.by_layer.values()) == memory.saved_bytes - memory.state_bytes
     assert memory.peak_bytes >= memory.saved_bytes
 
 
 @settings(max_examples=25)
-@given(st.sampled_from(MODELS), st.sampled_from(["vanilla", "exact", "hosvd:variance=0.9"]), st.integers(1, 9),
+@given(st.sampled_from(MODELS), st.sampled_from(AT_ONCE), st.integers(1, 9),
        st.integers(1, 9))  # fmt: skip
 def test_micro_batches_hold_the_maximum_and_not_the_sum(build, method, size, part):
     torch.manual_seed(0)

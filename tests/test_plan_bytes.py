@@ -16,7 +16,12 @@ from tests.planned import Net, batch, in_scope, net, plan_for, step
 
 # The bytes -----------------------------------------------------------------------------------------------------------------
 
-METHODS = ["vanilla", "exact", "hosvd", "hosvd:variance=0.8", "hosvd:ranks=4x3x3x2"]
+METHODS = [
+    "vanilla", "exact", "hosvd", "hosvd:variance=0.8", "hosvd:ranks=4x3x3x2", "hosvd:bits=8", "hosvd:variance=0.8,bits=4",
+    "hosvd:truncation=sequential", "hosvd:variance=0.8,truncation=sequential,mean=true", "hosvd:batch=false", "tucker",
+    "svd:variance=0.8", "channel_svd:variance=0.8", "asi:variance=0.8", "lance:variance=0.8", "gradient_filter",
+    "quantize:bits=4", "checkpoint",
+]  # fmt: skip
 budgets = st.integers(11, 21).flatmap(lambda bits: st.integers(2**bits, min(2 ** (bits + 1), 4_000_000)))
 scopes, layers_asked = st.sampled_from(["saved", "peak"]), st.sampled_from(["auto", 1, 3])
 problems = st.tuples(budgets, st.integers(1, 12), st.sampled_from(METHODS), scopes, layers_asked)

@@ -39,4 +39,9 @@ def method_name(method: Method) -> str:
     return spec.spell(name, method)
 
 
-__all__ = ["METHODS", "Compressed", "Method", "State", "make_method", "method_name"]
+def published() -> list[str]:
+    """Return every method with the setting of its paper, written out where it is also the default."""
+    return [name + (f":{entry.published}" if entry.published else "") for name, entry in METHODS.items()]
+
+
+__all__ = ["METHODS", "Compressed", "Method", "State", "make_method", "method_name", "published"]

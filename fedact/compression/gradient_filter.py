@@ -20,13 +20,14 @@ PATCHES = (1, 2, 4, 7)
 class GradientFilter(Method):
     """Patch means of the activation; the input gradient comes from patch means of the output gradient.
 
-    patch: the side of a square patch, in positions; those at the lower and right edge may be smaller, and 1 is exact. For 1x1 convolutions
-    of stride 1 both gradients are the paper's; for larger kernels the paper gives every tap the same gradient and sums the
-    taps of the weights, while here each tap keeps its own: closer to the exact gradient, for the same bytes.
+    patch: the side of a square patch, in positions; those at the lower and right edge may be smaller, and 1 is exact.
+    For 1x1 convolutions of stride 1 both gradients are the paper's; for larger kernels the paper gives every tap the same
+    gradient and sums the weights' taps, while here each tap keeps its own: closer to the exact gradient, for the same bytes.
     A linear layer's input has no patches and is kept exactly.
     """
 
     source: ClassVar[str] = "Yang et al., CVPR 2023, arXiv 2301.00330, section 3"
+    published: ClassVar[str] = "patch=2"
     exact_input_gradient: ClassVar[bool] = False
 
     patch: Literal[1, 2, 4, 7] = 2

@@ -42,6 +42,8 @@ class Method(ABC):
     """
 
     source: ClassVar[str]
+    published: ClassVar[str] = ""
+    """The settings of the source's headline figures."""
     lean: ClassVar[bool] = True
     """Whether the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies)."""
     keeps_input: ClassVar[bool] = False

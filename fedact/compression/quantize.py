@@ -22,6 +22,8 @@ class Quantize(Method):
 
     source: ClassVar[str] = "ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4"
 
+    published: ClassVar[str] = "bits=2"
+
     bits: Literal[8, 4, 2] = 2
     group: int = 256
 

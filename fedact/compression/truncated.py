@@ -45,6 +45,7 @@ class Truncated(Method):
     """
 
     name: ClassVar[str]
+    published: ClassVar[str] = "variance=0.8"
     fixed_by_a_plan: ClassVar[bool] = False
     """Whether a plan turns a variance into ranks, once; otherwise every step chooses its own, up to the plan's caps."""
 

@@ -1,0 +1,58 @@
+"""The command lines' common part: flags from the config's fields, and one line for what is wrong."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from fedact.config import Config
+from fedact.errors import ConfigError, nearest
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError; flags are never abbreviated."""
+
+    def __init__(self, door: str, description: str) -> None:
+        super().__init__(prog=f"python -m fedact.{door}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    def add_fields(self, names: Iterable[str]) -> None:
+        """Add a flag for each of these fields of Config; what is not given is left out of the result."""
+        for name in names:
+            field = Config.model_fields[name]
+            default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
+            value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
+            self.add_argument(
+                f"--{name.replace('_', '-')}",
+                default=argparse.SUPPRESS,
+                help=f"{field.description}{default}".replace("%", "%%"),
+                **({"action": "store_true"} if field.annotation is bool else value),
+            )
+
+    def settings(self, arguments: list[str]) -> dict[str, Any]:
+        """Return what was given; raises ConfigError for an unknown flag, with the nearest one."""
+        given, strange = self.parse_known_args(arguments)
+        if strange:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            raise ConfigError(f"unknown argument {strange[0]!r}{nearest(strange[0], flags)}")
+        return vars(given)
+
+
+def through(door: Callable[[list[str]], int], arguments: list[str] | None) -> int:
+    """Run a door on the given arguments, or the process's, and return its exit code."""
+    try:
+        return door(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print("fedact:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nfedact: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
