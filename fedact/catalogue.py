@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
-from fedact.compression import METHODS
+from fedact.compression import METHODS, Method
 from fedact.data import DATASETS
 from fedact.models import MODELS
 from fedact.partition import PARTITIONS
@@ -18,11 +18,9 @@ from fedact.spec import spelled
 def show_tables() -> int:
     """Print the tables of methods, models, data sets and partitions."""
     console = Console()
-    methods = [
-        (name, entry.published or "-", _settings(entry), entry.source, _first_line(entry)) for name, entry in METHODS.items()
-    ]
-    columns = ("name", "as published", "settings", "source", "what it keeps")
-    console.print(listing("Methods, written NAME:key=value,key=value", columns, methods))
+    methods = [(name, _described(entry)) for name, entry in METHODS.items()]
+    title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
+    console.print(listing(title, ("name", "what it keeps"), methods, lines=True))
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]
     console.print(listing("Partitions", ("name", "settings", "who holds what"), partitions))
     console.print(listing("Models", ("name", ""), [(name, _first_line(entry)) for name, entry in MODELS.items()]))
@@ -31,10 +29,14 @@ def show_tables() -> int:
     return 0
 
 
+def _described(method: type[Method]) -> str:
+    published = f" (as published: {method.published})" if method.published else ""
+    return f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {method.source}"
+
+
 def _settings(entry: type) -> str:
-    """Return a setting a line: its default first, then what else it may be."""
     kinds = get_type_hints(entry)
-    return "\n".join(_setting(field.name, field.default, kinds[field.name]) for field in dataclasses.fields(entry)) or "none"
+    return ", ".join(_setting(field.name, field.default, kinds[field.name]) for field in dataclasses.fields(entry)) or "none"
 
 
 def _setting(name: str, default: Any, kind: Any) -> str:

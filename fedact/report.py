@@ -118,11 +118,11 @@ def budget_held(clients: "pd.DataFrame", scope: str) -> str:
     return f"{'yes' if held == len(bounded) else 'NO'} ({held}/{len(bounded)} rows)"
 
 
-def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    """Return a plain table."""
-    table = Table(title=title, title_justify="left")
+def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], lines: bool = False) -> Table:
+    """Return a plain table, with lines between the rows where a row takes several."""
+    table = Table(title=title, title_justify="left", show_lines=lines)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
     for row in rows:
         table.add_row(*row)
     return table

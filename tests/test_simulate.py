@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 import fedact
 from fedact import server
+from fedact.compression import METHODS, published
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
 
@@ -208,11 +210,29 @@ def test_a_dry_run_shows_plans_and_partition_and_writes_nothing(tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [[], ["--train-norm"]], ids=["", "train-norm"])
+def test_every_method_trains_within_its_budget(tmp_path, more):
+    named = [argument for text in published() for argument in ("--method", text)]
+    assert (
+        main([*TINY, "--rounds", "1", "--layers", "3", "--budget", "90KB", *named, *more, "--out", str(tmp_path / "run")])
+        == 0
+    )
+    run = fedact.load_run(tmp_path / "run")
+    assert set(run.clients["method"].str.split(":").str[0]) == set(METHODS)
+    assert set(run.clients["status"]) == {"ok"}
+    assert (run.clients["saved_bytes"] <= 90_000).all()
+    states = run.clients.groupby("method")["state_bytes"].max()
+    assert {method.partition(":")[0] for method, size in states.items() if size} == {"asi", "lance", "quantize"}
+
+
 def test_the_list_shows_every_table(capsys):
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
-    for name in ("hosvd", "variance", "mobilenet_v2", "digits", "cifar100", "dirichlet", "alpha"):
+    for name in ("mobilenet_v2", "digits", "CIFAR-100", "dirichlet", "alpha", *METHODS):
         assert name in shown
+    for entry in METHODS.values():
+        assert all(f"{field.name}=" in shown for field in dataclasses.fields(entry))
+        assert entry.source.split()[0] in shown
 
 
 def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():

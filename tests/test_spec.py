@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,8 @@ class Rich:
     flag: bool = False
     ranks: tuple[int, ...] | None = None
     word: str = "a"
+    bits: Literal[32, 8] = 32
+    kind: Literal["full", "half"] = "full"
 
 
 TABLE = {"plain": Plain, "rich": Rich}
@@ -32,8 +35,8 @@ def test_a_name_and_its_settings_are_split_as_written():
 
 
 def test_settings_take_their_types():
-    entry = build("thing", TABLE, "rich:share=0.5,count=3,flag=TRUE,ranks=4x40x5,word=b")
-    assert entry == Rich(0.5, 3, True, (4, 40, 5), "b")
+    entry = build("thing", TABLE, "rich:share=0.5,count=3,flag=TRUE,ranks=4x40x5,word=b,bits=8,kind=half")
+    assert entry == Rich(0.5, 3, True, (4, 40, 5), "b", 8, "half")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_settings_take_their_types():
         ("rich:count=", "key=value"), ("rich:=1", "key=value"), ("rich:count=1,count=2", "twice"),
         ("rich:count=one", "'one'"),
         ("rich:count=1.5", "'1.5'"), ("rich:flag=yes", "'yes'"), ("rich:ranks=4xx4", "'4xx4'"), ("rich:ranks=x", "'x'"),
+        ("rich:bits=7", "allowed are 32, 8"), ("rich:kind=hlaf", "allowed are full, half"),
         ("rich:share=much", "'much'"), ("rich:__class__=1", "__class__"),
     ],
 )  # fmt: skip
