@@ -113,7 +113,8 @@ def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float
     """Return the methods of all kept tensors at each level, the gentlest level first."""
     calibration = problem.x if problem.method.calibrated else problem.x[:micro_batch]
     inputs = kept_inputs(problem.model, problem.trained(depth), calibration)
-    methods = {name: problem.method.for_dimensions(x.dim()) for name, x in inputs.items()}
+    assigned = assign(problem.model, inputs, problem.method)
+    methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
     if problem.budget is None:
         return [(1.0, methods)]
     ladders = {name: method.levels(inputs[name]) for name, method in methods.items()}

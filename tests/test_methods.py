@@ -175,7 +175,7 @@ def test_defaults_are_left_out_of_the_canonical_name():
         ("hosvd:variance=abc", "cannot be 'abc'"),
         ("hosvd:variance=0.8,ranks=1x1x1x1", "not both"),
         ("hosvd:ranks=0x1x1x1", "whole numbers from 1"),
-        ("hosvd:ranks=1x2x3", "4 whole numbers"),
+        ("hosvd:ranks=1x2x3x4x5", "4 whole numbers"),
         ("hosvd:variance", "key=value"),
         ("exact:bits=8", "has no settings"),
     ],

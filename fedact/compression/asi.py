@@ -31,7 +31,7 @@ class ASI(Subspaces):
         last = self.last_bases(x, state)
         bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x)
         core = project(x, bases)
-        rank = state.about[0] if last and self.ranks is None else self.ranks_of(x)[0]
+        rank = state.about[0] if state.about and self.ranks is None else self.ranks_of(x)[0]
         batch = factor(core, 0, gram_spectrum(core, 0), min(rank, full_ranks(core.shape)[0]))
         return mode_product(core, batch.T, 0), {0: batch, **bases}
 
@@ -41,7 +41,14 @@ class ASI(Subspaces):
 
 
 def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -> Float[Tensor, "dimension rank"]:
-    """Return an orthonormal basis of the unfolding's image of the last basis: one step of subspace iteration."""
+    """Return an orthonormal basis of the unfolding's image of the last basis: one step of subspace iteration.
+
+    A batch of few examples, or one that says nothing, leaves the directions as they were that it does not reach.
+    """
     unfolded = unfold(x, mode)
-    image: Tensor = torch.linalg.qr(unfolded @ (unfolded.T @ last)).Q
-    return image
+    image = unfolded @ (unfolded.T @ last)
+    size = image.norm()
+    if size == 0:
+        return last
+    basis: Tensor = torch.linalg.qr(image + torch.finfo(x.dtype).eps * size * last).Q
+    return basis

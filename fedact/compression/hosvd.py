@@ -25,10 +25,11 @@ class HOSVD(Truncated):
     variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
     ranks: fixed ranks such as 4x40x5x5 instead, one a mode; max_ranks: caps on the ranks that a variance asks for.
     With neither variance nor ranks a plan's budget chooses the ranks; where nothing does, the variance is the paper's 0.8.
-    truncation: sequential takes each mode's spectrum from what the modes before it left, the smallest mode first
-    (cheaper, at lower ranks). bits: of the core's and the factors' elements, in groups of 64 with a scale. solver: svd is
-    the papers' full SVD of every unfolding. batch: false leaves the batch whole. mean: true keeps every channel's mean
-    apart, exactly, and explains the variance around it. Ranks for another number of dimensions leave a tensor exact.
+    truncation: sequential takes each mode's spectrum from what the modes before it left, the smallest mode first and the
+    batch last (cheaper, at lower ranks). bits: of the core's and the factors' elements, in groups of 64 with a scale.
+    solver: svd is the papers' full SVD of every unfolding. batch: false leaves the batch whole. mean: true keeps every
+    channel's mean apart, exactly, and explains the variance around it. Ranks for another number of dimensions leave a
+    tensor exact.
     """
 
     name: ClassVar[str] = "hosvd"
@@ -56,11 +57,13 @@ class HOSVD(Truncated):
         return project(x, factors), factors
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        mean = channel_mean(x) if self.mean else None
-        parts, layout, _ = super().compress(x if mean is None else x - mean)
+        parts, layout, _ = super().compress(x)
         if self.bits < 32:
             parts = tuple(tensor for part in parts for tensor in quantize(part, self.bits, GROUP))
-        return Compressed(parts if mean is None else (*parts, mean), layout)
+        return Compressed((*parts, channel_mean(x)) if self.mean else parts, layout)
+
+    def working(self, x: Tensor) -> Tensor:
+        return computable(x) - computable(channel_mean(x)) if self.mean else computable(x)
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         centred = super().reconstruct(compressed)
@@ -100,21 +103,17 @@ class HOSVD(Truncated):
         """Return fixed ranks (caps, where a variance is given) at each explained variance; exact where that is smaller."""
         if self.ranks is not None or self.variance is not None:
             return super().levels(x)
-        found = self.spectra(computable(x))
+        found = self.spectra(self.working(x))
         ranks = {level: self.ranks_at(level, found, x.shape) for level in LEVELS if level >= PAPER_VARIANCE}
         return {level: _smaller(self.with_ranks(fixed), Exact(), x) for level, fixed in ranks.items()}
 
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
         return SOLVERS[self.solver](x, mode)
 
-    def spectra(self, x: Tensor) -> dict[int, Spectrum]:
-        return super().spectra(x - channel_mean(x) if self.mean else x)
-
     def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
         if self.truncation == "published" or self.ranks is not None or not isinstance(kept, Tensor):
             return super().ranks_of(kept)
-        x = computable(kept)
-        _, factors = self._sequentially(x - channel_mean(x) if self.mean else x)
+        _, factors = self._sequentially(self.working(kept))
         return {mode: factor.shape[1] for mode, factor in factors.items()}
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
@@ -135,13 +134,15 @@ class HOSVD(Truncated):
         return core, {mode: factors[mode] for mode in sorted(factors)}
 
     def _order(self, shape: Sequence[int]) -> list[int]:
-        return sorted(self.modes(len(shape)), key=lambda mode: shape[mode])
+        # The batch last: the order, and with it the ranks that are left, must not depend on how many examples there are.
+        return sorted(self.modes(len(shape)), key=lambda mode: (mode == 0, shape[mode]))
 
 
 def channel_mean(x: Tensor) -> Tensor:
-    """Return every channel's mean over the batch and the positions, with x's number of dimensions."""
+    """Return every channel's mean over the batch and the positions, with x's number of dimensions and in x's type."""
     channels = 1 if x.dim() == 4 else x.dim() - 1
-    return x.mean([dimension for dimension in range(x.dim()) if dimension != channels], keepdim=True)
+    others = [dimension for dimension in range(x.dim()) if dimension != channels]
+    return computable(x).mean(others, keepdim=True).to(x.dtype) if others else x.clone()
 
 
 def _smaller(first: Method, second: Method, x: Tensor) -> Method:

@@ -43,7 +43,7 @@ class Method(ABC):
 
     source: ClassVar[str]
     published: ClassVar[str] = ""
-    """The settings of the source's headline figures."""
+    """The settings of the source's headline figures (for every decomposition the explained variance of HOSVD's)."""
     lean: ClassVar[bool] = True
     """Whether the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies)."""
     keeps_input: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class Method(ABC):
 
     @abstractmethod
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        """Return the bytes that ``compress`` stores for a tensor; for a shape (in float32), the most it can store."""
+        """Return the bytes that ``compress`` stores for a tensor in a first step; for a shape (in float32), the most."""
 
     def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
         """Return the bytes of the state that ``compress`` hands on, in the same way."""

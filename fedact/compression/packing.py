@@ -82,5 +82,6 @@ def _rounded_up(x: Tensor) -> Tensor:
 def _grouped(x: Tensor, group: int) -> Tensor:
     """Return the elements in rows of one group; the last row is filled with its own last element, which widens nothing."""
     flat = x.flatten()
+    group = min(group, len(flat))
     missing = -len(flat) % group
     return torch.cat([flat, flat[-1:].expand(missing)]).view(-1, group) if missing else flat.view(-1, group)

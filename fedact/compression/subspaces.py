@@ -31,17 +31,19 @@ class Subspaces(Truncated):
         ranks, modes = self.ranks_of(x), self.state_modes(x.dim())
         return {mode: completed(factor(x, mode, self.spectrum(x, mode), ranks[mode]), ranks[mode]) for mode in modes}
 
-    def last_bases(self, x: Tensor, state: State) -> Factors:
-        """Return the state's bases, none where it is empty or of a tensor of another size or rank."""
+    def continues(self, state: State, x: Tensor) -> bool:
+        """Tell whether the state's bases are of tensors like x, at the ranks that were given and within the caps."""
         modes = self.state_modes(x.dim())
-        bases = dict(zip(modes, state.tensors, strict=False))
-        sizes = all(len(basis) == x.shape[mode] for mode, basis in bases.items())
-        if len(state.tensors) != len(modes) or not sizes:
-            return {}
-        ranks = self.clip(self.ranks, x.shape) if self.ranks else {}
-        if any(basis.shape[1] != ranks.get(mode, basis.shape[1]) for mode, basis in bases.items()):
-            return {}
-        return {mode: basis.to(x.dtype) for mode, basis in bases.items()}
+        if len(state.tensors) != len(modes):
+            return False
+        bases = dict(zip(modes, state.tensors, strict=True))
+        most = self.clip(self.ranks or self.max_ranks, x.shape)
+        least = most if self.ranks else dict.fromkeys(modes, 0)
+        return all(len(u) == x.shape[mode] and least[mode] <= u.shape[1] <= most[mode] for mode, u in bases.items())
+
+    def last_bases(self, x: Tensor, state: State) -> Factors:
+        """Return the state's bases in x's type, none in a first step."""
+        return {mode: basis.to(x.dtype) for mode, basis in zip(self.state_modes(x.dim()), state.tensors, strict=False)}
 
 
 def completed(basis: Tensor, columns: int) -> Tensor:

@@ -18,7 +18,7 @@ class SVD(Truncated):
     """
 
     name: ClassVar[str] = "svd"
-    source: ClassVar[str] = "the SVD baseline of Nguyen et al., NeurIPS 2024, arXiv 2411.06346, section 3.1"
+    source: ClassVar[str] = "the SVD baseline of Nguyen et al., NeurIPS 2024, arXiv 2411.06346"
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return (0,)

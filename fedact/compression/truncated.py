@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedact.compression.exact import Exact
 from fedact.compression.factor_gradient import factor_gradient, factors_are_cheaper
-from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.tucker import Spectrum, compose, factor, full_ranks, gram_spectrum, rank_for_variance
 from fedact.errors import ConfigError
@@ -20,6 +20,9 @@ PAPER_VARIANCE = 0.8
 """The explained variance of the papers' headline figures."""
 LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
 """Explained variances between which a budget chooses."""
+
+CORE_TYPES = {torch.float16: torch.bfloat16}
+"""A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
 
 Factors = dict[int, Tensor]
 """Orthonormal factors by mode; a mode without one is whole."""
@@ -58,12 +61,18 @@ class Truncated(Method):
             raise ConfigError(f"{self.name} takes variance or ranks, not both")
         if self.variance is not None and not 0 < self.variance <= 1:
             raise ConfigError(f"{self.name}: variance is above 0 and at most 1, not {self.variance:g}")
-        usual, linear = len(self.modes(4)), len(self.modes(2))
-        for ranks in (self.ranks, self.max_ranks):
-            if ranks is not None and (len(ranks) not in (usual, linear) or min(ranks) < 1):
-                spelled = "x".join(map(str, ranks))
-                also = "" if linear == usual else f" ({linear} for a linear layer's input)"
-                raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled}")
+        for setting in ("ranks", "max_ranks"):
+            ranks = getattr(self, setting)
+            if ranks is not None:
+                object.__setattr__(self, setting, self._checked(tuple(ranks)))
+
+    def _checked(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        linear, several, usual = (len(self.modes(dimensions)) for dimensions in (2, 3, 4))
+        if len(ranks) in (linear, several, usual) and all(isinstance(rank, int) and rank >= 1 for rank in ranks):
+            return ranks
+        also = "" if linear == usual else f" ({linear} or {several} for a linear layer's input)"
+        spelled = "x".join(map(str, ranks))
+        raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled}")
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         """Return the modes that are truncated, of a tensor with so many dimensions."""
@@ -78,23 +87,32 @@ class Truncated(Method):
         """Return the core and the factors of ``modes``, in x's type."""
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        core, factors = self.decompose(computable(x), state)
+        state = state if self.continues(state, x) else NO_STATE
+        core, factors = self.decompose(self.working(x), state)
         held = self.state_modes(x.dim())
         layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
-        tensors = (core, *(factors[mode] for mode in layout.modes))
         ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
         following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.about or ranks)
-        return Compressed(tuple(_in_own_storage(tensor, x.dtype) for tensor in tensors), layout, following)
+        own = (_in_own_storage(factors[mode], x.dtype) for mode in layout.modes)
+        return Compressed((_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype)), *own), layout, following)
+
+    def working(self, x: Tensor) -> Tensor:
+        """Return the tensor that is decomposed, in a type with enough digits."""
+        return computable(x)
+
+    def continues(self, state: State, x: Tensor) -> bool:
+        """Tell whether a state is one that x can go on from."""
+        return True
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        return compose(*self.parts(compressed))
+        return compose(*self.parts(compressed)).to(compressed.about.dtype)
 
     def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
-        """Return the core and all factors, the state's too."""
-        core, *own = compressed.tensors
+        """Return the core and all factors, the state's too, in a type with enough digits."""
+        core, *own = map(computable, compressed.tensors)
         layout = compressed.about
         factors = dict(zip(layout.modes, own, strict=True))
-        return core, factors | dict(zip(layout.state_modes, compressed.state.tensors, strict=True))
+        return core, factors | dict(zip(layout.state_modes, map(computable, compressed.state.tensors), strict=True))
 
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
         shape, ranks = shape_of(kept), self.ranks_of(kept)
@@ -112,7 +130,9 @@ class Truncated(Method):
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         if isinstance(operation, Convolution) and self.by_factors(compressed.about, weight, operation):
-            return factor_gradient(*self.parts(compressed), grad_output, weight, operation)
+            core, factors = self.parts(compressed)
+            grad_output, kernel = computable(grad_output), computable(weight)
+            return factor_gradient(core, factors, grad_output, kernel, operation).to(weight.dtype)
         return super().weight_gradient(compressed, grad_output, weight, operation)
 
     def by_factors(self, layout: Layout, weight: Tensor, operation: Convolution) -> bool:
@@ -126,7 +146,7 @@ class Truncated(Method):
         """Return caps at each explained variance down to the one given, or the ranks that a plan fixes."""
         if self.ranks is not None:
             return {1.0: self}
-        found = self.spectra(computable(x))
+        found = self.spectra(self.working(x))
         if self.fixed_by_a_plan:
             return {1.0: self.with_ranks(self.ranks_at(None, found, x.shape))}
         least = self.variance or PAPER_VARIANCE
@@ -187,7 +207,7 @@ class Truncated(Method):
         shape = shape_of(kept)
         if self.ranks is not None or not isinstance(kept, Tensor):
             return self.clip(self.ranks or self.max_ranks, shape)
-        return self.clip(self.ranks_at(None, self.spectra(computable(kept)), shape), shape)
+        return self.clip(self.ranks_at(None, self.spectra(self.working(kept)), shape), shape)
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
         """Return the ranks by mode, none above what its factor can have; raises ConfigError where their number is wrong."""
@@ -213,4 +233,4 @@ def core_elements(shape: Sequence[int], ranks: Mapping[int, int]) -> int:
 
 
 def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype).clone(memory_format=torch.contiguous_format)
+    return owned(x.to(dtype).contiguous())

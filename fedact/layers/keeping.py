@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 
@@ -20,7 +21,7 @@ class Keeper:
 
     def keep(self, x: Tensor) -> tuple[Method, Compressed]:
         """Return what is kept of x, with the method that kept it, and remember the state."""
-        method = self.method.for_dimensions(x.dim())
+        method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
         # An example's size, not the batch's: the last batch of an epoch is smaller.
         size = (x.shape[1:], x.dtype, x.device)
         compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
