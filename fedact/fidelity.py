@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import make_method, method_name
-from fedact.memory import measure_memory
+from fedact.memory import largest, measure_memory
 from fedact.surgery import compress, restore, trained_parameters
 
 Batch = tuple[Tensor, Tensor]
@@ -63,12 +63,13 @@ def _measured(name: str, model: nn.Module, batches: Sequence[Batch], exact: Sequ
         gradients.append(_taken(model))
     pairs = list(zip(gradients, exact, strict=True))
     weights = [key for key in exact[0] if key.endswith("weight")]
+    most = largest(memories)
     return Fidelity(
         method=name,
-        saved_bytes=max(memory.saved_bytes for memory in memories),
-        state_bytes=max(memory.state_bytes for memory in memories),
-        peak_bytes=max(memory.peak_bytes for memory in memories),
-        paper_bytes=max(memory.paper_bytes for memory in memories),
+        saved_bytes=most.saved_bytes,
+        state_bytes=most.state_bytes,
+        peak_bytes=most.peak_bytes,
+        paper_bytes=most.paper_bytes,
         cosine={key: _mean([_cosine(ours[key], g[key]) for ours, g in pairs]) for key in weights},
         error={key: _mean([_error(ours[key], g[key]) for ours, g in pairs]) for key in weights},
     )

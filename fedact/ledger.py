@@ -77,7 +77,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.clock += 1
         in_graph = in_graph_task()
-        backward = in_graph and not torch.is_grad_enabled()
+        # A recomputed forward pass runs inside modules; also where, in a function's own forward, gradients are off.
+        backward = in_graph and not torch.is_grad_enabled() and not self.modules
         if backward:
             self.backward_times.append(self.clock)
         for tensor in tensors_in((args, kwargs)):

@@ -96,6 +96,14 @@ def _watch(model: nn.Module, ledger: Ledger) -> Iterator[torch.utils.hooks.Remov
             yield parameter.register_post_accumulate_grad_hook(ledger.became_gradient)  # type: ignore[no-untyped-call]
 
 
+def largest(memories: Iterable[Memory]) -> Memory:
+    """Return the most of every figure; by layer, those of the step that saved the most."""
+    found = list(memories)
+    names = ("saved_bytes", "state_bytes", "peak_bytes", "paper_bytes", "hidden_bytes")
+    figures = {name: max(getattr(memory, name) for memory in found) for name in names}
+    return Memory(**figures, by_layer=max(found, key=lambda memory: memory.saved_bytes).by_layer)
+
+
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the distinct storages that the tensors keep alive."""
     return sum({address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedact.compression import Method, make_method, method_name
 from fedact.compression.exact import Exact, Vanilla
 from fedact.errors import ConfigError
-from fedact.memory import Memory, measure_memory, stored_bytes
+from fedact.memory import Memory, largest, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
 from fedact.surgery import (
@@ -84,8 +84,7 @@ def make_plan(
     if scope not in ("saved", "peak"):
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
     limit = None if budget is None else parse_bytes(budget)
-    plain, codec = restore(copy.deepcopy(model)), make_method(method)
-    problem = _Problem(plain, *example, codec, limit, scope, loss, momentum, train_norm)
+    problem = _Problem(_copied(model), *example, make_method(method), limit, scope, loss, momentum, train_norm)
     depths = _depths(problem.model, layers)
     for depth in depths:
         levels = lru_cache(maxsize=None)(partial(_levels, problem, depth))
@@ -96,6 +95,13 @@ def make_plan(
                 if found is not None:
                     return _plan(problem, depth, micro_batch, *found, asked=depths[0])
     return _skipped(problem, depths[-1])
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return restore(copy.deepcopy(model))
+    except Exception as error:
+        raise ConfigError(f"a plan is made on a copy of the model, which cannot be copied: {error}") from None
 
 
 def _depths(model: nn.Module, layers: int | str) -> list[int]:
@@ -130,7 +136,10 @@ def _first_that_fits(problem: _Problem, choices: list[Methods], micro_batch: int
 
 
 def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memory:
-    """Measure a step that ends a batch, in which every method holds as much as its caps allow."""
+    """Measure a step that ends a batch, in which every method holds as much as its caps allow.
+
+    Where the first step leaves a state behind, the second, which starts from it, is measured too.
+    """
     # Cloned: a view of the whole batch is not what a client's step is given.
     x, y = problem.x[:micro_batch].clone(), problem.y[:micro_batch].clone()
     model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
@@ -140,10 +149,13 @@ def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memor
     optimizer = torch.optim.SGD(
         parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY
     )
-    with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
-        micro_step(model, x, y, len(problem.y), problem.loss, optimizer, clip_norm=1.0)
-    model.zero_grad()
-    return memory
+    memories: list[Memory] = []
+    while not memories or (len(memories) == 1 and memories[0].state_bytes):
+        with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
+            micro_step(model, x, y, len(problem.y), problem.loss, optimizer, clip_norm=1.0)
+        model.zero_grad()
+        memories.append(memory)
+    return largest(memories)
 
 
 def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
@@ -157,7 +169,7 @@ def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Te
     smooth = smooth_activations(model)
     install(model, assign(model, [*trained, *smooth], Exact()))
     handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in (*trained, *smooth)]
-    calibrate(model.eval(), x)
+    calibrate(model, x)
     for handle in handles:
         handle.remove()
     return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}

@@ -7,9 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import Method, make_method, method_name
-from fedact.dataflow import consumers
+from fedact.dataflow import consumers, downstream
 from fedact.errors import ConfigError
-from fedact.layers import LEAN, PLAIN, SMOOTH, TRAINED, Keeper, Keeping, Masked, RecomputedSequential, Table
+from fedact.layers import (
+    LEAN,
+    PLAIN,
+    SMOOTH,
+    TRAINED,
+    Keeper,
+    Keeping,
+    RecomputedSequential,
+    Swapped,
+    Table,
+    has_weights,
+    switched_off,
+)
 from fedact.plans import Plan
 
 _TRAINABLE = "_fedact_trainable"
@@ -17,7 +29,8 @@ _OWN = ("keeper", "output_is_kept", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
 KEEP_NOTHING = (
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
+    nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
 """Layers whose gradient needs no activation anyway."""
 
@@ -110,29 +123,29 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> n
     restore(model)
     lean = all(method.lean for method in methods.values())
     covered = _covered(model, methods) if lean else []
-    names = {module: name for name, module in model.named_modules()}
+    trained = [name for name in methods if has_weights(model.get_submodule(name))]
+    passed = downstream(model, trained) if lean else set()
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
     model.requires_grad_(False)
     for place, (name, method) in enumerate(methods.items()):
         module = model.get_submodule(name).requires_grad_(True)
         if lean and _swap(module, TRAINED | SMOOTH):
             module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
-    for module in names:
+    for module in model.modules():
         _swap(module, LEAN if lean else PLAIN)
     for name in covered:
         model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
     _recompute(model, max((method.segment for method in methods.values()), default=0))
     if lean:
-        _warn(model, methods)
+        _warn(model, methods, passed)
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
     """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model."""
     for module in model.modules():
-        plain = getattr(type(module), "plain", None)
-        if plain is not None:
-            module.__class__ = plain
+        if isinstance(module, Swapped):
+            module.__class__ = module.plain  # type: ignore[assignment]
             for own in _OWN:
                 module.__dict__.pop(own, None)
     trainable = model.__dict__.pop(_TRAINABLE, None)
@@ -181,7 +194,7 @@ def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
         found = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
         module = model.get_submodule(kept.name)
         if found and isinstance(module, Keeping):
-            like = next(module.parameters())
+            like = next(model.parameters())
             module.keeper.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
     return model
 
@@ -189,7 +202,10 @@ def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 def _swap(module: nn.Module, table: Table) -> bool:
     """Give a module its class in the table, and tell whether it has one."""
     # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
-    replacement = table.get(type(module))
+    kind = type(module)
+    # Known by its name: torchvision need not be loaded for it.
+    random = kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision")
+    replacement = switched_off(kind) if random else table.get(kind)  # type: ignore[arg-type]
     if replacement is None or not _has_statistics(module):
         return False
     module.__class__ = replacement
@@ -200,13 +216,11 @@ def _has_statistics(module: nn.Module) -> bool:
     return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
 
 
-def _warn(model: nn.Module, methods: Mapping[str, Method]) -> None:
-    """Name the layers after the first trained one whose activations autograd goes on keeping."""
+def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> None:
+    """Name the layers that a gradient passes and whose activations autograd goes on keeping."""
     names = dict(model.named_modules())
-    trained = [name for name in names if name in methods and any(True for _ in names[name].parameters())]
-    later = list(names)[list(names).index(trained[0]) :] if trained else []
-    left = [name for name in later if name in methods and not isinstance(names[name], Keeping)]
-    left += [name for name in later if name not in left and _is_kept_by_autograd(names[name])]
+    left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
+    left += [name for name in names if name in passed and name not in left and _is_kept_by_autograd(names[name])]
     if left:
         listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
         warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)
@@ -214,7 +228,7 @@ def _warn(model: nn.Module, methods: Mapping[str, Method]) -> None:
 
 def _is_kept_by_autograd(module: nn.Module) -> bool:
     """Tell whether a module is one of torch's own layers that neither fedact nor its nature keeps from holding something."""
-    ours = isinstance(module, (Keeping, Masked, *KEEP_NOTHING)) or type(module) in LEAN.values()
-    torchs = type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
     # A frozen linear layer keeps its weight alone.
-    return torchs and not ours and type(module) is not nn.Linear and not any(True for _ in module.children())
+    fine = (Swapped, nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, *KEEP_NOTHING)
+    torchs = type(module).__module__.startswith("torch.nn")
+    return torchs and not isinstance(module, fine) and not any(True for _ in module.children())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.errors import BudgetError
-from fedact.memory import Memory, measure_memory
+from fedact.memory import Memory, largest, measure_memory
 from fedact.plans import Plan
 from fedact.surgery import trained_parameters
 
@@ -18,8 +18,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Takes the positions of some examples, returns their inputs and labels, ready for the model."""
 
-Measured = dict[tuple[Plan, int, bool], Memory]
-"""What one micro-step held under a plan, by the number of its examples and whether it ended the batch."""
+Measured = dict[tuple[Plan, int, bool, bool], Memory]
+"""What a micro-step held under a plan, by its number of examples, whether it ended a batch, and started from a state."""
 
 EVALUATION_BATCH = 128
 
@@ -94,7 +94,8 @@ def train_locally(
         for part, last in _micro_batches(chosen, plan.micro_batch):
             x, y = batches(part)
             step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm)
-            shape = (plan, len(y), last)
+            # With a state, a first step, which has none to start from, may hold other bytes.
+            shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
             if memories and plan.fixed and shape in known:
                 total += step()
             else:
@@ -104,7 +105,8 @@ def train_locally(
             memories.append(known[shape])
         losses.append(total)
         optimizer.zero_grad()
-    return LocalTraining(float(np.mean(losses)), *_largest(memories))
+    most = largest(memories)
+    return LocalTraining(float(np.mean(losses)), most.saved_bytes, most.state_bytes, most.peak_bytes, most.paper_bytes)
 
 
 def bytes_in_scope(memory: Memory, scope: str) -> int:
@@ -146,9 +148,3 @@ def _micro_batches(chosen: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, 
     """Yield a batch's micro-batches, each with whether it is the last."""
     for start in range(0, len(chosen), size):
         yield chosen[start : start + size], start + size >= len(chosen)
-
-
-def _largest(memories: list[Memory]) -> tuple[int, int, int, int]:
-    rows = [(m.saved_bytes, m.state_bytes, m.peak_bytes, m.paper_bytes) for m in memories]
-    saved, state, peak, paper = (max(column) for column in zip(*rows, strict=True))
-    return saved, state, peak, paper

@@ -6,11 +6,11 @@ from fedact.layers.activations import (
     CompressedGELU,
     CompressedHardswish,
     CompressedSiLU,
-    Masked,
     MaskedHardsigmoid,
     MaskedReLU,
     MaskedReLU6,
 )
+from fedact.layers.base import Swapped, has_weights, switched_off
 from fedact.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
 from fedact.layers.keeping import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
 from fedact.layers.recompute import RecomputedSequential
@@ -35,4 +35,16 @@ LEAN: Table = PLAIN | {
 }
 """Layers around them that can keep less at no cost to the gradient."""
 
-__all__ = ["LEAN", "PLAIN", "SMOOTH", "TRAINED", "Keeper", "Keeping", "Masked", "RecomputedSequential", "Table"]
+__all__ = [
+    "LEAN",
+    "PLAIN",
+    "SMOOTH",
+    "TRAINED",
+    "Keeper",
+    "Keeping",
+    "RecomputedSequential",
+    "Swapped",
+    "Table",
+    "has_weights",
+    "switched_off",
+]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedact.compression.packing import pack_codes, unpack_codes
+from fedact.layers.base import Swapped
 from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
 
 
@@ -67,7 +68,7 @@ class _FromOutput(torch.autograd.Function):
         return ctx.slope.gradient(grad_output, ctx.slope.stops(y)), None, None
 
 
-class Masked(nn.Module):
+class Masked(Swapped, nn.Module):
     """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is."""
 
     output_is_kept: bool = False
@@ -117,21 +118,32 @@ class _Smooth(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Smooth", keeper: Keeper) -> Tensor:
-        ctx.method, compressed = keeper.keep(x)
+        with torch.autocast(x.device.type, enabled=False):
+            ctx.method, compressed = keeper.keep(x)
+        y = module.activate(x)
+        if module.inplace:
+            itself = x.untyped_storage().data_ptr()
+            copies = (t.clone() if t.untyped_storage().data_ptr() == itself else t for t in compressed.tensors)
+            compressed = compressed._replace(tensors=tuple(copies))
+            y = x.copy_(y)
+            ctx.mark_dirty(x)
         save(ctx, ctx.method, compressed)
         ctx.module = module
-        return module.activate(x)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         compressed, _ = saved(ctx)
-        x = ctx.method.reconstruct(compressed)
-        return ctx.module.slope_times(grad_output, x), None, None
+        with torch.autocast(grad_output.device.type, enabled=False):
+            x = ctx.method.reconstruct(compressed)
+            return ctx.module.slope_times(grad_output, x), None, None
 
 
 class Smooth(Keeping):
     """An activation with a continuous slope: no mask says it, so the input is kept."""
+
+    inplace: bool = False
 
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation of x, which stays as it is."""

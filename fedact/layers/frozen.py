@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedact.compression.operations import Convolution, Normalization
+from fedact.layers.base import Swapped
 from fedact.layers.keeping import autocast_type, in_type
 
 
@@ -32,7 +33,7 @@ class _FrozenConvolution(torch.autograd.Function):
         return grad_input.to(ctx.dtype), None, None, None, None
 
 
-class FrozenConv2d(nn.Conv2d):
+class FrozenConv2d(Swapped, nn.Conv2d):
     """A convolution that keeps nothing (while its weights are frozen)."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -63,7 +64,7 @@ class _FrozenNorm(torch.autograd.Function):
         return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None
 
 
-class EvalBatchNorm2d(nn.BatchNorm2d):
+class EvalBatchNorm2d(Swapped, nn.BatchNorm2d):
     """Batch norm that uses its running statistics in training too, and leaves the rest to autograd."""
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
@@ -82,7 +83,7 @@ class FrozenBatchNorm2d(EvalBatchNorm2d):
         return _FrozenNorm.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
 
 
-class NoDropout(nn.Dropout):
+class NoDropout(Swapped, nn.Dropout):
     """Dropout that is off in training too."""
 
     plain: ClassVar[type[nn.Module]] = nn.Dropout
@@ -91,7 +92,7 @@ class NoDropout(nn.Dropout):
         return x
 
 
-class NoDropout2d(nn.Dropout2d):
+class NoDropout2d(Swapped, nn.Dropout2d):
     """Dropout of channels that is off in training too."""
 
     plain: ClassVar[type[nn.Module]] = nn.Dropout2d

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
+from fedact.layers.base import Swapped
 
 
 class Keeper:
@@ -38,7 +39,7 @@ class Keeper:
         return [tensor for state in self.states.values() for tensor in state.tensors]
 
 
-class Keeping(nn.Module):
+class Keeping(Swapped, nn.Module):
     """A layer with a keeper; the ledger asks it for its state and for what its packed bits stand for."""
 
     keeper: Keeper
