@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import Method, make_method, method_name
+from fedact.compression import Method, check_for_images, make_method
 from fedact.dataflow import consumers, downstream
 from fedact.errors import ConfigError
 from fedact.layers import (
@@ -101,8 +101,8 @@ def compress(
 def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, Method]:
     """Return the method of each named layer's input; raises ConfigError for ranks that no convolution's input has."""
     dimensions = {name: 2 if isinstance(model.get_submodule(name), nn.Linear) else 4 for name in names}
-    if 4 in dimensions.values() and type(method.for_dimensions(4)) is not type(method):
-        raise ConfigError(f"{method_name(method)} gives ranks for a linear layer's input, but convolutions are trained too")
+    if 4 in dimensions.values():
+        check_for_images(method)
     return {name: method.for_dimensions(2) if count == 2 else method for name, count in dimensions.items()}
 
 

@@ -177,7 +177,7 @@ def test_the_first_step_of_each_shape_is_measured_where_the_bytes_are_fixed(meas
 def test_each_client_measures_its_first_step_and_shapes_that_nobody_measured(measurements):
     plan, measured = plan_for(micro_batch=3), {}
     first = run(plan, measured=measured)[1]
-    del measurements[:], measured[plan, 2, True]
+    del measurements[:], measured[plan, 2, True, False]
     assert dataclasses.replace(run(plan, seed=1, measured=measured)[1], loss=first.loss) == first
     assert measurements == [3, 2]
 

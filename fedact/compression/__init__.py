@@ -11,6 +11,7 @@ from fedact.compression.lance import LANCE
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.quantize import Quantize
 from fedact.compression.svd import SVD, ChannelSVD
+from fedact.errors import ConfigError
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
@@ -39,9 +40,15 @@ def method_name(method: Method) -> str:
     return spec.spell(name, method)
 
 
+def check_for_images(method: Method) -> None:
+    """Raise ConfigError for ranks that no convolution's input has: they would leave all of them exact."""
+    if type(method.for_dimensions(4)) is not type(method):
+        raise ConfigError(f"{method_name(method)} gives ranks for linear layers' inputs, and convolutions are trained too")
+
+
 def published() -> list[str]:
     """Return every method with the setting of its paper, written out where it is also the default."""
     return [name + (f":{entry.published}" if entry.published else "") for name, entry in METHODS.items()]
 
 
-__all__ = ["METHODS", "Compressed", "Method", "State", "make_method", "method_name", "published"]
+__all__ = ["METHODS", "Compressed", "Method", "State", "check_for_images", "make_method", "method_name", "published"]
