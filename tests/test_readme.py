@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedact import bench
 from fedact.config import make_config, read_toml
 from fedact.simulate import parser
 
@@ -22,6 +23,12 @@ def test_every_command_in_the_readme_is_understood(command):
     settings = {name: value for name, value in vars(given).items() if name not in ("config", "resume", "dry_run", "list")}
     assert not strange
     make_config(settings)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^`?python -m fedact\.bench ([^`#]*)", README, flags=re.MULTILINE))
+def test_every_bench_in_the_readme_is_understood(command):
+    settings = bench.parser().settings(shlex.split(command))
+    make_config({name: value for name, value in settings.items() if name not in ("batches", "json")})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
