@@ -20,12 +20,12 @@ Plans = dict[int | None, Plan]
 
 def make_plans(experiment: Experiment, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
-    config = experiment.config
+    config, example = experiment.config, calibration_batch(experiment)
     return {
         budget: make_plan(
             experiment.model_with({}),
             budget,
-            calibration_batch(experiment),
+            example,
             method,
             config.layers,
             config.scope,

@@ -10,9 +10,9 @@ from torch import Tensor
 from fedact.compression.exact import Exact
 from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, computable, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
-from fedact.compression.packing import Quantized, dequantize, quantize, quantized_bytes
+from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.compression.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
-from fedact.compression.tucker import SOLVERS, Spectrum, full_ranks, mode_product, project
+from fedact.compression.tucker import SOLVERS, Spectrum, full_ranks, mode_product
 
 GROUP = 64
 """Neighbours in a core or a factor that share a scale, with bits=8 or 4."""
@@ -51,10 +51,7 @@ class HOSVD(Truncated):
         return tuple(range(0 if self.batch else 1, dimensions))
 
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
-        if self.truncation == "sequential":
-            return self._sequentially(x)
-        factors = self.leading_factors(x)
-        return project(x, factors), factors
+        return self._sequentially(x) if self.truncation == "sequential" else super().decompose(x, state)
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         parts, layout, _ = super().compress(x)
@@ -88,7 +85,7 @@ class HOSVD(Truncated):
         return super().predicted_bytes(kept) + (channels * item_size(kept) if self.mean else 0)
 
     def stored_elements(self, tensor: Tensor) -> int:
-        return tensor.numel() * (8 // self.bits if tensor.dtype is torch.uint8 else 1)
+        return packed_elements(tensor, self.bits)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         gradient = super().weight_gradient(compressed, grad_output, weight, operation)

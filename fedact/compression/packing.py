@@ -35,6 +35,11 @@ def packed_bytes(count: int, bits: int) -> int:
     return ceil(count * bits / 8)
 
 
+def packed_elements(tensor: Tensor, bits: int) -> int:
+    """Return how many elements a part of what ``quantize`` returns stands for: packed codes are its only bytes."""
+    return tensor.numel() * (8 // bits if tensor.dtype is torch.uint8 else 1)
+
+
 class Quantized(NamedTuple):
     """Values as packed codes; each group of neighbours has its least value and the step between two codes."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, shape_of
-from fedact.compression.packing import Quantized, dequantize, quantize, quantized_bytes
+from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.errors import ConfigError
 
 
@@ -52,4 +52,4 @@ class Quantize(Method):
         return State((torch.tensor([seed]),))
 
     def stored_elements(self, tensor: Tensor) -> int:
-        return tensor.numel() * (8 // self.bits if tensor.dtype is torch.uint8 else 1)
+        return packed_elements(tensor, self.bits)

@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from fedact.compression.method import State
-from fedact.compression.truncated import Factors, Truncated
-from fedact.compression.tucker import project
+from fedact.compression.truncated import Truncated
 
 
 @dataclass(frozen=True)
@@ -23,13 +19,9 @@ class SVD(Truncated):
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return (0,)
 
-    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
-        factors = self.leading_factors(x)
-        return project(x, factors), factors
-
 
 @dataclass(frozen=True)
-class ChannelSVD(SVD):
+class ChannelSVD(Truncated):
     """Truncated SVD of the positions x channels matrix: fewer channels, and how they mix.
 
     variance: the rank is the smallest that explains this share; ranks: a fixed rank; max_ranks: a cap on it.

@@ -1,6 +1,5 @@
 """What the decompositions share: a core and factors of some modes, ranks by variance, the gradient from the factors."""
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,7 +12,7 @@ from fedact.compression.exact import Exact
 from fedact.compression.factor_gradient import factor_gradient, factors_are_cheaper
 from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
 from fedact.compression.operations import Convolution, Operation
-from fedact.compression.tucker import Spectrum, compose, factor, full_ranks, gram_spectrum, rank_for_variance
+from fedact.compression.tucker import Spectrum, compose, factor, full_ranks, gram_spectrum, project, rank_for_variance
 from fedact.errors import ConfigError
 
 PAPER_VARIANCE = 0.8
@@ -82,9 +81,10 @@ class Truncated(Method):
         """Return those of the modes whose factors are kept from step to step."""
         return ()
 
-    @abstractmethod
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
-        """Return the core and the factors of ``modes``, in x's type."""
+        """Return the core and the factors of ``modes``, in x's type: each mode's from the full tensor, as published."""
+        factors = self.leading_factors(x)
+        return project(x, factors), factors
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         state = state if self.continues(state, x) else NO_STATE
