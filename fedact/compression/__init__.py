@@ -11,6 +11,7 @@ from fedact.compression.lance import LANCE
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.quantize import Quantize
 from fedact.compression.svd import SVD, ChannelSVD
+from fedact.compression.transform import Transform
 from fedact.errors import ConfigError
 
 METHODS: dict[str, type[Method]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "lance": LANCE,
     "gradient_filter": GradientFilter,
     "quantize": Quantize,
+    "transform": Transform,
 }
 """The one table of methods; to add one, write its file and its line."""
 

@@ -1,0 +1,100 @@
+"""Cosine transforms in space, and how much a spatial frequency matters for a weight gradient."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import prod, sqrt
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+REFERENCE_SIZE = 7
+"""Rows of a classifier's last feature map: a frequency counts in cycles over so many rows, whatever the map's size."""
+RINGS = 64
+"""Groups of frequencies that share a level."""
+CHUNK_ELEMENTS = 2**18
+"""Elements transformed at a time: what fits a core's cache, and a small part of a large tensor."""
+
+
+class Frequencies(NamedTuple):
+    """A weighted cosine transform of maps of one size: forward and inverse matrices of rows and columns, and the rings.
+
+    rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
+    """
+
+    rows: tuple[Float[Tensor, "height height"], Float[Tensor, "height height"]]
+    columns: tuple[Float[Tensor, "width width"], Float[Tensor, "width width"]]
+    rings: Int[Tensor, " positions"]
+
+
+def images_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return (batch, height, width, channels) of a kept tensor; a linear layer's input has no map, or one row of it."""
+    if len(shape) == 4:
+        batch, channels, height, width = shape
+        return batch, height, width, channels
+    return (shape[0] if len(shape) > 1 else 1), prod(shape[1:-1]), 1, shape[-1]
+
+
+def as_images(x: Tensor) -> Float[Tensor, "batch height width channels"]:
+    """Return a kept tensor with its channels last; no copy of one that is in memory like that, in float32."""
+    images = x.permute(0, 2, 3, 1) if x.dim() == 4 else x.reshape(images_shape(x.shape))
+    return images.float().contiguous()
+
+
+def from_images(images: Float[Tensor, "batch height width channels"], shape: Sequence[int]) -> Tensor:
+    """Return the kept tensor behind ``as_images``."""
+    return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
+
+
+@lru_cache(maxsize=64)
+def frequencies(height: int, width: int, device: torch.device) -> Frequencies:
+    """Return the transform of maps of a size."""
+    rows, columns = _weighted(height, device), _weighted(width, device)
+    radius = _scaled(height)[:, None].square() + _scaled(width).square()
+    order = radius.flatten().argsort(stable=True)
+    count = height * width
+    rings = torch.empty(count, dtype=torch.int64)
+    rings[order] = torch.arange(count) * min(RINGS, count) // count
+    return Frequencies(rows, columns, rings.to(device))
+
+
+def transform(images: Tensor, by: Frequencies) -> Tensor:
+    """Return the weighted coefficients of images, channel by channel; the first is sqrt(height x width) times the mean."""
+    return _product(images, by.rows[0], by.columns[0])
+
+
+def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
+    """Return the images behind ``transform``."""
+    return _product(coefficients, by.rows[1], by.columns[1])
+
+
+def chunks(images: Tensor) -> Iterator[Tensor]:
+    """Yield views of a few examples at a time."""
+    yield from images.split(max(1, CHUNK_ELEMENTS // max(1, prod(images.shape[1:]))))
+
+
+def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    batch, height, width, channels = images.shape
+    if height == width == 1:
+        return images
+    by_rows = torch.matmul(rows, images.reshape(batch, height, width * channels))
+    return torch.matmul(columns, by_rows.view(batch, height, width, channels))
+
+
+def _weighted(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
+
+    A weight gradient correlates the activation with the output gradient, whose energy at a frequency f falls off about as
+    1/(1 + f^2): an error there does so much less harm, and a uniform step on weighted coefficients spends bits accordingly.
+    """
+    places = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(torch.pi / size * (places + 0.5) * places[:, None]) * sqrt(2 / size)
+    matrix[0] /= sqrt(2)
+    weights = (1 + _scaled(size).square()) ** -0.5
+    forward, back = weights[:, None] * matrix, matrix.T / weights
+    return forward.float().to(device), back.float().contiguous().to(device)
+
+
+def _scaled(size: int) -> Tensor:
+    return torch.arange(size, dtype=torch.float64) * REFERENCE_SIZE / size
