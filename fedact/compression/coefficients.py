@@ -1,7 +1,7 @@
 """Sparse coefficients in a given number of bytes: a uniform step, classes of like size, runs of zeros in Rice's code."""
 
 from collections.abc import Callable
-from math import ceil, log2
+from math import ceil, exp, log, log2, sqrt
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ HEADER = (4 + 4 + 4 * CLASSES) + (CLASSES + 1 + 3)
 LEAST_BITS_PER_NONZERO = 3.5
 SAMPLE = 2**14
 TRIALS = 8
-FULL = 0.985
-"""How much of the bytes a step must use not to be tried again."""
+AIM, ENOUGH = 0.985, 0.97
+"""How much of the room a step should use, and how much is enough not to try another."""
 
 
 class Candidates(NamedTuple):
@@ -141,24 +141,28 @@ def symbols(step: float, found: Sorted, means: Tensor) -> Symbols:
 
 
 def fitting(found: Sorted, means: Tensor, least: float, room: int) -> Symbols:
-    """Return the symbols at about the smallest step whose body fits the room, by secants in the logarithms."""
-    largest = max(float(found.values.abs().max()) if len(found.values) else 0.0, float(means.abs().max()) * MEAN_STEPS)
+    """Return the symbols at a step whose body fills the room but for a little, found by secants of logarithms."""
+    largest = max(float(found.values.abs().max()) if len(found.values) else 0.0, MEAN_STEPS * float(means.abs().max()))
     floor = max(least / (1 - ROUND_DOWN), largest * 2.0**-22, 1e-38)
-    # So large that nothing is left but a bit a channel.
-    best = symbols(max(4 * largest, floor), found, means)
-    low, step, slope = floor, _first_guess(found, room, floor), 0.8
+    # At a step this large nothing is left but a bit a channel, which always fits.
+    best, too_small = symbols(max(8 * largest, floor), found, means), floor
+    step, slope = _first_guess(found, room, floor), -1.0
+    last: tuple[float, float] | None = None
     for _ in range(TRIALS):
         tried = symbols(step, found, means)
-        size = tried.size
-        if size <= room and tried.step < best.step:
+        excess = log(max(tried.size, 1) / (AIM * room))
+        if tried.size > room:
+            too_small = max(too_small, step)
+        elif step < best.step:
             best = tried
-        if size > room:
-            low = max(low, step)
-        if (size <= room and size >= FULL * room) or (size <= room and step <= floor):
+        if tried.size <= room and (tried.size >= ENOUGH * room or step <= floor):
             break
-        wanted = step * (size / room / (0.5 + 0.5 * FULL)) ** (1 / slope)
-        inside = low < wanted < best.step
-        step = max(floor, wanted if inside else (low * min(best.step, 4 * low)) ** 0.5)
+        if last and step != last[0] and excess != last[1]:
+            slope = min(-0.2, (excess - last[1]) / log(step / last[0]))
+        last = step, excess
+        step = max(floor, step * exp(-excess / slope))
+        if not too_small < step < best.step:
+            step = max(floor, sqrt(too_small * min(best.step, 4 * too_small)))
     return best
 
 
