@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from fedact.compression import Method, check_for_images, make_method
 from fedact.dataflow import consumers, downstream
+from fedact.derivation import Derivation, derived_inputs, derived_masks
 from fedact.errors import ConfigError
 from fedact.layers import (
     LEAN,
     PLAIN,
     SMOOTH,
     TRAINED,
+    DerivedKeeper,
     Keeper,
     Keeping,
+    Masked,
+    OriginConv2d,
     RecomputedSequential,
     Swapped,
     Table,
@@ -25,7 +29,7 @@ from fedact.layers import (
 from fedact.plans import Plan
 
 _TRAINABLE = "_fedact_trainable"
-_OWN = ("keeper", "output_is_kept", "segment")
+_OWN = ("keeper", "output_is_kept", "mask_is_left", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
 KEEP_NOTHING = (
@@ -122,9 +126,11 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> n
     """Train the named layers, each with its method; freeze every other parameter."""
     restore(model)
     lean = all(method.lean for method in methods.values())
-    covered = _covered(model, methods) if lean else []
+    derived = derived_inputs(model, methods) if lean else {}
+    covered = _covered(model, {name: m for name, m in methods.items() if name not in derived}) if lean else []
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     passed = downstream(model, trained) if lean else set()
+    masks = derived_masks(model, derived, passed, _kept_convolutions(model, methods, derived), _reach(methods))
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
     model.requires_grad_(False)
     for place, (name, method) in enumerate(methods.items()):
@@ -135,10 +141,46 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> n
         _swap(module, LEAN if lean else PLAIN)
     for name in covered:
         model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
+    _derive(model, methods, derived, *masks)
     _recompute(model, max((method.segment for method in methods.values()), default=0))
     if lean:
         _warn(model, methods, passed)
     return model
+
+
+def _reach(methods: Mapping[str, Method]) -> int:
+    return max((method.derive for method in methods.values()), default=0)
+
+
+def _kept_convolutions(model: nn.Module, methods: Mapping[str, Method], derived: Mapping[str, Derivation]) -> set[str]:
+    """Return the convolutions whose input is kept by a method that others' inputs may be made again from."""
+    own = {name for name, method in methods.items() if method.derive and name not in derived}
+    return {name for name in own if isinstance(model.get_submodule(name), nn.Conv2d)} | {d.origin for d in derived.values()}
+
+
+def _derive(
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    derived: Mapping[str, Derivation],
+    left: Mapping[str, str],
+    again: Mapping[str, Derivation],
+) -> None:
+    """Let the derived inputs, and the masks, be made again from what is kept at their origins."""
+    for name, one in [*derived.items(), *again.items()]:
+        origin = model.get_submodule(one.origin)
+        # The first layer to take what a frozen one keeps counts it as its own.
+        counts = not isinstance(origin, Keeping)
+        if counts:
+            origin.__class__ = OriginConv2d
+            origin.keeper = Keeper(methods[name], 0)  # type: ignore[assignment]
+        chain = [model.get_submodule(each) for each in one.chain]
+        model.get_submodule(name).keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[assignment, arg-type]
+    for name, layer in left.items():
+        activation, taker = model.get_submodule(name), model.get_submodule(layer)
+        assert isinstance(activation, Masked)
+        assert isinstance(taker, Keeping)
+        activation.mask_is_left = True
+        taker.keeper.left = activation.slope()
 
 
 def restore(model: nn.Module) -> nn.Module:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedact.compression.exact import Exact
+from fedact.compression.exact import Itself
 from fedact.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Checkpoint(Exact):
+class Checkpoint(Itself):
     """Keeps the inputs of segments, and recomputes what lies inside: the same gradient for one more forward pass.
 
     children: how many children of the outermost Sequential make a segment. While a segment is recomputed, its layers keep

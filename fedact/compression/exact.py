@@ -7,14 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, item_size, owned, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, item_size, owned, shape_of
 
 
-@dataclass(frozen=True)
-class Exact(Method):
-    """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient."""
+class Itself(Method):
+    """What keeps the very tensor."""
 
-    source: ClassVar[str] = "autograd's gradient without what it need not keep"
     keeps_input: ClassVar[bool] = True
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
@@ -28,7 +26,23 @@ class Exact(Method):
 
 
 @dataclass(frozen=True)
-class Vanilla(Exact):
+class Exact(Itself):
+    """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient.
+
+    derive: an input that is at most so many convolutions behind another kept one, no smaller than it, is not kept but made
+    again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
+    """
+
+    source: ClassVar[str] = "autograd's gradient without what it need not keep"
+
+    derive: int = 0
+
+    def __post_init__(self) -> None:
+        check_derive("exact", self.derive)
+
+
+@dataclass(frozen=True)
+class Vanilla(Itself):
     """Plain autograd: every layer keeps what PyTorch keeps."""
 
     source: ClassVar[str] = "PyTorch autograd"

@@ -1,7 +1,6 @@
 """Cosine transforms in space, and how much a spatial frequency matters for a weight gradient."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -47,7 +46,6 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
     return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
 
 
-@lru_cache(maxsize=64)
 def frequencies(height: int, width: int, device: torch.device) -> Frequencies:
     """Return the transform of maps of a size."""
     rows, columns = _weighted(height, device), _weighted(width, device)

@@ -113,6 +113,9 @@ class Method(ABC):
         """The method that always stores as much as this one ever does."""
         return self
 
+    derive = 0
+    """How many convolutions before a layer another kept input may be, for its own to be made again from that one."""
+
     @property
     def segment(self) -> int:
         """How many children of a Sequential are recomputed together in the backward pass; 0 recomputes nothing."""
@@ -123,6 +126,12 @@ def choose(method: str, setting: str, value: object, allowed: Collection[object]
     """Raise ConfigError unless the setting's value is one of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{method}: {setting} is one of {', '.join(map(str, allowed))}, not {value}")
+
+
+def check_derive(method: str, derive: int) -> None:
+    """Raise ConfigError unless it is a number of convolutions."""
+    if isinstance(derive, bool) or not isinstance(derive, int) or derive < 0:
+        raise ConfigError(f"{method}: derive is a whole number from 0, not {derive}")
 
 
 def item_size(kept: Tensor | Sequence[int]) -> int:

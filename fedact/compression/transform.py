@@ -12,7 +12,7 @@ from torch import Tensor
 from fedact.compression.coefficients import candidates, classes, fitting, levels, overhead_bytes, read, sort, write
 from fedact.compression.frequencies import Frequencies, as_images, chunks, frequencies, from_images, images_shape, inverse
 from fedact.compression.frequencies import transform as cosine_transform
-from fedact.compression.method import NO_STATE, Compressed, Method, State, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
 from fedact.errors import ConfigError
 
 LEVELS = (8.0, 4.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
@@ -33,13 +33,17 @@ class Transform(Method):
     bits: of an element on the average, besides 92 bytes, 5/8 of a byte a channel and up to 32 bytes for the frequencies.
     The step is the smallest whose code fits. A uniform step with an entropy coder spends bits as reverse water-filling asks;
     coefficients are weighted by how much the weight gradient's error depends on their frequency.
+    derive: an input that is at most so many convolutions behind another kept one, no smaller than it, is not kept but made
+    again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
     """
 
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
 
     bits: float = 0.5
+    derive: int = 2
 
     def __post_init__(self) -> None:
+        check_derive("transform", self.derive)
         if not 0 < self.bits <= 16:
             raise ConfigError(f"transform: bits is above 0 and at most 16, not {self.bits:g}")
 

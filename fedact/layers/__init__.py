@@ -6,11 +6,13 @@ from fedact.layers.activations import (
     CompressedGELU,
     CompressedHardswish,
     CompressedSiLU,
+    Masked,
     MaskedHardsigmoid,
     MaskedReLU,
     MaskedReLU6,
 )
 from fedact.layers.base import Swapped, has_weights, switched_off
+from fedact.layers.derived import DerivedKeeper, OriginConv2d
 from fedact.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
 from fedact.layers.keeping import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
 from fedact.layers.recompute import RecomputedSequential
@@ -40,8 +42,11 @@ __all__ = [
     "PLAIN",
     "SMOOTH",
     "TRAINED",
+    "DerivedKeeper",
     "Keeper",
     "Keeping",
+    "Masked",
+    "OriginConv2d",
     "RecomputedSequential",
     "Swapped",
     "Table",

@@ -68,10 +68,51 @@ class _FromOutput(torch.autograd.Function):
         return ctx.slope.gradient(grad_output, ctx.slope.stops(y)), None, None
 
 
+class _Left(torch.autograd.Function):
+    """A piecewise linear activation that leaves its mask to the layer after it, which makes its output again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        if module.inplace:
+            ctx.mark_dirty(x)
+        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_output, None
+
+
+class _MadeAgain(torch.autograd.Function):
+    """A piecewise linear activation whose output is made again from what another layer keeps, and tells the mask."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, keeper: Keeper) -> Tensor:
+        ctx.method, compressed = keeper.keep(x)
+        save(ctx, ctx.method, compressed)
+        ctx.slope = slope
+        if module.inplace:
+            ctx.mark_dirty(x)
+        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        compressed, _ = saved(ctx)
+        with torch.autocast(grad_output.device.type, enabled=False):
+            stops = ctx.slope.stops(ctx.method.reconstruct(compressed))
+        return ctx.slope.gradient(grad_output, stops), None, None, None
+
+
 class Masked(Swapped, nn.Module):
-    """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is."""
+    """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is.
+
+    mask_is_left: the layer after it makes the output again and applies the mask. keeper: makes it again itself.
+    """
 
     output_is_kept: bool = False
+    mask_is_left: bool = False
+    keeper: Keeper | None = None
 
     def slope(self) -> Slope:
         """Return where the gradient passes."""
@@ -80,6 +121,10 @@ class Masked(Swapped, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)  # type: ignore[no-any-return]
+        if self.mask_is_left:
+            return _Left.apply(x, self)  # type: ignore[no-any-return]
+        if self.keeper is not None:
+            return _MadeAgain.apply(x, self, self.slope(), self.keeper)  # type: ignore[no-any-return]
         # Where autocast makes a copy of the output for the next layer, it is the copy that is kept.
         same = autocast_type(x) in (None, x.dtype)
         function = _FromOutput if self.output_is_kept and same else _Masked

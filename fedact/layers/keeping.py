@@ -1,6 +1,6 @@
 """Trained layers that keep their input through a method."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,26 @@ from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.layers.base import Swapped
 
+if TYPE_CHECKING:
+    from fedact.layers.activations import Slope
+
 
 class Keeper:
-    """A layer's method, and its state for every size of input that the layer has seen."""
+    """A layer's method, and its state for every size of input that the layer has seen.
+
+    takers: how many other layers' inputs are made again from what is kept here. left: the slope of the activation before,
+    where that leaves its mask to this layer.
+    """
 
     def __init__(self, method: Method, seed: int) -> None:
         self.method = method
         self.seed = seed
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
+        self.takers = 0
+        self.left: Optional["Slope"] = None
+        self._to_hand_on: list[tuple[Method, Compressed]] = []
 
-    def keep(self, x: Tensor) -> tuple[Method, Compressed]:
+    def keep(self, x: Tensor) -> tuple[Any, Compressed]:
         """Return what is kept of x, with the method that kept it, and remember the state."""
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
         # An example's size, not the batch's: the last batch of an epoch is smaller.
@@ -28,7 +38,16 @@ class Keeper:
         compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
         if compressed.state.tensors:
             self.states[size] = compressed.state
+        self._to_hand_on = [(method, compressed)] * self.takers
         return method, compressed
+
+    def hand_on(self) -> tuple[Method, Compressed]:
+        """Return what was kept in this forward pass, once to every taker; the last one leaves nothing here."""
+        return self._to_hand_on.pop()
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        """Return how many elements a kept tensor stands for."""
+        return self.method.stored_elements(tensor)
 
     def load(self, size: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
         """Start inputs of this size (an example's, in the tensors' type) from a state found elsewhere."""
@@ -55,10 +74,10 @@ class Keeping(Swapped, nn.Module):
 
     def stored_elements(self, tensor: Tensor) -> int:
         """Return how many elements a kept tensor stands for."""
-        return self.keeper.method.stored_elements(tensor)
+        return self.keeper.stored_elements(tensor)
 
 
-def save(ctx: Any, method: Method, compressed: Compressed, *others: Tensor) -> None:
+def save(ctx: Any, method: Any, compressed: Compressed, *others: Tensor) -> None:
     """Save what is kept, and other tensors, for the backward pass of an autograd function."""
     state = compressed.state.tensors if method.reads_state else ()
     ctx.save_for_backward(*others, *compressed.tensors, *state)
@@ -92,7 +111,7 @@ class _WithKeptInput(torch.autograd.Function):
             ctx.method, compressed = keeper.keep(x)
             # The weight as it is: what autocast made of it need not be kept, it can be made again.
             save(ctx, ctx.method, compressed, weight)
-            ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, dtype
+            ctx.shape, ctx.operation, ctx.dtype, ctx.left = x.shape, operation, dtype, keeper.left
             return operation.forward(x, cast_weight, cast_bias)
 
     @staticmethod
@@ -103,9 +122,15 @@ class _WithKeptInput(torch.autograd.Function):
         method, operation = ctx.method, ctx.operation
         with torch.autocast(grad_output.device.type, enabled=False):
             weight = weight if ctx.dtype is None else weight.to(ctx.dtype)
-            grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
             grad_bias = operation.bias_gradient(grad_output) if needs_bias else None
             grad_input = method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
+            if ctx.left is not None and needs_input:
+                # One reconstruction serves the weight and the mask that the activation before left to this layer.
+                x = method.reconstruct(compressed)
+                grad_weight = operation.weight_gradient(x, grad_output, weight) if needs_weight else None
+                grad_input = ctx.left.gradient(grad_input, ctx.left.stops(x))
+            else:
+                grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
         gradients = (grad_input, grad_weight, grad_bias)
         return *(g if g is None else g.to(t) for g, t in zip(gradients, ctx.types, strict=True)), None, None, None
 

@@ -1,0 +1,70 @@
+"""Inputs that are not kept: they are made again, in the one backward operation that needs them, from one that is."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedact.compression.method import Compressed, Method
+from fedact.compression.operations import Operation
+from fedact.layers.frozen import FrozenConv2d
+from fedact.layers.keeping import Keeper, Keeping
+
+
+class MadeAgain:
+    """What stands in for a method in a layer whose input is made again: the layers between, on the other's reconstruction.
+
+    All that is made on the way is this operation's working memory and gone when it returns.
+    """
+
+    def __init__(self, method: Method, chain: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.method, self.chain, self.dtype = method, chain, dtype
+        self.reads_state = method.reads_state
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        """Return the input as the layers between make it."""
+        x = self.method.reconstruct(compressed)
+        with torch.no_grad():
+            for module in self.chain:
+                # Not by a call: no hook is meant for this.
+                x = type(module).forward(module, x)
+        return x.to(self.dtype)
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        """Return the gradient of the operation's weight."""
+        return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        """Return the gradient of the operation's input, which needs no activation."""
+        return operation.input_gradient(shape, grad_output, weight)
+
+
+class DerivedKeeper(Keeper):
+    """A layer's part in what another keeper keeps; it keeps nothing itself.
+
+    counts: whether the papers' figure counts the other's tensors here, because the other layer is not trained.
+    """
+
+    def __init__(self, origin: Keeper, chain: Sequence[nn.Module], counts: bool) -> None:
+        super().__init__(origin.method, origin.seed)
+        self.origin, self.chain, self.counts = origin, chain, counts
+        origin.takers += 1
+
+    def keep(self, x: Tensor) -> tuple[MadeAgain, Compressed]:
+        method, compressed = self.origin.hand_on()
+        return MadeAgain(method, self.chain, x.dtype), compressed
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        return self.method.stored_elements(tensor) if self.counts else 0
+
+
+class OriginConv2d(Keeping, FrozenConv2d):
+    """A frozen convolution whose input is kept for trained layers after it: it is smaller than theirs."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.keeper.keep((x if x.dim() == 4 else x.unsqueeze(0)).detach())
+        return super().forward(x)
