@@ -39,12 +39,12 @@ def derived_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str,
     """
     calls = _calls(model)
     modules = dict(model.named_modules())
-    found = {
-        name: min(_upstream(calls[name].all_input_nodes[0], method.derive, modules, calls[name]), key=_smallest, default=None)
-        for name, method in methods.items()
-        if method.derive and name in calls and len(calls[name].all_input_nodes) == 1
-    }
-    fitting = {name: one for name, one in found.items() if one is not None and one.origin in calls and one.size <= 1}
+    fitting: dict[str, Derivation] = {}
+    for name, method in methods.items():
+        inputs = calls[name].all_input_nodes if method.derive and name in calls else []
+        sources = _upstream(inputs[0], method.derive, modules, calls[name]) if len(inputs) == 1 else ()
+        if possible := [one for one in sources if one.origin in calls and one.size <= 1]:
+            fitting[name] = min(possible, key=lambda one: (one.size, len(one.chain)))
     origins = {one.origin for one in fitting.values()}
     return {name: one for name, one in fitting.items() if name not in origins}
 
@@ -98,7 +98,3 @@ def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module], layer: N
             reach -= 1
             yield Derivation(name, chain, size)
         node = node.all_input_nodes[0]
-
-
-def _smallest(one: Derivation) -> tuple[float, int]:
-    return one.size, len(one.chain)

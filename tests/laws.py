@@ -20,9 +20,10 @@ GENTLEST = {
     "lance": "lance:variance=1.0",
     "gradient_filter": "gradient_filter:patch=1",
     "quantize": "quantize:bits=8,group=16",
+    "transform": "transform:bits=16,derive=0",
 }
 """The setting of each method that loses nothing but rounding."""
-ROUNDING = {"quantize": 2e-2}
+ROUNDING = {"quantize": 2e-2, "transform": 1e-3}
 """How far the gentlest setting may be off, relatively, where it is not float32's own rounding."""
 LOSSY = [
     "hosvd",
@@ -52,6 +53,11 @@ LOSSY = [
     "quantize:bits=8",
     "quantize:bits=4",
     "quantize:bits=2",
+    "exact:derive=2",
+    "transform",
+    "transform:variance=0.8",
+    "transform:bits=0.5,derive=0",
+    "transform:variance=0.99,bits=1.5",
 ]
 """Settings that really lose something."""
 

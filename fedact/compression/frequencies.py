@@ -46,9 +46,9 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
     return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
 
 
-def frequencies(height: int, width: int, device: torch.device) -> Frequencies:
-    """Return the transform of maps of a size."""
-    rows, columns = _weighted(height, device), _weighted(width, device)
+def frequencies(height: int, width: int, fall: float, device: torch.device) -> Frequencies:
+    """Return the transform of maps of a size; fall: how fast the weights do, towards the higher frequencies."""
+    rows, columns = _weighted(height, fall, device), _weighted(width, fall, device)
     radius = _scaled(height)[:, None].square() + _scaled(width).square()
     order = radius.flatten().argsort(stable=True)
     count = height * width
@@ -69,7 +69,7 @@ def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
     """Yield views of a few examples at a time."""
-    yield from images.split(max(1, CHUNK_ELEMENTS // max(1, prod(images.shape[1:]))))
+    yield from torch.split(images, max(1, CHUNK_ELEMENTS // max(1, prod(images.shape[1:]))))
 
 
 def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -80,16 +80,17 @@ def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(columns, by_rows.view(batch, height, width, channels))
 
 
-def _weighted(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _weighted(size: int, fall: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
 
-    A weight gradient correlates the activation with the output gradient, whose energy at a frequency f falls off about as
-    1/(1 + f^2): an error there does so much less harm, and a uniform step on weighted coefficients spends bits accordingly.
+    A frequency f weighs (1 + f^2)^-fall, along rows and along columns. A weight gradient correlates the activation with the
+    output gradient, whose energy falls off about as 1/(1 + f^2): an error at a high frequency does so much less harm, and a
+    uniform step on weighted coefficients spends bits accordingly.
     """
     places = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(torch.pi / size * (places + 0.5) * places[:, None]) * sqrt(2 / size)
     matrix[0] /= sqrt(2)
-    weights = (1 + _scaled(size).square()) ** -0.5
+    weights = (1 + _scaled(size).square()) ** -fall
     forward, back = weights[:, None] * matrix, matrix.T / weights
     return forward.float().to(device), back.float().contiguous().to(device)
 

@@ -51,12 +51,12 @@ def encode(symbols: Int[Tensor, " n"], parameters: Int[Tensor, " n"]) -> Coded:
 
 def decode(coded: Coded, parameters: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Return the symbols behind ``encode``, of which there are as many as parameters."""
-    ends = unpack_codes(coded.unary, 1, 8 * len(coded.unary)).nonzero().flatten()[: len(parameters)]
+    ends = unpack_codes(coded.unary, 1, 8 * len(coded.unary)).nonzero().flatten()
     quotients = ends.diff(prepend=ends.new_full((1,), -1)) - 1
     places = parameters.cumsum(0) - parameters
     padded = torch.cat([coded.remainders, coded.remainders.new_zeros(3)]).long()
     first = places >> 3
-    window = padded[first] | padded[first + 1] << 8 | padded[first + 2] << 16
+    window = sum(padded.index_select(0, first + byte) << 8 * byte for byte in range(3))
     return quotients << parameters | (window >> (places & 7)) & ((1 << parameters) - 1)
 
 
@@ -64,4 +64,8 @@ def _bytes(places: Tensor, values: Tensor, bits: int) -> UInt8[Tensor, " bytes"]
     """Add values up in their bytes; none of their bits meet, so that nothing carries."""
     length = ceil(bits / 8)
     # Three more: a window may begin at the very end and reach over it, where its bits are zero.
-    return torch.zeros(length + 3, dtype=torch.int64, device=places.device).index_add_(0, places, values)[:length].to(torch.uint8)
+    return (
+        torch.zeros(length + 3, dtype=torch.int64, device=places.device)
+        .index_add_(0, places, values)[:length]
+        .to(torch.uint8)
+    )

@@ -1,22 +1,40 @@
 """``transform``: cosine transforms in space, a step that spends bits where the variance is, and an entropy coder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from math import ceil, prod, sqrt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, log10, prod, sqrt
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fedact.compression.coefficients import candidates, classes, fitting, levels, overhead_bytes, read, sort, write
-from fedact.compression.frequencies import Frequencies, as_images, chunks, frequencies, from_images, images_shape, inverse
+from fedact.compression.coefficients import Threshold, by_class, candidates, classes, leaving, levels, room_for
+from fedact.compression.container import least_body, levels_end, read, write
+from fedact.compression.frequencies import (
+    RINGS,
+    Frequencies,
+    as_images,
+    chunks,
+    frequencies,
+    from_images,
+    images_shape,
+    inverse,
+)
 from fedact.compression.frequencies import transform as cosine_transform
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
+from fedact.compression.steps import filling, keeping, near, symbols
 from fedact.errors import ConfigError
 
-LEVELS = (8.0, 4.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
-"""Bits an element between which a budget chooses."""
+MOST_BITS = 16.0
+DEFAULT_VARIANCE = 0.96
+"""On MobileNetV2's layers the weight gradient's cosine is then about 0.95."""
+LEVELS = (0.9999, 0.999, 0.998, 0.995, 0.99, 0.98, 0.96, 0.93, 0.9, 0.85, 0.8)
+"""Explained variances between which a budget chooses."""
+FALL, FALL_OF_MASKS = 0.5, 0.25
+"""How fast the frequencies' weights fall: masks made again need the higher ones more than a weight gradient does."""
+USELESS = 0.85
+"""The last batch's step is looked for anew where it fills less of the room than this."""
 
 
 class Layout(NamedTuple):
@@ -28,71 +46,141 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform(Method):
-    """Transform coding: weighted cosine coefficients, one uniform step, runs of zeros in Rice's code; always as many bytes.
+    """Transform coding: weighted cosine coefficients, one uniform step, runs of zeros in Rice's code.
 
-    bits: of an element on the average, besides 92 bytes, 5/8 of a byte a channel and up to 32 bytes for the frequencies.
-    The step is the smallest whose code fits. A uniform step with an entropy coder spends bits as reverse water-filling asks;
-    coefficients are weighted by how much the weight gradient's error depends on their frequency.
+    variance: as many bytes as it takes to keep this share of the weighted coefficients' energy; bits: or exactly so many
+    bits an element, whatever is in it; with both, no more than bits. Besides them 92 bytes, 5/8 of a byte a channel, up to
+    32 for the frequencies. With neither a plan's budget chooses bits; where nothing does, the variance is 0.96.
+    One step for all, with an entropy coder, is reverse water-filling; the weights say how much a frequency's error harms the
+    weight gradient.
     derive: an input that is at most so many convolutions behind another kept one, no smaller than it, is not kept but made
     again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
     """
 
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
+    published: ClassVar[str] = "variance=0.96"
 
-    bits: float = 0.5
+    variance: float | None = None
+    bits: float | None = None
     derive: int = 2
 
     def __post_init__(self) -> None:
         check_derive("transform", self.derive)
-        if not 0 < self.bits <= 16:
-            raise ConfigError(f"transform: bits is above 0 and at most 16, not {self.bits:g}")
+        if self.variance is not None and not 0 < self.variance <= 1:
+            raise ConfigError(f"transform: variance is above 0 and at most 1, not {self.variance:g}")
+        if self.bits is not None and not 0 < self.bits <= MOST_BITS:
+            raise ConfigError(f"transform: bits is above 0 and at most {MOST_BITS:g}, not {self.bits:g}")
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         images = as_images(x)
-        batch, height, width, channels = images.shape
-        total = self.predicted_bytes(x.shape)
-        overhead = overhead_bytes(channels, _rings(height, width))
-        by = frequencies(height, width, x.device)
         means = images.mean((0, 1, 2))
         if not means.isfinite().all():
             raise FloatingPointError("a tensor with a NaN or an infinity cannot be coded: training may have diverged")
-        means *= sqrt(height * width)
-        found = candidates(images, partial(_coefficients, means, by), list(chunks(images)), 8 * (total - overhead))
-        channel_levels, ring_levels = levels(found, channels, by.rings)
-        ordered = sort(found, classes(channel_levels, ring_levels, by.rings))
-        chosen = fitting(ordered, means, found.least, total - overhead + ceil(channels / 8))
-        return Compressed((write(chosen, channel_levels, ring_levels, total),), Layout(x.shape, x.dtype))
+        packed, step = self._coded(images, means * sqrt(prod(images.shape[1:3])), state)
+        return Compressed((packed,), Layout(x.shape, x.dtype), State((torch.tensor([step], device=x.device),)))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         shape, dtype = compressed.about
         batch, height, width, channels = images_shape(shape)
-        (packed,) = compressed.tensors
-        by = frequencies(height, width, packed.device)
-        found, means = read(packed, (batch, height * width), channels, by.rings)
-        images = means.new_zeros(batch, height, width, channels)
-        images.view(-1)[found.places] = found.values
-        images[:, 0, 0] += means
+        by = frequencies(height, width, self._fall, compressed.tensors[0].device)
+        found = read(compressed.tensors[0], channels, by.rings)
+        images = found.means.new_zeros(batch, height, width, channels)
+        images.view(-1).scatter_(0, found.places, found.values)
+        images[:, 0, 0] += found.means
         for chunk in chunks(images):
             chunk.copy_(inverse(chunk, by))
         return from_images(images, shape).to(dtype)
 
     def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
         shape = shape_of(kept)
-        _, height, width, channels = images_shape(shape)
-        return ceil(prod(shape) * self.bits / 8) + overhead_bytes(channels, _rings(height, width))
+        if self.variance is None and self.bits is not None:
+            return self._most(shape)
+        return self.compress(kept).tensors[0].nbytes if isinstance(kept, Tensor) else self._most(shape)
+
+    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+        return torch.float32.itemsize
 
     def levels(self, x: Tensor) -> dict[float, Method]:
-        return {1.0: self}
+        """Return fixed bits at each explained variance; the bits are caps where a variance is given."""
+        if self.bits is not None:
+            return {1.0: self}
+        if self.variance is not None:
+            return {1.0: replace(self, bits=_bits_of(self.predicted_bytes(x) * 9 // 8, x))}
+        sizes = {level: replace(self, variance=level).predicted_bytes(x) for level in LEVELS}
+        return {level: replace(self, bits=_bits_of(size, x)) for level, size in sizes.items()}
+
+    @property
+    def fixed(self) -> bool:
+        return self.variance is None and self.bits is not None
+
+    @property
+    def ceiling(self) -> Method:
+        return replace(self, variance=None, bits=self.bits or MOST_BITS)
+
+    @property
+    def _fall(self) -> float:
+        return FALL_OF_MASKS if self.derive else FALL
+
+    def _most(self, shape: Sequence[int]) -> int:
+        _, height, width, channels = images_shape(shape)
+        overhead = levels_end(channels, min(RINGS, height * width)) + least_body(channels)
+        return overhead + ceil(prod(shape) * (self.bits or MOST_BITS) / 8)
+
+    def _coded(self, images: Tensor, means: Tensor, state: State) -> tuple[UInt8[Tensor, " bytes"], float]:
+        """Return the code and its step: near the last one where that serves."""
+        if state.tensors:
+            step = float(state.tensors[0])
+            if step > 0 and (found := self._tried(images, means, near(step), step)):
+                return found
+        mean_energy = float(means.square().mean()) / prod(images.shape[1:3])
+        share = 1 - (self.variance or DEFAULT_VARIANCE)
+        by_variance = self.variance is not None or self.bits is None
+        threshold = leaving(share, mean_energy) if by_variance else room_for(8 * self._most_body(images), images.numel())
+        found = self._tried(images, means, threshold, None) or self._tried(images, means, lambda _: 0.0, None)
+        assert found is not None
+        return found
+
+    def _most_body(self, images: Tensor) -> int:
+        batch, height, width, channels = images.shape
+        shape = (batch, channels, height, width)
+        return self._most(shape) - levels_end(channels, min(RINGS, height * width))
+
+    def _tried(
+        self, images: Tensor, means: Tensor, threshold: Threshold, guess: float | None
+    ) -> tuple[UInt8[Tensor, " bytes"], float] | None:
+        """Return the code and its step, None where the threshold was too high for what is asked."""
+        _, height, width, channels = images.shape
+        by = frequencies(height, width, self._fall, images.device)
+        found = candidates(_coefficients(images, means, by), threshold)
+        of_channels, of_rings = levels(found, channels, by.rings)
+        ordered = by_class(found, classes(of_channels, of_rings, by.rings))
+        room, chosen = self._most_body(images), None
+        if self.variance is not None or self.bits is None:
+            error = (1 - (self.variance or DEFAULT_VARIANCE)) * (found.energy + len(images) * float(means.square().sum()))
+            step = keeping(error, found.energy, ordered, found.least, guess)
+            if step is None and found.least > 0:
+                return None
+            chosen = symbols(step, ordered, means) if step else None
+        if chosen is None or chosen.size > room:
+            chosen = filling(room, ordered, means, found.least, guess)
+            if guess and chosen.size < USELESS * room:
+                return None
+        total = levels_end(channels, len(of_rings)) + (room if self.fixed else chosen.size)
+        return write(chosen, of_channels, of_rings, total), chosen.step
 
 
-def _coefficients(means: Tensor, by: Frequencies, images: Tensor) -> Tensor:
-    """Return the weighted coefficients of some images around the channels' means."""
-    found = cosine_transform(images, by)
-    # A map of one position is its own coefficient, and must stay as it is.
-    found = found.clone() if found is images else found
-    found[:, 0, 0] -= means
-    return found
+def _coefficients(images: Tensor, means: Float[Tensor, " channels"], by: Frequencies) -> Iterator[Tensor]:
+    """Yield the weighted coefficients of some images at a time, around the channels' means."""
+    for chunk in chunks(images):
+        found = cosine_transform(chunk, by)
+        # A map of one position is its own coefficient, and must stay as it is.
+        found = found.clone() if found is chunk else found
+        found[:, 0, 0] -= means
+        yield found
 
 
-def _rings(height: int, width: int) -> int:
-    return min(64, height * width)
+def _bits_of(size: int, x: Tensor) -> float:
+    """Return the bits an element that so many bytes are, in two digits, rounded up."""
+    bits = max(8 * size / max(1, x.numel()), 1e-9)
+    digit = 10.0 ** (floor(log10(bits)) - 1)
+    return min(MOST_BITS, float(f"{ceil(bits / digit) * digit:.2g}"))

@@ -79,7 +79,7 @@ class _Left(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(_: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return grad_output, None
 
 

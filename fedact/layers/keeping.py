@@ -1,6 +1,8 @@
 """Trained layers that keep their input through a method."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Keeper:
         self.seed = seed
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
         self.takers = 0
-        self.left: Optional["Slope"] = None
+        self.left: Slope | None = None
         self._to_hand_on: list[tuple[Method, Compressed]] = []
 
     def keep(self, x: Tensor) -> tuple[Any, Compressed]:

@@ -1,0 +1,141 @@
+"""The step between two codes of a coefficient: the one that fills some room, or that keeps some variance."""
+
+from collections.abc import Callable
+from math import exp, inf, log
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fedact.compression.coefficients import CLASSES, Sorted, Threshold
+from fedact.compression.packing import packed_bytes
+from fedact.compression.rice import best_parameter, coded_bits, coded_bytes
+
+ROUND_DOWN = 0.33
+"""A coefficient is rounded up from 1 - this: zeros are cheaper than the error that they make."""
+MEAN_STEPS = 4
+"""Channel means are this much finer than the coefficients: their error is the same in every example and adds up."""
+LOWER = 0.85
+"""Of the last batch's step: where the next one's is looked for at first."""
+AIM, ENOUGH = 0.98, 0.96
+"""How much of the room, or of the error, a step should use, and how much is enough not to try another."""
+TRIALS = 8
+
+
+class Symbols(NamedTuple):
+    """What is written at some step.
+
+    numbers: the means, the runs of zeros before the nonzeros, the nonzeros' sizes less one, each with its remainder bits in
+    ``parameters``; table: those by class, and the means'; counts: nonzeros by class.
+    """
+
+    step: float
+    numbers: Int[Tensor, " n"]
+    parameters: Int[Tensor, " n"]
+    table: Int[Tensor, " classes_and_one"]
+    negative: Bool[Tensor, " nonzeros"]
+    counts: Int[Tensor, " classes"]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the body."""
+        return coded_bytes(coded_bits(self.numbers, self.parameters)) + packed_bytes(len(self.negative), 1)
+
+
+def near(step: float) -> Threshold:
+    """Return the threshold that leaves steps down to a little below a given one to choose from."""
+    return lambda _: LOWER * step * (1 - ROUND_DOWN)
+
+
+def symbols(step: float, found: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
+    """Return what is written at a step."""
+    codes = (found.values.abs() / step + ROUND_DOWN).floor_()
+    nonzero = codes >= 1
+    kinds, places = found.classes.masked_select(nonzero), found.places.masked_select(nonzero)
+    sizes = codes.masked_select(nonzero).long() - 1
+    counts = torch.bincount(kinds, minlength=CLASSES)
+    gaps = places.diff(prepend=places.new_full((1,), -1)) - 1
+    firsts = (counts.cumsum(0) - counts)[counts > 0]
+    gaps[firsts] = places[firsts]
+    shown = _without_sign((means / step * MEAN_STEPS).round().long())
+    by_class = [
+        best_parameter(torch.bincount(kinds, each, minlength=CLASSES) / counts.clamp_min(1)) for each in (gaps, sizes)
+    ]
+    of_means = best_parameter(shown.double().mean())
+    parameters = [of_means.expand(len(shown)), *(each.index_select(0, kinds) for each in by_class)]
+    table = torch.cat([by_class[0] + 16 * by_class[1], of_means[None]])
+    negative = found.values.masked_select(nonzero) < 0
+    return Symbols(step, torch.cat([shown, gaps, sizes]), torch.cat(parameters), table, negative, counts)
+
+
+def filling(room: int, found: Sorted, means: Tensor, least: float, guess: float | None) -> Symbols:
+    """Return the symbols at about the smallest step whose body fits the room."""
+    largest = max(_largest(found.values), MEAN_STEPS * _largest(means), 1e-30)
+    tried: dict[float, Symbols] = {}
+
+    def excess(level: float) -> float:
+        tried[level] = symbols(exp(level), found, means)
+        return log(max(tried[level].size, 1) / room)
+
+    start = guess or _first_step(room, found) or largest
+    lowest = log(max(least / (1 - ROUND_DOWN), largest * 2.0**-22))
+    level = _smallest(excess, log(start), lowest)
+    # At a step of several times the largest nothing is left but a bit a channel, which always fits.
+    return tried[level] if level < inf else symbols(8 * largest, found, means)
+
+
+def keeping(error: float, energy: float, found: Sorted, least: float, guess: float | None) -> float | None:
+    """Return about the largest step whose coefficients are no more than an error's energy off, None where all are more.
+
+    energy: of all coefficients, those that are no candidates too.
+    """
+    sizes = found.values.abs()
+    largest = max(_largest(sizes), 1e-30)
+
+    def excess(level: float) -> float:
+        step = exp(-level)
+        kept = (sizes / step + ROUND_DOWN).floor_().mul_(step)
+        # |y - kept|^2 = |y|^2 - kept (2 y - kept), and a candidate below the step is kept as 0.
+        return log(max(energy - float((kept * (2 * sizes - kept)).sum(dtype=torch.float64)), 1e-300) / max(error, 1e-300))
+
+    level = _smallest(excess, -log(guess or largest), -log(8 * largest), slope=-1.5)
+    step = exp(-level)
+    return step if step >= least / (1 - ROUND_DOWN) and level < inf else None
+
+
+def _smallest(excess: Callable[[float], float], start: float, lowest: float, slope: float = -1.0) -> float:
+    """Return about the smallest level where a falling function is at most 0, by secants; infinity where none was found."""
+    level, best, too_low = max(start, lowest), inf, lowest
+    last: tuple[float, float] | None = None
+    for _ in range(TRIALS):
+        value = excess(level)
+        if value > 0:
+            too_low = max(too_low, level)
+        else:
+            best = min(best, level)
+        if value <= 0 and (value >= log(ENOUGH) or level <= lowest):
+            break
+        if last and level != last[0] and value != last[1]:
+            slope = min(-0.2, (value - last[1]) / (level - last[0]))
+        last = level, value
+        level = max(lowest, level - (value - log(AIM)) / slope)
+        if not too_low < level < best:
+            level = (too_low + min(best, too_low + log(4))) / 2
+    return best
+
+
+def _first_step(room: int, found: Sorted, bits: float = 7) -> float:
+    """Return a step by how many nonzeros a room has bits for, at what a run and a size take on the average."""
+    if not len(found.values):
+        return 0.0
+    count = max(1, min(len(found.values), int(8 * room / bits)))
+    return float(found.values.abs().kthvalue(len(found.values) - count + 1).values) / (1 - ROUND_DOWN)
+
+
+def _without_sign(numbers: Tensor) -> Tensor:
+    return torch.where(numbers > 0, 2 * numbers - 1, -2 * numbers)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if len(values) else 0.0
