@@ -1,6 +1,7 @@
 """python -m fedact.bench: what each method holds, costs and changes in the gradient, on one model and a few batches."""
 
 import sys
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from fedact.errors import ConfigError
 from fedact.flags import Parser, through
 
 FIELDS = (
-    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "layers", "train_norm",
-    "method", "seed", "device",
+    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "method",
+    "seed", "device",
 )  # fmt: skip
 LAYERS, LAYERS_ALONE = 4, 6
+LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
 COUNTS = {
     "batches": (2, 1, "batches whose bytes and gradients are measured"),
     "steps": (7, 0, "batches whose time is measured; 0 measures none"),
@@ -26,7 +28,7 @@ FILES = {
 }
 MODES = {
     "sweep": "every method, or those given, at a ladder of settings",
-    "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time (--layers [6])",
+    "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time",
 }
 
 
@@ -34,6 +36,7 @@ def parser() -> Parser:
     """Return the command line: the fields of Config that say what is measured, then how, and where to."""
     result = Parser("bench", __doc__ or "")
     result.add_fields(FIELDS)
+    result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)
     for name, (default, _, says) in COUNTS.items():
         result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
     for name, says in MODES.items():

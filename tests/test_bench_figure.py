@@ -4,11 +4,14 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from fedact.bench_plots import curves, error_against_bytes, frontier
 from fedact.compression import METHODS, make_method, method_name
 from fedact.families import at, families, family, swept
 from fedact.fidelity import Fidelity
+from fedact.labels import obstacles, write
 from fedact.measurement import Measured
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
@@ -79,3 +82,30 @@ def test_more_values_take_more_bytes():
     for method in families():
         sizes = [at(method, value).predicted_bytes((8, 16, 14, 14)) for value in method.sweep[1]]
         assert sizes == sorted(sizes)
+
+
+def test_labels_keep_clear_of_lines_and_points_where_there_is_room():
+    figure = error_against_bytes("a title", FOUND)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        for line in axes.lines:
+            if line.get_label() in curves(FOUND):
+                taken = list(obstacles(axes, line.get_xydata().tolist()))
+                assert not any(box.overlaps(other) for box in boxes for other in taken)
+
+
+def test_a_label_that_finds_no_room_is_left_out_unless_it_must_be_there():
+    axes = Figure().add_subplot()
+    everything = Bbox.from_extents(-1e6, -1e6, 1e6, 1e6)
+    write("left out", [(axes, (0.5, 0.5))], [everything], must=False)
+    write("there", [(axes, (0.5, 0.5))], [everything])
+    assert [text.get_text() for text in axes.texts] == ["there"]
+
+
+def test_a_variant_has_its_methods_colour_and_another_line():
+    main, _ = error_against_bytes("a title", FOUND).axes
+    lines = {line.get_label(): line for line in main.lines}
+    plain, variant = lines["hosvd"], lines["hosvd:bits=8"]
+    assert plain.get_color() == variant.get_color() != lines["quantize"].get_color()
+    assert plain.get_linestyle() != variant.get_linestyle()
