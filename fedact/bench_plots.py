@@ -13,13 +13,12 @@ from matplotlib.transforms import Bbox
 
 from fedact.compression import Method, make_method, method_name
 from fedact.families import family
+from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
 from fedact.measurement import Measured
 from fedact.plots import COLORS
 from fedact.spec import spelled
 
-ROUNDING = 1e-9
-"""A relative squared error below this is an exact gradient in another order of summation."""
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
 """One colour a method: those of the other figures but the grey, which is the frontier's, and two of Tol's."""
 EXACT, FRONTIER = "#555555", "#D0D0D0"

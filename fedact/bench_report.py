@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.equal_cosine import LARGE, Least, Ratios
+from fedact.fidelity import ROUNDING
 from fedact.measurement import Measured
 from fedact.sizes import format_bytes
 
@@ -82,4 +83,4 @@ def _table(title: str, first: str = "method") -> Table:
 
 def _share(value: float) -> str:
     """Return a relative squared error, what is only rounding as 0."""
-    return "0" if abs(value) < 1e-9 else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"
+    return "0" if abs(value) < ROUNDING else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"

@@ -17,6 +17,9 @@ from fedact.replay import Batch, Prefix, record, step
 from fedact.seeds import Purpose, generator
 from fedact.surgery import trained_parameters
 
+ROUNDING = 1e-9
+"""A relative squared difference below this is rounding, or the order of a summation."""
+
 Gradients = dict[str, Tensor]
 States = list[dict[Any, State]]
 
@@ -75,44 +78,53 @@ def measure_fidelity(
         prefix = record(exact, batch[0])
         reference = gradient(exact, batch, prefix)
         for name, model in models.items():
-            before = states(model)
-            memories[name].append(_measured(model, batch))
-            after = states(model)
-            drawn = draw(model, batch, prefix, before, draws, seed)
-            put_back(model, after)
-            weights = (key for key in reference if key.endswith("weight"))
-            spreads = {key: spread([each[key] for each in drawn], reference[key]) for key in weights}
-            found[name].append((len(drawn), spreads))
+            # What is not random on one batch is not on another.
+            settled = bool(found[name]) and found[name][0][0] == 1
+            memory, drawn = observe(model, batch, prefix, 1 if settled else draws, seed)
+            memories[name].append(memory)
+            found[name].append((len(drawn), _spreads(drawn, reference)))
     return [_summary(name, memories[name], found[name]) for name in models]
 
 
 def gradient(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -> Gradients:
     """Return the gradient of each trained parameter; the model is left without any."""
     step(model, batch, prefix)
+    return _taken(model)
+
+
+def _taken(model: nn.Module) -> Gradients:
     trained = trained_parameters(model)
     found = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
     model.zero_grad()
     return found
 
 
-def _measured(model: nn.Module, batch: Batch) -> Memory:
+def observe(model: nn.Module, batch: Batch, prefix: Prefix, draws: int, seed: int) -> tuple[Memory, list[Gradients]]:
+    """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
+
+    All draws start from the same state; the model is left in the one after the step.
+    """
+    before = states(model)
     # The whole step, for the frozen part has the peak.
     with measure_memory(model, inputs=batch) as memory:
         F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
-    model.zero_grad()
-    return memory
-
-
-def draw(model: nn.Module, batch: Batch, prefix: Prefix, before: States, draws: int, seed: int) -> list[Gradients]:
-    """Return so many gradients of a batch, each from the same state; one where the second is the same as the first."""
-    found: list[Gradients] = []
-    for number in range(draws):
+    drawn, after = [_taken(model)], states(model)
+    while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):
         put_back(model, before)
-        _reseed(model, seed, number)
-        found.append(gradient(model, batch, prefix))
-        if number == 1 and all(torch.equal(found[0][key], found[1][key]) for key in found[0]):
-            return found[:1]
-    return found
+        _reseed(model, seed, len(drawn))
+        drawn.append(gradient(model, batch, prefix))
+    put_back(model, after)
+    return memory, drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
+
+
+def _same(first: Gradients, second: Gradients) -> bool:
+    """Tell whether two gradients differ by rounding alone."""
+    return all((g - second[key]).square().sum() <= ROUNDING * g.square().sum() for key, g in first.items())
+
+
+def _spreads(draws: Sequence[Gradients], exact: Gradients) -> dict[str, Spread]:
+    """Return how each trained weight's draws lie around its exact gradient."""
+    return {key: spread([each[key] for each in draws], g) for key, g in exact.items() if key.endswith("weight")}
 
 
 def spread(draws: Sequence[Tensor], exact: Tensor) -> Spread:
@@ -171,8 +183,8 @@ def put_back(model: nn.Module, before: States) -> None:
 
 
 def _reseed(model: nn.Module, seed: int, number: int) -> None:
-    """Let methods that start from something random draw anew; number 0 is the run's own draw."""
+    """Let methods that start from something random start from another draw."""
     for place, keeper in enumerate(_keepers(model)):
-        if number and keeper.method.start(seed).tensors:
+        if keeper.method.start(seed).tensors:
             own = int(generator(seed, Purpose.METHOD, number, place).integers(2**62))
             keeper.states = {size: keeper.method.start(own) for size in keeper.states}

@@ -19,13 +19,14 @@ YARDSTICK = "vanilla"
 class Measured:
     """One method: its fidelity, and what a step costs from the first trained layer on, forward and backward.
 
-    seconds: the median over the timed batches; time_ratio: the median of the time relative to vanilla's on the same batch;
-    both None where no time was measured. flops_ratio: relative to vanilla's.
+    seconds: the median over the timed batches; time_ratio: the median of the times relative to vanilla's on the same batch,
+    time_range: the least and the largest of them; None where no time was measured. flops_ratio: relative to vanilla's.
     """
 
     fidelity: Fidelity
     seconds: float | None
     time_ratio: float | None
+    time_range: tuple[float, float] | None
     flops: int
     flops_ratio: float
 
@@ -60,13 +61,18 @@ def measure_methods(
     flops = {name: count_flops(model, batches[0], prefix) for name, model in models.items()}
     own = flops[YARDSTICK] if YARDSTICK in flops else count_flops(yardstick, batches[0], prefix)
     rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed) if timed else []
-    return [
-        Measured(
-            fidelity=each,
-            seconds=median(row[each.method] for row in rows) if rows else None,
-            time_ratio=relative(rows, each.method, YARDSTICK) if rows else None,
-            flops=flops[each.method],
-            flops_ratio=flops[each.method] / own,
-        )
-        for each in found
-    ]
+    return [_measured(each, rows, flops[each.method], own) for each in found]
+
+
+def _measured(fidelity: Fidelity, rows: Sequence[Mapping[str, float]], flops: int, yardstick: int) -> Measured:
+    name = fidelity.method
+    seconds = [row[name] for row in rows]
+    ratios = relative(rows, name, YARDSTICK)
+    return Measured(
+        fidelity=fidelity,
+        seconds=median(seconds) if rows else None,
+        time_ratio=median(ratios) if rows else None,
+        time_range=(min(ratios), max(ratios)) if rows else None,
+        flops=flops,
+        flops_ratio=flops / yardstick,
+    )

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ def time_steps(
     return rows[1:]
 
 
-def relative(rows: Sequence[Mapping[str, float]], name: str, to: str) -> float:
-    """Return the median over the batches of one model's time relative to another's on the same batch."""
-    return median(row[name] / row[to] for row in rows)
+def relative(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:
+    """Return one model's time relative to another's on the same batch, batch by batch."""
+    return [row[name] / row[to] for row in rows]
 
 
 def _seconds(model: nn.Module, batch: Batch, prefix: Prefix, clock: Clock) -> float:

@@ -18,7 +18,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(
 
 
 def measured(method: str, saved: int, error: float) -> Measured:
-    return Measured(Fidelity(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, 1, 1.0)
+    return Measured(Fidelity(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0)
 
 
 FOUND = [
