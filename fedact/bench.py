@@ -10,10 +10,11 @@ from fedact.errors import ConfigError
 from fedact.flags import Parser, through
 
 FIELDS = (
-    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "method",
-    "seed", "device",
+    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
+    "device",
 )  # fmt: skip
 LAYERS, LAYERS_ALONE = 4, 6
+METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
 LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
 COUNTS = {
     "batches": (2, 1, "batches whose bytes and gradients are measured"),
@@ -28,7 +29,7 @@ FILES = {
 }
 MODES = {
     "sweep": "every method, or those given, at a ladder of settings",
-    "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time",
+    "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time, on one batch",
 }
 
 
@@ -37,6 +38,7 @@ def parser() -> Parser:
     result = Parser("bench", __doc__ or "")
     result.add_fields(FIELDS)
     result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)
+    result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
     for name, (default, _, says) in COUNTS.items():
         result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
     for name, says in MODES.items():

@@ -74,7 +74,9 @@ def error_against_bytes(title: str, found: Sequence[Measured]) -> Figure:
     _scales(main, rail)
     best = frontier(point for points in families.values() for point, _ in points)
     _draw_frontier(main, rail, best)
-    main.set_title(f"Gradient error against activation memory\n{title}", loc="left", fontsize=11)
+    lines = ladders(families)
+    heading = f"Gradient error against activation memory\n{title}" + (f"\nalong the lines: {lines}" if lines else "")
+    main.set_title(heading, loc="left", fontsize=10.5)
     figure.draw_without_rendering()
     _label(main, rail, families, styles, best)
     return figure
@@ -146,7 +148,7 @@ def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:
 
 
 def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mapping[str, Any]], best: Sequence[Point]) -> None:
-    """Write every family's name at one of its points, its setting at both ends, and the frontier's name."""
+    """Write every family's name at one of its points, and the frontier's name."""
 
     def places(points: Iterable[Point]) -> list[tuple[Axes, Point]]:
         return [(main if point[1] else rail, point) for point in points]
@@ -156,10 +158,15 @@ def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mappin
         for axes in (main, rail):
             taken += obstacles(axes, [point for point, _ in points if bool(point[1]) == (axes is main)])
     for name, points in families.items():
-        write(name, places(point for point, _ in reversed(points)), taken, color=styles[name]["color"], fontsize=9.5)
+        color = styles[name]["color"]
+        write(name, places(point for point, _ in reversed(points)), taken, color=color, fontsize=9.5)
     steps = [((first[0] * second[0]) ** 0.5, first[1]) for first, second in pairwise(best)]
     if steps:
         write("frontier", places(reversed(steps)), taken, must=False, color="#777777", fontsize=9.5, style="italic")
-    for name, points in families.items():
-        for point, value in dict.fromkeys((points[0], points[-1])) if len(points) > 1 else ():
-            write(value, places([point]), taken, must=False, color=styles[name]["color"], fontsize=7.5)
+
+
+def ladders(families: Curves) -> str:
+    """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
+    lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
+    found = (f"{make_method(name).sweep[0]} {values[0]} to {values[-1]}" for name, values in lines.items())
+    return "; ".join(dict.fromkeys(found))

@@ -1,7 +1,8 @@
 """Where labels of a figure may stand without covering a line, a point or each other."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +14,8 @@ AROUND_POINT, AROUND_LINE = 5.0, 1.5
 """How far, in points (1/72 inch), a label keeps from a marker's middle and from a line."""
 STEP = 3.0
 """Points along a line between two that are looked at."""
-OFFSETS = [(x, y) for far in (6, 14, 24) for x, y in ((far, 5), (far, -5), (-far, 5), (-far, -5), (0, far), (0, -far))]
-"""Where a label may stand beside its point, in points: to its right or left, above or below."""
+NEAR, FAR = (6,), (14, 24)
+"""How far a label may stand from its point, in points; from FAR on, a thin line leads to it."""
 
 
 def obstacles(axes: Axes, points: Sequence[Point]) -> Iterator[Bbox]:
@@ -28,23 +29,30 @@ def obstacles(axes: Axes, points: Sequence[Point]) -> Iterator[Bbox]:
             yield _square(first + share * (second - first), AROUND_LINE * _pixels(axes))
 
 
-def write(text: str, places: Iterable[tuple[Axes, Point]], taken: list[Bbox], must: bool = True, **style: object) -> None:
+def write(text: str, places: Iterable[tuple[Axes, Point]], taken: list[Bbox], must: bool = True, **style: Any) -> None:
     """Write a text beside one of the points, where it covers the least, and add its box to those taken.
 
-    must: write it even where it covers something. The figure must have been drawn once, so that its axes have their places.
+    must: write it even far away or over something. The figure must have been drawn once, so that its axes have their places.
     """
     candidates = []
-    for axes, point in places:
-        for offset in OFFSETS:
+    for (axes, point), away in product(list(places), (*NEAR, *FAR) if must else NEAR):
+        for offset in ((away, 5), (away, -5), (-away, 5), (-away, -5), (0, away), (0, -away)):
             box = _box(axes, point, offset, _size(axes, text, style))
             covered = sum(box.overlaps(other) for other in taken) + (0 if _inside(box, axes) else 100)
-            candidates.append((covered, axes, box))
-    covered, axes, box = min(candidates, key=lambda candidate: candidate[0])
+            candidates.append((covered, away, axes, point, box))
+    covered, away, axes, point, box = min(candidates, key=lambda candidate: candidate[:2])
     if covered == 0 or must:
-        x, y = axes.transAxes.inverted().transform((box.x0, box.y0))
-        label = axes.text(x, y, text, transform=axes.transAxes, va="bottom", zorder=4, **style)  # type: ignore[arg-type]
-        label.set_in_layout(False)
+        _annotate(axes, text, point, box, away in FAR, style)
         taken.append(box)
+
+
+def _annotate(axes: Axes, text: str, point: Point, box: Bbox, far: bool, style: dict[str, Any]) -> None:
+    x, y = axes.transAxes.inverted().transform((box.x0, box.y0))
+    leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.get("color"), "shrinkA": 0, "shrinkB": 3} if far else None
+    label = axes.annotate(
+        text, point, (x, y), textcoords="axes fraction", va="bottom", zorder=4, arrowprops=leader, **style
+    )  # fmt: skip
+    label.set_in_layout(False)
 
 
 def _box(axes: Axes, point: Point, offset: Point, size: Point) -> Bbox:
@@ -56,8 +64,8 @@ def _box(axes: Axes, point: Point, offset: Point, size: Point) -> Bbox:
     return Bbox.from_bounds(x, y, *size)
 
 
-def _size(axes: Axes, text: str, style: dict[str, object]) -> Point:
-    label = axes.text(0, 0, text, **style)  # type: ignore[arg-type]
+def _size(axes: Axes, text: str, style: dict[str, Any]) -> Point:
+    label = axes.text(0, 0, text, **style)
     extent = label.get_window_extent()
     label.remove()
     return extent.width, extent.height
