@@ -1,26 +1,50 @@
-"""python -m fedact.bench: what each method holds, and how close its gradient is, on one model and a few batches."""
+"""python -m fedact.bench: what each method holds, costs and changes in the gradient, on one model and a few batches."""
 
 import sys
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-from fedact.config import make_config
+from fedact.config import Config, make_config
 from fedact.errors import ConfigError
 from fedact.flags import Parser, through
 
 FIELDS = (
-    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "layers", "train_norm",
-    "method", "seed", "device",
+    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
+    "device",
 )  # fmt: skip
-LAYERS, BATCHES = 4, 2
+LAYERS, LAYERS_ALONE = 4, 6
+METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
+LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
+COUNTS = {
+    "batches": (2, 1, "batches whose bytes and gradients are measured"),
+    "steps": (7, 0, "batches whose time is measured; 0 measures none"),
+    "draws": (8, 2, "gradients a batch where a method is random"),
+    "every": (10, 0, "with --equal-cosine: every N-th convolution before the last ones; 0 is none"),
+}
+"""Whole numbers: the default, the least, and what each says."""
+FILES = {
+    "json": "write every figure, layer by layer, into a file",
+    "figure": "draw gradient error against bytes into a PNG file",
+}
+MODES = {
+    "sweep": "every method, or those given, at a ladder of settings",
+    "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time, on one batch",
+}
 
 
 def parser() -> Parser:
-    """Return the command line: the fields of Config that say what is measured, on how many batches, and where to."""
+    """Return the command line: the fields of Config that say what is measured, then how, and where to."""
     result = Parser("bench", __doc__ or "")
     result.add_fields(FIELDS)
-    result.add_argument("--batches", type=int, default=BATCHES, metavar="N", help=f"batches to measure on [{BATCHES}]")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write every figure, layer by layer, into a file")
+    result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)
+    result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
+    for name, (default, _, says) in COUNTS.items():
+        result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
+    for name, says in MODES.items():
+        result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
+    for name, says in FILES.items():
+        result.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
     return result
 
 
@@ -30,19 +54,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings: dict[str, Any] = {"layers": LAYERS, **parser().settings(arguments)}
-    batches, file = settings.pop("batches"), settings.pop("json")
-    if batches < 1:
-        raise ConfigError(f"--batches is a whole number from 1, not {batches}")
-    if file and not file.absolute().parent.is_dir():
-        raise ConfigError(f"--json {file}: there is no folder {file.absolute().parent}")
-    config = make_config(settings)
+    given = parser().settings(arguments)
+    options = {name: given.pop(name) for name in (*COUNTS, *FILES, *MODES)}
+    _check(options)
+    config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
-    methods = list(config.method) if "method" in settings else None
-    from fedact.comparison import run_bench
+    return _run(config, list(config.method) if "method" in given else None, options)
 
-    return run_bench(config, methods, batches, file)
+
+def _check(options: dict[str, Any]) -> None:
+    """Raise ConfigError for a number that is too small, a folder that is not there, or flags that exclude each other."""
+    for name, (_, least, _) in COUNTS.items():
+        if options[name] < least:
+            raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
+    for name in FILES:
+        file = options[name]
+        if file and not file.absolute().parent.is_dir():
+            raise ConfigError(f"--{name} {file}: there is no folder {file.absolute().parent}")
+    if options["figure"] and options["figure"].suffix != ".png":
+        raise ConfigError(f"--figure {options['figure']}: the name of a figure ends in .png")
+    for other in ("sweep", "figure"):
+        if options["equal_cosine"] and options[other]:
+            raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{other} out")
+
+
+def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:
+    from fedact.comparison import Options, run_bench, run_equal_cosine
+
+    chosen = Options(**options)
+    return (run_equal_cosine if chosen.equal_cosine else run_bench)(config, methods, chosen)
 
 
 if __name__ == "__main__":

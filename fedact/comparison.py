@@ -1,55 +1,140 @@
-"""The bench in the terminal: the experiment's model and images, every method, a table and a file."""
+"""The bench in the terminal: the experiment's model and images, every method, a table, a file and a figure."""
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from torch import Tensor
 
+from fedact.bench_plots import error_against_bytes
+from fedact.bench_report import cost_table, gradient_table, least_table, ratio_table
 from fedact.compression import make_method, method_name, published
 from fedact.config import Config
 from fedact.data import Loader
+from fedact.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
+from fedact.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment, prepare
-from fedact.fidelity import measure_fidelity
+from fedact.families import families, swept
+from fedact.measurement import YARDSTICK, installed, measure_methods
 from fedact.records import write_whole
-from fedact.report import fidelity_table
 from fedact.seeds import Purpose, generator
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
+WIDEST = 1000
+"""Characters of a line in a file or a pipe."""
+Batches = list[tuple[Tensor, Tensor]]
 
 
-def run_bench(config: Config, methods: list[str] | None, batches: int, file: Path | None) -> int:
-    """Measure the methods (every one as published, where none is named), print the table, write the file."""
-    names = [method_name(make_method(text)) for text in methods or published()]
-    if file and not os.access(file.absolute().parent, os.W_OK):
-        raise ConfigError(f"--json {file} cannot be written")
-    experiment = prepare(config.model_copy(update={"calibration": config.batch_size * (batches + 1), **ALONE}))
-    warm_up, *measured = _batches(experiment, batches + 1)
+@dataclass(frozen=True)
+class Options:
+    """What the bench's own flags say."""
+
+    batches: int
+    steps: int
+    draws: int
+    every: int
+    json: Path | None
+    figure: Path | None
+    sweep: bool
+    equal_cosine: bool
+
+
+def run_bench(config: Config, methods: list[str] | None, options: Options) -> int:
+    """Measure the methods (every one as published, where none is named), print the tables, write the files."""
+    chosen = swept(methods) if options.sweep else methods or published()
+    names = list(dict.fromkeys(method_name(make_method(text)) for text in chosen))
+    _check_files(options)
+    experiment = _prepared(config, options.batches + 1)
+    warm_up, *batches = _batches(experiment, options.batches + 1)
     model, layers = experiment.model_with({}), int(config.layers)
-    found = measure_fidelity(model, names, warm_up, measured, layers, config.train_norm, config.seed)
-    Console().print(fidelity_table(_title(experiment.config), found))
-    if file:
-        figures = {"config": experiment.config.model_dump(mode="json"), "methods": [asdict(each) for each in found]}
-        write_whole(file, json.dumps(figures, indent=1) + "\n")
+    models = installed(model, names, layers, config.train_norm, config.seed)
+    yardstick = models.get(YARDSTICK) or installed(model, [YARDSTICK], layers, config.train_norm)[YARDSTICK]
+    timed = _timed(experiment, options.steps)
+    found = measure_methods(models, yardstick, warm_up, batches, timed, options.draws, config.seed)
+    title = _title(experiment.config, f"last {config.layers} layers")
+    _show(cost_table(title, found), gradient_table(found))
+    _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
+    if options.figure:
+        error_against_bytes(title, found).savefig(options.figure, dpi=150)
     return 0
 
 
-def _batches(experiment: Experiment, count: int) -> list[tuple[Tensor, Tensor]]:
+def run_equal_cosine(config: Config, methods: list[str] | None, options: Options) -> int:
+    """Find the least bytes for each cosine, layer by layer, print the tables, write the file."""
+    wanted = families(methods)
+    if lacking := [method_name(each) for each in wanted if methods and len(each.sweep[1]) < 2]:
+        raise ConfigError(f"--equal-cosine: {lacking[0]} has no setting that trades bytes for error")
+    # A state that was found on the very batch it is measured on says nothing about the next one.
+    bases = [each for each in wanted if len(each.sweep[1]) > 1 and (methods or not each.reads_state)]
+    bases = list(dict.fromkeys([make_method(PUBLISHED_HOSVD), *bases]))
+    _check_files(options)
+    experiment = _prepared(config, 1)
+    (batch,) = _batches(experiment, 1)
+    model = experiment.model_with({})
+    layers = capture(model, batch, chosen(model, int(config.layers), options.every))
+    found = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
+    ratios = compare(found)
+    title = _title(experiment.config, f"{len(layers)} convolutions, one at a time")
+    _show(least_table(title, found), ratio_table(ratios))
+    rows: dict[str, Sequence[Any]] = {"least": [asdict(each) for each in found], "ratios": [asdict(each) for each in ratios]}
+    _write(options.json, experiment.config, rows)
+    return 0
+
+
+def _prepared(config: Config, batches: int) -> Experiment:
+    return prepare(config.model_copy(update={"calibration": config.batch_size * batches, **ALONE}))
+
+
+def _check_files(options: Options) -> None:
+    for flag, file in (("json", options.json), ("figure", options.figure)):
+        if file and not os.access(file.absolute().parent, os.W_OK):
+            raise ConfigError(f"--{flag} {file} cannot be written")
+
+
+def _batches(experiment: Experiment, count: int) -> Batches:
     """Return batches of the server's own examples, in an order drawn from the seed."""
     config = experiment.config
-    loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
-    needed = config.batch_size * count
+    loader, needed = _loader(experiment), config.batch_size * count
     if len(loader) < needed:
         raise ConfigError(f"{needed} examples are needed, there are {len(loader)}: lower --batch-size or --batches")
     order = generator(config.seed, Purpose.CALIBRATION, client=1).permutation(needed)
     return [loader(part) for part in np.split(order, count)]
 
 
-def _title(config: Config) -> str:
-    images = f"{config.dataset} at {config.resolution} px, batch {config.batch_size}"
-    return f"{config.model}, {images}, last {config.layers} layers"
+def _timed(experiment: Experiment, count: int) -> Batches:
+    """Return batches of the same examples, each drawn anew: time asks for another batch, not for other examples."""
+    config, loader = experiment.config, _loader(experiment)
+    random = generator(config.seed, Purpose.CALIBRATION, client=2)
+    return [loader(random.choice(len(loader), config.batch_size, replace=False)) for _ in range(count)]
+
+
+def _loader(experiment: Experiment) -> Loader:
+    return Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
+
+
+def _title(config: Config, layers: str) -> str:
+    return f"{config.model}, {config.dataset} at {config.resolution} px, batch {config.batch_size}, {layers}"
+
+
+def _show(*tables: Table) -> None:
+    """Print tables, in a file or a pipe as wide as they are."""
+    console = Console()
+    if not console.is_terminal:
+        wide = console.options.update(width=WIDEST)
+        console = Console(width=max(Measurement.get(console, wide, table).maximum for table in tables))
+    for table in tables:
+        console.print(table)
+
+
+def _write(file: Path | None, config: Config, figures: dict[str, Sequence[Any]]) -> None:
+    if file:
+        write_whole(file, json.dumps({"config": config.model_dump(mode="json"), **figures}, indent=1) + "\n")

@@ -1,25 +1,37 @@
 """How close a method's gradient is to the exact one, layer by layer, and what a step of it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedact.compression import make_method, method_name
-from fedact.memory import largest, measure_memory
-from fedact.surgery import compress, restore, trained_parameters
+from fedact.compression import State
+from fedact.layers import Keeping
+from fedact.layers.keeping import Keeper
+from fedact.memory import Memory, largest, measure_memory
+from fedact.replay import Batch, Prefix, record, step
+from fedact.seeds import Purpose, generator
+from fedact.surgery import trained_parameters
 
-Batch = tuple[Tensor, Tensor]
+ROUNDING = 1e-9
+"""A relative squared difference below this is rounding, or the order of a summation."""
+
 Gradients = dict[str, Tensor]
+States = list[dict[Any, State]]
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """One method on some batches.
 
-    saved, state, peak and paper bytes: the largest over the batches. cosine: of each trained weight's gradient with the
-    exact one, the mean over the batches. error: ||g' - g||^2 / ||g||^2, likewise.
+    saved, state, peak and paper bytes: the largest over the batches. By trained weight, for g exact and g' compressed, means
+    over the batches: cosine; bias = ||E g' - g||^2 / ||g||^2, an unbiased estimate that may fall below zero; variance =
+    E ||g' - E g'||^2 / ||g||^2; error = E ||g' - g||^2 / ||g||^2, the sum of the two. total_error: that of all weights as
+    one vector. draws: how many g' of a batch the means are over, 1 where two are the same: nothing in the method is random.
     """
 
     method: str
@@ -27,78 +39,152 @@ class Fidelity:
     state_bytes: int
     peak_bytes: int
     paper_bytes: int
+    draws: int
     cosine: dict[str, float]
+    bias: dict[str, float]
+    variance: dict[str, float]
     error: dict[str, float]
+    total_error: float
+
+
+class Spread(NamedTuple):
+    """One weight's draws against its exact gradient; bias and variance are squared lengths, and so is ``length``."""
+
+    cosine: float
+    bias: float
+    variance: float
+    length: float
 
 
 def measure_fidelity(
-    model: nn.Module,
-    methods: Sequence[str],
+    models: Mapping[str, nn.Module],
+    exact: nn.Module,
     warm_up: Batch,
     batches: Sequence[Batch],
-    layers: int,
-    train_norm: bool = False,
+    draws: int = 8,
     seed: int = 0,
 ) -> list[Fidelity]:
-    """Measure each method on the same batches; the model is left plain.
+    """Measure each method's model on the same batches; all have the same weights and the same trained layers.
 
-    warm_up: a batch of its own before the first that counts: a method that keeps a state finds it there.
+    exact: has the exact gradient. warm_up: a batch of its own before the first that counts: a method that keeps a state
+    finds it there. draws: gradients of a batch where the method is random, at least 2.
     """
-    exact = [_step(compress(model, "vanilla", layers, train_norm), batch) for batch in batches]
-    result = []
-    for text in methods:
-        compress(model, text, layers, train_norm, seed)
-        _step(model, warm_up)
-        result.append(_measured(method_name(make_method(text)), model, batches, exact))
-    restore(model)
-    return result
-
-
-def _measured(name: str, model: nn.Module, batches: Sequence[Batch], exact: Sequence[Gradients]) -> Fidelity:
-    memories, gradients = [], []
+    first = record(exact, warm_up[0])
+    for model in models.values():
+        gradient(model, warm_up, first)
+    memories: dict[str, list[Memory]] = {name: [] for name in models}
+    found: dict[str, list[tuple[int, dict[str, Spread]]]] = {name: [] for name in models}
     for batch in batches:
-        with measure_memory(model, inputs=batch) as memory:
-            _backward(model, batch)
-        memories.append(memory)
-        gradients.append(_taken(model))
-    pairs = list(zip(gradients, exact, strict=True))
-    weights = [key for key in exact[0] if key.endswith("weight")]
-    most = largest(memories)
-    return Fidelity(
-        method=name,
-        saved_bytes=most.saved_bytes,
-        state_bytes=most.state_bytes,
-        peak_bytes=most.peak_bytes,
-        paper_bytes=most.paper_bytes,
-        cosine={key: _mean([_cosine(ours[key], g[key]) for ours, g in pairs]) for key in weights},
-        error={key: _mean([_error(ours[key], g[key]) for ours, g in pairs]) for key in weights},
-    )
+        prefix = record(exact, batch[0])
+        reference = gradient(exact, batch, prefix)
+        for name, model in models.items():
+            # What is not random on one batch is not on another.
+            settled = bool(found[name]) and found[name][0][0] == 1
+            memory, drawn = observe(model, batch, prefix, 1 if settled else draws, seed)
+            memories[name].append(memory)
+            found[name].append((len(drawn), _spreads(drawn, reference)))
+    return [_summary(name, memories[name], found[name]) for name in models]
 
 
-def _step(model: nn.Module, batch: Batch) -> Gradients:
-    _backward(model, batch)
+def gradient(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -> Gradients:
+    """Return the gradient of each trained parameter; the model is left without any."""
+    step(model, batch, prefix)
     return _taken(model)
 
 
-def _backward(model: nn.Module, batch: Batch) -> None:
-    F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
-
-
 def _taken(model: nn.Module) -> Gradients:
-    """Take the gradients out of a model."""
     trained = trained_parameters(model)
     found = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
     model.zero_grad()
     return found
 
 
-def _cosine(ours: Tensor, exact: Tensor) -> float:
-    return float(F.cosine_similarity(ours.flatten().double(), exact.flatten().double(), dim=0))
+def observe(model: nn.Module, batch: Batch, prefix: Prefix, draws: int, seed: int) -> tuple[Memory, list[Gradients]]:
+    """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
+
+    All draws start from the same state; the model is left in the one after the step.
+    """
+    before = states(model)
+    # The whole step, for the frozen part has the peak.
+    with measure_memory(model, inputs=batch) as memory:
+        F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+    drawn, after = [_taken(model)], states(model)
+    while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):
+        put_back(model, before)
+        _reseed(model, seed, len(drawn))
+        drawn.append(gradient(model, batch, prefix))
+    put_back(model, after)
+    return memory, drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
 
 
-def _error(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.double() - exact.double()).square().sum() / exact.double().square().sum())
+def _same(first: Gradients, second: Gradients) -> bool:
+    """Tell whether two gradients differ by rounding alone."""
+    return all((g - second[key]).square().sum() <= ROUNDING * g.square().sum() for key, g in first.items())
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _spreads(draws: Sequence[Gradients], exact: Gradients) -> dict[str, Spread]:
+    """Return how each trained weight's draws lie around its exact gradient."""
+    return {key: spread([each[key] for each in draws], g) for key, g in exact.items() if key.endswith("weight")}
+
+
+def spread(draws: Sequence[Tensor], exact: Tensor) -> Spread:
+    """Return the mean cosine of the draws, and what of their mean squared error is bias and what variance."""
+    ours, g = torch.stack(list(draws)).flatten(1).double(), exact.flatten().double()
+    mean, count = ours.mean(0), len(ours)
+    variance = float((ours - mean).square().sum()) / max(count - 1, 1)
+    # The mean of a few draws is off by their variance over their number, which is no bias.
+    bias = float((mean - g).square().sum()) - variance / count
+    length = float(g.square().sum())
+    return Spread(float(((ours @ g) / (ours.norm(dim=1) * length**0.5)).nan_to_num().mean()), bias, variance, length)
+
+
+def _summary(name: str, memories: Sequence[Memory], found: Sequence[tuple[int, dict[str, Spread]]]) -> Fidelity:
+    most, batches = largest(memories), [spreads for _, spreads in found]
+    weights = list(batches[0])
+    bias = {key: fmean(_share(each[key].bias, each[key].length) for each in batches) for key in weights}
+    variance = {key: fmean(_share(each[key].variance, each[key].length) for each in batches) for key in weights}
+    return Fidelity(
+        method=name,
+        saved_bytes=most.saved_bytes,
+        state_bytes=most.state_bytes,
+        peak_bytes=most.peak_bytes,
+        paper_bytes=most.paper_bytes,
+        draws=max(count for count, _ in found),
+        cosine={key: fmean(each[key].cosine for each in batches) for key in weights},
+        bias=bias,
+        variance=variance,
+        error={key: bias[key] + variance[key] for key in weights},
+        total_error=fmean(_total(each.values()) for each in batches),
+    )
+
+
+def _total(spreads: Iterable[Spread]) -> float:
+    every = list(spreads)
+    return _share(sum(each.bias + each.variance for each in every), sum(each.length for each in every))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / max(whole, torch.finfo(torch.float64).tiny)
+
+
+def _keepers(model: nn.Module) -> list[Keeper]:
+    return [module.keeper for module in model.modules() if isinstance(module, Keeping)]
+
+
+def states(model: nn.Module) -> States:
+    """Return what the model's methods keep between steps, as it is now."""
+    return [dict(keeper.states) for keeper in _keepers(model)]
+
+
+def put_back(model: nn.Module, before: States) -> None:
+    """Make the model's methods go on from what ``states`` returned."""
+    for keeper, state in zip(_keepers(model), before, strict=True):
+        keeper.states = dict(state)
+
+
+def _reseed(model: nn.Module, seed: int, number: int) -> None:
+    """Let methods that start from something random start from another draw."""
+    for place, keeper in enumerate(_keepers(model)):
+        if keeper.method.start(seed).tensors:
+            own = int(generator(seed, Purpose.METHOD, number, place).integers(2**62))
+            keeper.states = {size: keeper.method.start(own) for size in keeper.states}

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedact.fidelity import Fidelity
 from fedact.plans import Plan
 from fedact.records import Row, Run
 from fedact.sizes import format_bytes
@@ -135,21 +134,6 @@ def plan_table(plan: Plan) -> Table:
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
     return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
-
-
-def fidelity_table(title: str, found: Sequence[Fidelity]) -> Table:
-    """Return what each method holds and how close its gradient is, layer by layer."""
-    weights = list(found[0].cosine)
-    table = Table(
-        title=f"{title}: bytes of a step, cosine of each weight's gradient with the exact one", title_justify="left"
-    )
-    table.add_column("method", overflow="fold")
-    for column in ("saved", "of it state", "peak", "paper", *(weight.removesuffix(".weight") for weight in weights)):
-        table.add_column(column, justify="right", overflow="fold")
-    for each in found:
-        sizes = (each.saved_bytes, each.state_bytes, each.peak_bytes, each.paper_bytes)
-        table.add_row(each.method, *map(format_bytes, sizes), *(f"{each.cosine[weight]:.4f}" for weight in weights))
-    return table
 
 
 def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Table:

@@ -28,6 +28,7 @@ class GradientFilter(Method):
 
     source: ClassVar[str] = "Yang et al., CVPR 2023, arXiv 2301.00330, section 3"
     published: ClassVar[str] = "patch=2"
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("patch", (7, 4, 2))
     exact_input_gradient: ClassVar[bool] = False
 
     patch: Literal[1, 2, 4, 7] = 2

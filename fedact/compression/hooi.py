@@ -26,6 +26,7 @@ class Tucker(Truncated):
 
     name: ClassVar[str] = "tucker"
     source: ClassVar[str] = "De Lathauwer et al., 2000, HOOI; tensorly's partial_tucker"
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.8,))
     fixed_by_a_plan: ClassVar[bool] = True
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:

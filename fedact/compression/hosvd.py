@@ -34,6 +34,7 @@ class HOSVD(Truncated):
 
     name: ClassVar[str] = "hosvd"
     source: ClassVar[str] = "Nguyen et al., NeurIPS 2024, arXiv 2411.06346, sections 3.2-3.3"
+    variants: ClassVar[tuple[str, ...]] = ("", "bits=8")
 
     truncation: Literal["published", "sequential"] = "published"
     bits: Literal[32, 8, 4] = 32

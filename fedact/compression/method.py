@@ -44,6 +44,10 @@ class Method(ABC):
     source: ClassVar[str]
     published: ClassVar[str] = ""
     """The settings of the source's headline figures (for every decomposition the explained variance of HOSVD's)."""
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("", ())
+    """The setting that trades bytes for error, and values worth drawing, fewest bytes first; between floats any goes."""
+    variants: ClassVar[tuple[str, ...]] = ("",)
+    """Other settings that make a curve of their own."""
     lean: ClassVar[bool] = True
     """Whether the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies)."""
     keeps_input: ClassVar[bool] = False

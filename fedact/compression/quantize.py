@@ -23,6 +23,7 @@ class Quantize(Method):
     source: ClassVar[str] = "ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4"
 
     published: ClassVar[str] = "bits=2"
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("bits", (2, 4, 8))
 
     bits: Literal[8, 4, 2] = 2
     group: int = 256

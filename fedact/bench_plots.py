@@ -1,0 +1,172 @@
+"""The bench's figure: gradient error against bytes, all methods, and the frontier."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from fedact.compression import Method, make_method, method_name
+from fedact.families import family
+from fedact.fidelity import ROUNDING
+from fedact.labels import Point, obstacles, write
+from fedact.measurement import Measured
+from fedact.plots import COLORS
+from fedact.spec import spelled
+
+PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
+"""One colour a method: those of the other figures but the grey, which is the frontier's, and two of Tol's."""
+EXACT, FRONTIER = "#555555", "#D0D0D0"
+MARKERS = "osD^vP*Xp"
+VARIANTS = ("-", "--", ":")
+"""Line styles of a method's variants."""
+
+FEW_DECADES = 1000
+"""Errors whose largest is less than this many times the least have room for more marks on their axis."""
+
+Curves = dict[str, list[tuple[Point, str]]]
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """Return the (bytes, error) that no other point beats in both, the fewest bytes first."""
+    best: list[Point] = []
+    for point in sorted(set(points)):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def curves(found: Sequence[Measured]) -> Curves:
+    """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0."""
+    result: Curves = {}
+    for each in found:
+        method, fidelity = make_method(each.fidelity.method), each.fidelity
+        error = fidelity.total_error if fidelity.total_error > ROUNDING else 0.0
+        point = (fidelity.saved_bytes, error)
+        result.setdefault(method_name(family(method)), []).append((point, _value(method)))
+    return {name: sorted(points) for name, points in result.items()}
+
+
+def _value(method: Method) -> str:
+    """Return the value of the setting that the method is swept over, empty where it has none."""
+    setting, _ = method.sweep
+    return spelled(getattr(method, setting)) if setting and getattr(method, setting) is not None else ""
+
+
+def error_against_bytes(title: str, found: Sequence[Measured]) -> Figure:
+    """Return the relative squared error of the whole gradient over saved bytes, a line a family, on logarithmic axes.
+
+    Exact gradients have a rail of their own below; the frontier of all points is a step line that ends there.
+    """
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    main, rail = figure.subplots(2, 1, sharex=True, height_ratios=[10, 1])
+    families = curves(found)
+    styles = _styles(families)
+    for name, points in families.items():
+        _draw(main, [point for point, _ in points if point[1]], styles[name], name)
+        _draw(rail, [point for point, _ in points if not point[1]], styles[name], name)
+    _scales(main, rail)
+    best = frontier(point for points in families.values() for point, _ in points)
+    _draw_frontier(main, rail, best)
+    lines = ladders(families)
+    heading = f"Gradient error against activation memory\n{title}" + (f"\nalong the lines: {lines}" if lines else "")
+    main.set_title(heading, loc="left", fontsize=10.5)
+    figure.draw_without_rendering()
+    _label(main, rail, families, styles, best)
+    return figure
+
+
+def _draw(axes: Axes, points: Sequence[Point], style: Mapping[str, Any], name: str) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), **style, label=name, zorder=3)
+
+
+def _styles(families: Curves) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each method, a line style for each variant of it."""
+    lossy = [name for name, points in families.items() if any(point[1] for point, _ in points)]
+    methods = list(dict.fromkeys(name.partition(":")[0] for name in lossy))
+    result: dict[str, dict[str, Any]] = {}
+    for name in families:
+        method = name.partition(":")[0]
+        place = methods.index(method) if name in lossy else 0
+        variant = sum(other.partition(":")[0] == method for other in result)
+        result[name] = {
+            "color": PALETTE[place % len(PALETTE)] if name in lossy else EXACT,
+            "marker": MARKERS[place % len(MARKERS)],
+            "linestyle": VARIANTS[variant % len(VARIANTS)],
+            "markerfacecolor": "white" if variant else None,
+            "markersize": 5.5,
+            "linewidth": 1.5,
+        }
+    return result
+
+
+def _scales(main: Axes, rail: Axes) -> None:
+    main.set_yscale("log")
+    main.set_xscale("log")
+    low, high = main.get_ylim()
+    main.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
+    main.yaxis.set_major_formatter(FuncFormatter(lambda error, _: np.format_float_positional(error, trim="-")))
+    main.set_ylabel("squared error of the gradient, relative to its square")
+    rail.set_ylim(-1, 1)
+    rail.set_yticks([0], ["exact"])
+    rail.set_facecolor("#F4F4F4")
+    rail.set_xlabel("saved bytes of a step")
+    rail.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    rail.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
+    for axes in (main, rail):
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.margins(x=0.1, y=0.08)
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e6:g} MB" if size >= 1e6 else f"{size / 1e3:g} KB"
+
+
+def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:
+    """Draw the least error that so many bytes can buy: a step down at every point of the frontier."""
+    style: dict[str, Any] = {"color": FRONTIER, "linewidth": 5, "zorder": 1, "solid_joinstyle": "miter"}
+    (left, right), bottom = main.get_xlim(), main.get_ylim()[0]
+    lossy, exact = [point for point in best if point[1]], [size for size, error in best if not error]
+    end = exact[0] if exact else right
+    if lossy:
+        after = [(end, lossy[-1][1]), *([(end, bottom)] if exact else [])]
+        main.step(*zip(*lossy, *after, strict=True), where="post", label="frontier", **style)
+    if exact:
+        rail.plot([end, end, right], [1 if lossy else 0, 0, 0], **style)
+    main.set_xlim(left, right)
+    main.set_ylim(bottom=bottom)
+
+
+def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mapping[str, Any]], best: Sequence[Point]) -> None:
+    """Write every family's name at one of its points, and the frontier's name."""
+
+    def places(points: Iterable[Point]) -> list[tuple[Axes, Point]]:
+        return [(main if point[1] else rail, point) for point in points]
+
+    taken: list[Bbox] = []
+    for points in families.values():
+        for axes in (main, rail):
+            taken += obstacles(axes, [point for point, _ in points if bool(point[1]) == (axes is main)])
+    for name, points in families.items():
+        color = styles[name]["color"]
+        write(name, places(point for point, _ in reversed(points)), taken, color=color, fontsize=9.5)
+    steps = [((first[0] * second[0]) ** 0.5, first[1]) for first, second in pairwise(best)]
+    if steps:
+        write("frontier", places(reversed(steps)), taken, must=False, color="#777777", fontsize=9.5, style="italic")
+
+
+def ladders(families: Curves) -> str:
+    """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
+    lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
+    found = (f"{make_method(name).sweep[0]} {values[0]} to {values[-1]}" for name, values in lines.items())
+    return "; ".join(dict.fromkeys(found))

@@ -1,0 +1,86 @@
+"""The bench's tables."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fedact.equal_cosine import LARGE, Least, Ratios
+from fedact.fidelity import ROUNDING
+from fedact.measurement import Measured
+from fedact.sizes import format_bytes
+
+COSTS = ("saved", "state", "peak", "paper", "time", "GFLOP", "x vanilla")
+ERRORS = ("bias²", "variance", "error")
+LAYER_WIDTH = 12
+
+
+def cost_table(title: str, found: Sequence[Measured]) -> Table:
+    """Return what each method holds and costs."""
+    table = _table(f"{title}\nBytes of a step; time (of vanilla's) and operations from the first trained layer on")
+    for column in COSTS:
+        table.add_column(column, justify="right", overflow="fold")
+    for each in found:
+        table.add_row(each.fidelity.method, *_costs(each))
+    return table
+
+
+def _costs(each: Measured) -> list[str]:
+    fidelity = each.fidelity
+    sizes = (fidelity.saved_bytes, fidelity.state_bytes, fidelity.peak_bytes, fidelity.paper_bytes)
+    time = "-" if each.time_ratio is None else f"{each.time_ratio:.2f}x"
+    return [*map(format_bytes, sizes), time, f"{each.flops / 1e9:.2f}", f"{each.flops_ratio:.2f}x"]
+
+
+def gradient_table(found: Sequence[Measured]) -> Table:
+    """Return how far each method's gradient is off, and its cosine with the exact one layer by layer."""
+    weights = list(found[0].fidelity.cosine)
+    table = _table(
+        "The gradient's squared error, relative to its square: bias² and variance (mean of the layers), all weights as one"
+        "\nThen the cosine of each weight's gradient with the exact one"
+    )
+    for column in ERRORS:
+        table.add_column(column, justify="right", overflow="fold")
+    for weight in weights:
+        table.add_column(weight.removesuffix(".weight"), justify="right", overflow="fold", max_width=LAYER_WIDTH)
+    for each in found:
+        fidelity = each.fidelity
+        shares = (fmean(fidelity.bias.values()), fmean(fidelity.variance.values()), fidelity.total_error)
+        cosines = (f"{fidelity.cosine[weight]:.4f}" for weight in weights)
+        table.add_row(fidelity.method, *map(_share, shares), *cosines)
+    return table
+
+
+def least_table(title: str, found: Sequence[Least]) -> Table:
+    """Return the least bytes that each family needs, by layer and cosine."""
+    table = _table(f"{title}\nLeast bytes for the weight gradient's cosine with the exact one", "layer")
+    families = list(dict.fromkeys(each.family for each in found))
+    for column in ("cosine", "exact", *families):
+        table.add_column(column, justify="right", overflow="fold")
+    for layer, wanted in dict.fromkeys((each.layer, each.wanted) for each in found):
+        own = {each.family: each for each in found if (each.layer, each.wanted) == (layer, wanted)}
+        cells = (format_bytes(own[name].bytes) if own[name].method else "not reached" for name in families)
+        table.add_row(layer, f"{wanted:g}", format_bytes(next(iter(own.values())).exact_bytes), *cells)
+    return table
+
+
+def ratio_table(ratios: Sequence[Ratios]) -> Table:
+    """Return each family's bytes relative to published HOSVD's."""
+    table = _table("Bytes relative to published HOSVD's at the same cosine (the exact tensor's, where it is not reached)")
+    table.add_column(f"geometric mean where HOSVD needs over {format_bytes(LARGE)} bytes", justify="right")
+    table.add_column("worst elsewhere", justify="right")
+    for each in ratios:
+        table.add_row(each.family, *("-" if ratio is None else f"{ratio:.3f}" for ratio in (each.typical, each.worst)))
+    return table
+
+
+def _table(title: str, first: str = "method") -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _share(value: float) -> str:
+    """Return a relative squared error, what is only rounding as 0."""
+    return "0" if abs(value) < ROUNDING else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"

@@ -1,0 +1,78 @@
+"""Every figure of the bench about every method, from a model and batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from fedact.fidelity import Fidelity, measure_fidelity
+from fedact.replay import Batch, record, twin
+from fedact.stopwatch import count_flops, relative, time_steps
+from fedact.surgery import compress
+
+YARDSTICK = "vanilla"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method: its fidelity, and what a step costs from the first trained layer on, forward and backward.
+
+    seconds: the median over the timed batches; time_ratio: the median of the times relative to vanilla's on the same batch,
+    time_range: the least and the largest of them; None where no time was measured. flops_ratio: relative to vanilla's.
+    """
+
+    fidelity: Fidelity
+    seconds: float | None
+    time_ratio: float | None
+    time_range: tuple[float, float] | None
+    flops: int
+    flops_ratio: float
+
+    def row(self) -> dict[str, Any]:
+        """Return all figures under their names."""
+        own = {name: value for name, value in vars(self).items() if name != "fidelity"}
+        return asdict(self.fidelity) | own
+
+
+def installed(
+    model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0
+) -> dict[str, nn.Module]:
+    """Return a model for each method, all of them sharing the weights; the one given is left plain."""
+    return {name: compress(twin(model), name, layers, train_norm, seed) for name in names}
+
+
+def measure_methods(
+    models: Mapping[str, nn.Module],
+    yardstick: nn.Module,
+    warm_up: Batch,
+    batches: Sequence[Batch],
+    timed: Sequence[Batch],
+    draws: int = 8,
+    seed: int = 0,
+) -> list[Measured]:
+    """Measure every model against the yardstick, a vanilla model with the same weights and trained layers.
+
+    warm_up: the first batch of every model, before any that counts. timed: the batches whose time is measured.
+    """
+    found = measure_fidelity(models, yardstick, warm_up, batches, draws, seed)
+    prefix = record(yardstick, batches[0][0])
+    flops = {name: count_flops(model, batches[0], prefix) for name, model in models.items()}
+    own = flops[YARDSTICK] if YARDSTICK in flops else count_flops(yardstick, batches[0], prefix)
+    rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed) if timed else []
+    return [_measured(each, rows, flops[each.method], own) for each in found]
+
+
+def _measured(fidelity: Fidelity, rows: Sequence[Mapping[str, float]], flops: int, yardstick: int) -> Measured:
+    name = fidelity.method
+    seconds = [row[name] for row in rows]
+    ratios = relative(rows, name, YARDSTICK)
+    return Measured(
+        fidelity=fidelity,
+        seconds=median(seconds) if rows else None,
+        time_ratio=median(ratios) if rows else None,
+        time_range=(min(ratios), max(ratios)) if rows else None,
+        flops=flops,
+        flops_ratio=flops / yardstick,
+    )

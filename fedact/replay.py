@@ -1,0 +1,101 @@
+"""A training step from the first trained layer on: what lies before it is run once a batch, for every method."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+Prefix = list[Any]
+"""What the outermost modules before the first trained layer returned for a batch, in the order of their calls."""
+
+
+class _Reached(Exception):
+    """The first trained layer."""
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return a copy that shares every weight's and buffer's storage, with gradients and freezing of its own."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})
+
+
+def record(model: nn.Module, x: Tensor) -> Prefix:
+    """Run the model up to its first trained layer and return what its frozen modules made of x."""
+    prefix: Prefix = []
+    inside = False
+
+    def remember(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        if inside:
+            return plain(*args, **kwargs)
+        inside = True
+        output = plain(*args, **kwargs)
+        inside = False
+        # Copied, here and when handed out: what follows may write into it.
+        prefix.append(copy.deepcopy(output))
+        return output
+
+    def stop() -> None:
+        raise _Reached
+
+    with torch.no_grad(), suppress(_Reached), _in_their_place(model, remember, stop):
+        model(x)
+    return prefix
+
+
+def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: Callable[[], None] = lambda: None) -> None:
+    """Add a batch's gradient to the model's.
+
+    prefix: of the same batch and the same trained layers, to save the time it took; what lies between its modules is run
+    again. reached: called when the first trained layer is entered. From there on nothing is replayed: a frozen layer that
+    runs later, or again in the backward pass, runs.
+    """
+    left = iter(prefix or ())
+
+    def replay(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return copy.deepcopy(next(left)) if prefix else plain(*args, **kwargs)
+
+    with _in_their_place(model, replay, reached):
+        F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callable[[], None]) -> Iterator[None]:
+    """Run ``call(forward, *args)`` in the place of the outermost frozen modules' forward, up to the first trained layer."""
+    with ExitStack() as stack:
+
+        def leave(*_: Any) -> None:
+            stack.close()
+            reached()
+
+        for module in model.modules():
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(leave, prepend=True).remove)
+        for module in dict.fromkeys(_outermost_frozen(model)):
+            stack.callback(_put_back, module, vars(module).get("forward"))
+            module.forward = _bound(call, module.forward)
+        yield
+
+
+def _outermost_frozen(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(p.requires_grad for p in child.parameters()):
+            yield from _outermost_frozen(child)
+        else:
+            yield child
+
+
+def _bound(call: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: call(plain, *args, **kwargs)
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward

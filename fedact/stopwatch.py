@@ -1,0 +1,125 @@
+"""What a step costs from the first trained layer on: seconds, and operations by PyTorch's count."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from fedact.replay import Batch, Prefix, record, step
+
+Clock = Callable[[], float]
+
+
+def time_steps(
+    models: Mapping[str, nn.Module], warm_up: Batch, batches: Sequence[Batch], clock: Clock = time.perf_counter
+) -> list[dict[str, float]]:
+    """Return each batch's seconds, by model: forward and backward from the first trained layer on, loss included.
+
+    models: with the same trained layers. All take a batch before any takes the next one, each time another one first; the
+    warm-up is not timed. What runs before the first trained layer is not timed either.
+    """
+    names = list(models)
+    rows = []
+    for place, batch in enumerate((warm_up, *batches)):
+        prefix = record(models[names[0]], batch[0])
+        start = place % len(names)
+        rows.append({name: _seconds(models[name], batch, prefix, clock) for name in (*names[start:], *names[:start])})
+    return rows[1:]
+
+
+def relative(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:
+    """Return one model's time relative to another's on the same batch, batch by batch."""
+    return [row[name] / row[to] for row in rows]
+
+
+def _seconds(model: nn.Module, batch: Batch, prefix: Prefix, clock: Clock) -> float:
+    begin = 0.0
+
+    def reached() -> None:
+        nonlocal begin
+        begin = _now(batch[0], clock)
+
+    step(model, batch, prefix, reached)
+    end = _now(batch[0], clock)
+    model.zero_grad()
+    return end - begin
+
+
+def _now(x: Tensor, clock: Clock) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return clock()
+
+
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the floating-point operations of what runs inside, by torch.utils.flop_counter's formulas.
+
+    Its own FlopCounterMode also follows modules, with hooks that fail where a backward pass starts another one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func.overloadpacket)
+        if formula:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def count_flops(model: nn.Module, batch: Batch, prefix: Prefix) -> int:
+    """Return the floating-point operations of a step from the first trained layer on, recomputation included.
+
+    They are those of convolutions and matrix products, two a multiplication and addition, and of decompositions, which
+    PyTorch's own counter takes for nothing. What goes element by element (quantizing, patch means) counts nothing, and what
+    runs outside of PyTorch (``tucker``'s iteration) is not seen.
+    """
+    before = 0
+
+    def reached() -> None:
+        nonlocal before
+        before = counter.total
+
+    with FlopCounter() as counter:
+        step(model, batch, prefix, reached)
+    model.zero_grad()
+    return int(counter.total) - before
+
+
+def _convolution_backward(grad_output: Tensor, x: Tensor, weight: Tensor, *rest: Any, **__: Any) -> int:
+    """Each gradient costs what the forward pass does; PyTorch's formula takes a depthwise layer's for a full one's."""
+    transposed, mask = rest[4], rest[7]
+    positions = x.shape if transposed else grad_output.shape
+    return int(2 * positions[0] * prod(positions[2:]) * weight.numel() * sum(mask[:2]))
+
+
+def _eigh(x: Tensor, *_: Any, **__: Any) -> int:
+    *batch, n, _n = x.shape
+    return prod(batch) * 9 * n**3
+
+
+def _qr(x: Tensor, *_: Any, **__: Any) -> int:
+    *batch, n, m = *x.shape[:-2], *sorted(x.shape[-2:])
+    return prod(batch) * (4 * m * n**2 - 4 * n**3 // 3)
+
+
+def _svd(x: Tensor, *_: Any, **__: Any) -> int:
+    *batch, n, m = *x.shape[:-2], *sorted(x.shape[-2:])
+    return prod(batch) * (6 * m * n**2 + 20 * n**3)
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    torch.ops.aten._linalg_eigh: _eigh,
+    torch.ops.aten.linalg_qr: _qr,
+    torch.ops.aten._linalg_svd: _svd,
+}
+"""PyTorch's, and Golub and Van Loan's for decompositions with vectors: symmetric QR 9n^3, Householder QR with Q, R-SVD."""

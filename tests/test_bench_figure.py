@@ -1,0 +1,113 @@
+"""The bench's figure: the frontier is the Pareto set, the lines hold the data, no label covers another."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from fedact.bench_plots import curves, error_against_bytes, frontier
+from fedact.compression import METHODS, make_method, method_name
+from fedact.families import at, families, family, swept
+from fedact.fidelity import Fidelity
+from fedact.labels import obstacles, write
+from fedact.measurement import Measured
+
+POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
+
+
+def measured(method: str, saved: int, error: float) -> Measured:
+    return Measured(Fidelity(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0)
+
+
+FOUND = [
+    measured("vanilla", 28_000_000, 0.0), measured("exact", 7_000_000, 1e-13), measured("quantize", 800_000, 0.1),
+    measured("quantize:bits=4", 1_600_000, 0.01), measured("hosvd:variance=0.8", 500_000, 0.3),
+    measured("hosvd:variance=0.5", 300_000, 0.6), measured("hosvd:variance=0.8,bits=8", 400_000, 0.3),
+]  # fmt: skip
+
+
+@given(POINTS)
+def test_the_frontier_is_what_no_other_point_beats(points):
+    def beaten(point):
+        return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+
+    assert frontier(points) == sorted({point for point in points if not beaten(point)})
+
+
+def test_methods_that_differ_in_the_swept_setting_are_one_curve():
+    found = curves(FOUND)
+    assert list(found) == ["vanilla", "exact", "quantize", "hosvd", "hosvd:bits=8"]
+    assert found["hosvd"] == [((300_000, 0.6), "0.5"), ((500_000, 0.3), "0.8")]
+    assert found["exact"] == [((7_000_000, 0.0), "")]
+
+
+def test_the_lines_hold_the_data_and_the_rail_the_exact_ones():
+    main, rail = error_against_bytes("a title", FOUND).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in main.lines}
+    assert lines["hosvd"] == [[300_000, 0.6], [500_000, 0.3]]
+    assert lines["quantize"] == [[800_000, 0.1], [1_600_000, 0.01]]
+    assert [[7_000_000, 0.0]] in [line.get_xydata().tolist() for line in rail.lines]
+    corners = [tuple(point) for point in lines["frontier"]]
+    assert corners[:4] == [(300_000, 0.6), (400_000, 0.3), (800_000, 0.1), (1_600_000, 0.01)]
+    assert corners[4][0] == 7_000_000
+
+
+def test_every_family_is_named_once_and_no_label_covers_another():
+    figure = error_against_bytes("a title", FOUND)
+    figure.draw_without_rendering()
+    labels = [text for axes in figure.axes for text in axes.texts]
+    names = [text.get_text() for text in labels]
+    assert all(names.count(name) == 1 for name in curves(FOUND))
+    assert "along the lines: bits 2 to 4; variance 0.5 to 0.8" in figure.axes[0].get_title("left")
+    boxes = [Text.get_window_extent(text) for text in labels]
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+
+
+def test_a_figure_without_exact_or_without_lossy_methods_is_drawn():
+    for found in (FOUND[:2], FOUND[2:], FOUND[:1]):
+        assert error_against_bytes("a title", found).axes
+
+
+def test_every_value_worth_drawing_is_a_setting_and_stays_in_its_family():
+    for method in families():
+        assert all(family(at(method, value)) == method for value in method.sweep[1])
+    names = swept()
+    assert len(set(names)) == len(names)
+    assert {name.partition(":")[0] for name in names} == set(METHODS)
+    assert all(method_name(make_method(name)) == name for name in names)
+
+
+def test_more_values_take_more_bytes():
+    for method in families():
+        sizes = [at(method, value).predicted_bytes((8, 16, 14, 14)) for value in method.sweep[1]]
+        assert sizes == sorted(sizes)
+
+
+def test_labels_keep_clear_of_lines_and_points_where_there_is_room():
+    figure = error_against_bytes("a title", FOUND)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [Text.get_window_extent(text) for text in axes.texts]
+        for line in axes.lines:
+            if line.get_label() in curves(FOUND):
+                taken = list(obstacles(axes, line.get_xydata().tolist()))
+                assert not any(box.overlaps(other) for box in boxes for other in taken)
+
+
+def test_a_label_that_finds_no_room_is_left_out_unless_it_must_be_there():
+    axes = Figure().add_subplot()
+    everything = Bbox.from_extents(-1e6, -1e6, 1e6, 1e6)
+    write("left out", [(axes, (0.5, 0.5))], [everything], must=False)
+    write("there", [(axes, (0.5, 0.5))], [everything])
+    assert [text.get_text() for text in axes.texts] == ["there"]
+
+
+def test_a_variant_has_its_methods_colour_and_another_line():
+    main, _ = error_against_bytes("a title", FOUND).axes
+    lines = {line.get_label(): line for line in main.lines}
+    plain, variant = lines["hosvd"], lines["hosvd:bits=8"]
+    assert plain.get_color() == variant.get_color() != lines["quantize"].get_color()
+    assert plain.get_linestyle() != variant.get_linestyle()
