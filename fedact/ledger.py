@@ -24,7 +24,8 @@ class Life:
 
     birth is 0 for what was there before. before_backward: born in a forward pass or a recomputation; inside: in a module
     that did not return it; entered: read by a module's forward pass; read: by any; last_use: by a backward pass;
-    root: made by ``backward()`` itself, as the gradient it starts from.
+    root: made by ``backward()`` itself, as the gradient it starts from; state_until: when it stopped being what a module
+    keeps from step to step, which is counted apart (0 for what never was).
     """
 
     size: int
@@ -38,11 +39,15 @@ class Life:
     read: bool = False
     last_use: float = -math.inf
     packed: list[list[float]] = field(default_factory=list)
+    state_until: float = 0
 
     def held(self, backward_times: list[float], end: float) -> list[tuple[float, float]]:
         """Return when it is held: while packed; and what hooks did not see, from the next backward operation on."""
         if self.packed:
-            return [(start, min(stop, self.death)) for start, stop in merged(self.packed)]
+            spans = [(max(start, self.state_until), min(stop, self.death)) for start, stop in merged(self.packed)]
+            return [(start, stop) for start, stop in spans if stop >= start]
+        if self.state_until:
+            return []
         if not self.before_backward or self.root:
             return []
         known = self.birth > 0 or self.read
@@ -72,6 +77,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
         self.modules: list[tuple[str, nn.Module]] = []
         self.paper: list[list[float]] = []
+        self.declared: dict[str, list[Life]] = {}
         self.watched: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,6 +141,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A module that packs several elements into a byte says so.
         elements = getattr(module, "stored_elements", Tensor.numel)
         return PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
+
+    def declares(self, name: str, states: Iterable[Tensor]) -> None:
+        """Note what a module keeps from step to step from now on; what it kept before is a state no more."""
+        for life in self.declared.get(name, ()):
+            life.state_until = self.clock
+        self.declared[name] = [self.find(tensor) for tensor in states]
+        for life in self.declared[name]:
+            life.state_until = math.inf
 
     def became_gradient(self, parameter: Tensor) -> None:
         """From now on the storage is the parameter's gradient, which the device has anyway."""

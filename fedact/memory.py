@@ -43,30 +43,30 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
     Yields a Memory that is filled when the block ends; the definitions are its docstring. Not seen as held: a root gradient
     that the caller made before the block.
     """
-    memory, state = Memory(), _state_tensors(model)
+    memory, state = Memory(), [tensor for _, tensors in _declared(model) for tensor in tensors]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     ledger = Ledger([*model.parameters(), *model.buffers(), *gradients, *_optimizer_state(optimizer), *tensors_in(inputs)])
-    known = [ledger.find(tensor) for tensor in state]
+    for name, tensors in _declared(model):
+        ledger.declares(name, tensors)
     with ExitStack() as stack:
         for handle in _watch(model, ledger):
             stack.callback(handle.remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda pack: pack.tensor))
         stack.enter_context(ledger)
         yield memory
-    new_state = _state_tensors(model)
+    new_state = [tensor for _, tensors in _declared(model) for tensor in tensors]
     memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
-    states = {id(life) for life in [*known, *(ledger.find(tensor) for tensor in new_state)]}
-    _settle(memory, ledger, [life for life in ledger.lives if id(life) not in optimizers], states)
+    _settle(memory, ledger, [life for life in ledger.lives if id(life) not in optimizers])
 
 
-def _settle(memory: Memory, ledger: Ledger, lives: list[Life], states: set[int]) -> None:
-    """Read the figures off the finished ledger; states: the lives of what methods keep from step to step."""
+def _settle(memory: Memory, ledger: Ledger, lives: list[Life]) -> None:
+    """Read the figures off the finished ledger."""
     end = ledger.clock + 1.0
-    held = [(life, span) for life in lives if id(life) not in states for span in life.held(ledger.backward_times, end)]
+    held = [(life, span) for life in lives for span in life.held(ledger.backward_times, end)]
     held_bytes, moment = highest((*span, life.size) for life, span in held)
     # While a state is made anew, the old one is there too.
-    alive = [(life.birth, life.death, life.size) for life in lives if life.birth or life.entered or id(life) in states]
+    alive = [(life.birth, life.death, life.size) for life in lives if life.birth or life.entered or life.state_until]
     memory.saved_bytes = held_bytes + memory.state_bytes
     memory.peak_bytes = max(highest(alive)[0], memory.saved_bytes)
     memory.paper_bytes, _ = highest((start, stop, int(size)) for start, stop, size in ledger.paper)
@@ -83,9 +83,11 @@ def _watch(model: nn.Module, ledger: Ledger) -> Iterator[torch.utils.hooks.Remov
         def enter(module: nn.Module, args: Any, name: str = name) -> None:
             ledger.modules.append((name, module))
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             if ledger.modules:
                 ledger.modules.pop()
+            for tensors in _states_of(module):
+                ledger.declares(name, tensors)
             if not ledger.modules:
                 ledger.returned(output)
 
@@ -109,10 +111,17 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def _state_tensors(model: nn.Module) -> list[Tensor]:
-    """Return what modules declare, by a method ``state_tensors``, as kept between steps."""
-    declared = (getattr(module, "state_tensors", None) for module in model.modules())
-    return [tensor for state in declared if callable(state) for tensor in state()]
+def _declared(model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield what modules declare, by a method ``state_tensors``, as kept between steps, with the modules' names."""
+    for name, module in model.named_modules():
+        for tensors in _states_of(module):
+            yield name, tensors
+
+
+def _states_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    declared = getattr(module, "state_tensors", None)
+    if callable(declared):
+        yield list(declared())
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:

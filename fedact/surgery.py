@@ -29,7 +29,7 @@ from fedact.layers import (
 from fedact.plans import Plan
 
 _TRAINABLE = "_fedact_trainable"
-_OWN = ("keeper", "output_is_kept", "mask_is_left", "segment")
+_OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
 KEEP_NOTHING = (
@@ -174,7 +174,8 @@ def _derive(
             origin.__class__ = OriginConv2d
             origin.keeper = Keeper(methods[name], 0)  # type: ignore[assignment]
         chain = [model.get_submodule(each) for each in one.chain]
-        model.get_submodule(name).keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[assignment, arg-type]
+        keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[arg-type]
+        setattr(model.get_submodule(name), "keeper" if name in derived else "origin", keeper)
     for name, layer in left.items():
         activation, taker = model.get_submodule(name), model.get_submodule(layer)
         assert isinstance(activation, Masked)

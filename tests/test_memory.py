@@ -75,8 +75,12 @@ def test_saved_bytes_are_what_hooks_see_and_nothing_is_hidden(build, method, siz
     assert memory.peak_bytes >= memory.saved_bytes
 
 
+STEADY = [text for text in AT_ONCE if not text.startswith(("asi:variance", "lance:variance"))]
+"""Methods whose bytes do not hang on which batch came first."""
+
+
 @settings(max_examples=25)
-@given(st.sampled_from(MODELS), st.sampled_from(AT_ONCE), st.integers(1, 9),
+@given(st.sampled_from(MODELS), st.sampled_from(STEADY), st.integers(1, 9),
        st.integers(1, 9))  # fmt: skip
 def test_micro_batches_hold_the_maximum_and_not_the_sum(build, method, size, part):
     torch.manual_seed(0)

@@ -63,6 +63,12 @@ def candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidat
     return Candidates(torch.cat(places), torch.cat(values), least, energy)
 
 
+def above(least: float, found: Candidates) -> Candidates:
+    """Return the candidates from a higher threshold on."""
+    enough = found.values.abs() >= least
+    return Candidates(found.places.masked_select(enough), found.values.masked_select(enough), least, found.energy)
+
+
 def room_for(bits: float, elements: int) -> Threshold:
     """Return the threshold below which so many bits for all elements have no room to go."""
     share = 1 - bits / LEAST_BITS_PER_NONZERO / max(1, elements)

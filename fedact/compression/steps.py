@@ -1,7 +1,7 @@
 """The step between two codes of a coefficient: the one that fills some room, or that keeps some variance."""
 
 from collections.abc import Callable
-from math import exp, inf, log
+from math import ceil, exp, inf, log, log2
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ LOWER = 0.85
 AIM, ENOUGH = 0.98, 0.96
 """How much of the room, or of the error, a step should use, and how much is enough not to try another."""
 TRIALS = 8
+STEPS_AN_OCTAVE = 16
 
 
 class Symbols(NamedTuple):
@@ -85,23 +86,41 @@ def filling(room: int, found: Sorted, means: Tensor, least: float, guess: float 
     return tried[level] if level < inf else symbols(8 * largest, found, means)
 
 
-def keeping(error: float, energy: float, found: Sorted, least: float, guess: float | None) -> float | None:
-    """Return about the largest step whose coefficients are no more than an error's energy off, None where all are more.
+def keeping(
+    error: float, energy: float, values: Tensor, means: Tensor, batch: int, least: float, guess: float | None
+) -> float | None:
+    """Return the largest step whose code is no more than an error's energy off, None where ``least`` hides it.
 
-    energy: of all coefficients, those that are no candidates too.
+    The step is a power of 2^(1/16), so that it does not depend on the guess. energy: of all coefficients around the means,
+    those too that are no candidates; batch: how many examples share the means.
     """
-    sizes = found.values.abs()
-    largest = max(_largest(sizes), 1e-30)
+    sizes = values.abs()
+    largest = max(_largest(sizes), MEAN_STEPS * _largest(means), 1e-30)
 
-    def excess(level: float) -> float:
-        step = exp(-level)
+    def excess(number: int) -> float:
+        step = 2 ** (number / STEPS_AN_OCTAVE)
         kept = (sizes / step + ROUND_DOWN).floor_().mul_(step)
-        # |y - kept|^2 = |y|^2 - kept (2 y - kept), and a candidate below the step is kept as 0.
-        return log(max(energy - float((kept * (2 * sizes - kept)).sum(dtype=torch.float64)), 1e-300) / max(error, 1e-300))
+        # |y - kept|^2 = |y|^2 - kept (2 y - kept), and what is no candidate is kept as 0.
+        left = energy - float(kept.mul_(2 * sizes - kept).sum(dtype=torch.float64))
+        left += batch * float((means - (means / step * MEAN_STEPS).round() * (step / MEAN_STEPS)).square().sum())
+        return log(max(left, 1e-300) / max(error, 1e-300))
 
-    level = _smallest(excess, -log(guess or largest), -log(8 * largest), slope=-1.5)
-    step = exp(-level)
-    return step if step >= least / (1 - ROUND_DOWN) and level < inf else None
+    lowest = ceil(STEPS_AN_OCTAVE * log2(max(least / (1 - ROUND_DOWN), largest * 2.0**-22)))
+    number = _last_below(excess, round(STEPS_AN_OCTAVE * log2(guess or largest / 8)), lowest)
+    return None if number is None else 2 ** (number / STEPS_AN_OCTAVE)
+
+
+def _last_below(excess: Callable[[int], float], start: int, lowest: int) -> int | None:
+    """Return the last number from the lowest on where a rising function is at most 0, None where there is none."""
+    below, above, number = lowest - 1, lowest + 64 * STEPS_AN_OCTAVE, max(start, lowest)
+    while above - below > 1:
+        value = excess(number)
+        below, above = (number, above) if value <= 0 else (below, number)
+        # A squared error rises about as the step to the power of one and a half.
+        jump = -value * STEPS_AN_OCTAVE / (1.5 * log(2))
+        number = number + (max(1, round(jump)) if value <= 0 else min(-1, round(jump)))
+        number = number if below < number < above else (below + above) // 2
+    return below if below >= lowest else None
 
 
 def _smallest(excess: Callable[[float], float], start: float, lowest: float, slope: float = -1.0) -> float:

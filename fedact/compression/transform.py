@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fedact.compression.coefficients import Threshold, by_class, candidates, classes, leaving, levels, room_for
+from fedact.compression.coefficients import Threshold, above, by_class, candidates, classes, leaving, levels, room_for
 from fedact.compression.container import least_body, levels_end, read, write
 from fedact.compression.frequencies import (
     RINGS,
@@ -23,7 +23,7 @@ from fedact.compression.frequencies import (
 )
 from fedact.compression.frequencies import transform as cosine_transform
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
-from fedact.compression.steps import filling, keeping, near, symbols
+from fedact.compression.steps import ROUND_DOWN, filling, keeping, near, symbols
 from fedact.errors import ConfigError
 
 MOST_BITS = 16.0
@@ -128,41 +128,48 @@ class Transform(Method):
 
     def _coded(self, images: Tensor, means: Tensor, state: State) -> tuple[UInt8[Tensor, " bytes"], float]:
         """Return the code and its step: near the last one where that serves."""
-        if state.tensors:
-            step = float(state.tensors[0])
-            if step > 0 and (found := self._tried(images, means, near(step), step)):
-                return found
-        mean_energy = float(means.square().mean()) / prod(images.shape[1:3])
-        share = 1 - (self.variance or DEFAULT_VARIANCE)
-        by_variance = self.variance is not None or self.bits is None
-        threshold = leaving(share, mean_energy) if by_variance else room_for(8 * self._most_body(images), images.numel())
-        found = self._tried(images, means, threshold, None) or self._tried(images, means, lambda _: 0.0, None)
-        assert found is not None
-        return found
+        last = float(state.tensors[0]) if state.tensors else 0.0
+        nothing: Threshold = lambda _: 0.0  # noqa: E731
+        tries = [(near(last), last)] if last else []
+        tries += [(self._threshold(images, means), 0.0), (nothing, 0.0)]
+        found = (self._tried(images, means, threshold, guess) for threshold, guess in tries)
+        return next(one for one in found if one)
 
-    def _most_body(self, images: Tensor) -> int:
+    def _threshold(self, images: Tensor, means: Tensor) -> Threshold:
+        if self.fixed:
+            return room_for(8 * self._room(images), images.numel())
+        return leaving(self._share, float(means.square().mean()) / prod(images.shape[1:3]))
+
+    @property
+    def _share(self) -> float:
+        """The share of the energy that may be lost."""
+        return 1 - (self.variance or DEFAULT_VARIANCE)
+
+    def _room(self, images: Tensor) -> int:
+        """Return the bytes of the body at most."""
         batch, height, width, channels = images.shape
-        shape = (batch, channels, height, width)
-        return self._most(shape) - levels_end(channels, min(RINGS, height * width))
+        return self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
 
     def _tried(
-        self, images: Tensor, means: Tensor, threshold: Threshold, guess: float | None
+        self, images: Tensor, means: Tensor, threshold: Threshold, guess: float
     ) -> tuple[UInt8[Tensor, " bytes"], float] | None:
         """Return the code and its step, None where the threshold was too high for what is asked."""
         _, height, width, channels = images.shape
         by = frequencies(height, width, self._fall, images.device)
         found = candidates(_coefficients(images, means, by), threshold)
-        of_channels, of_rings = levels(found, channels, by.rings)
-        ordered = by_class(found, classes(of_channels, of_rings, by.rings))
-        room, chosen = self._most_body(images), None
-        if self.variance is not None or self.bits is None:
-            error = (1 - (self.variance or DEFAULT_VARIANCE)) * (found.energy + len(images) * float(means.square().sum()))
-            step = keeping(error, found.energy, ordered, found.least, guess)
+        step = None
+        if not self.fixed:
+            error = self._share * (found.energy + len(images) * float(means.square().sum()))
+            step = keeping(error, found.energy, found.values, means, len(images), found.least, guess)
             if step is None and found.least > 0:
                 return None
-            chosen = symbols(step, ordered, means) if step else None
+        if step:
+            found = above(step * (1 - ROUND_DOWN), found)
+        of_channels, of_rings = levels(found, channels, by.rings)
+        ordered, room = by_class(found, classes(of_channels, of_rings, by.rings)), self._room(images)
+        chosen = symbols(step, ordered, means) if step else None
         if chosen is None or chosen.size > room:
-            chosen = filling(room, ordered, means, found.least, guess)
+            chosen = filling(room, ordered, means, found.least, step or guess)
             if guess and chosen.size < USELESS * room:
                 return None
         total = levels_end(channels, len(of_rings)) + (room if self.fixed else chosen.size)

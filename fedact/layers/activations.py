@@ -107,12 +107,12 @@ class _MadeAgain(torch.autograd.Function):
 class Masked(Swapped, nn.Module):
     """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is.
 
-    mask_is_left: the layer after it makes the output again and applies the mask. keeper: makes it again itself.
+    mask_is_left: the layer after it makes the output again and applies the mask. origin: makes it again itself, from that.
     """
 
     output_is_kept: bool = False
     mask_is_left: bool = False
-    keeper: Keeper | None = None
+    origin: Keeper | None = None
 
     def slope(self) -> Slope:
         """Return where the gradient passes."""
@@ -123,8 +123,8 @@ class Masked(Swapped, nn.Module):
             return super().forward(x)  # type: ignore[no-any-return]
         if self.mask_is_left:
             return _Left.apply(x, self)  # type: ignore[no-any-return]
-        if self.keeper is not None:
-            return _MadeAgain.apply(x, self, self.slope(), self.keeper)  # type: ignore[no-any-return]
+        if self.origin is not None:
+            return _MadeAgain.apply(x, self, self.slope(), self.origin)  # type: ignore[no-any-return]
         # Where autocast makes a copy of the output for the next layer, it is the copy that is kept.
         same = autocast_type(x) in (None, x.dtype)
         function = _FromOutput if self.output_is_kept and same else _Masked

@@ -27,6 +27,8 @@ class MadeAgain:
         x = self.method.reconstruct(compressed)
         with torch.no_grad():
             for module in self.chain:
+                # In the weights' type, whatever autocast chose.
+                x = next((x.to(weight.dtype) for weight in module.parameters()), x)
                 # Not by a call: no hook is meant for this.
                 x = type(module).forward(module, x)
         return x.to(self.dtype)
