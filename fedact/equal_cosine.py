@@ -135,6 +135,8 @@ def _least(
     enough = {method: found for method, found in measured.items() if found[1] >= wanted}
     method = min(enough, key=lambda method: enough[method][0], default=None)
     size, reached = enough[method] if method else (captured.x.nbytes, 1.0)
+    # More bytes than the tensor's own buy nothing.
+    size = min(size, captured.x.nbytes)
     name = method_name(method) if method else None
     return Least(captured.name, method_name(family(base)), wanted, name, size, reached, captured.x.nbytes)
 

@@ -13,7 +13,7 @@ from fedact.compression import State
 from fedact.layers import Keeping
 from fedact.layers.keeping import Keeper
 from fedact.memory import Memory, largest, measure_memory
-from fedact.replay import Batch, Prefix, record, step
+from fedact.replay import Batch, Prefix, prefix_of, record, step
 from fedact.seeds import Purpose, generator
 from fedact.surgery import trained_parameters
 
@@ -71,7 +71,7 @@ def measure_fidelity(
     """
     first = record(exact, warm_up[0])
     for model in models.values():
-        gradient(model, warm_up, first)
+        gradient(model, warm_up, prefix_of(model, warm_up[0], first))
     memories: dict[str, list[Memory]] = {name: [] for name in models}
     found: dict[str, list[tuple[int, dict[str, Spread]]]] = {name: [] for name in models}
     for batch in batches:
@@ -80,7 +80,8 @@ def measure_fidelity(
         for name, model in models.items():
             # What is not random on one batch is not on another.
             settled = bool(found[name]) and found[name][0][0] == 1
-            memory, drawn = observe(model, batch, prefix, 1 if settled else draws, seed)
+            own = prefix_of(model, batch[0], prefix)
+            memory, drawn = observe(model, batch, own, 1 if settled else draws, seed)
             memories[name].append(memory)
             found[name].append((len(drawn), _spreads(drawn, reference)))
     return [_summary(name, memories[name], found[name]) for name in models]

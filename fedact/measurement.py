@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedact.fidelity import Fidelity, measure_fidelity
-from fedact.replay import Batch, record, twin
+from fedact.replay import Batch, prefix_of, record, twin
 from fedact.stopwatch import count_flops, relative, time_steps
 from fedact.surgery import compress
 
@@ -57,8 +57,9 @@ def measure_methods(
     warm_up: the first batch of every model, before any that counts. timed: the batches whose time is measured.
     """
     found = measure_fidelity(models, yardstick, warm_up, batches, draws, seed)
-    prefix = record(yardstick, batches[0][0])
-    flops = {name: count_flops(model, batches[0], prefix) for name, model in models.items()}
+    x = batches[0][0]
+    prefix = record(yardstick, x)
+    flops = {name: count_flops(model, batches[0], prefix_of(model, x, prefix)) for name, model in models.items()}
     own = flops[YARDSTICK] if YARDSTICK in flops else count_flops(yardstick, batches[0], prefix)
     rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed) if timed else []
     return [_measured(each, rows, flops[each.method], own) for each in found]

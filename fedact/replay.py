@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedact.layers import OriginConv2d
+
 Batch = tuple[Tensor, Tensor]
 Prefix = list[Any]
 """What the outermost modules before the first trained layer returned for a batch, in the order of their calls."""
@@ -48,6 +50,11 @@ def record(model: nn.Module, x: Tensor) -> Prefix:
     return prefix
 
 
+def prefix_of(model: nn.Module, x: Tensor, shared: Prefix) -> Prefix:
+    """Return the prefix that other models share, or the model's own, where it keeps the input of a frozen layer."""
+    return record(model, x) if any(isinstance(module, OriginConv2d) for module in model.modules()) else shared
+
+
 def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: Callable[[], None] = lambda: None) -> None:
     """Add a batch's gradient to the model's.
 
@@ -66,7 +73,10 @@ def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: 
 
 @contextmanager
 def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callable[[], None]) -> Iterator[None]:
-    """Run ``call(forward, *args)`` in the place of the outermost frozen modules' forward, up to the first trained layer."""
+    """Run ``call(forward, *args)`` in the place of the outermost frozen modules' forward, up to the first trained layer.
+
+    A frozen layer whose input is kept for a trained one counts as one: keeping is a part of the step.
+    """
     with ExitStack() as stack:
 
         def leave(*_: Any) -> None:
@@ -74,7 +84,7 @@ def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callabl
             reached()
 
         for module in model.modules():
-            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            if _takes_part(module):
                 stack.callback(module.register_forward_pre_hook(leave, prepend=True).remove)
         for module in dict.fromkeys(_outermost_frozen(model)):
             stack.callback(_put_back, module, vars(module).get("forward"))
@@ -84,10 +94,15 @@ def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callabl
 
 def _outermost_frozen(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(p.requires_grad for p in child.parameters()):
+        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(_takes_part(module) for module in child.modules()):
             yield from _outermost_frozen(child)
         else:
             yield child
+
+
+def _takes_part(module: nn.Module) -> bool:
+    """Tell whether a module is trained, or keeps its input for one that is."""
+    return isinstance(module, OriginConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _bound(call: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

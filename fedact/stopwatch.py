@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedact.replay import Batch, Prefix, record, step
+from fedact.replay import Batch, Prefix, prefix_of, record, step
 
 Clock = Callable[[], float]
 
@@ -28,7 +28,10 @@ def time_steps(
     for place, batch in enumerate((warm_up, *batches)):
         prefix = record(models[names[0]], batch[0])
         start = place % len(names)
-        rows.append({name: _seconds(models[name], batch, prefix, clock) for name in (*names[start:], *names[:start])})
+        prefixes = {name: prefix_of(model, batch[0], prefix) for name, model in models.items()}
+        rows.append(
+            {name: _seconds(models[name], batch, prefixes[name], clock) for name in (*names[start:], *names[:start])}
+        )
     return rows[1:]
 
 

@@ -34,6 +34,7 @@ class Exact(Itself):
     """
 
     source: ClassVar[str] = "autograd's gradient without what it need not keep"
+    variants: ClassVar[tuple[str, ...]] = ("", "derive=2")
 
     derive: int = 0
 

@@ -59,6 +59,8 @@ class Transform(Method):
 
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
     published: ClassVar[str] = "variance=0.96"
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999))
+    variants: ClassVar[tuple[str, ...]] = ("", "derive=0")
 
     variance: float | None = None
     bits: float | None = None

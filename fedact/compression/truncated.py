@@ -48,7 +48,7 @@ class Truncated(Method):
 
     name: ClassVar[str]
     published: ClassVar[str] = "variance=0.8"
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99))
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999))
     fixed_by_a_plan: ClassVar[bool] = False
     """Whether a plan turns a variance into ranks, once; otherwise every step chooses its own, up to the plan's caps."""
 
