@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from torch import nn
 from torch.fx import Node
@@ -31,44 +32,55 @@ class Derivation:
     size: float
 
 
-def derived_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, Derivation]:
-    """Return the layers whose input is made again, by name; a plain model.
+class Derivations(NamedTuple):
+    """What need not be kept, by module: inputs, and masks of activations.
+
+    left: activations whose mask the layer after them applies, by that layer's name.
+    """
+
+    inputs: dict[str, Derivation]
+    masks: dict[str, Derivation]
+    left: dict[str, str]
+
+
+def derivations(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> Derivations:
+    """Return what is made again in a plain model whose layers have these methods; passed: modules that a gradient passes.
 
     Of the convolutions up to ``derive`` before a layer, and those with the very same input, the one with the smallest input
     is the origin; none that is larger than the layer's own. An origin's own input is kept, whether it is trained or not.
+    An activation before a layer whose input is made again leaves its mask to that one; another makes its output again
+    where there is an origin as near.
     """
-    calls = _calls(model)
-    modules = dict(model.named_modules())
+    reach = max((method.derive for method in methods.values()), default=0)
+    if not reach:
+        return Derivations({}, {}, {})
+    calls, modules = _calls(model), dict(model.named_modules())
+    inputs = _inputs(calls, modules, methods)
+    own = {name for name, method in methods.items() if method.derive and name not in inputs}
+    kept = {name for name in own if isinstance(modules[name], nn.Conv2d)} | {one.origin for one in inputs.values()}
+    active = {name: calls[name] for name in calls if name in passed and type(modules[name]) in PIECEWISE_LINEAR}
+    left = {name: taker for name, node in active.items() if (taker := _only_taker(node)) in inputs}
+    again = {name: [one for one in _upstream(node, reach, modules) if one.origin in kept] for name, node in active.items()}
+    return Derivations(inputs, {name: ones[0] for name, ones in again.items() if ones and name not in left}, left)
+
+
+def _inputs(
+    calls: Mapping[str, Node], modules: Mapping[str, nn.Module], methods: Mapping[str, Method]
+) -> dict[str, Derivation]:
     fitting: dict[str, Derivation] = {}
     for name, method in methods.items():
         inputs = calls[name].all_input_nodes if method.derive and name in calls else []
-        sources = _upstream(inputs[0], method.derive, modules, calls[name]) if len(inputs) == 1 else ()
+        sources = [*_beside(calls[name], modules), *_upstream(inputs[0], method.derive, modules)] if len(inputs) == 1 else []
         if possible := [one for one in sources if one.origin in calls and one.size <= 1]:
             fitting[name] = min(possible, key=lambda one: (one.size, len(one.chain)))
     origins = {one.origin for one in fitting.values()}
     return {name: one for name, one in fitting.items() if name not in origins}
 
 
-def derived_masks(
-    model: nn.Module, derived: Mapping[str, Derivation], passed: set[str], kept: set[str], reach: int
-) -> tuple[dict[str, str], dict[str, Derivation]]:
-    """Return the activations that leave their mask to the one layer after them, and those that make it again themselves.
-
-    passed: the modules that a gradient passes; kept: the convolutions whose input is kept; reach: how many of them at most
-    lie between. The first by the layer's name, the second with how their output is made.
-    """
-    calls, modules = _calls(model), dict(model.named_modules())
-    left: dict[str, str] = {}
-    again: dict[str, Derivation] = {}
-    for name, node in calls.items():
-        if name not in passed or type(modules[name]) not in PIECEWISE_LINEAR:
-            continue
-        users = [str(user.target) for user in node.users if user.op == "call_module"]
-        if len(node.users) == len(users) == 1 and users[0] in derived:
-            left[name] = users[0]
-        elif sources := [one for one in _upstream(node, reach, modules, None) if one.origin in kept]:
-            again[name] = sources[0]
-    return left, again
+def _only_taker(node: Node) -> str:
+    """Return the module that alone takes a node's value, an empty name where there is another or it is none."""
+    first, *others = node.users
+    return "" if others or first.op != "call_module" else str(first.target)
 
 
 def _calls(model: nn.Module) -> dict[str, Node]:
@@ -79,13 +91,17 @@ def _calls(model: nn.Module) -> dict[str, Node]:
     return {name: node for name, node in zip(names, nodes, strict=True) if names.count(name) == 1}
 
 
-def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module], layer: Node | None) -> Iterator[Derivation]:
-    """Yield how a node's value is made from the inputs of the convolutions before it, the nearest first."""
-    for user in node.users if layer is not None else ():
+def _beside(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Derivation]:
+    """Yield the convolutions that take the very input of a layer before it does."""
+    for user in layer.all_input_nodes[0].users:
         if user is layer:
-            break
+            return
         if user.op == "call_module" and type(modules[str(user.target)]) is nn.Conv2d:
             yield Derivation(str(user.target), (), 1.0)
+
+
+def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Derivation]:
+    """Yield how a node's value is made from the inputs of the convolutions before it, the nearest first."""
     chain: tuple[str, ...] = ()
     size = 1.0
     while reach and node.op == "call_module" and len(node.all_input_nodes) == 1:

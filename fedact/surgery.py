@@ -1,42 +1,20 @@
 """Puts a method or a plan into a model and takes it out again."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fedact.compression import Method, check_for_images, make_method
-from fedact.dataflow import consumers, downstream
-from fedact.derivation import Derivation, derived_inputs, derived_masks
 from fedact.errors import ConfigError
-from fedact.layers import (
-    LEAN,
-    PLAIN,
-    SMOOTH,
-    TRAINED,
-    DerivedKeeper,
-    Keeper,
-    Keeping,
-    Masked,
-    OriginConv2d,
-    RecomputedSequential,
-    Swapped,
-    Table,
-    has_weights,
-    switched_off,
-)
+from fedact.layers import SMOOTH, Keeping
 from fedact.plans import Plan
+from fedact.swapping import has_statistics, install, restore, trained_parameters
 
-_TRAINABLE = "_fedact_trainable"
-_OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
-"""What surgery hangs on a module, and ``restore`` takes off again."""
-
-KEEP_NOTHING = (
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
-    nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
-)  # fmt: skip
-"""Layers whose gradient needs no activation anyway."""
+__all__ = [
+    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "load_states", "restore",
+    "smooth_activations", "states", "trained_layers", "trained_parameters",
+]  # fmt: skip
 
 
 def convolutions(model: nn.Module) -> list[str]:
@@ -69,18 +47,13 @@ def _norms_after(model: nn.Module, first: str) -> list[str]:
     names = list(dict(model.named_modules()))
     later = [(name, model.get_submodule(name)) for name in names[names.index(first) + 1 :]]
     return [
-        name for name, module in later if isinstance(module, nn.BatchNorm2d) and module.affine and _has_statistics(module)
+        name for name, module in later if isinstance(module, nn.BatchNorm2d) and module.affine and has_statistics(module)
     ]
 
 
 def smooth_activations(model: nn.Module) -> list[str]:
     """Return the names of the activations whose input is kept through a method where a gradient passes them."""
     return [name for name, module in model.named_modules() if isinstance(module, tuple(SMOOTH))]
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that training changes, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def compress(
@@ -122,102 +95,6 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     return install(model, {kept.name: make_method(kept.method) for kept in plan.kept}, seed)
 
 
-def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> nn.Module:
-    """Train the named layers, each with its method; freeze every other parameter."""
-    restore(model)
-    lean = all(method.lean for method in methods.values())
-    derived = derived_inputs(model, methods) if lean else {}
-    covered = _covered(model, {name: m for name, m in methods.items() if name not in derived}) if lean else []
-    trained = [name for name in methods if has_weights(model.get_submodule(name))]
-    passed = downstream(model, trained) if lean else set()
-    masks = derived_masks(model, derived, passed, _kept_convolutions(model, methods, derived), _reach(methods))
-    setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
-    model.requires_grad_(False)
-    for place, (name, method) in enumerate(methods.items()):
-        module = model.get_submodule(name).requires_grad_(True)
-        if lean and _swap(module, TRAINED | SMOOTH):
-            module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
-    for module in model.modules():
-        _swap(module, LEAN if lean else PLAIN)
-    for name in covered:
-        model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
-    _derive(model, methods, derived, *masks)
-    _recompute(model, max((method.segment for method in methods.values()), default=0))
-    if lean:
-        _warn(model, methods, passed)
-    return model
-
-
-def _reach(methods: Mapping[str, Method]) -> int:
-    return max((method.derive for method in methods.values()), default=0)
-
-
-def _kept_convolutions(model: nn.Module, methods: Mapping[str, Method], derived: Mapping[str, Derivation]) -> set[str]:
-    """Return the convolutions whose input is kept by a method that others' inputs may be made again from."""
-    own = {name for name, method in methods.items() if method.derive and name not in derived}
-    return {name for name in own if isinstance(model.get_submodule(name), nn.Conv2d)} | {d.origin for d in derived.values()}
-
-
-def _derive(
-    model: nn.Module,
-    methods: Mapping[str, Method],
-    derived: Mapping[str, Derivation],
-    left: Mapping[str, str],
-    again: Mapping[str, Derivation],
-) -> None:
-    """Let the derived inputs, and the masks, be made again from what is kept at their origins."""
-    for name, one in [*derived.items(), *again.items()]:
-        origin = model.get_submodule(one.origin)
-        # The first layer to take what a frozen one keeps counts it as its own.
-        counts = not isinstance(origin, Keeping)
-        if counts:
-            origin.__class__ = OriginConv2d
-            origin.keeper = Keeper(methods[name], 0)  # type: ignore[assignment]
-        chain = [model.get_submodule(each) for each in one.chain]
-        keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[arg-type]
-        setattr(model.get_submodule(name), "keeper" if name in derived else "origin", keeper)
-    for name, layer in left.items():
-        activation, taker = model.get_submodule(name), model.get_submodule(layer)
-        assert isinstance(activation, Masked)
-        assert isinstance(taker, Keeping)
-        activation.mask_is_left = True
-        taker.keeper.left = activation.slope()
-
-
-def restore(model: nn.Module) -> nn.Module:
-    """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model."""
-    for module in model.modules():
-        if isinstance(module, Swapped):
-            module.__class__ = module.plain  # type: ignore[assignment]
-            for own in _OWN:
-                module.__dict__.pop(own, None)
-    trainable = model.__dict__.pop(_TRAINABLE, None)
-    if trainable is not None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
-    return model
-
-
-def _covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
-    """Return the names of the ReLUs whose every output is kept as it is by a layer after them: they need no mask."""
-    exact = {name for name, method in methods.items() if method.keeps_input and type(model.get_submodule(name)) in TRAINED}
-    kinds = (nn.ReLU, nn.ReLU6)
-    relus = {name for name, module in model.named_modules() if type(module) in kinds}
-    if not (exact and relus):
-        return []
-    return [name for name, calls in consumers(model).items() if name in relus and all(takers & exact for takers in calls)]
-
-
-def _recompute(model: nn.Module, segment: int) -> None:
-    """Make the outermost Sequentials with several trained layers run in segments; 0 leaves them as they are."""
-    if type(model) is nn.Sequential and segment and sum(isinstance(module, Keeping) for module in model.modules()) > 1:
-        model.__class__ = RecomputedSequential
-        model.segment = segment  # type: ignore[assignment]
-        return
-    for child in model.children():
-        _recompute(child, segment)
-
-
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
     """Let the installed methods find their states on a batch, without training; returns the model."""
     with torch.enable_grad():
@@ -240,38 +117,3 @@ def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
             like = next(model.parameters())
             module.keeper.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
     return model
-
-
-def _swap(module: nn.Module, table: Table) -> bool:
-    """Give a module its class in the table, and tell whether it has one."""
-    # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
-    kind = type(module)
-    # Known by its name: torchvision need not be loaded for it.
-    random = kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision")
-    replacement = switched_off(kind) if random else table.get(kind)  # type: ignore[arg-type]
-    if replacement is None or not _has_statistics(module):
-        return False
-    module.__class__ = replacement
-    return True
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
-
-
-def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> None:
-    """Name the layers that a gradient passes and whose activations autograd goes on keeping."""
-    names = dict(model.named_modules())
-    left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
-    left += [name for name in names if name in passed and name not in left and _is_kept_by_autograd(names[name])]
-    if left:
-        listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
-        warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)
-
-
-def _is_kept_by_autograd(module: nn.Module) -> bool:
-    """Tell whether a module is one of torch's own layers that neither fedact nor its nature keeps from holding something."""
-    # A frozen linear layer keeps its weight alone.
-    fine = (Swapped, nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, *KEEP_NOTHING)
-    torchs = type(module).__module__.startswith("torch.nn")
-    return torchs and not isinstance(module, fine) and not any(True for _ in module.children())

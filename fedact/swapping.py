@@ -1,0 +1,156 @@
+"""Puts layers that keep less into a model, and the plain ones back."""
+
+import warnings
+from collections.abc import Mapping
+
+from torch import nn
+
+from fedact.compression import Method
+from fedact.dataflow import consumers, downstream
+from fedact.derivation import Derivations, derivations
+from fedact.layers import (
+    LEAN,
+    PLAIN,
+    SMOOTH,
+    TRAINED,
+    DerivedKeeper,
+    Keeper,
+    Keeping,
+    Masked,
+    OriginConv2d,
+    RecomputedSequential,
+    Swapped,
+    Table,
+    has_weights,
+    switched_off,
+)
+
+_TRAINABLE = "_fedact_trainable"
+_OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
+"""What surgery hangs on a module, and ``restore`` takes off again."""
+
+KEEP_NOTHING = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
+    nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
+)  # fmt: skip
+"""Layers whose gradient needs no activation anyway."""
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> nn.Module:
+    """Train the named layers, each with its method; freeze every other parameter."""
+    restore(model)
+    lean = all(method.lean for method in methods.values())
+    trained = [name for name in methods if has_weights(model.get_submodule(name))]
+    passed = downstream(model, trained) if lean else set()
+    derived = derivations(model, methods if lean else {}, passed)
+    covered = _covered(model, {name: m for name, m in methods.items() if name not in derived.inputs}) if lean else []
+    setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
+    model.requires_grad_(False)
+    for place, (name, method) in enumerate(methods.items()):
+        module = model.get_submodule(name).requires_grad_(True)
+        if lean and _swap(module, TRAINED | SMOOTH):
+            module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
+    for module in model.modules():
+        _swap(module, LEAN if lean else PLAIN)
+    for name in covered:
+        model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
+    _derive(model, methods, derived)
+    _recompute(model, max((method.segment for method in methods.values()), default=0))
+    if lean:
+        _warn(model, methods, passed)
+    return model
+
+
+def _derive(model: nn.Module, methods: Mapping[str, Method], derived: Derivations) -> None:
+    """Let the derived inputs, and the masks, be made again from what is kept at their origins."""
+    for name, one in [*derived.inputs.items(), *derived.masks.items()]:
+        origin = model.get_submodule(one.origin)
+        # The first layer to take what a frozen one keeps counts it as its own.
+        counts = not isinstance(origin, Keeping)
+        if counts:
+            origin.__class__ = OriginConv2d
+            origin.keeper = Keeper(methods[name], 0)  # type: ignore[assignment]
+        chain = [model.get_submodule(each) for each in one.chain]
+        keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[arg-type]
+        setattr(model.get_submodule(name), "keeper" if name in derived.inputs else "origin", keeper)
+    for name, layer in derived.left.items():
+        activation, taker = model.get_submodule(name), model.get_submodule(layer)
+        assert isinstance(activation, Masked)
+        assert isinstance(taker, Keeping)
+        activation.mask_is_left = True
+        taker.keeper.left = activation.slope()
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model."""
+    for module in model.modules():
+        if isinstance(module, Swapped):
+            module.__class__ = module.plain  # type: ignore[assignment]
+            for own in _OWN:
+                module.__dict__.pop(own, None)
+    trainable = model.__dict__.pop(_TRAINABLE, None)
+    if trainable is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+    return model
+
+
+def _covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
+    """Return the names of the ReLUs whose every output is kept as it is by a layer after them: they need no mask."""
+    exact = {name for name, method in methods.items() if method.keeps_input and type(model.get_submodule(name)) in TRAINED}
+    kinds = (nn.ReLU, nn.ReLU6)
+    relus = {name for name, module in model.named_modules() if type(module) in kinds}
+    if not (exact and relus):
+        return []
+    return [name for name, calls in consumers(model).items() if name in relus and all(takers & exact for takers in calls)]
+
+
+def _recompute(model: nn.Module, segment: int) -> None:
+    """Make the outermost Sequentials with several trained layers run in segments; 0 leaves them as they are."""
+    if type(model) is nn.Sequential and segment and sum(isinstance(module, Keeping) for module in model.modules()) > 1:
+        model.__class__ = RecomputedSequential
+        model.segment = segment  # type: ignore[assignment]
+        return
+    for child in model.children():
+        _recompute(child, segment)
+
+
+def _swap(module: nn.Module, table: Table) -> bool:
+    """Give a module its class in the table, and tell whether it has one."""
+    # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
+    kind = type(module)
+    # Known by its name: torchvision need not be loaded for it.
+    random = kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision")
+    replacement = switched_off(kind) if random else table.get(kind)  # type: ignore[arg-type]
+    if replacement is None or not has_statistics(module):
+        return False
+    module.__class__ = replacement
+    return True
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Tell whether a module is no batch norm that must have its own batch's statistics."""
+    return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
+
+
+def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> None:
+    """Name the layers that a gradient passes and whose activations autograd goes on keeping."""
+    names = dict(model.named_modules())
+    left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
+    left += [name for name in names if name in passed and name not in left and _is_kept_by_autograd(names[name])]
+    if left:
+        listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
+        warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)
+
+
+def _is_kept_by_autograd(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's own layers that neither fedact nor its nature keeps from holding something."""
+    # A frozen linear layer keeps its weight alone.
+    fine = (Swapped, nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, *KEEP_NOTHING)
+    torchs = type(module).__module__.startswith("torch.nn")
+    return torchs and not isinstance(module, fine) and not any(True for _ in module.children())
