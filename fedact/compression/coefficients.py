@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 CLASSES = 16
@@ -29,7 +29,7 @@ class Candidates(NamedTuple):
 class Classes(NamedTuple):
     """Which class each cell (position, channel) is in; by class, the cells in order, where they start, how many they are."""
 
-    of_cell: Int[Tensor, " cells"]
+    of_cell: UInt8[Tensor, " cells"]
     cells: Int[Tensor, " cells"]
     starts: Int[Tensor, " classes"]
     sizes: Int[Tensor, " classes"]
@@ -39,7 +39,7 @@ class Sorted(NamedTuple):
     """Candidates by class, in each by place: values, classes, and places within the class."""
 
     values: Float[Tensor, " n"]
-    classes: Int[Tensor, " n"]
+    classes: UInt8[Tensor, " n"]
     places: Int[Tensor, " n"]
 
 
@@ -57,7 +57,7 @@ def candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidat
         least = least if places else threshold(flat)
         found = (flat.abs() > least).nonzero().flatten()
         values.append(flat.index_select(0, found))
-        places.append(found.add_(start))
+        places.append(found.to(torch.int32).add_(start))
         start += len(flat)
         energy += float(flat.norm()) ** 2
     return Candidates(torch.cat(places), torch.cat(values), least, energy)
@@ -96,38 +96,41 @@ def leaving(share: float, mean_energy: float) -> Threshold:
 
 def levels(found: Candidates, channels: int, rings: Int[Tensor, " positions"]) -> tuple[Tensor, Tensor]:
     """Return how many octaves each channel's and each ring's coefficients are below the largest: 0 to 15."""
-    sizes = found.values.abs().double()
+    sizes = found.values.abs()
     by_channel = torch.bincount(found.places % channels, sizes, minlength=channels)
-    positions = torch.div(found.places, channels, rounding_mode="floor") % len(rings)
+    positions = torch.div(found.places, channels, rounding_mode="floor").remainder_(len(rings))
     counts = torch.bincount(rings)
     by_ring = torch.bincount(rings.index_select(0, positions), sizes, minlength=len(counts))
     return _octaves(by_channel), _octaves(by_ring / counts)
 
 
-def classes(channel_levels: Tensor, ring_levels: Tensor, rings: Tensor) -> Classes:
+def classes(channel_levels: UInt8[Tensor, " channels"], ring_levels: UInt8[Tensor, " rings"], rings: Tensor) -> Classes:
     """Return the classes: a cell's coefficients are as large as its channel's and its ring's levels say together."""
     of_cell = (ring_levels.index_select(0, rings)[:, None] + channel_levels).clamp_max(CLASSES - 1).flatten()
-    sizes = torch.bincount(of_cell, minlength=CLASSES)
-    return Classes(of_cell, of_cell.to(torch.uint8).argsort(stable=True), sizes.cumsum(0) - sizes, sizes)
+    sizes = torch.bincount(of_cell, minlength=CLASSES).to(torch.int32)
+    cells = of_cell.argsort(stable=True).to(torch.int32)
+    return Classes(of_cell, cells, sizes.cumsum(0, dtype=torch.int32) - sizes, sizes)
 
 
 def by_class(found: Candidates, among: Classes) -> Sorted:
     """Return the candidates in the order of their classes."""
     # For every cell: where it is in its class; and for the whole batch, place = example x class size + that.
     ranks = torch.empty_like(among.cells)
-    ranks[among.cells] = torch.arange(len(among.cells), device=ranks.device)
-    ranks -= among.starts.index_select(0, among.of_cell)
-    examples = torch.div(found.places, len(among.cells), rounding_mode="floor")
-    cells = found.places - examples * len(among.cells)
+    ranks[among.cells.long()] = torch.arange(len(among.cells), dtype=torch.int32, device=ranks.device)
+    ranks -= among.starts.index_select(0, among.of_cell.to(torch.int32))
+    places = torch.div(found.places, len(among.cells), rounding_mode="floor")
+    cells = found.places - places * len(among.cells)
     kinds = among.of_cell.index_select(0, cells)
-    places = examples * among.sizes.index_select(0, kinds) + ranks.index_select(0, cells)
-    order = kinds.to(torch.uint8).sort(stable=True).indices
-    return Sorted(*(each.index_select(0, order) for each in (found.values, kinds, places)))
+    places *= among.sizes.index_select(0, kinds.to(torch.int32))
+    places += ranks.index_select(0, cells)
+    del cells
+    kinds, order = kinds.sort(stable=True)
+    return Sorted(found.values.index_select(0, order), kinds, places.index_select(0, order))
 
 
 def places_behind(gaps: Tensor, kinds: Tensor, counts: Tensor, among: Classes) -> Int[Tensor, " n"]:
     """Return the places in (batch, position, channel) order behind the runs of zeros in each class."""
-    ends = (gaps + 1).cumsum(0)
+    ends = (gaps + 1).cumsum(0, dtype=torch.int32)
     firsts = torch.cat([ends.new_zeros(1), ends]).index_select(0, counts.cumsum(0) - counts)
     within = ends - 1 - firsts.index_select(0, kinds)
     sizes = among.sizes.index_select(0, kinds)
@@ -142,4 +145,4 @@ def _sample(flat: Tensor) -> Tensor:
 
 def _octaves(sizes: Tensor) -> Tensor:
     largest = sizes.max().clamp_min(torch.finfo(torch.float64).tiny)
-    return (-(sizes / largest).clamp_min(2.0**-40).log2()).round().clamp(0, CLASSES - 1).long()
+    return (-(sizes / largest).clamp_min(2.0**-40).log2()).round().clamp(0, CLASSES - 1).to(torch.uint8)

@@ -42,8 +42,8 @@ def write(chosen: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: i
     packed[:4].view(torch.float32).fill_(chosen.step)
     packed[4:COUNTS].view(torch.int32).fill_(coded_bits(chosen.numbers, chosen.parameters)[0])
     packed[COUNTS:TABLE].view(torch.int32).copy_(chosen.counts)
-    packed[TABLE : TABLE + CLASSES + 1] = chosen.table.to(torch.uint8)
-    halves = (pack_codes(each.to(torch.uint8), 4) for each in (channel_levels, ring_levels))
+    packed[TABLE : TABLE + CLASSES + 1] = chosen.table
+    halves = (pack_codes(each, 4) for each in (channel_levels, ring_levels))
     parts = (*halves, *encode(chosen.numbers, chosen.parameters), pack_codes(chosen.negative.view(torch.uint8), 1))
     place = HEADER
     for part in parts:
@@ -57,12 +57,12 @@ def read(packed: UInt8[Tensor, " bytes"], channels: int, rings: Int[Tensor, " po
     step = packed[:4].view(torch.float32)
     quotients = ceil(int(packed[4:COUNTS].view(torch.int32)) / 8)
     counts = packed[COUNTS:TABLE].view(torch.int32).long()
-    table = packed[TABLE : TABLE + CLASSES + 1].long()
+    table = packed[TABLE : TABLE + CLASSES + 1]
     ring_count = int(rings.max()) + 1
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)
-    channel_levels = unpack_codes(packed[HEADER:middle], 4, channels).long()
-    among = classes(channel_levels, unpack_codes(packed[middle:body], 4, ring_count).long(), rings)
-    kinds = torch.arange(CLASSES, device=packed.device).repeat_interleave(counts)
+    channel_levels = unpack_codes(packed[HEADER:middle], 4, channels)
+    among = classes(channel_levels, unpack_codes(packed[middle:body], 4, ring_count), rings)
+    kinds = torch.arange(CLASSES, dtype=torch.int32, device=packed.device).repeat_interleave(counts)
     by_class = ((table[:-1] & 15).index_select(0, kinds), (table[:-1] >> 4).index_select(0, kinds))
     parameters = torch.cat([table[-1:].expand(channels), *by_class])
     signs = body + quotients + ceil(int(parameters.sum()) / 8)

@@ -1,5 +1,6 @@
 """Whole numbers in Rice's code: every symbol is written, and read back, at once."""
 
+from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ MOST_REMAINDER_BITS = 15
 """Of a symbol; with up to 7 bits before it in its first byte a remainder lies in three bytes."""
 
 
+SLICE = 2**13
+"""Symbols written at a time: what they need on the way stays small, however many there are."""
+
+
 class Coded(NamedTuple):
     """Symbols as bits: all quotients in unary, each ended by a one, and after them all remainders."""
 
@@ -20,14 +25,14 @@ class Coded(NamedTuple):
     remainders: UInt8[Tensor, " bytes"]
 
 
-def best_parameter(mean: Tensor) -> Tensor:
+def best_parameter(mean: Tensor) -> UInt8[Tensor, "*shape"]:
     """Return Golomb's choice for symbols whose mean is given: as many remainder bits as cost the least in all."""
     # For a geometric distribution the best divisor is about mean x ln 2.
     bits = ((mean + 0.5) * 0.69315).clamp_min(1).log2().round()
-    return bits.clamp(0, MOST_REMAINDER_BITS).to(torch.int64)
+    return bits.clamp(0, MOST_REMAINDER_BITS).to(torch.uint8)
 
 
-def coded_bits(symbols: Int[Tensor, " n"], parameters: Int[Tensor, " n"]) -> tuple[int, int]:
+def coded_bits(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"]) -> tuple[int, int]:
     """Return the bits of the quotients and of the remainders."""
     return int((symbols >> parameters).sum()) + len(symbols), int(parameters.sum())
 
@@ -37,35 +42,42 @@ def coded_bytes(bits: tuple[int, int]) -> int:
     return sum(ceil(each / 8) for each in bits)
 
 
-def encode(symbols: Int[Tensor, " n"], parameters: Int[Tensor, " n"]) -> Coded:
+def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"]) -> Coded:
     """Write symbols from 0, each with its own number of remainder bits (0 to 15)."""
-    ends = ((symbols >> parameters) + 1).cumsum(0) - 1
-    places = parameters.cumsum(0) - parameters
     bits = coded_bits(symbols, parameters)
-    unary = _bytes(ends >> 3, 1 << (ends & 7), bits[0])
-    shifted = (symbols & ((1 << parameters) - 1)) << (places & 7)
-    parts = torch.cat([shifted & 255, (shifted >> 8) & 255, shifted >> 16])
-    first = places >> 3
-    return Coded(unary, _bytes(torch.cat([first, first + 1, first + 2]), parts, bits[1]))
+    # Three bytes more: a remainder's window may begin at the very end and reach over it, where its bits are zero.
+    unary, remainders = (symbols.new_zeros(ceil(each / 8) + 3, dtype=torch.uint8) for each in bits)
+    written = [0, 0]
+    for some, their in _slices(symbols, parameters):
+        wide = their.to(torch.int32)
+        lengths = ((some >> wide) + 1).cumsum(0, dtype=torch.int32)
+        ends = lengths + (written[0] - 1)
+        # No two bits meet, so that adding them up carries nothing.
+        unary.index_add_(0, ends >> 3, (1 << (ends & 7)).to(torch.uint8))
+        filled = wide.cumsum(0, dtype=torch.int32)
+        places = filled - wide + written[1]
+        window = (some & ((1 << wide) - 1)) << (places & 7)
+        for byte in range(3):
+            remainders.index_add_(0, (places >> 3) + byte, (window >> 8 * byte).to(torch.uint8))
+        written[0] += int(lengths[-1])
+        written[1] += int(filled[-1])
+    return Coded(unary[:-3], remainders[:-3])
 
 
-def decode(coded: Coded, parameters: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def decode(coded: Coded, parameters: UInt8[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Return the symbols behind ``encode``, of which there are as many as parameters."""
-    ends = unpack_codes(coded.unary, 1, 8 * len(coded.unary)).nonzero().flatten()
-    quotients = ends.diff(prepend=ends.new_full((1,), -1)) - 1
-    places = parameters.cumsum(0) - parameters
-    padded = torch.cat([coded.remainders, coded.remainders.new_zeros(3)]).long()
+    wide = parameters.to(torch.int32)
+    ends = unpack_codes(coded.unary, 1, 8 * len(coded.unary)).nonzero().flatten().to(torch.int32)
+    symbols = (ends.diff(prepend=ends.new_full((1,), -1)) - 1) << wide
+    places = wide.cumsum(0, dtype=torch.int32) - wide
+    padded = torch.cat([coded.remainders, coded.remainders.new_zeros(3)]).to(torch.int32)
     first = places >> 3
-    window = sum(padded.index_select(0, first + byte) << 8 * byte for byte in range(3))
-    return quotients << parameters | (window >> (places & 7)) & ((1 << parameters) - 1)
+    window = padded.index_select(0, first)
+    for byte in (1, 2):
+        window |= padded.index_select(0, first + byte) << 8 * byte
+    return symbols | (window >> (places & 7)) & ((1 << wide) - 1)
 
 
-def _bytes(places: Tensor, values: Tensor, bits: int) -> UInt8[Tensor, " bytes"]:
-    """Add values up in their bytes; none of their bits meet, so that nothing carries."""
-    length = ceil(bits / 8)
-    # Three more: a window may begin at the very end and reach over it, where its bits are zero.
-    return (
-        torch.zeros(length + 3, dtype=torch.int64, device=places.device)
-        .index_add_(0, places, values)[:length]
-        .to(torch.uint8)
-    )
+def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    for start in range(0, len(tensors[0]), SLICE):
+        yield tuple(each[start : start + SLICE] for each in tensors)

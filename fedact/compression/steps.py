@@ -5,7 +5,7 @@ from math import ceil, exp, inf, log, log2
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from fedact.compression.coefficients import CLASSES, Sorted, Threshold
@@ -33,8 +33,8 @@ class Symbols(NamedTuple):
 
     step: float
     numbers: Int[Tensor, " n"]
-    parameters: Int[Tensor, " n"]
-    table: Int[Tensor, " classes_and_one"]
+    parameters: UInt8[Tensor, " n"]
+    table: UInt8[Tensor, " classes_and_one"]
     negative: Bool[Tensor, " nonzeros"]
     counts: Int[Tensor, " classes"]
 
@@ -51,22 +51,23 @@ def near(step: float) -> Threshold:
 
 def symbols(step: float, found: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
     """Return what is written at a step."""
-    codes = (found.values.abs() / step + ROUND_DOWN).floor_()
-    nonzero = codes >= 1
+    codes = (found.values.abs().div_(step).add_(ROUND_DOWN)).to(torch.int32)
+    nonzero = codes > 0
     kinds, places = found.classes.masked_select(nonzero), found.places.masked_select(nonzero)
-    sizes = codes.masked_select(nonzero).long() - 1
+    sizes = codes.masked_select(nonzero).sub_(1)
+    negative = found.values.masked_select(nonzero) < 0
+    del codes, nonzero
     counts = torch.bincount(kinds, minlength=CLASSES)
-    gaps = places.diff(prepend=places.new_full((1,), -1)) - 1
+    gaps = places.diff(prepend=places.new_full((1,), -1)).sub_(1)
     firsts = (counts.cumsum(0) - counts)[counts > 0]
     gaps[firsts] = places[firsts]
-    shown = _without_sign((means / step * MEAN_STEPS).round().long())
-    by_class = [
-        best_parameter(torch.bincount(kinds, each, minlength=CLASSES) / counts.clamp_min(1)) for each in (gaps, sizes)
-    ]
-    of_means = best_parameter(shown.double().mean())
-    parameters = [of_means.expand(len(shown)), *(each.index_select(0, kinds) for each in by_class)]
-    table = torch.cat([by_class[0] + 16 * by_class[1], of_means[None]])
-    negative = found.values.masked_select(nonzero) < 0
+    del places
+    shown = _without_sign((means / step * MEAN_STEPS).round().to(torch.int32))
+    sums = (torch.bincount(kinds, each, minlength=CLASSES) for each in (gaps, sizes))
+    tables = [best_parameter(each / counts.clamp_min(1)) for each in sums]
+    of_means, kinds = best_parameter(shown.double().mean()), kinds.to(torch.int32)
+    parameters = [of_means.expand(len(shown)), *(each.index_select(0, kinds) for each in tables)]
+    table = torch.cat([tables[0] + 16 * tables[1], of_means[None]])
     return Symbols(step, torch.cat([shown, gaps, sizes]), torch.cat(parameters), table, negative, counts)
 
 
@@ -91,8 +92,9 @@ def keeping(
 ) -> float | None:
     """Return the largest step whose code is no more than an error's energy off, None where ``least`` hides it.
 
-    The step is a power of 2^(1/16), so that it does not depend on the guess. energy: of all coefficients around the means,
-    those too that are no candidates; batch: how many examples share the means.
+    The step is a power of 2^(1/16), so that it hardly ever depends on the guess. energy: of all coefficients around the
+    means, those too that are no candidates; batch: how many examples share the means, which are taken to be as far off as
+    they may be.
     """
     sizes = values.abs()
     largest = max(_largest(sizes), MEAN_STEPS * _largest(means), 1e-30)
@@ -101,8 +103,8 @@ def keeping(
         step = 2 ** (number / STEPS_AN_OCTAVE)
         kept = (sizes / step + ROUND_DOWN).floor_().mul_(step)
         # |y - kept|^2 = |y|^2 - kept (2 y - kept), and what is no candidate is kept as 0.
-        left = energy - float(kept.mul_(2 * sizes - kept).sum(dtype=torch.float64))
-        left += batch * float((means - (means / step * MEAN_STEPS).round() * (step / MEAN_STEPS)).square().sum())
+        left = energy - float(kept.mul_(kept.mul(-1).add_(sizes, alpha=2)).sum(dtype=torch.float64))
+        left += batch * len(means) * (step / MEAN_STEPS / 2) ** 2
         return log(max(left, 1e-300) / max(error, 1e-300))
 
     lowest = ceil(STEPS_AN_OCTAVE * log2(max(least / (1 - ROUND_DOWN), largest * 2.0**-22)))

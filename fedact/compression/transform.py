@@ -87,7 +87,7 @@ class Transform(Method):
         by = frequencies(height, width, self._fall, compressed.tensors[0].device)
         found = read(compressed.tensors[0], channels, by.rings)
         images = found.means.new_zeros(batch, height, width, channels)
-        images.view(-1).scatter_(0, found.places, found.values)
+        images.view(-1)[found.places.long()] = found.values
         images[:, 0, 0] += found.means
         for chunk in chunks(images):
             chunk.copy_(inverse(chunk, by))
