@@ -12,22 +12,30 @@ SCALE_TYPE = torch.bfloat16
 """Scales keep float32's range in two bytes; their rounding is undone, because codes are made with the rounded ones."""
 SCALE_ROUNDING = torch.finfo(SCALE_TYPE).eps
 
+WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16, 8: torch.uint8}
+"""Integers of as many bytes as there are codes in one, by the codes' bits."""
+
 
 def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " bytes"]:
     """Return codes below 2^bits side by side, the first in a byte's lowest bits, the last byte padded with zeros."""
     per_byte = 8 // bits
-    columns: Tensor = F.pad(codes.flatten(), (0, -codes.numel() % per_byte)).view(-1, per_byte)
-    packed: Tensor = columns[:, 0].clone()
-    for place in range(1, per_byte):
-        packed |= columns[:, place] << (place * bits)
-    return packed
+    flat = codes.flatten()
+    if len(flat) % per_byte or flat.storage_offset() % per_byte:
+        flat = F.pad(flat, (0, -len(flat) % per_byte))
+    if bits == 8:
+        return flat.clone()
+    # As many codes as fill a byte are one integer: the product has each of them at its place in the highest byte.
+    shifts = sum(1 << (8 * (per_byte - 1) - (8 - bits) * place) for place in range(per_byte))
+    packed: Tensor = (flat.view(WORDS[bits]) * shifts).bitwise_right_shift_(8 * (per_byte - 1))
+    return packed.to(torch.uint8)
 
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
     """Return the first ``count`` codes behind ``pack_codes``."""
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    codes: Tensor = (packed[:, None] >> places) & (2**bits - 1)
-    return codes.flatten()[:count]
+    every_byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    table = ((every_byte[:, None] >> places) & (2**bits - 1)).view(WORDS[bits]).flatten()
+    return table.index_select(0, packed.int()).view(torch.uint8)[:count]
 
 
 def packed_bytes(count: int, bits: int) -> int:
