@@ -26,8 +26,9 @@ def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " byt
         return flat.clone()
     # As many codes as fill a byte are one integer: the product has each of them at its place in the highest byte.
     shifts = sum(1 << (8 * (per_byte - 1) - (8 - bits) * place) for place in range(per_byte))
-    packed: Tensor = (flat.view(WORDS[bits]) * shifts).bitwise_right_shift_(8 * (per_byte - 1))
-    return packed.to(torch.uint8)
+    products = flat.view(WORDS[bits]) * shifts
+    packed: Tensor = products.bitwise_right_shift_(8 * (per_byte - 1)).to(torch.uint8)
+    return packed
 
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
