@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedact.compression.tucker import memory_order
 from fedact.layers import MaskedReLU, MaskedReLU6
-from fedact.layers.masks import CHUNK, flattened, memory_order, pack_mask, restored, zero_where
+from fedact.layers.masks import CHUNK, flattened, pack_mask, restored, zero_where
 
 shapes = st.lists(st.integers(0, 5), max_size=5).map(tuple)
 seeds = st.integers(0, 99)

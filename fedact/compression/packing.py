@@ -26,16 +26,14 @@ def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " byt
         return flat.clone()
     # As many codes as fill a byte are one integer: the product has each of them at its place in the highest byte.
     shifts = sum(1 << (8 * (per_byte - 1) - (8 - bits) * place) for place in range(per_byte))
-    products = flat.view(WORDS[bits]) * shifts
-    packed: Tensor = products.bitwise_right_shift_(8 * (per_byte - 1)).to(torch.uint8)
-    return packed
+    return (flat.view(WORDS[bits]) * shifts).bitwise_right_shift_(8 * (per_byte - 1)).to(torch.uint8)
 
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
     """Return the first ``count`` codes behind ``pack_codes``."""
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     every_byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
-    table = ((every_byte[:, None] >> places) & (2**bits - 1)).view(WORDS[bits]).flatten()
+    table: Tensor = ((every_byte[:, None] >> places) & (2**bits - 1)).view(WORDS[bits]).flatten()
     return table.index_select(0, packed.int()).view(torch.uint8)[:count]
 
 

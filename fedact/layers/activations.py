@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedact.compression.tucker import memory_order
 from fedact.layers.base import Swapped
 from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
-from fedact.layers.masks import memory_order, pack_mask, zero_where
+from fedact.layers.masks import pack_mask, zero_where
 
 
 class Slope(NamedTuple):

@@ -15,12 +15,6 @@ CHUNK = 2**18
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def memory_order(x: Tensor) -> list[int]:
-    """Return x's dimensions from the outermost in memory to the innermost."""
-    strides = x.stride()
-    return sorted(range(x.dim()), key=lambda dimension: -strides[dimension])
-
-
 def flattened(x: Tensor, order: Sequence[int]) -> Tensor:
     """Return x's elements with its dimensions in this order: a view where that is how they lie in memory."""
     return x.permute(tuple(order)).reshape(-1)
