@@ -57,7 +57,7 @@ def test_iteration_finds_the_published_rank_and_the_leading_vectors(shape, decay
         found = leading_factor(x, mode, shape[mode], variance)
         assert found.shape[1] == rank
         assert_leading(x, mode, found)
-        iterated = by_iteration(slabs(x, mode), shape[mode], variance, squared_norm(x))
+        iterated = by_iteration(x, mode, shape[mode], variance, squared_norm(x))
         assert iterated is None or iterated.shape[1] == rank
         capped = leading_factor(x, mode, max(1, rank // 2), variance)
         assert capped.shape[1] == max(1, rank // 2)

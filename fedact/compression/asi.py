@@ -12,7 +12,7 @@ from torch import Tensor
 from fedact.compression.method import State
 from fedact.compression.subspaces import Subspaces
 from fedact.compression.truncated import Factors
-from fedact.compression.tucker import factor, full_ranks, gram_spectrum, mode_product, project, unfold
+from fedact.compression.tucker import factor, full_ranks, gram_spectrum, mode_product, project, times_gram
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -
 
     A batch of few examples, or one that says nothing, leaves the directions as they were that it does not reach.
     """
-    unfolded = unfold(x, mode)
-    image = unfolded @ (unfolded.T @ last)
+    image = times_gram(x, last, mode)
     size = image.norm()
     if size == 0:
         return last

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.compression.tucker import factor, gram_spectrum, matrix, rank_for_variance, slabs
+from fedact.compression.tucker import factor, gram_spectrum, matrix, rank_for_variance, slabs, times_gram
 
 DOUBT = 1e-5
 """A share of the variance that float32's rounding may be off by: a threshold this near is decided in float64."""
@@ -53,17 +53,21 @@ def _surely(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor:
 
 def _quickly(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor | None:
     """Return the factor by products in float32, None where they leave a doubt."""
-    energy = squared_norm(x)
-    if not (isfinite(energy) and energy > torch.finfo(torch.float32).tiny / DOUBT):
-        return None
     if min(x.shape[mode], x.numel() // x.shape[mode]) > WIDE:
-        return by_iteration(slabs(x, mode), most, variance, energy)
+        energy = squared_norm(x)
+        return by_iteration(x, mode, most, variance, energy) if _in_range(energy) else None
     try:
         spectrum = gram_spectrum(x, mode, torch.float32)
     except FloatingPointError:
         return None
-    rank = sure_rank(spectrum.eigenvalues, most, variance, energy)
+    energy = float(spectrum.eigenvalues.sum())
+    rank = sure_rank(spectrum.eigenvalues, most, variance, energy) if _in_range(energy) else None
     return None if rank is None else factor(x, mode, spectrum, rank)
+
+
+def _in_range(energy: float) -> bool:
+    """Tell whether a sum of squares in float32 has lost nothing to the range's ends."""
+    return isfinite(energy) and energy > torch.finfo(torch.float32).tiny / DOUBT
 
 
 def squared_norm(x: Tensor) -> float:
@@ -86,16 +90,16 @@ def sure_rank(eigenvalues: Float[Tensor, " count"], most: int, variance: float |
 
 
 def by_iteration(
-    parts: Float[Tensor, "outer dimension inner"], most: int, variance: float | None, energy: float
+    x: Tensor, mode: int, most: int, variance: float | None, energy: float
 ) -> Float[Tensor, "dimension rank"] | None:
-    """Return the leading eigenvectors of the sum of parts times their transposes, by a block Krylov method.
+    """Return the leading eigenvectors of an unfolding times its transpose, by a block Krylov method.
 
     Ritz values only rise to the eigenvalues, and by no more than their residuals allow: once not even that could make a
     smaller rank do, and the vectors are accurate, it is done. None where the rank is a large share of the dimension, or in
     doubt.
     """
-    basis = torch.linalg.qr(_start(parts)).Q
-    images = _times_gram(parts, basis)
+    basis = torch.linalg.qr(_start(slabs(x, mode))).Q
+    images = times_gram(x, basis, mode)
     while True:
         rayleigh = (basis.T @ images).double()
         values, vectors = torch.linalg.eigh((rayleigh + rayleigh.T) / 2)
@@ -110,10 +114,10 @@ def by_iteration(
         if basis.shape[1] > len(basis) // 4:
             return None
         # The residuals of the leading pairs are where they can still gain; in larger blocks where the rank is large.
-        block = residuals[:, : max(BLOCK, basis.shape[1] // 3)]
+        block = residuals[:, : BLOCK * max(1, basis.shape[1] // (3 * BLOCK))]
         for _ in range(2):
             block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        basis, images = torch.cat([basis, block], 1), torch.cat([images, _times_gram(parts, block)], 1)
+        basis, images = torch.cat([basis, block], 1), torch.cat([images, times_gram(x, block, mode)], 1)
 
 
 def _proven_rank(values: Tensor, norms: Tensor, most: int, variance: float | None, energy: float) -> int | None:
@@ -144,12 +148,3 @@ def _start(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dime
     fibres = fibres / fibres.norm(dim=0).clamp_min(torch.finfo(parts.dtype).tiny)
     random: Tensor = torch.randn(fibres.shape, generator=torch.Generator().manual_seed(0)).to(parts)
     return torch.add(fibres, random, alpha=0.01)
-
-
-def _times_gram(parts: Float[Tensor, "outer dimension inner"], block: Tensor) -> Float[Tensor, "dimension columns"]:
-    """Return the sum over the parts of each times its transpose times the block."""
-    if parts.shape[2] == 1:
-        return parts[..., 0].T @ (parts[..., 0] @ block)
-    inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
-    product: Tensor = torch.bmm(parts, inner).sum(0)
-    return product

@@ -20,6 +20,8 @@ class Spectrum(NamedTuple):
     tall: bool
 
 
+SMALL = 64
+"""The dimension up to which a Gram matrix takes no longer than products with a thin matrix."""
 COPIED = 2**20
 """Elements that are copied at a time where a product is taken in another type."""
 
@@ -67,6 +69,17 @@ def _gram(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimen
     if parts.shape[2] == 1:
         return parts[..., 0].T @ parts[..., 0]
     return parts[0] @ parts[0].T if len(parts) == 1 else torch.bmm(parts, parts.transpose(1, 2)).sum(0)
+
+
+def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) -> Float[Tensor, "dimension columns"]:
+    """Return the unfolding times its transpose times a block of thin columns."""
+    parts = slabs(x, mode)
+    if parts.shape[1] <= SMALL:
+        return gram(x, mode, x.dtype) @ block
+    if parts.shape[2] == 1:
+        return parts[..., 0].T @ (parts[..., 0] @ block)
+    inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
+    return torch.bmm(parts, inner).sum(0)
 
 
 def is_tall(x: Tensor, mode: int) -> bool:
