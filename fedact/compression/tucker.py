@@ -5,6 +5,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,10 +77,17 @@ def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) 
     parts = slabs(x, mode)
     if parts.shape[1] <= SMALL:
         return gram(x, mode, x.dtype) @ block
+    columns = block.shape[1]
+    block = _widened(block)
     if parts.shape[2] == 1:
-        return parts[..., 0].T @ (parts[..., 0] @ block)
+        return (parts[..., 0].T @ (parts[..., 0] @ block))[:, :columns]
     inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
-    return torch.bmm(parts, inner).sum(0)
+    return torch.bmm(parts, inner).sum(0)[:, :columns]
+
+
+def _widened(block: Float[Tensor, "dimension columns"]) -> Float[Tensor, "dimension more"]:
+    """Return a few columns with zeros after them: 16 take MKL half the time of 2 to 15."""
+    return F.pad(block, (0, 16 - block.shape[1])) if 1 < block.shape[1] < 16 else block
 
 
 def is_tall(x: Tensor, mode: int) -> bool:
@@ -135,10 +143,12 @@ def rank_for_variance(eigenvalues: Float[Tensor, " rank"], variance: float) -> i
 def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
     """Return x times a matrix along one mode: dimension n goes from columns to rows, and memory keeps its order."""
     parts, order = slabs(x, mode), memory_order(x)
-    last = parts.shape[2] == 1
-    product = parts[..., 0] @ matrix.T if last else torch.bmm(matrix.expand(len(parts), *matrix.shape), parts)
+    if parts.shape[2] == 1:
+        product = (parts[..., 0] @ _widened(matrix.T))[:, : len(matrix)]
+    else:
+        product = torch.bmm(matrix.expand(len(parts), *matrix.shape), parts)
     sizes = [len(matrix) if dimension == mode else x.shape[dimension] for dimension in order]
-    return product.view(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
+    return product.reshape(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
 
 
 def project(x: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
