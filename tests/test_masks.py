@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression.tucker import memory_order
 from fedact.layers import MaskedReLU, MaskedReLU6
-from fedact.layers.masks import CHUNK, flattened, pack_mask, restored, zero_where
+from fedact.layers.masks import CHUNK, flattened, pack_mask, restored, where_set
 
 shapes = st.lists(st.integers(0, 5), max_size=5).map(tuple)
 seeds = st.integers(0, 99)
@@ -36,8 +36,8 @@ def test_elements_are_read_as_they_lie_in_memory_and_put_back(shape, seed):
 def test_zeros_are_where_the_mask_says_whatever_the_layouts(shape, seed, other):
     x, grad = laid_out(shape, seed), laid_out(shape, other)
     order = memory_order(x)
-    found = zero_where(grad, pack_mask(x, order, lambda part: part > 0), order)
-    assert torch.equal(found, grad.masked_fill(x > 0, 0))
+    found = where_set(grad, pack_mask(x, order, lambda part: part > 0), order)
+    assert torch.equal(found, grad.masked_fill(x <= 0, 0))
     assert found.permute(order).is_contiguous()
 
 
@@ -47,7 +47,7 @@ def test_infinities_and_nans_are_stopped_and_pass_in_every_type_and_size(dtype, 
     x = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     grad = torch.full_like(x, torch.inf)
     grad[::3] = torch.nan
-    found = zero_where(grad, pack_mask(x, [0], lambda part: part <= 0), [0])
+    found = where_set(grad, pack_mask(x, [0], lambda part: part > 0), [0])
     assert torch.equal(found.isnan(), grad.isnan() & (x > 0))
     assert torch.equal(found.isinf(), grad.isinf() & (x > 0))
     assert not found[x <= 0].any()

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from fedact.compression.tucker import memory_order
 from fedact.layers.base import Swapped
 from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
-from fedact.layers.masks import pack_mask, zero_where
+from fedact.layers.masks import pack_mask, where_set
 
 
 class Slope(NamedTuple):
@@ -20,16 +20,16 @@ class Slope(NamedTuple):
     upper: float
     slope: float = 1.0
 
-    def stops(self, x: Tensor) -> Tensor:
-        """Return where no gradient passes; through a NaN it passes, as in PyTorch."""
-        below = x <= self.lower
-        return below if self.upper == float("inf") else below.logical_or_(x >= self.upper)
+    def passes(self, x: Tensor) -> Tensor:
+        """Return where the gradient passes; it does through a NaN, as in PyTorch."""
+        # PyTorch's kernel and a conversion are several times faster than comparisons.
+        return self.passed(x.new_ones(1), x).bool()
 
-    def from_output(self, grad_output: Tensor, y: Tensor) -> Tensor:
-        """Return the input's gradient, where the slope is 1: the output is out of the same bounds as the input."""
+    def passed(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
         if self.upper == float("inf"):
-            return torch.ops.aten.threshold_backward(grad_output, y, self.lower)  # type: ignore[no-any-return]
-        return torch.ops.aten.hardtanh_backward(grad_output, y, self.lower, self.upper)  # type: ignore[no-any-return]
+            return torch.ops.aten.threshold_backward(grad_output, x, self.lower)  # type: ignore[no-any-return]
+        return torch.ops.aten.hardtanh_backward(grad_output, x, self.lower, self.upper)  # type: ignore[no-any-return]
 
 
 class _Masked(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
         ctx.slope, ctx.order = slope, memory_order(x)
-        ctx.save_for_backward(pack_mask(x, ctx.order, slope.stops))
+        ctx.save_for_backward(pack_mask(x, ctx.order, slope.passes))
         if module.inplace:
             ctx.mark_dirty(x)
         return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
@@ -47,7 +47,7 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        passed = zero_where(grad_output, packed, ctx.order)
+        passed = where_set(grad_output, packed, ctx.order)
         return passed if ctx.slope.slope == 1.0 else passed.mul_(ctx.slope.slope), None, None
 
 
@@ -67,7 +67,7 @@ class _FromOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        return ctx.slope.from_output(grad_output, y), None, None
+        return ctx.slope.passed(grad_output, y), None, None
 
 
 class Masked(Swapped, nn.Module):

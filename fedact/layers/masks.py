@@ -35,12 +35,12 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
     return packed
 
 
-def zero_where(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
-    """Return a copy of x, its memory in this order, with zeros where the packed mask is set."""
+def where_set(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
+    """Return a copy of x, its memory in this order, with zeros where the packed mask is not set."""
     flat = flattened(x, order)
     result = torch.empty_like(flat)
     # An integer times 0 or 1 has the very bits or none, whatever number they stand for: 0 for an infinity too.
     parts = (torch.split(tensor.view(INTEGERS[x.element_size()]), CHUNK) for tensor in (flat, result))
     for part, place, mask in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
-        torch.mul(part, unpack_codes(~mask, 1, len(part)).view(torch.bool), out=place)
+        torch.mul(part, unpack_codes(mask, 1, len(part)).view(torch.bool), out=place)
     return restored(result, x.shape, order)
