@@ -31,9 +31,13 @@ class ASI(Subspaces):
         last = self.last_bases(x, state)
         bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x)
         core = project(x, bases)
-        rank = state.about[0] if state.about and self.ranks is None else self.ranks_of(x)[0]
+        rank = state.about[0] if state.about and self.ranks is None else self._first_rank(x)
         batch = factor(core, 0, gram_spectrum(core, 0), min(rank, full_ranks(core.shape)[0]))
         return mode_product(core, batch.T, 0), {0: batch, **bases}
+
+    def _first_rank(self, x: Tensor) -> int:
+        """Return the batch's rank in a first step."""
+        return self.clip(self.ranks, x.shape)[0] if self.ranks else self.leading_factor(x, 0, x.shape).shape[1]
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
         clipped = super().clip(ranks, shape)

@@ -1,6 +1,7 @@
 """Tensor algebra in PyTorch: unfoldings, spectra, truncation and mode products."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -63,7 +64,8 @@ def gram(x: Tensor, mode: int, dtype: torch.dtype) -> Float[Tensor, "dimension d
     along = 0 if len(parts) > 1 else 2
     # In another type a part at a time: a copy of the whole could be the largest tensor of the step.
     step = parts.shape[along] if dtype is x.dtype else max(1, COPIED * parts.shape[along] // max(1, x.numel()))
-    return torch.stack([_gram(part.to(dtype)) for part in torch.split(parts, step, along)]).sum(0)
+    grams = (_gram(part.to(dtype)) for part in torch.split(parts, step, along))
+    return reduce(torch.Tensor.add_, grams)
 
 
 def _gram(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimension dimension"]:
