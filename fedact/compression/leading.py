@@ -31,11 +31,11 @@ def leading_factor(x: Tensor, mode: int, most: int, variance: float | None) -> F
     for a mode that is kept whole: any basis spans it.
     """
     most = min(most, x.shape[mode], x.numel() // x.shape[mode])
-    if variance is None or variance >= 1.0:
-        if most == x.shape[mode]:
-            return torch.eye(most, dtype=x.dtype, device=x.device)
-        variance = None
-    found = _quickly(x, mode, most, variance) if x.dtype is torch.float32 else None
+    if variance is None and most == x.shape[mode]:
+        return torch.eye(most, dtype=x.dtype, device=x.device)
+    # Fixed ranks and ceilings take the way that takes the most memory, whatever the data: a plan counts on that.
+    quick = x.dtype is torch.float32 and variance is not None and variance < 1.0
+    found = _quickly(x, mode, most, variance) if quick else None
     return _signed(_surely(x, mode, most, variance) if found is None else found)
 
 

@@ -62,8 +62,9 @@ def gram(x: Tensor, mode: int, dtype: torch.dtype) -> Float[Tensor, "dimension d
     if 1 < inner < dimension and outer > 1:
         parts = unfold(x, mode)[None]
     along = 0 if len(parts) > 1 else 2
-    # In another type a part at a time: a copy of the whole could be the largest tensor of the step.
-    step = parts.shape[along] if dtype is x.dtype else max(1, COPIED * parts.shape[along] // max(1, x.numel()))
+    # A part at a time: a copy of the whole, or the products of all parts, could be the largest tensor of the step.
+    whole = dtype is x.dtype and 1 in (len(parts), parts.shape[2])
+    step = parts.shape[along] if whole else max(1, COPIED * parts.shape[along] // max(1, x.numel()))
     grams = (_gram(part.to(dtype)) for part in torch.split(parts, step, along))
     return reduce(torch.Tensor.add_, grams)
 
@@ -84,7 +85,7 @@ def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) 
     if parts.shape[2] == 1:
         return (parts[..., 0].T @ (parts[..., 0] @ block))[:, :columns]
     inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
-    return torch.bmm(parts, inner).sum(0)[:, :columns]
+    return torch.addbmm(parts.new_zeros(()), parts, inner, beta=0)[:, :columns]
 
 
 def _widened(block: Float[Tensor, "dimension columns"]) -> Float[Tensor, "dimension more"]:
