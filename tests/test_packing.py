@@ -110,3 +110,14 @@ def test_a_group_larger_than_the_tensor_takes_no_memory_for_what_is_not_there():
         quantized = quantize(torch.arange(10.0), 8, 2**20)
     assert memory.peak_bytes < 10_000
     assert rebuilt(torch.arange(10.0), quantized, 8, 2**20).tolist() == pytest.approx(range(10), abs=0.03)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 256), (4, 100), (8, 3)])
+def test_a_large_tensor_is_converted_in_parts_that_do_not_show(bits, group):
+    x = torch.randn(11, 40, 37, 41, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    found, flat = quantize(x, bits, group), quantize(x.flatten()[None], bits, group)
+    assert all(torch.equal(part, same) for part, same in zip(found, flat, strict=True))
+    assert torch.equal(rebuilt(x, found, bits, group).flatten()[None], rebuilt(x.flatten()[None], flat, bits, group))
+    with measure_memory(nn.Identity(), inputs=x) as memory:
+        quantize(x[:, :, :32, :32], 2, 256, randomness(0))
+    assert memory.peak_bytes < 2 * x[:, :, :32, :32].numel() * 4

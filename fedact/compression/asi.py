@@ -12,7 +12,7 @@ from torch import Tensor
 from fedact.compression.method import State
 from fedact.compression.subspaces import Subspaces
 from fedact.compression.truncated import Factors
-from fedact.compression.tucker import factor, full_ranks, gram_spectrum, mode_product, project, unfold
+from fedact.compression.tucker import factor, full_ranks, gram_spectrum, mode_product, project, times_gram
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class ASI(Subspaces):
         last = self.last_bases(x, state)
         bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x)
         core = project(x, bases)
-        rank = state.about[0] if state.about and self.ranks is None else self.ranks_of(x)[0]
+        rank = state.about[0] if state.about and self.ranks is None else self._first_rank(x)
         batch = factor(core, 0, gram_spectrum(core, 0), min(rank, full_ranks(core.shape)[0]))
         return mode_product(core, batch.T, 0), {0: batch, **bases}
+
+    def _first_rank(self, x: Tensor) -> int:
+        """Return the batch's rank in a first step."""
+        return self.clip(self.ranks, x.shape)[0] if self.ranks else self.leading_factor(x, 0, x.shape).shape[1]
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
         clipped = super().clip(ranks, shape)
@@ -45,8 +49,7 @@ def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -
 
     A batch of few examples, or one that says nothing, leaves the directions as they were that it does not reach.
     """
-    unfolded = unfold(x, mode)
-    image = unfolded @ (unfolded.T @ last)
+    image = times_gram(x, last, mode)
     size = image.norm()
     if size == 0:
         return last

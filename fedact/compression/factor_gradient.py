@@ -31,8 +31,9 @@ def factor_gradient(
     for mode in (HEIGHT, WIDTH):
         image = mode_product(image, factors[mode], mode) if mode in factors else image
     if BATCH in factors:
-        grad_output = torch.einsum("bk,bohw->kohw", factors[BATCH], grad_output)
-    image, grad_output = image.contiguous(), grad_output.contiguous()
+        grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
+    last = grad_output.is_contiguous(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     if CHANNELS not in factors:
         return operation.weight_gradient(image, grad_output, weight)
     u2 = factors[CHANNELS]

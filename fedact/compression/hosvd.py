@@ -12,7 +12,7 @@ from fedact.compression.method import NO_STATE, Compressed, Method, State, choos
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.compression.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
-from fedact.compression.tucker import SOLVERS, Spectrum, full_ranks, mode_product
+from fedact.compression.tucker import SOLVERS, Spectrum, factor, full_ranks, mode_product
 
 GROUP = 64
 """Neighbours in a core or a factor that share a scale, with bits=8 or 4."""
@@ -107,6 +107,12 @@ class HOSVD(Truncated):
 
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
         return SOLVERS[self.solver](x, mode)
+
+    def leading_factor(self, x: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
+        if self.solver == "gram":
+            return super().leading_factor(x, mode, shape)
+        found = self.spectrum(x, mode)
+        return factor(x, mode, found, min(self.rank(found, mode, shape), len(found.eigenvalues)))
 
     def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
         if self.truncation == "published" or self.ranks is not None or not isinstance(kept, Tensor):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression.method import State
 from fedact.compression.truncated import Factors, Truncated
-from fedact.compression.tucker import factor, full_ranks
+from fedact.compression.tucker import full_ranks
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Subspaces(Truncated):
 
     def first_bases(self, x: Tensor) -> Factors:
         """Return the leading singular vectors of a first batch's unfoldings."""
-        ranks, modes = self.ranks_of(x), self.state_modes(x.dim())
-        return {mode: completed(factor(x, mode, self.spectrum(x, mode), ranks[mode]), ranks[mode]) for mode in modes}
+        given = self.clip(self.ranks, x.shape) if self.ranks else {}
+        bases = {mode: self.leading_factor(x, mode, x.shape) for mode in self.state_modes(x.dim())}
+        return {mode: completed(basis, given.get(mode, 0)) for mode, basis in bases.items()}
 
     def continues(self, state: State, x: Tensor) -> bool:
         """Tell whether the state's bases are of tensors like x, at the ranks that were given and within the caps."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fedact.compression.exact import Exact
 from fedact.compression.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.leading import leading_factor
 from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
 from fedact.compression.operations import Convolution, Operation
-from fedact.compression.tucker import Spectrum, compose, factor, full_ranks, gram_spectrum, project, rank_for_variance
+from fedact.compression.tucker import Spectrum, compose, full_ranks, gram_spectrum, project, rank_for_variance
 from fedact.errors import ConfigError
 
 PAPER_VARIANCE = 0.8
@@ -183,14 +184,10 @@ class Truncated(Method):
         return {mode: self.leading_factor(x, mode, x.shape) for mode in self.modes(x.dim())}
 
     def leading_factor(self, x: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
-        """Return one mode's factor; a mode that given ranks keep whole needs no spectrum, any basis spans it.
-
-        shape: of the tensor that x is, or that x is what is left of.
-        """
-        if self.ranks is not None and self.clip(self.ranks, shape)[mode] == shape[mode]:
-            return torch.eye(shape[mode], dtype=x.dtype, device=x.device)
-        found = self.spectrum(x, mode)
-        return factor(x, mode, found, min(self.rank(found, mode, shape), len(found.eigenvalues)))
+        """Return one mode's factor at the given rank or variance; shape: of the tensor that x is, or is what is left of."""
+        if self.ranks is not None:
+            return leading_factor(x, mode, self.clip(self.ranks, shape)[mode], None)
+        return leading_factor(x, mode, self.clip(self.max_ranks, shape)[mode], self.variance or PAPER_VARIANCE)
 
     def rank(self, found: Spectrum, mode: int, shape: Sequence[int], variance: float | None = None) -> int:
         """Return the rank of a mode: the one given, or the one for the variance, up to the cap."""

@@ -1,10 +1,12 @@
 """Tensor algebra in PyTorch: unfoldings, spectra, truncation and mode products."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,22 +22,92 @@ class Spectrum(NamedTuple):
     tall: bool
 
 
+SMALL = 64
+"""The dimension up to which a Gram matrix takes no longer than products with a thin matrix."""
+COPIED = 2**20
+"""Elements that are copied at a time where a product is taken in another type."""
+
+
 def unfold(x: Tensor, mode: int) -> Float[Tensor, "dimension rest"]:
     """Return the mode-n unfolding: dimension n against all the others in their order."""
     return x.movedim(mode, 0).reshape(x.shape[mode], -1)
 
 
-def gram_spectrum(x: Tensor, mode: int) -> Spectrum:
-    """Return the spectrum of an unfolding from the Gram matrix of its smaller side, in float64.
+def memory_order(x: Tensor) -> list[int]:
+    """Return x's dimensions from the outermost in memory to the innermost."""
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda dimension: -strides[dimension])
+
+
+def slabs(x: Tensor, mode: int) -> Float[Tensor, "outer dimension inner"]:
+    """Return x with dimension n between those outside and those inside of it in memory: a view, unless x has gaps."""
+    order = memory_order(x)
+    place = order.index(mode)
+    sizes = [x.shape[dimension] for dimension in order]
+    return x.permute(order).contiguous().view(prod(sizes[:place]), sizes[place], prod(sizes[place + 1 :]))
+
+
+def matrix(x: Tensor, mode: int) -> Float[Tensor, "dimension rest"]:
+    """Return an unfolding with the other dimensions in memory's order where that needs no copy: the same singular values."""
+    parts = slabs(x, mode)
+    if parts.shape[2] == 1:
+        return parts[..., 0].T
+    return parts[0] if len(parts) == 1 else unfold(x, mode)
+
+
+def gram(x: Tensor, mode: int, dtype: torch.dtype) -> Float[Tensor, "dimension dimension"]:
+    """Return the unfolding times its transpose, multiplied and added up in this type."""
+    parts = slabs(x, mode)
+    outer, dimension, inner = parts.shape
+    if 1 < inner < dimension and outer > 1:
+        parts = unfold(x, mode)[None]
+    along = 0 if len(parts) > 1 else 2
+    # A part at a time: a copy of the whole, or the products of all parts, could be the largest tensor of the step.
+    whole = dtype is x.dtype and 1 in (len(parts), parts.shape[2])
+    step = parts.shape[along] if whole else max(1, COPIED * parts.shape[along] // max(1, x.numel()))
+    grams = (_gram(part.to(dtype)) for part in torch.split(parts, step, along))
+    return reduce(torch.Tensor.add_, grams)
+
+
+def _gram(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimension dimension"]:
+    if parts.shape[2] == 1:
+        return parts[..., 0].T @ parts[..., 0]
+    return parts[0] @ parts[0].T if len(parts) == 1 else torch.bmm(parts, parts.transpose(1, 2)).sum(0)
+
+
+def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) -> Float[Tensor, "dimension columns"]:
+    """Return the unfolding times its transpose times a block of thin columns."""
+    parts = slabs(x, mode)
+    if parts.shape[1] <= SMALL:
+        return gram(x, mode, x.dtype) @ block
+    columns = block.shape[1]
+    block = _widened(block)
+    if parts.shape[2] == 1:
+        return (parts[..., 0].T @ (parts[..., 0] @ block))[:, :columns]
+    inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
+    return torch.addbmm(parts.new_zeros(()), parts, inner, beta=0)[:, :columns]
+
+
+def _widened(block: Float[Tensor, "dimension columns"]) -> Float[Tensor, "dimension more"]:
+    """Return a few columns with zeros after them: 16 take MKL half the time of 2 to 15."""
+    return F.pad(block, (0, 16 - block.shape[1])) if 1 < block.shape[1] < 16 else block
+
+
+def is_tall(x: Tensor, mode: int) -> bool:
+    """Tell whether an unfolding's dimension is larger than all the others together."""
+    return x.shape[mode] ** 2 > x.numel()
+
+
+def gram_spectrum(x: Tensor, mode: int, dtype: torch.dtype = torch.float64) -> Spectrum:
+    """Return the spectrum of an unfolding from the Gram matrix of its smaller side, in float64 unless told otherwise.
 
     A Gram matrix squares the condition number, hence float64; eigenvalues below zero are rounding and become zero.
-    Raises FloatingPointError where x holds a NaN or an infinity.
+    Raises FloatingPointError where x holds a NaN or an infinity (or is out of the range of a smaller type).
     """
-    unfolded = unfold(x, mode).double()
-    tall = unfolded.shape[0] > unfolded.shape[1]
-    gram = unfolded.T @ unfolded if tall else unfolded @ unfolded.T
-    eigenvalues, vectors = torch.linalg.eigh(finite(gram))
-    return Spectrum(eigenvalues.flip(0).clamp_min(0), vectors.flip(1), tall)
+    tall = is_tall(x, mode)
+    squared = gram(matrix(x, mode), 1, dtype) if tall else gram(x, mode, dtype)
+    eigenvalues, vectors = torch.linalg.eigh(finite(squared))
+    return Spectrum(eigenvalues.double().flip(0).clamp_min(0), vectors.flip(1), tall)
 
 
 def svd_spectrum(x: Tensor, mode: int) -> Spectrum:
@@ -59,7 +131,7 @@ def factor(x: Tensor, mode: int, spectrum: Spectrum, rank: int) -> Float[Tensor,
     vectors = spectrum.vectors[:, :rank]
     if spectrum.tall:
         # Through the smaller side small singular vectors lose their orthogonality: QR gives it back.
-        vectors = torch.linalg.qr(unfold(x, mode).double() @ vectors).Q
+        vectors = torch.linalg.qr(matrix(x, mode).double() @ vectors.double()).Q
     return vectors.to(x.dtype).clone(memory_format=torch.contiguous_format)
 
 
@@ -72,9 +144,14 @@ def rank_for_variance(eigenvalues: Float[Tensor, " rank"], variance: float) -> i
 
 
 def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
-    """Return x times a matrix along one mode: dimension n goes from columns to rows."""
-    product: Tensor = torch.tensordot(matrix, x, dims=([1], [mode]))
-    return product.movedim(0, mode)
+    """Return x times a matrix along one mode: dimension n goes from columns to rows, and memory keeps its order."""
+    parts, order = slabs(x, mode), memory_order(x)
+    if parts.shape[2] == 1:
+        product = (parts[..., 0] @ _widened(matrix.T))[:, : len(matrix)]
+    else:
+        product = torch.bmm(matrix.expand(len(parts), *matrix.shape), parts)
+    sizes = [len(matrix) if dimension == mode else x.shape[dimension] for dimension in order]
+    return product.reshape(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
 
 
 def project(x: Tensor, factors: Mapping[int, Tensor]) -> Tensor:

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedact.compression.packing import pack_codes, unpack_codes
+from fedact.compression.tucker import memory_order
 from fedact.layers.base import Swapped
 from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
+from fedact.layers.masks import pack_mask, where_set
 
 
 class Slope(NamedTuple):
@@ -19,15 +20,16 @@ class Slope(NamedTuple):
     upper: float
     slope: float = 1.0
 
-    def stops(self, x: Tensor) -> Tensor:
-        """Return where no gradient passes; through a NaN it passes, as in PyTorch."""
-        below = x <= self.lower
-        return below if self.upper == float("inf") else below | (x >= self.upper)
+    def passes(self, x: Tensor) -> Tensor:
+        """Return where the gradient passes; it does through a NaN, as in PyTorch."""
+        # PyTorch's kernel and a conversion are several times faster than comparisons.
+        return self.passed(x.new_ones(1), x).bool()
 
-    def gradient(self, grad_output: Tensor, stops: Tensor) -> Tensor:
-        """Return the input's gradient."""
-        passed = grad_output.masked_fill(stops, 0)
-        return passed if self.slope == 1.0 else passed * self.slope
+    def passed(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
+        if self.upper == float("inf"):
+            return torch.ops.aten.threshold_backward(grad_output, x, self.lower)  # type: ignore[no-any-return]
+        return torch.ops.aten.hardtanh_backward(grad_output, x, self.lower, self.upper)  # type: ignore[no-any-return]
 
 
 class _Masked(torch.autograd.Function):
@@ -35,8 +37,8 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
-        ctx.save_for_backward(pack_codes(slope.stops(x).view(torch.uint8), bits=1))
-        ctx.slope, ctx.shape = slope, x.shape
+        ctx.slope, ctx.order = slope, memory_order(x)
+        ctx.save_for_backward(pack_mask(x, ctx.order, slope.passes))
         if module.inplace:
             ctx.mark_dirty(x)
         return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
@@ -45,8 +47,8 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        stops = unpack_codes(packed, 1, ctx.shape.numel()).view(torch.bool).view(ctx.shape)
-        return ctx.slope.gradient(grad_output, stops), None, None
+        passed = where_set(grad_output, packed, ctx.order)
+        return passed if ctx.slope.slope == 1.0 else passed.mul_(ctx.slope.slope), None, None
 
 
 class _FromOutput(torch.autograd.Function):
@@ -65,7 +67,7 @@ class _FromOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        return ctx.slope.gradient(grad_output, ctx.slope.stops(y)), None, None
+        return ctx.slope.passed(grad_output, y), None, None
 
 
 class _Left(torch.autograd.Function):

@@ -1,0 +1,46 @@
+"""One bit an element, packed and read in the tensor's own order in memory, a cacheful at a time."""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from fedact.compression.packing import pack_codes, unpack_codes
+
+CHUNK = 2**18
+"""Elements at a time: what is made of them stays in the cache, where a whole tensor's would ask for fresh pages."""
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def flattened(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return x's elements with its dimensions in this order: a view where that is how they lie in memory."""
+    return x.permute(tuple(order)).reshape(-1)
+
+
+def restored(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
+    """Return the tensor behind ``flattened``, as a view."""
+    back = sorted(range(len(order)), key=lambda place: order[place])
+    return flat.view([shape[dimension] for dimension in order]).permute(back)
+
+
+def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor]) -> UInt8[Tensor, " bytes"]:
+    """Return, packed in this order, what an elementwise mask says of x."""
+    flat = flattened(x, order)
+    packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
+    for part, place in zip(torch.split(flat, CHUNK), torch.split(packed, CHUNK // 8), strict=True):
+        place.copy_(pack_codes(mask(part).view(torch.uint8), bits=1))
+    return packed
+
+
+def where_set(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
+    """Return a copy of x, its memory in this order, with zeros where the packed mask is not set."""
+    flat = flattened(x, order)
+    result = torch.empty_like(flat)
+    # An integer times 0 or 1 has the very bits or none, whatever number they stand for: 0 for an infinity too.
+    parts = (torch.split(tensor.view(INTEGERS[x.element_size()]), CHUNK) for tensor in (flat, result))
+    for part, place, mask in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
+        torch.mul(part, unpack_codes(mask, 1, len(part)).view(torch.bool), out=place)
+    return restored(result, x.shape, order)
