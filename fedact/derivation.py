@@ -16,7 +16,7 @@ REPEATABLE = (
     nn.Identity,
 )  # fmt: skip
 """Layers that do the same again in the backward pass (batch norm in eval mode, dropout off)."""
-PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.Hardsigmoid)
+TELLING = (nn.ReLU, nn.ReLU6)
 """Activations whose output tells where their gradient passes."""
 
 
@@ -58,7 +58,7 @@ def derivations(model: nn.Module, methods: Mapping[str, Method], passed: set[str
     inputs = _inputs(calls, modules, methods)
     own = {name for name, method in methods.items() if method.derive and name not in inputs}
     kept = {name for name in own if isinstance(modules[name], nn.Conv2d)} | {one.origin for one in inputs.values()}
-    active = {name: calls[name] for name in calls if name in passed and type(modules[name]) in PIECEWISE_LINEAR}
+    active = {name: calls[name] for name in calls if name in passed and type(modules[name]) in TELLING}
     left = {name: taker for name, node in active.items() if (taker := _only_taker(node)) in inputs}
     again = {name: [one for one in _upstream(node, reach, modules) if one.origin in kept] for name, node in active.items()}
     return Derivations(inputs, {name: ones[0] for name, ones in again.items() if ones and name not in left}, left)

@@ -102,8 +102,7 @@ class _MadeAgain(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         compressed, _ = saved(ctx)
         with torch.autocast(grad_output.device.type, enabled=False):
-            stops = ctx.slope.stops(ctx.method.reconstruct(compressed))
-        return ctx.slope.gradient(grad_output, stops), None, None, None
+            return ctx.slope.passed(grad_output, ctx.method.reconstruct(compressed)), None, None, None
 
 
 class Masked(Swapped, nn.Module):

@@ -130,7 +130,7 @@ class _WithKeptInput(torch.autograd.Function):
                 # One reconstruction serves the weight and the mask that the activation before left to this layer.
                 x = method.reconstruct(compressed)
                 grad_weight = operation.weight_gradient(x, grad_output, weight) if needs_weight else None
-                grad_input = ctx.left.gradient(grad_input, ctx.left.stops(x))
+                grad_input = ctx.left.passed(grad_input, x)
             else:
                 grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
         gradients = (grad_input, grad_weight, grad_bias)
