@@ -51,6 +51,7 @@ def derivations(model: nn.Module, methods: Mapping[str, Method], passed: set[str
     An activation before a layer whose input is made again leaves its mask to that one; another makes its output again
     where there is an origin as near.
     """
+    methods = {name: method for name, method in methods.items() if name in passed}
     reach = max((method.derive for method in methods.values()), default=0)
     if not reach:
         return Derivations({}, {}, {})

@@ -1,12 +1,12 @@
 """What every method must obey, at every setting, on every operation and input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedact.compression import METHODS, Method, make_method
+from fedact.compression import METHODS, Method, make_method, method_name
 
 GENTLEST = {
     "vanilla": "vanilla",
@@ -64,6 +64,9 @@ MADE_AGAIN = ["exact:derive=2"]
 """Settings that keep fewer tensors, each as it is."""
 
 EVERY_SETTING = [*GENTLEST.values(), *LOSSY, *MADE_AGAIN]
+
+ALONE = [method_name(replace(one, derive=0)) if (one := make_method(text)).derive else text for text in EVERY_SETTING]
+"""The same for layers that are looked at alone, without the one whose input theirs is made again from."""
 
 assert set(GENTLEST) == set(METHODS), "a new method needs its gentlest setting here"
 

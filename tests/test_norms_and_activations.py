@@ -11,10 +11,11 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small
 import fedact
 from fedact.compression import make_method
 from fedact.surgery import calibrate, load_states, states
-from tests.laws import EVERY_SETTING, relative_error
+from tests.laws import ALONE, EVERY_SETTING, relative_error
 from tests.networks import measure, packed_bytes, train
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)
+every_setting_alone = pytest.mark.parametrize("text", dict.fromkeys(ALONE))
 SMOOTH = [nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh")]
 IN_PLACE = [nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU]
 
@@ -49,7 +50,7 @@ def seen(layer: nn.Module, text: str, x: Tensor) -> Tensor:
     return method.reconstruct(method.compress(x, method.start(layer.keeper.seed if method.lean else 0)))
 
 
-@every_setting
+@every_setting_alone
 def test_a_trained_norm_is_autograds_with_its_input_as_the_method_shows_it(text):
     x, grad, plain = normal(4, 5, 6, 6).relu(), normal(4, 5, 6, 6, seed=1), norm()
     layer = wrapped(norm(), text)
@@ -64,7 +65,7 @@ def test_a_trained_norm_is_autograds_with_its_input_as_the_method_shows_it(text)
     assert relative_error(layer.weight.grad, plain.weight.grad) < 1e-4
 
 
-@every_setting
+@every_setting_alone
 @pytest.mark.parametrize("plain", SMOOTH, ids=str)
 @pytest.mark.parametrize("shape", [(4, 5, 6, 6), (6, 10)], ids=str)
 def test_a_smooth_activation_has_the_slope_of_what_the_method_shows(text, plain, shape):

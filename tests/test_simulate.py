@@ -222,7 +222,7 @@ def test_every_method_trains_within_its_budget(tmp_path, more):
     assert set(run.clients["status"]) == {"ok"}
     assert (run.clients["saved_bytes"] <= 90_000).all()
     states = run.clients.groupby("method")["state_bytes"].max()
-    assert {method.partition(":")[0] for method, size in states.items() if size} == {"asi", "lance", "quantize"}
+    assert {method.partition(":")[0] for method, size in states.items() if size} == {"asi", "lance", "quantize", "transform"}
 
 
 def test_the_list_shows_every_table(capsys):
