@@ -14,6 +14,10 @@ def tensors(given_pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Ten
     return torch.tensor(numbers, dtype=torch.int32), torch.tensor(parameters, dtype=torch.uint8)
 
 
+def written(numbers: torch.Tensor, parameters: torch.Tensor) -> Coded:
+    return encode(numbers, parameters, coded_bits(numbers, parameters))
+
+
 def bit_by_bit(bits: str) -> list[int]:
     """Bytes of a string of bits, the first in a byte's lowest place."""
     padded = bits + "0" * (-len(bits) % 8)
@@ -22,7 +26,7 @@ def bit_by_bit(bits: str) -> list[int]:
 
 @given(pairs)
 def test_the_bits_are_those_of_the_definition(given_pairs):
-    coded = encode(*tensors(given_pairs))
+    coded = written(*tensors(given_pairs))
     unary = "".join("0" * (number >> bits) + "1" for number, bits in given_pairs)
     remainders = "".join(format(number & (2**bits - 1), f"0{bits}b")[::-1] for number, bits in given_pairs if bits)
     assert coded.unary.tolist() == bit_by_bit(unary)
@@ -32,7 +36,7 @@ def test_the_bits_are_those_of_the_definition(given_pairs):
 @given(pairs)
 def test_what_is_written_is_read_back_and_its_size_was_known(given_pairs):
     numbers, parameters = tensors(given_pairs)
-    coded = encode(numbers, parameters)
+    coded = written(numbers, parameters)
     assert torch.equal(decode(coded, parameters), numbers)
     assert coded_bytes(coded_bits(numbers, parameters)) == sum(map(len, coded))
 
@@ -40,7 +44,7 @@ def test_what_is_written_is_read_back_and_its_size_was_known(given_pairs):
 @given(pairs, st.integers(0, 2**31))
 def test_what_follows_in_the_same_bytes_does_not_matter(given_pairs, seed):
     numbers, parameters = tensors(given_pairs)
-    unary, remainders = encode(numbers, parameters)
+    unary, remainders = written(numbers, parameters)
     more = torch.randint(256, (5,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(decode(Coded(unary, torch.cat([remainders, more])), parameters), numbers)
 

@@ -65,8 +65,8 @@ def candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidat
 
 def above(least: float, found: Candidates) -> Candidates:
     """Return the candidates from a higher threshold on."""
-    enough = found.values.abs() >= least
-    return Candidates(found.places.masked_select(enough), found.values.masked_select(enough), least, found.energy)
+    enough = (found.values.abs() >= least).nonzero().flatten()
+    return Candidates(found.places.index_select(0, enough), found.values.index_select(0, enough), least, found.energy)
 
 
 def room_for(bits: float, elements: int) -> Threshold:
@@ -144,5 +144,6 @@ def _sample(flat: Tensor) -> Tensor:
 
 
 def _octaves(sizes: Tensor) -> Tensor:
-    largest = sizes.max().clamp_min(torch.finfo(torch.float64).tiny)
-    return (-(sizes / largest).clamp_min(2.0**-40).log2()).round().clamp(0, CLASSES - 1).to(torch.uint8)
+    # Of no candidates bincount makes whole numbers.
+    logarithms = sizes.float().clamp_min(torch.finfo(torch.float32).tiny).log2_()
+    return (logarithms.max() - logarithms).round_().clamp_max_(CLASSES - 1).to(torch.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression.coefficients import CLASSES, classes, places_behind
 from fedact.compression.packing import pack_codes, packed_bytes, unpack_codes
-from fedact.compression.rice import Coded, coded_bits, decode, encode
+from fedact.compression.rice import Coded, decode, encode
 from fedact.compression.steps import MEAN_STEPS, Symbols
 
 COUNTS = 4 + 4
@@ -40,11 +40,15 @@ def write(chosen: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: i
     """Return everything in so many bytes, those that are not needed zero."""
     packed = torch.zeros(total, dtype=torch.uint8, device=chosen.counts.device)
     packed[:4].view(torch.float32).fill_(chosen.step)
-    packed[4:COUNTS].view(torch.int32).fill_(coded_bits(chosen.numbers, chosen.parameters)[0])
+    packed[4:COUNTS].view(torch.int32).fill_(chosen.bits[0])
     packed[COUNTS:TABLE].view(torch.int32).copy_(chosen.counts)
     packed[TABLE : TABLE + CLASSES + 1] = chosen.table
     halves = (pack_codes(each, 4) for each in (channel_levels, ring_levels))
-    parts = (*halves, *encode(chosen.numbers, chosen.parameters), pack_codes(chosen.negative.view(torch.uint8), 1))
+    parts = (
+        *halves,
+        *encode(chosen.numbers, chosen.parameters, chosen.bits),
+        pack_codes(chosen.negative.view(torch.uint8), 1),
+    )
     place = HEADER
     for part in parts:
         packed[place : place + len(part)] = part

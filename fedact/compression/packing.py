@@ -3,6 +3,7 @@
 from math import ceil, lcm
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Shaped, UInt8
@@ -17,6 +18,9 @@ CONVERTED = 2**18
 
 WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16, 8: torch.uint8}
 """Integers of as many bytes as there are codes in one, by the codes' bits."""
+
+TABLES = {bits: (np.arange(256)[:, None] >> np.arange(0, 8, bits) & 2**bits - 1).astype(np.uint8).ravel() for bits in WORDS}
+"""The codes in each byte, byte after byte, by the codes' bits."""
 
 
 def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " bytes"]:
@@ -34,9 +38,7 @@ def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " byt
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
     """Return the first ``count`` codes behind ``pack_codes``."""
-    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    every_byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
-    table: Tensor = ((every_byte[:, None] >> places) & (2**bits - 1)).view(WORDS[bits]).flatten()
+    table = torch.from_numpy(TABLES[bits]).to(packed.device).view(WORDS[bits])
     return table.index_select(0, packed.int()).view(torch.uint8)[:count]
 
 

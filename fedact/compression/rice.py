@@ -14,7 +14,7 @@ MOST_REMAINDER_BITS = 15
 """Of a symbol; with up to 7 bits before it in its first byte a remainder lies in three bytes."""
 
 
-SLICE = 2**13
+SLICE = 2**15
 """Symbols written at a time: what they need on the way stays small, however many there are."""
 
 
@@ -42,9 +42,8 @@ def coded_bytes(bits: tuple[int, int]) -> int:
     return sum(ceil(each / 8) for each in bits)
 
 
-def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"]) -> Coded:
-    """Write symbols from 0, each with its own number of remainder bits (0 to 15)."""
-    bits = coded_bits(symbols, parameters)
+def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"], bits: tuple[int, int]) -> Coded:
+    """Write symbols from 0, each with its own number of remainder bits (0 to 15), in so many bits (``coded_bits``)."""
     # Three bytes more: a remainder's window may begin at the very end and reach over it, where its bits are zero.
     unary, remainders = (symbols.new_zeros(ceil(each / 8) + 3, dtype=torch.uint8) for each in bits)
     written = [0, 0]

@@ -28,7 +28,7 @@ class Symbols(NamedTuple):
     """What is written at some step.
 
     numbers: the means, the runs of zeros before the nonzeros, the nonzeros' sizes less one, each with its remainder bits in
-    ``parameters``; table: those by class, and the means'; counts: nonzeros by class.
+    ``parameters``; table: those by class, and the means'; counts: nonzeros by class; bits: of quotients and remainders.
     """
 
     step: float
@@ -37,11 +37,12 @@ class Symbols(NamedTuple):
     table: UInt8[Tensor, " classes_and_one"]
     negative: Bool[Tensor, " nonzeros"]
     counts: Int[Tensor, " classes"]
+    bits: tuple[int, int]
 
     @property
     def size(self) -> int:
         """The bytes of the body."""
-        return coded_bytes(coded_bits(self.numbers, self.parameters)) + packed_bytes(len(self.negative), 1)
+        return coded_bytes(self.bits) + packed_bytes(len(self.negative), 1)
 
 
 def near(step: float) -> Threshold:
@@ -52,23 +53,24 @@ def near(step: float) -> Threshold:
 def symbols(step: float, found: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
     """Return what is written at a step."""
     codes = (found.values.abs().div_(step).add_(ROUND_DOWN)).to(torch.int32)
-    nonzero = codes > 0
-    kinds, places = found.classes.masked_select(nonzero), found.places.masked_select(nonzero)
-    sizes = codes.masked_select(nonzero).sub_(1)
-    negative = found.values.masked_select(nonzero) < 0
+    nonzero = codes.nonzero().flatten()
+    kinds, places = found.classes.index_select(0, nonzero), found.places.index_select(0, nonzero)
+    sizes = codes.index_select(0, nonzero).sub_(1)
+    negative = found.values.index_select(0, nonzero) < 0
     del codes, nonzero
     counts = torch.bincount(kinds, minlength=CLASSES)
     gaps = places.diff(prepend=places.new_full((1,), -1)).sub_(1)
     firsts = (counts.cumsum(0) - counts)[counts > 0]
     gaps[firsts] = places[firsts]
-    del places
-    shown = _without_sign((means / step * MEAN_STEPS).round().to(torch.int32))
-    sums = (torch.bincount(kinds, each, minlength=CLASSES) for each in (gaps, sizes))
-    tables = [best_parameter(each / counts.clamp_min(1)) for each in sums]
-    of_means, kinds = best_parameter(shown.double().mean()), kinds.to(torch.int32)
-    parameters = [of_means.expand(len(shown)), *(each.index_select(0, kinds) for each in tables)]
-    table = torch.cat([tables[0] + 16 * tables[1], of_means[None]])
-    return Symbols(step, torch.cat([shown, gaps, sizes]), torch.cat(parameters), table, negative, counts)
+    shown = _without_sign((means / step * MEAN_STEPS).round_().to(torch.int32))
+    sums = [torch.bincount(kinds, each, minlength=CLASSES) / counts.clamp_min(1) for each in (gaps, sizes)]
+    table = best_parameter(torch.cat([*sums, shown.double().mean()[None]]))
+    of_gaps, of_sizes, of_means = table.split([CLASSES, CLASSES, 1])  # type: ignore[no-untyped-call]
+    kinds = kinds.to(torch.int32)
+    numbers = torch.cat([shown, gaps, sizes])
+    parameters = torch.cat([of_means.expand(len(shown)), of_gaps.index_select(0, kinds), of_sizes.index_select(0, kinds)])
+    table = torch.cat([of_gaps + 16 * of_sizes, of_means])
+    return Symbols(step, numbers, parameters, table, negative, counts, coded_bits(numbers, parameters))
 
 
 def filling(room: int, found: Sorted, means: Tensor, least: float, guess: float | None) -> Symbols:
