@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import Method, make_method, method_name
-from fedact.compression.exact import Exact, Vanilla
+from fedact.compression.exact import Vanilla
 from fedact.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory, stored_bytes
 from fedact.plans import Kept, Plan
@@ -22,8 +22,9 @@ from fedact.surgery import (
     convolutions,
     head,
     install,
+    kept_inputs,
+    made_again,
     restore,
-    smooth_activations,
     trained_layers,
     trained_parameters,
 )
@@ -158,29 +159,16 @@ def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memor
     return largest(memories)
 
 
-def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
-    """Return the inputs of the trained layers, and of the activations with a smooth slope that a gradient passes."""
-    inputs: dict[str, Tensor] = {}
-
-    def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if name in trained or args[0].requires_grad:
-            inputs[name] = args[0].detach().clone()
-
-    smooth = smooth_activations(model)
-    install(model, assign(model, [*trained, *smooth], Exact()))
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in (*trained, *smooth)]
-    calibrate(model, x)
-    for handle in handles:
-        handle.remove()
-    return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
-
-
 def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, memory: Memory, asked: int) -> Plan:
-    inputs = kept_inputs(problem.model, problem.trained(depth), problem.x[:micro_batch])
-    kept = tuple(
-        Kept(name, tuple(inputs[name].shape), method_name(method), method.ceiling.predicted_bytes(inputs[name]))
+    again = made_again(problem.model, methods)
+    origins = [origin for origin in again.values() if origin]
+    inputs = kept_inputs(problem.model, [*problem.trained(depth), *origins], problem.x[:micro_batch])
+    counted = {name: again.get(name, name) for name in methods}
+    caps = {
+        name: method.ceiling.predicted_bytes(inputs[own]) if (own := counted[name]) else 0
         for name, method in methods.items()
-    )
+    }
+    kept = tuple(Kept(name, tuple(inputs[name].shape), method_name(method), caps[name]) for name, method in methods.items())
     gave_way = [f"layers {asked} to {depth}"] if depth < asked else []
     if micro_batch < len(problem.y):
         gave_way.append(f"micro-batch {len(problem.y)} to {micro_batch}")

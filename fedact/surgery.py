@@ -1,19 +1,21 @@
 """Puts a method or a plan into a model and takes it out again."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fedact.compression import Method, check_for_images, make_method
+from fedact.compression.exact import Exact
 from fedact.errors import ConfigError
-from fedact.layers import SMOOTH, Keeping
+from fedact.layers import SMOOTH, DerivedKeeper, Keeping, OriginConv2d
 from fedact.plans import Plan
 from fedact.swapping import has_statistics, install, restore, trained_parameters
 
 __all__ = [
-    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "load_states", "restore",
-    "smooth_activations", "states", "trained_layers", "trained_parameters",
+    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "kept_inputs", "load_states", "made_again",
+    "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
 ]  # fmt: skip
 
 
@@ -100,6 +102,35 @@ def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
     with torch.enable_grad():
         model(x)
     return model
+
+
+def made_again(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
+    """Return the layers that keep no input of their own under these methods; the model is left with them.
+
+    Each comes with the frozen layer whose kept input counts there, an empty name where none does.
+    """
+    install(model, methods)
+    frozen = {module.keeper: name for name, module in model.named_modules() if isinstance(module, OriginConv2d)}
+    keepers = {name: getattr(model.get_submodule(name), "keeper", None) for name in methods}
+    derived = {name: keeper for name, keeper in keepers.items() if isinstance(keeper, DerivedKeeper)}
+    return {name: frozen[keeper.origin] if keeper.counts else "" for name, keeper in derived.items()}
+
+
+def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of the trained layers, and of the activations with a smooth slope that a gradient passes."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if name in trained or args[0].requires_grad:
+            inputs[name] = args[0].detach().clone()
+
+    smooth = smooth_activations(model)
+    install(model, assign(model, [*trained, *smooth], Exact()))
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in (*trained, *smooth)]
+    calibrate(model, x)
+    for handle in handles:
+        handle.remove()
+    return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models import mobilenet_v2
 
 import fedact
+from fedact.compression import make_method
 from fedact.plans import Plan
-from fedact.surgery import trained_parameters
+from fedact.surgery import install, trained_parameters
 from tests.planned import Net, batch, in_scope, net, plan_for, step
 
 # The bytes -----------------------------------------------------------------------------------------------------------------
@@ -20,7 +22,7 @@ METHODS = [
     "vanilla", "exact", "hosvd", "hosvd:variance=0.8", "hosvd:ranks=4x3x3x2", "hosvd:bits=8", "hosvd:variance=0.8,bits=4",
     "hosvd:truncation=sequential", "hosvd:variance=0.8,truncation=sequential,mean=true", "hosvd:batch=false", "tucker",
     "svd:variance=0.8", "channel_svd:variance=0.8", "asi:variance=0.8", "lance:variance=0.8", "gradient_filter",
-    "quantize:bits=4", "checkpoint",
+    "quantize:bits=4", "checkpoint", "exact:derive=2", "transform", "transform:variance=0.9", "transform:bits=0.5,derive=0",
 ]  # fmt: skip
 budgets = st.integers(11, 21).flatmap(lambda bits: st.integers(2**bits, min(2 ** (bits + 1), 4_000_000)))
 scopes, layers_asked = st.sampled_from(["saved", "peak"]), st.sampled_from(["auto", 1, 3])
@@ -153,3 +155,16 @@ def test_the_plan_says_what_vanilla_would_keep_and_what_the_device_needs_besides
     trained = sum(p.nbytes for p in trained_parameters(vanilla).values())
     assert (plan.gradient_bytes, plan.optimizer_bytes) == (trained, trained)
     assert plan.weight_bytes == sum(t.nbytes for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("method", ["exact:derive=2", "transform:bits=0.5", "transform:variance=0.9"])
+def test_inputs_that_are_made_again_count_once(method, layers):
+    torch.manual_seed(0)
+    model, (x, y) = mobilenet_v2(num_classes=5, width_mult=0.35), (torch.randn(4, 3, 64, 64), torch.arange(4))
+    plan = fedact.make_plan(model, None if method.startswith("exact") else "1MB", (x, y), method, layers)
+    caps = {kept.name: kept.cap_bytes for kept in plan.kept}
+    assert (caps["features.17.conv.2"] == 0) == (layers == 4)
+    ceiling = {kept.name: make_method(kept.method).ceiling for kept in plan.kept}
+    memory = step(install(model, ceiling), x, y)
+    assert sum(caps.values()) == sum(size for name, size in memory.by_layer.items() if name) <= plan.saved_bytes
