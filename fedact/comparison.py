@@ -122,7 +122,8 @@ def _loader(experiment: Experiment) -> Loader:
 
 
 def _title(config: Config, layers: str) -> str:
-    return f"{config.model}, {config.dataset} at {config.resolution} px, batch {config.batch_size}, {layers}"
+    data = config.data_path().name if config.dataset == "npz" else config.dataset
+    return f"{config.model}, {data} at {config.resolution} px, batch {config.batch_size}, {layers}"
 
 
 def _show(*tables: Table) -> None:

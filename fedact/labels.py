@@ -14,6 +14,8 @@ AROUND_POINT, AROUND_LINE = 5.0, 1.5
 """How far, in points (1/72 inch), a label keeps from a marker's middle and from a line."""
 STEP = 3.0
 """Points along a line between two that are looked at."""
+MARGIN = 4
+"""Pixels between two texts."""
 NEAR, FAR = (6,), (14, 24)
 """How far a label may stand from its point, in points; from FAR on, a thin line leads to it."""
 
@@ -38,7 +40,7 @@ def write(text: str, places: Iterable[tuple[Axes, Point]], taken: list[Bbox], mu
     for (axes, point), away in product(list(places), (*NEAR, *FAR) if must else NEAR):
         for offset in ((away, 5), (away, -5), (-away, 5), (-away, -5), (0, away), (0, -away)):
             box = _box(axes, point, offset, _size(axes, text, style))
-            covered = sum(box.overlaps(other) for other in taken) + (0 if _inside(box, axes) else 100)
+            covered = sum(box.padded(MARGIN).overlaps(other) for other in taken) + (0 if _inside(box, axes) else 100)
             candidates.append((covered, away, axes, point, box))
     covered, away, axes, point, box = min(candidates, key=lambda candidate: candidate[:2])
     if covered == 0 or must:

@@ -14,8 +14,8 @@ from fedact.plans import Plan
 from fedact.swapping import has_statistics, install, restore, trained_parameters
 
 __all__ = [
-    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "kept_inputs", "load_states", "made_again",
-    "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
+    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
+    "made_again", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Cosine transforms in space, and how much a spatial frequency matters for a weight gradient."""
 
 from collections.abc import Iterator, Sequence
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ REFERENCE_SIZE = 7
 """Rows of a classifier's last feature map: a frequency counts in cycles over so many rows, whatever the map's size."""
 RINGS = 64
 """Groups of frequencies that share a level."""
-CHUNK_ELEMENTS = 2**18
-"""Elements transformed at a time: what fits a core's cache, and a small part of a large tensor."""
+CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
+"""Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
 
 
 class Frequencies(NamedTuple):
@@ -70,8 +70,10 @@ def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Yield views of a few examples at a time."""
-    yield from torch.split(images, max(1, CHUNK_ELEMENTS // max(1, prod(images.shape[1:]))))
+    """Yield views of a few examples at a time: no more than a cacheful, and of a larger tensor a quarter at most."""
+    batch, each = len(images), max(1, prod(images.shape[1:]))
+    quarter = batch if batch * each <= WHOLE_ELEMENTS else ceil(batch / 4)
+    yield from torch.split(images, max(1, min(quarter, CHUNK_ELEMENTS // each)))
 
 
 def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

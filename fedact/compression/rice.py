@@ -14,7 +14,7 @@ MOST_REMAINDER_BITS = 15
 """Of a symbol; with up to 7 bits before it in its first byte a remainder lies in three bytes."""
 
 
-SLICE = 2**15
+SLICE = 2**14
 """Symbols written at a time: what they need on the way stays small, however many there are."""
 
 

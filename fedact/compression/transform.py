@@ -23,7 +23,7 @@ from fedact.compression.frequencies import (
 )
 from fedact.compression.frequencies import transform as cosine_transform
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
-from fedact.compression.steps import ROUND_DOWN, filling, keeping, near, symbols
+from fedact.compression.steps import ROUND_DOWN, Symbols, filling, keeping, near, symbols
 from fedact.errors import ConfigError
 
 MOST_BITS = 16.0
@@ -135,7 +135,9 @@ class Transform(Method):
         tries = [(near(last), last)] if last else []
         tries += [(self._threshold(images, means), 0.0), (nothing, 0.0)]
         found = (self._tried(images, means, threshold, guess) for threshold, guess in tries)
-        return next(one for one in found if one)
+        chosen, of_channels, of_rings = next(one for one in found if one)
+        body = self._room(images) if self.fixed else chosen.size
+        return write(chosen, of_channels, of_rings, levels_end(len(of_channels), len(of_rings)) + body), chosen.step
 
     def _threshold(self, images: Tensor, means: Tensor) -> Threshold:
         if self.fixed:
@@ -154,8 +156,8 @@ class Transform(Method):
 
     def _tried(
         self, images: Tensor, means: Tensor, threshold: Threshold, guess: float
-    ) -> tuple[UInt8[Tensor, " bytes"], float] | None:
-        """Return the code and its step, None where the threshold was too high for what is asked."""
+    ) -> tuple[Symbols, Tensor, Tensor] | None:
+        """Return the symbols, the channels' and the rings' levels; None where the threshold was too high for what is asked."""
         _, height, width, channels = images.shape
         by = frequencies(height, width, self._fall, images.device)
         found = candidates(_coefficients(images, means, by), threshold)
@@ -174,8 +176,7 @@ class Transform(Method):
             chosen = filling(room, ordered, means, found.least, step or guess)
             if guess and chosen.size < USELESS * room:
                 return None
-        total = levels_end(channels, len(of_rings)) + (room if self.fixed else chosen.size)
-        return write(chosen, of_channels, of_rings, total), chosen.step
+        return chosen, of_channels, of_rings
 
 
 def _coefficients(images: Tensor, means: Float[Tensor, " channels"], by: Frequencies) -> Iterator[Tensor]:
