@@ -157,7 +157,7 @@ class Transform(Method):
     def _tried(
         self, images: Tensor, means: Tensor, threshold: Threshold, guess: float
     ) -> tuple[Symbols, Tensor, Tensor] | None:
-        """Return the symbols, the channels' and the rings' levels; None where the threshold was too high for what is asked."""
+        """Return symbols, and levels of channels and rings; None where the threshold was too high for what is asked."""
         _, height, width, channels = images.shape
         by = frequencies(height, width, self._fall, images.device)
         found = candidates(_coefficients(images, means, by), threshold)
