@@ -34,10 +34,20 @@ def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " byt
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
     """Return the first ``count`` codes behind ``pack_codes``."""
-    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    every_byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    words = TABLES[bits].to(packed.device).index_select(0, packed.int())
+    return words.view(torch.uint8)[:count]
+
+
+def _codes_of_every_byte(bits: int) -> Tensor:
+    """Return, for each byte, the word whose bytes are its codes."""
+    places = torch.arange(0, 8, bits, dtype=torch.uint8)
+    every_byte = torch.arange(256, dtype=torch.uint8)
     table: Tensor = ((every_byte[:, None] >> places) & (2**bits - 1)).view(WORDS[bits]).flatten()
-    return table.index_select(0, packed.int()).view(torch.uint8)[:count]
+    return table
+
+
+TABLES = {bits: _codes_of_every_byte(bits) for bits in WORDS}
+"""What ``unpack_codes`` looks up: at most 2 KB, made once, for every chunk of a mask asks for it."""
 
 
 def packed_bytes(count: int, bits: int) -> int:
