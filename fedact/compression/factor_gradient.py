@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.operations import Convolution
-from fedact.compression.tucker import mode_product
+from fedact.compression.tucker import compose, mode_product, project, unfold
 
 BATCH, CHANNELS, HEIGHT, WIDTH = range(4)
 
@@ -26,15 +26,17 @@ def factor_gradient(
     Batch: the output gradient is contracted with U1. Space: the core is expanded along height and width only, padded
     (padding is linear along rows and columns) and correlated, a convolution with k1 samples and k2 channels. Channels:
     the result is expanded with U2, each group with its own rows of U2. A mode without a factor is whole already.
+    Pointwise, the output gradient is contracted along height and width too; depthwise, the channels are expanded first.
     """
-    image = core
-    for mode in (HEIGHT, WIDTH):
-        image = mode_product(image, factors[mode], mode) if mode in factors else image
+    if is_pointwise(weight, operation) and HEIGHT in factors:
+        return _pointwise(core, factors, grad_output).reshape(weight.shape)
     if BATCH in factors:
         grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
     last = grad_output.is_contiguous(memory_format=torch.channels_last)
+    early = (HEIGHT, WIDTH, CHANNELS) if is_depthwise(weight) else (HEIGHT, WIDTH)
+    image = compose(core, {mode: factors[mode] for mode in early if mode in factors})
     image = image.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    if CHANNELS not in factors:
+    if CHANNELS not in factors or CHANNELS in early:
         return operation.weight_gradient(image, grad_output, weight)
     u2 = factors[CHANNELS]
     # Every output channel meets every one of the k2 channels; the groups come in with the rows of U2.
@@ -45,6 +47,27 @@ def factor_gradient(
     return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
 
 
+def is_pointwise(weight: Tensor, operation: Convolution) -> bool:
+    """Tell whether every position of the output is a product with that position of the input alone."""
+    plain = (operation.stride, operation.padding, operation.groups) == ((1, 1), (0, 0), 1)
+    return plain and tuple(weight.shape[2:]) == (1, 1) and not any(operation.edges)
+
+
+def is_depthwise(weight: Tensor) -> bool:
+    """Tell whether every output channel sees one input channel."""
+    return weight.shape[1] == 1
+
+
+def _pointwise(
+    core: Float[Tensor, "k1 k2 k3 k4"],
+    factors: Mapping[int, Tensor],
+    grad_output: Float[Tensor, "batch outputs rows columns"],
+) -> Float[Tensor, "outputs inputs"]:
+    small = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS})
+    gradient = unfold(small, CHANNELS) @ unfold(core, CHANNELS).T
+    return gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient
+
+
 def factors_are_cheaper(
     ranks: Sequence[int], shape: Sequence[int], factors: Collection[int], weight: Tensor, operation: Convolution
 ) -> bool:
@@ -52,12 +75,18 @@ def factors_are_cheaper(
 
     factors: the modes that have one; without one of the channels the groups stay, with one every k2 meets every output.
     """
-    (batch, channels, *space), (k1, k2, *_) = shape, ranks
+    (batch, channels, *space), (k1, k2, *positional) = shape, ranks
     pixels = prod(space)
     outputs, inputs, *kernel = weight.shape
     strides = prod(operation.stride)
     positions = pixels * prod(kernel) // strides
-    contracting = k1 * batch * outputs * pixels // strides if BATCH in factors else 0
-    by_factors = contracting + k1 * outputs * (k2 if CHANNELS in factors else inputs) * positions
     rebuilding = k1 * k2 * channels * pixels + (batch * k2 * channels * pixels if CHANNELS in factors else 0)
-    return by_factors < rebuilding + batch * outputs * inputs * positions
+    rebuilt = rebuilding + batch * outputs * inputs * positions
+    if is_pointwise(weight, operation) and HEIGHT in factors:
+        left = prod(positional)
+        contracting = batch * outputs * (pixels * min(positional) + k1 * left)
+        return contracting + k1 * k2 * left * outputs + k2 * outputs * inputs < rebuilt
+    contracting = k1 * batch * outputs * pixels // strides if BATCH in factors else 0
+    if is_depthwise(weight) and CHANNELS in factors:
+        return contracting + k1 * pixels * k2 * channels + k1 * outputs * positions < rebuilt
+    return contracting + k1 * outputs * (k2 if CHANNELS in factors else inputs) * positions < rebuilt

@@ -24,6 +24,8 @@ class Spectrum(NamedTuple):
 
 SMALL = 64
 """The dimension up to which a Gram matrix takes no longer than products with a thin matrix."""
+FEW = 16
+"""Products at every position up to which two modes together take no longer than one after the other."""
 COPIED = 2**20
 """Elements that are copied at a time where a product is taken in another type."""
 
@@ -35,6 +37,10 @@ def unfold(x: Tensor, mode: int) -> Float[Tensor, "dimension rest"]:
 
 def memory_order(x: Tensor) -> list[int]:
     """Return x's dimensions from the outermost in memory to the innermost."""
+    if x.is_contiguous():
+        return list(range(x.dim()))
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return [0, 2, 3, 1]
     strides = x.stride()
     return sorted(range(x.dim()), key=lambda dimension: -strides[dimension])
 
@@ -78,12 +84,15 @@ def _gram(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimen
 def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) -> Float[Tensor, "dimension columns"]:
     """Return the unfolding times its transpose times a block of thin columns."""
     parts = slabs(x, mode)
-    if parts.shape[1] <= SMALL:
-        return gram(x, mode, x.dtype) @ block
     columns = block.shape[1]
-    block = _widened(block)
+    if parts.shape[1] <= SMALL and columns > 2:
+        return gram(x, mode, x.dtype) @ block
     if parts.shape[2] == 1:
-        return (parts[..., 0].T @ (parts[..., 0] @ block))[:, :columns]
+        return (parts[..., 0].T @ (parts[..., 0] @ _widened(block)))[:, :columns]
+    if columns <= 2:
+        inner = torch.bmm(block.T.expand(len(parts), *block.T.shape), parts)
+        return torch.bmm(inner, parts.transpose(1, 2)).sum(0).T
+    block = _widened(block)
     inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
     return torch.addbmm(parts.new_zeros(()), parts, inner, beta=0)[:, :columns]
 
@@ -155,8 +164,14 @@ def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) ->
 
 
 def project(x: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
-    """Return the core x x1 U1^T x2 U2^T ... (the largest reduction first); a mode without a factor stays whole."""
-    for mode in sorted(factors, key=lambda mode: factors[mode].shape[1] / factors[mode].shape[0]):
+    """Return the core x x1 U1^T x2 U2^T ... (in the order of the fewest products); a mode without a factor stays whole."""
+    if x.dim() == 4 and {2, 3} <= factors.keys() and factors[2].shape[1] * factors[3].shape[1] <= FEW:
+        # Height and width at once: a few weighted means over the positions, in one pass.
+        both = (factors[2][:, None, :, None] * factors[3][:, None]).reshape(x.shape[2] * x.shape[3], -1)
+        rest = {mode: factor for mode, factor in factors.items() if mode < 2}
+        core = project(x.flatten(2), {**rest, 2: both})
+        return core.reshape(*core.shape[:2], factors[2].shape[1], factors[3].shape[1])
+    for mode in sorted(factors, key=lambda mode: 1 / len(factors[mode]) - 1 / factors[mode].shape[1]):
         x = mode_product(x, factors[mode].T, mode)
     return x
 
