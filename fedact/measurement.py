@@ -61,7 +61,7 @@ def measure_methods(
     prefix = record(yardstick, x)
     flops = {name: count_flops(model, batches[0], prefix_of(model, x, prefix)) for name, model in models.items()}
     own = flops[YARDSTICK] if YARDSTICK in flops else count_flops(yardstick, batches[0], prefix)
-    rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed) if timed else []
+    rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed, seed=seed) if timed else []
     return [_measured(each, rows, flops[each.method], own) for each in found]
 
 

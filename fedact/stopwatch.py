@@ -10,28 +10,30 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedact.replay import Batch, Prefix, prefix_of, record, step
+from fedact.replay import Batch, Prefix, record, step
+from fedact.seeds import Purpose, generator
 
 Clock = Callable[[], float]
 
 
 def time_steps(
-    models: Mapping[str, nn.Module], warm_up: Batch, batches: Sequence[Batch], clock: Clock = time.perf_counter
+    models: Mapping[str, nn.Module],
+    warm_up: Batch,
+    batches: Sequence[Batch],
+    clock: Clock = time.perf_counter,
+    seed: int = 0,
 ) -> list[dict[str, float]]:
     """Return each batch's seconds, by model: forward and backward from the first trained layer on, loss included.
 
-    models: with the same trained layers. All take a batch before any takes the next one, each time another one first; the
-    warm-up is not timed. What runs before the first trained layer is not timed either.
+    models: with the same trained layers. All take a batch before any takes the next one; the warm-up is not timed. What runs
+    before the first trained layer is not timed either, but does run just before.
     """
-    names = list(models)
     rows = []
     for place, batch in enumerate((warm_up, *batches)):
-        prefix = record(models[names[0]], batch[0])
-        start = place % len(names)
-        prefixes = {name: prefix_of(model, batch[0], prefix) for name, model in models.items()}
-        rows.append(
-            {name: _seconds(models[name], batch, prefixes[name], clock) for name in (*names[start:], *names[:start])}
-        )
+        # In another order each time, so that no method always finds what the same other one left in caches and threads.
+        order = generator(seed, Purpose.METHOD, place).permutation(list(models))
+        row = {name: _seconds(models[name], batch, record(models[name], batch[0]), clock) for name in order}
+        rows.append({name: row[name] for name in models})
     return rows[1:]
 
 
