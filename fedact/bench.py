@@ -23,6 +23,7 @@ COUNTS = {
     "every": (10, 0, "with --equal-cosine: every N-th convolution before the last ones; 0 is none"),
 }
 """Whole numbers: the default, the least, and what each says."""
+MICRO_BATCH_HELP = "take batches in micro-batches of N; the time is then the whole step's, relative to vanilla's at once"
 FILES = {
     "json": "write every figure, layer by layer, into a file",
     "figure": "draw gradient error against bytes into a PNG file",
@@ -41,6 +42,7 @@ def parser() -> Parser:
     result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
     for name, (default, _, says) in COUNTS.items():
         result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
+    result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
     for name, says in MODES.items():
         result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
     for name, says in FILES.items():
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
-    options = {name: given.pop(name) for name in (*COUNTS, *FILES, *MODES)}
+    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
     _check(options)
     config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given})
     if config.layers == "auto":
@@ -68,15 +70,18 @@ def _check(options: dict[str, Any]) -> None:
     for name, (_, least, _) in COUNTS.items():
         if options[name] < least:
             raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
+    if options["micro_batch"] is not None and options["micro_batch"] < 1:
+        raise ConfigError(f"--micro-batch is a whole number from 1, not {options['micro_batch']}")
     for name in FILES:
         file = options[name]
         if file and not file.absolute().parent.is_dir():
             raise ConfigError(f"--{name} {file}: there is no folder {file.absolute().parent}")
     if options["figure"] and options["figure"].suffix != ".png":
         raise ConfigError(f"--figure {options['figure']}: the name of a figure ends in .png")
-    for other in ("sweep", "figure"):
+    for other in ("sweep", "figure", "micro_batch"):
         if options["equal_cosine"] and options[other]:
-            raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{other} out")
+            flag = other.replace("_", "-")
+            raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{flag} out")
 
 
 def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:

@@ -16,9 +16,13 @@ ERRORS = ("bias²", "variance", "error")
 LAYER_WIDTH = 12
 
 
-def cost_table(title: str, found: Sequence[Measured]) -> Table:
-    """Return what each method holds and costs."""
-    table = _table(f"{title}\nBytes of a step; time (of vanilla's) and operations from the first trained layer on")
+def cost_table(title: str, found: Sequence[Measured], micro_batch: int | None = None) -> Table:
+    """Return what each method holds and costs, in whole batches or in micro-batches against vanilla in whole ones."""
+    part = "time (of vanilla's) and operations from the first trained layer on"
+    whole = (
+        f"micro-batches of {micro_batch}; time of the whole step (of vanilla's at once), operations of the trained layers"
+    )
+    table = _table(f"{title}\nBytes of a step; {whole if micro_batch else part}")
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
     for each in found:

@@ -42,6 +42,7 @@ class Options:
     steps: int
     draws: int
     every: int
+    micro_batch: int | None
     json: Path | None
     figure: Path | None
     sweep: bool
@@ -59,9 +60,9 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     models = installed(model, names, layers, config.train_norm, config.seed)
     yardstick = models.get(YARDSTICK) or installed(model, [YARDSTICK], layers, config.train_norm)[YARDSTICK]
     timed = _timed(experiment, options.steps)
-    found = measure_methods(models, yardstick, warm_up, batches, timed, options.draws, config.seed)
+    found = measure_methods(models, yardstick, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
     title = _title(experiment.config, f"last {config.layers} layers")
-    _show(cost_table(title, found), gradient_table(found))
+    _show(cost_table(title, found, options.micro_batch), gradient_table(found))
     _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
     if options.figure:
         error_against_bytes(title, found).savefig(options.figure, dpi=150)

@@ -6,14 +6,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import State
 from fedact.layers import Keeping
 from fedact.layers.keeping import Keeper
 from fedact.memory import Memory, largest, measure_memory
-from fedact.replay import Batch, Prefix, prefix_of, record, step
+from fedact.replay import Batch, Prefix, part_step, parts, prefix_of, record, step
 from fedact.seeds import Purpose, generator
 from fedact.surgery import trained_parameters
 
@@ -63,15 +62,17 @@ def measure_fidelity(
     batches: Sequence[Batch],
     draws: int = 8,
     seed: int = 0,
+    micro_batch: int | None = None,
 ) -> list[Fidelity]:
     """Measure each method's model on the same batches; all have the same weights and the same trained layers.
 
     exact: has the exact gradient. warm_up: a batch of its own before the first that counts: a method that keeps a state
-    finds it there. draws: gradients of a batch where the method is random, at least 2.
+    finds it there. draws: gradients of a batch where the method is random, at least 2. micro_batch: what every model takes a
+    batch in, None: at once.
     """
     first = record(exact, warm_up[0])
     for model in models.values():
-        gradient(model, warm_up, prefix_of(model, warm_up[0], first))
+        gradient(model, warm_up, prefix_of(model, warm_up[0], first), micro_batch)
     memories: dict[str, list[Memory]] = {name: [] for name in models}
     found: dict[str, list[tuple[int, dict[str, Spread]]]] = {name: [] for name in models}
     for batch in batches:
@@ -81,15 +82,19 @@ def measure_fidelity(
             # What is not random on one batch is not on another.
             settled = bool(found[name]) and found[name][0][0] == 1
             own = prefix_of(model, batch[0], prefix)
-            memory, drawn = observe(model, batch, own, 1 if settled else draws, seed)
+            memory, drawn = observe(model, batch, own, 1 if settled else draws, seed, micro_batch)
             memories[name].append(memory)
             found[name].append((len(drawn), _spreads(drawn, reference)))
     return [_summary(name, memories[name], found[name]) for name in models]
 
 
-def gradient(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -> Gradients:
+def gradient(model: nn.Module, batch: Batch, prefix: Prefix | None = None, micro_batch: int | None = None) -> Gradients:
     """Return the gradient of each trained parameter; the model is left without any."""
-    step(model, batch, prefix)
+    if micro_batch is None:
+        step(model, batch, prefix)
+    else:
+        for part in parts(batch, micro_batch):
+            part_step(model, part, len(batch[1]))
     return _taken(model)
 
 
@@ -100,22 +105,26 @@ def _taken(model: nn.Module) -> Gradients:
     return found
 
 
-def observe(model: nn.Module, batch: Batch, prefix: Prefix, draws: int, seed: int) -> tuple[Memory, list[Gradients]]:
+def observe(
+    model: nn.Module, batch: Batch, prefix: Prefix, draws: int, seed: int, micro_batch: int | None = None
+) -> tuple[Memory, list[Gradients]]:
     """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
 
     All draws start from the same state; the model is left in the one after the step.
     """
-    before = states(model)
-    # The whole step, for the frozen part has the peak.
-    with measure_memory(model, inputs=batch) as memory:
-        F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+    before, memories = states(model), []
+    for part in parts(batch, micro_batch):
+        # The whole step, for the frozen part has the peak.
+        with measure_memory(model, inputs=part) as memory:
+            part_step(model, part, len(batch[1]))
+        memories.append(memory)
     drawn, after = [_taken(model)], states(model)
     while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):
         put_back(model, before)
         _reseed(model, seed, len(drawn))
-        drawn.append(gradient(model, batch, prefix))
+        drawn.append(gradient(model, batch, prefix, micro_batch))
     put_back(model, after)
-    return memory, drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
+    return largest(memories), drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
 
 
 def _same(first: Gradients, second: Gradients) -> bool:

@@ -9,10 +9,11 @@ from torch import nn
 
 from fedact.fidelity import Fidelity, measure_fidelity
 from fedact.replay import Batch, prefix_of, record, twin
-from fedact.stopwatch import count_flops, relative, time_steps
+from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
 from fedact.surgery import compress
 
-YARDSTICK = "vanilla"
+YARDSTICK, AT_ONCE = "vanilla", "vanilla at once"
+"""What everything is relative to; beside methods in micro-batches, in whole batches."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,40 @@ def measure_methods(
     timed: Sequence[Batch],
     draws: int = 8,
     seed: int = 0,
+    micro_batch: int | None = None,
 ) -> list[Measured]:
     """Measure every model against the yardstick, a vanilla model with the same weights and trained layers.
 
-    warm_up: the first batch of every model, before any that counts. timed: the batches whose time is measured.
+    warm_up: the first batch of every model, before any that counts. timed: the batches whose time is measured. micro_batch:
+    what the models, but not the yardstick, take a batch in; the time is then the whole step's.
     """
-    found = measure_fidelity(models, yardstick, warm_up, batches, draws, seed)
+    found = measure_fidelity(models, yardstick, warm_up, batches, draws, seed, micro_batch)
     x = batches[0][0]
     prefix = record(yardstick, x)
     flops = {name: count_flops(model, batches[0], prefix_of(model, x, prefix)) for name, model in models.items()}
     own = flops[YARDSTICK] if YARDSTICK in flops else count_flops(yardstick, batches[0], prefix)
-    rows = time_steps({YARDSTICK: yardstick, **models}, warm_up, timed, seed=seed) if timed else []
+    rows = _timed(models, yardstick, warm_up, timed, seed, micro_batch) if timed else []
     return [_measured(each, rows, flops[each.method], own) for each in found]
+
+
+def _timed(
+    models: Mapping[str, nn.Module],
+    yardstick: nn.Module,
+    warm_up: Batch,
+    timed: Sequence[Batch],
+    seed: int,
+    micro_batch: int | None,
+) -> list[dict[str, float]]:
+    if micro_batch is None:
+        return time_steps({YARDSTICK: yardstick, **models}, warm_up, timed, seed=seed)
+    sizes = {name: (model, micro_batch) for name, model in models.items()}
+    return time_micro_batches({AT_ONCE: (yardstick, None), **sizes}, [warm_up, *timed], seed=seed)
 
 
 def _measured(fidelity: Fidelity, rows: Sequence[Mapping[str, float]], flops: int, yardstick: int) -> Measured:
     name = fidelity.method
     seconds = [row[name] for row in rows]
-    ratios = relative(rows, name, YARDSTICK)
+    ratios = relative(rows, name, AT_ONCE if rows and AT_ONCE in rows[0] else YARDSTICK)
     return Measured(
         fidelity=fidelity,
         seconds=median(seconds) if rows else None,

@@ -71,6 +71,22 @@ def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: 
         F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
 
 
+def parts(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Yield a batch in micro-batches of a size, None: as it is; each alone in its storage."""
+    x, y = batch
+    if size is None or size >= len(y):
+        yield batch
+        return
+    for start in range(0, len(y), size):
+        yield tuple(each[start : start + size].clone(memory_format=torch.preserve_format) for each in (x, y))  # type: ignore[misc]
+
+
+def part_step(model: nn.Module, part: Batch, batch_examples: int) -> None:
+    """Add a micro-batch's part of the batch's gradient to the model's, nothing replayed."""
+    loss = F.cross_entropy(model(part[0]), part[1]) * (len(part[1]) / batch_examples)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callable[[], None]) -> Iterator[None]:
     """Run ``call(forward, *args)`` in the place of the outermost frozen modules' forward, up to the first trained layer.

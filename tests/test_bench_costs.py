@@ -5,7 +5,7 @@ from torch import nn
 
 from fedact.measurement import installed, measure_methods
 from fedact.replay import record
-from fedact.stopwatch import count_flops, relative, time_steps
+from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
 from tests.networks import batch, normed
 
 
@@ -94,3 +94,14 @@ def test_no_timed_batches_measure_no_time_and_the_yardstick_need_not_be_a_method
     (timed,) = measure_methods(models, yardstick, batch(4), [batch(4, 1)], [batch(4, 2), batch(4, 3), batch(4, 4)])
     assert timed.time_range[0] <= timed.time_ratio <= timed.time_range[1]
     assert timed.row()["saved_bytes"] == timed.fidelity.saved_bytes
+
+
+def test_micro_batches_are_timed_as_whole_steps_against_whole_batches():
+    clock, names = Clock(), ("vanilla", "exact")
+    models = installed(network().eval(), names, 1)
+    for name, seconds in zip(names, (2.0, 3.0), strict=True):
+        clock.charge(models[name][0], 10.0)
+        clock.charge(models[name][2], seconds, name)
+    sizes = {"at once": (models["vanilla"], None), "exact": (models["exact"], 2)}
+    rows = time_micro_batches(sizes, [batch(5, seed) for seed in range(4)], clock)
+    assert rows == [{"at once": 12.0, "exact": 3 * 13.0}] * 3

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedact
-from fedact.fidelity import gradient, measure_fidelity, spread, states
+from fedact.fidelity import gradient, measure_fidelity, observe, spread, states
 from fedact.measurement import installed
 from fedact.replay import record
 from tests.networks import MODELS, batch, measure, normed, train
@@ -95,3 +95,15 @@ def test_a_replayed_prefix_gives_the_same_gradient(make, method):
     assert whole.keys() == replayed.keys()
     assert all(torch.equal(whole[name], replayed[name]) for name in whole)
     assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_micro_batches_add_up_to_the_batchs_gradient_and_hold_one_at_a_time(size):
+    model = installed(normed().eval(), ["exact"], 2)["exact"]
+    examples = batch(5)
+    whole, added = gradient(model, examples), gradient(model, examples, micro_batch=size)
+    assert all(torch.allclose(added[name], whole[name], rtol=1e-4, atol=1e-6) for name in whole)
+    memory, (drawn,) = observe(model, examples, record(model, examples[0]), 1, 0, size)
+    assert all(torch.equal(drawn[name], added[name]) for name in added)
+    x, y = (each[:size].clone() for each in examples)
+    assert memory.saved_bytes == measure(model, lambda: train(model, x, y), (x, y)).saved_bytes
