@@ -103,6 +103,12 @@ def test_nothing_is_left_behind_by_a_step_or_without_gradients():
     assert all(not module.keeper._to_hand_on for module in model.modules() if isinstance(module, Keeping))
 
 
+def test_a_part_that_runs_without_its_origin_says_so():
+    model = fedact.compress(network(), "exact:derive=2", 4)
+    with pytest.raises(RuntimeError, match="derive=0"):
+        model.features[17].conv[2](torch.randn(2, 960, 2, 2, dtype=torch.float64))
+
+
 def test_two_forward_passes_before_their_backward_passes_do_not_mix():
     model, (first, second) = fedact.compress(network(), "exact:derive=2", 4), (images(1), images(2, count=2))
     expected = [gradients(model, x) for x in (first, second)]

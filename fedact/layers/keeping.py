@@ -44,7 +44,14 @@ class Keeper:
         return method, compressed
 
     def hand_on(self) -> tuple[Method, Compressed]:
-        """Return what was kept in this forward pass, once to every taker; the last one leaves nothing here."""
+        """Return what was kept in this forward pass, once to every taker; the last one leaves nothing here.
+
+        Raises RuntimeError where the layer that keeps it has not run.
+        """
+        if not self._to_hand_on:
+            raise RuntimeError(
+                "a layer's input is made again from another layer's, which has not run: take derive=0 for parts"
+            )
         return self._to_hand_on.pop()
 
     def stored_elements(self, tensor: Tensor) -> int:
