@@ -20,6 +20,7 @@ def factor_gradient(
     grad_output: Float[Tensor, "batch outputs rows columns"],
     weight: Float[Tensor, "outputs inputs kernel_height kernel_width"],
     operation: Convolution,
+    caps: Mapping[int, int] | None = None,
 ) -> Float[Tensor, "outputs inputs kernel_height kernel_width"]:
     """Return the weight gradient without rebuilding the activation (the paper's equation, for every geometry).
 
@@ -27,9 +28,10 @@ def factor_gradient(
     (padding is linear along rows and columns) and correlated, a convolution with k1 samples and k2 channels. Channels:
     the result is expanded with U2, each group with its own rows of U2. A mode without a factor is whole already.
     Pointwise, the output gradient is contracted along height and width too; depthwise, the channels are expanded first.
+    caps: as for ``project``.
     """
     if is_pointwise(weight, operation) and HEIGHT in factors:
-        return _pointwise(core, factors, grad_output).reshape(weight.shape)
+        return _pointwise(core, factors, grad_output, caps).reshape(weight.shape)
     if BATCH in factors:
         grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
     last = grad_output.is_contiguous(memory_format=torch.channels_last)
@@ -62,8 +64,9 @@ def _pointwise(
     core: Float[Tensor, "k1 k2 k3 k4"],
     factors: Mapping[int, Tensor],
     grad_output: Float[Tensor, "batch outputs rows columns"],
+    caps: Mapping[int, int] | None,
 ) -> Float[Tensor, "outputs inputs"]:
-    small = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS})
+    small = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
     gradient = unfold(small, CHANNELS) @ unfold(core, CHANNELS).T
     return gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient
 

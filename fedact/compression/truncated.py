@@ -86,7 +86,7 @@ class Truncated(Method):
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
         """Return the core and the factors of ``modes``, in x's type: each mode's from the full tensor, as published."""
         factors = self.leading_factors(x)
-        return project(x, factors), factors
+        return project(x, factors, self.caps(x.shape)), factors
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         state = state if self.continues(state, x) else NO_STATE
@@ -134,15 +134,19 @@ class Truncated(Method):
         if isinstance(operation, Convolution) and self.by_factors(compressed.about, weight, operation):
             core, factors = self.parts(compressed)
             grad_output, kernel = computable(grad_output), computable(weight)
-            return factor_gradient(core, factors, grad_output, kernel, operation).to(weight.dtype)
+            caps = self.caps(compressed.about.shape)
+            return factor_gradient(core, factors, grad_output, kernel, operation, caps).to(weight.dtype)
         return super().weight_gradient(compressed, grad_output, weight, operation)
 
     def by_factors(self, layout: Layout, weight: Tensor, operation: Convolution) -> bool:
         """Tell whether the gradient comes from the factors or from the rebuilt tensor, whichever is cheaper."""
-        # By the caps where there are any: the way, and with it the transient bytes, must not depend on the data.
-        caps = self.clip(self.max_ranks, layout.shape) if self.max_ranks else {}
+        caps = self.caps(layout.shape)
         ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
         return factors_are_cheaper(ranks, layout.shape, self.modes(4), weight, operation)
+
+    def caps(self, shape: Sequence[int]) -> dict[int, int]:
+        """Return the caps by mode: where there are any, the way of computing, and with it the transient bytes, is theirs."""
+        return self.clip(self.max_ranks, shape) if self.max_ranks else {}
 
     def levels(self, x: Tensor) -> dict[float, Method]:
         """Return caps at each explained variance down to the one given, or the ranks that a plan fixes."""

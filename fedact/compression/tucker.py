@@ -163,15 +163,20 @@ def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) ->
     return product.reshape(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
 
 
-def project(x: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
-    """Return the core x x1 U1^T x2 U2^T ... (in the order of the fewest products); a mode without a factor stays whole."""
-    if x.dim() == 4 and {2, 3} <= factors.keys() and factors[2].shape[1] * factors[3].shape[1] <= FEW:
+def project(x: Tensor, factors: Mapping[int, Tensor], caps: Mapping[int, int] | None = None) -> Tensor:
+    """Return the core x x1 U1^T x2 U2^T ... (in the order of the fewest products); a mode without a factor stays whole.
+
+    caps: the most that the ranks can be, where they depend on the data: the way is then the one for those, so that what is
+    made on it is never more than with them.
+    """
+    ranks = {mode: (caps or {}).get(mode, factor.shape[1]) for mode, factor in factors.items()}
+    if x.dim() == 4 and {2, 3} <= factors.keys() and ranks[2] * ranks[3] <= FEW:
         # Height and width at once: a few weighted means over the positions, in one pass.
         both = (factors[2][:, None, :, None] * factors[3][:, None]).reshape(x.shape[2] * x.shape[3], -1)
         rest = {mode: factor for mode, factor in factors.items() if mode < 2}
-        core = project(x.flatten(2), {**rest, 2: both})
+        core = project(x.flatten(2), {**rest, 2: both}, {**ranks, 2: ranks[2] * ranks[3]})
         return core.reshape(*core.shape[:2], factors[2].shape[1], factors[3].shape[1])
-    for mode in sorted(factors, key=lambda mode: 1 / len(factors[mode]) - 1 / factors[mode].shape[1]):
+    for mode in sorted(factors, key=lambda mode: 1 / len(factors[mode]) - 1 / ranks[mode]):
         x = mode_product(x, factors[mode].T, mode)
     return x
 
