@@ -181,7 +181,7 @@ def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, mem
         state_bytes=memory.state_bytes,
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
-        fixed=all(method.fixed for method in methods.values()),
+        fixed=all(method.fixed and (method.same_work or problem.scope == "saved") for method in methods.values()),
         reason="; ".join(gave_way) or None,
         **_common(problem, list(methods)),
     )

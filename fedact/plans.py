@@ -31,7 +31,7 @@ class Plan:
 
     method: as it was asked for. status: ``ok``, ``head-only`` or ``skipped``, with the reason where something gave way.
     layers: trained convolutions. vanilla_saved_bytes: what plain training of the same layers would keep for a whole batch.
-    fixed: whether every step of the same shape holds the same bytes, whatever the data.
+    fixed: whether every step of the same shape takes the same bytes of the budget's scope, whatever the data.
     weight, gradient and optimizer bytes: the device's other memory. least_bytes: what the least step would need, if skipped.
     """
 

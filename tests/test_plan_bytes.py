@@ -168,3 +168,11 @@ def test_inputs_that_are_made_again_count_once(method, layers):
     ceiling = {kept.name: make_method(kept.method).ceiling for kept in plan.kept}
     memory = step(install(model, ceiling), x, y)
     assert sum(caps.values()) == sum(size for name, size in memory.by_layer.items() if name) <= plan.saved_bytes
+
+
+@pytest.mark.parametrize(("method", "scope", "fixed"), [
+    ("transform:bits=1", "saved", True), ("transform:bits=1", "peak", False), ("transform:variance=0.9", "saved", False),
+    ("quantize", "peak", True), ("exact", "peak", True),
+])  # fmt: skip
+def test_a_step_whose_bytes_depend_on_the_data_is_always_measured(method, scope, fixed):
+    assert plan_for(10**7, method=method, scope=scope).fixed is fixed

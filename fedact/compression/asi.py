@@ -30,6 +30,7 @@ class ASI(Subspaces):
     """
 
     name: ClassVar[str] = "asi"
+    same_work: ClassVar[bool] = False
     source: ClassVar[str] = "Nguyen et al., Beyond Low-rank Decomposition, ICML 2025, arXiv 2505.05086, section 3"
 
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:

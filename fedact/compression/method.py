@@ -55,6 +55,8 @@ class Method(ABC):
     exact_input_gradient: ClassVar[bool] = True
     """Whether the input gradient is the plain layer's."""
 
+    same_work: ClassVar[bool] = True
+    """Whether a step's working memory depends on shapes alone, where its stored bytes do."""
     reads_state: ClassVar[bool] = False
     """Whether ``reconstruct`` needs the state too."""
     calibrated: ClassVar[bool] = False

@@ -59,6 +59,7 @@ class Transform(Method):
 
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
     published: ClassVar[str] = "variance=0.96"
+    same_work: ClassVar[bool] = False
     sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999))
     variants: ClassVar[tuple[str, ...]] = ("", "derive=0")
 
