@@ -43,7 +43,7 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
     Yields a Memory that is filled when the block ends; the definitions are its docstring. Not seen as held: a root gradient
     that the caller made before the block.
     """
-    memory, state = Memory(), [tensor for _, tensors in _declared(model) for tensor in tensors]
+    memory, state = Memory(), _state_tensors(model)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     ledger = Ledger([*model.parameters(), *model.buffers(), *gradients, *_optimizer_state(optimizer), *tensors_in(inputs)])
     for name, tensors in _declared(model):
@@ -54,7 +54,7 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda pack: pack.tensor))
         stack.enter_context(ledger)
         yield memory
-    new_state = [tensor for _, tensors in _declared(model) for tensor in tensors]
+    new_state = _state_tensors(model)
     memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
     _settle(memory, ledger, [life for life in ledger.lives if id(life) not in optimizers])
@@ -116,6 +116,10 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
     for name, module in model.named_modules():
         for tensors in _states_of(module):
             yield name, tensors
+
+
+def _state_tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor for _, tensors in _declared(model) for tensor in tensors]
 
 
 def _states_of(module: nn.Module) -> Iterator[list[Tensor]]:

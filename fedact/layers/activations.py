@@ -32,6 +32,13 @@ class Slope(NamedTuple):
         return torch.ops.aten.hardtanh_backward(grad_output, x, self.lower, self.upper)  # type: ignore[no-any-return]
 
 
+def _plainly(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+    """Return the plain activation of x, in x's place where the module works in place."""
+    if module.inplace:
+        ctx.mark_dirty(x)
+    return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+
+
 class _Masked(torch.autograd.Function):
     """A piecewise linear activation that keeps one bit an element: whether the gradient passes."""
 
@@ -39,9 +46,7 @@ class _Masked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
         ctx.slope, ctx.order = slope, memory_order(x)
         ctx.save_for_backward(pack_mask(x, ctx.order, slope.passes))
-        if module.inplace:
-            ctx.mark_dirty(x)
-        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+        return _plainly(ctx, x, module)
 
     @staticmethod
     @once_differentiable
@@ -56,9 +61,7 @@ class _FromOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
-        if module.inplace:
-            ctx.mark_dirty(x)
-        y: Tensor = module.plain.forward(module, x)  # type: ignore[union-attr]
+        y = _plainly(ctx, x, module)
         ctx.save_for_backward(y)
         ctx.slope = slope
         return y
@@ -75,9 +78,7 @@ class _Left(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
-        if module.inplace:
-            ctx.mark_dirty(x)
-        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+        return _plainly(ctx, x, module)
 
     @staticmethod
     @once_differentiable
@@ -93,9 +94,7 @@ class _MadeAgain(torch.autograd.Function):
         ctx.method, compressed = keeper.keep(x)
         save(ctx, ctx.method, compressed)
         ctx.slope = slope
-        if module.inplace:
-            ctx.mark_dirty(x)
-        return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
+        return _plainly(ctx, x, module)
 
     @staticmethod
     @once_differentiable
