@@ -15,7 +15,10 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 @dataclass(frozen=True)
 class Kept:
-    """One kept tensor: the layer whose input it is, its shape in a micro-batch, its method and its cap."""
+    """One kept tensor: the layer whose input it is, its shape in a micro-batch, its method and its cap.
+
+    expected_error: what keeping it so adds to the plan's own; None where it was not measured.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -23,6 +26,7 @@ class Kept:
     shape: tuple[Count, ...]
     method: str
     cap_bytes: Count
+    expected_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Plan:
     layers: trained convolutions. vanilla_saved_bytes: what plain training of the same layers would keep for a whole batch.
     fixed: whether every step of the same shape takes the same bytes of the budget's scope, whatever the data.
     weight, gradient and optimizer bytes: the device's other memory. least_bytes: what the least step would need, if skipped.
+    prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
+    expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
+    server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
+    where none was asked for.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -56,6 +64,9 @@ class Plan:
     fixed: bool
     reason: str | None = None
     least_bytes: Count | None = None
+    prefix_chunk: Count = 0
+    expected_error: float | None = None
+    slowdown: float | None = None
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""
