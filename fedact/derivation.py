@@ -55,7 +55,7 @@ def derivations(model: nn.Module, methods: Mapping[str, Method], passed: set[str
     reach = max((method.derive for method in methods.values()), default=0)
     if not reach:
         return Derivations({}, {}, {})
-    calls, modules = _calls(model), dict(model.named_modules())
+    calls, modules = calls_of(model), dict(model.named_modules())
     inputs = _inputs(calls, modules, methods)
     own = {name for name, method in methods.items() if method.derive and name not in inputs}
     kept = {name for name in own if isinstance(modules[name], nn.Conv2d)} | {one.origin for one in inputs.values()}
@@ -84,7 +84,7 @@ def _only_taker(node: Node) -> str:
     return "" if others or first.op != "call_module" else str(first.target)
 
 
-def _calls(model: nn.Module) -> dict[str, Node]:
+def calls_of(model: nn.Module) -> dict[str, Node]:
     """Return the node of every module that is called just once."""
     graph = traced(model)
     nodes = [node for node in graph.nodes if node.op == "call_module"] if graph else []

@@ -1,65 +1,26 @@
-"""(model, example, budget) -> plan: who gives way, and how far, until a measured step fits."""
+"""(model, example, budget) -> plan: the least gradient error, or who gives way and how far, until a measured step fits."""
 
-import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedact.compression import Method, make_method, method_name
-from fedact.compression.exact import Vanilla
+from fedact.compression import AUTO, Method, choose_method, make_method, method_name
 from fedact.errors import ConfigError
-from fedact.memory import Memory, largest, measure_memory, stored_bytes
+from fedact.giving_way import GivingWay
+from fedact.memory import stored_bytes
+from fedact.pace import Pace
 from fedact.plans import Kept, Plan
+from fedact.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
+from fedact.search import Chooser, Found, depths_for, search
+from fedact.sensitivity import total_error
+from fedact.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.sizes import parse_bytes
-from fedact.surgery import (
-    assign,
-    calibrate,
-    convolutions,
-    head,
-    install,
-    kept_inputs,
-    made_again,
-    restore,
-    trained_layers,
-    trained_parameters,
-)
-from fedact.training import Loss, bytes_in_scope, micro_step
+from fedact.surgery import kept_inputs, made_again, trained_parameters
+from fedact.training import Loss
 
-AUTO_LAYERS = 8
-"""Where ``layers="auto"`` starts; on the digits (seed 0) 8 convolutions ended at 93.8 %, 4 at 92.0 %."""
-GENTLE = 0.95
-"""Free ranks first try to explain this much at every micro-batch, and less only where no micro-batch allows it."""
-
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-"""Any will do: what an optimizer's step holds does not depend on their size."""
-
-Methods = Mapping[str, Method]
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What a plan is made for; the model is a copy that may be changed."""
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    method: Method
-    budget: int | None
-    scope: str
-    loss: Loss
-    momentum: bool
-    train_norm: bool
-
-    def trained(self, depth: int) -> list[str]:
-        return trained_layers(self.model, depth, self.train_norm)
-
-    def fits(self, memory: Memory) -> bool:
-        return self.budget is None or bytes_in_scope(memory, self.scope) <= self.budget
+DIGITS = 4
+"""Significant digits of an expected error."""
 
 
 def make_plan(
@@ -69,6 +30,7 @@ def make_plan(
     method: str | Method = "hosvd",
     layers: int | str = "auto",
     scope: str = "saved",
+    max_slowdown: float | None = None,
     loss: Loss = F.cross_entropy,
     momentum: bool = False,
     train_norm: bool = False,
@@ -76,124 +38,100 @@ def make_plan(
     """Return what a client does under a budget; the model is left as it is.
 
     budget: bytes, a size such as "512KB", or None for no bound. example: a whole batch of inputs and labels from the
-    server's own data. layers: trained convolutions, or "auto" to start at 8 and lose some where the budget asks for it.
-    scope: what the budget bounds, "saved" or "peak" bytes. train_norm: also train the batch norms after the first trained
-    convolution. What gives way, in this order: free ranks, micro-batch, layers
-    (not if given), everything but the head, the client itself (status ``skipped``, with the least it would need).
+    server's own data. method: as given, or "auto" to mix methods tensor by tensor for the least gradient error. layers:
+    trained convolutions, or "auto" for as many as are expected to teach something. scope: what the budget bounds, "saved"
+    or "peak" bytes. max_slowdown: the most that a batch may take of plain training's time. train_norm: also train the batch
+    norms after the first trained convolution. What gives way, in this order: settings that were not given, micro-batch,
+    layers (not if given), everything but the head, the client itself (status ``skipped``, with the least it would need).
     Raises ConfigError for an unknown method, scope or size, or for layers that the model does not have.
     """
     if scope not in ("saved", "peak"):
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
+    if max_slowdown is not None and not max_slowdown > 0:
+        raise ConfigError(f"max_slowdown is above 0, not {max_slowdown}")
     limit = None if budget is None else parse_bytes(budget)
-    problem = _Problem(_copied(model), *example, make_method(method), limit, scope, loss, momentum, train_norm)
-    depths = _depths(problem.model, layers)
-    for depth in depths:
-        levels = lru_cache(maxsize=None)(partial(_levels, problem, depth))
-        for gentle in (True, False):
-            for micro_batch in _halvings(len(problem.y)):
-                chosen = [methods for level, methods in levels(micro_batch) if (level >= GENTLE) == gentle]
-                found = _first_that_fits(problem, chosen, micro_batch)
-                if found is not None:
-                    return _plan(problem, depth, micro_batch, *found, asked=depths[0])
-    return _skipped(problem, depths[-1])
+    given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm}
+    problem = make_problem(model, example, method=choose_method(method), budget=limit, scope=scope, **given)
+    depths = depths_for(problem, layers)
+    chooser = _chooser(problem, depths.asked, Pace(problem, max_slowdown))
+    found = search(problem, depths, chooser)
+    if found is None:
+        return _skipped(problem, chooser, 0 if problem.has_head else depths.possible[0], max_slowdown)
+    return _plan(problem, found, depths.asked)
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return restore(copy.deepcopy(model))
-    except Exception as error:
-        raise ConfigError(f"a plan is made on a copy of the model, which cannot be copied: {error}") from None
+def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
+    """Return the sum over a plan's trained layers of ||g' - g||^2 / ||g||^2 on an example, with the weights as they are.
 
-
-def _depths(model: nn.Module, layers: int | str) -> list[int]:
-    """Return the numbers of trained convolutions to try, the one that was asked for first and the head alone last."""
-    if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int)):
-        raise ConfigError(f"layers is a whole number or auto, not {layers!r}")
-    most = min(AUTO_LAYERS, len(convolutions(model))) if layers == "auto" else int(layers)
-    trained_layers(model, most)
-    least = min(1, most) if layers == "auto" else most
-    alone = [0] if head(model) else []
-    return list(dict.fromkeys([*range(most, least - 1, -1), *alone]))
-
-
-def _levels(problem: _Problem, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
-    """Return the methods of all kept tensors at each level, the gentlest level first."""
-    calibration = problem.x if problem.method.calibrated else problem.x[:micro_batch]
-    inputs = kept_inputs(problem.model, problem.trained(depth), calibration)
-    assigned = assign(problem.model, inputs, problem.method)
-    methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
-    if problem.budget is None:
-        return [(1.0, methods)]
-    ladders = {name: method.levels(inputs[name]) for name, method in methods.items()}
-    return [(level, {name: ladder[level] for name, ladder in ladders.items()}) for level in next(iter(ladders.values()))]
-
-
-def _first_that_fits(problem: _Problem, choices: list[Methods], micro_batch: int) -> tuple[Methods, Memory] | None:
-    for methods in choices:
-        memory = measure_step(problem, methods, micro_batch)
-        if problem.fits(memory):
-            return methods, memory
-    return None
-
-
-def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memory:
-    """Measure a step that ends a batch, in which every method holds as much as its caps allow.
-
-    Where the first step leaves a state behind, the second, which starts from it, is measured too.
+    The first examples are taken, as many as when the plan was made, in its micro-batches; the model is left as it is.
     """
-    # Cloned: a view of the whole batch is not what a client's step is given.
-    x, y = problem.x[:micro_batch].clone(), problem.y[:micro_batch].clone()
-    model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
-    if problem.method.calibrated:
-        calibrate(model, problem.x)
-    parameters = trained_parameters(model).values()
-    optimizer = torch.optim.SGD(
-        parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY
-    )
-    memories: list[Memory] = []
-    while not memories or (len(memories) == 1 and memories[0].state_bytes):
-        with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
-            micro_step(model, x, y, len(problem.y), problem.loss, optimizer, clip_norm=1.0)
-        model.zero_grad()
-        memories.append(memory)
-    return largest(memories)
+    problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
+    return _error(problem, {kept.name: make_method(kept.method) for kept in plan.kept}, plan.micro_batch, plan.layers)
 
 
-def _plan(problem: _Problem, depth: int, micro_batch: int, methods: Methods, memory: Memory, asked: int) -> Plan:
-    again = made_again(problem.model, methods)
-    origins = [origin for origin in again.values() if origin]
-    inputs = kept_inputs(problem.model, [*problem.trained(depth), *origins], problem.x[:micro_batch])
-    counted = {name: again.get(name, name) for name in methods}
-    caps = {
-        name: method.ceiling.predicted_bytes(inputs[own]) if (own := counted[name]) else 0
-        for name, method in methods.items()
-    }
-    kept = tuple(Kept(name, tuple(inputs[name].shape), method_name(method), caps[name]) for name, method in methods.items())
-    gave_way = [f"layers {asked} to {depth}"] if depth < asked else []
-    if micro_batch < len(problem.y):
-        gave_way.append(f"micro-batch {len(problem.y)} to {micro_batch}")
+def _error(problem: Problem, methods: Methods, micro_batch: int, depth: int) -> float:
+    if all(method.keeps_input for method in methods.values()):
+        return 0.0
+    count = max(micro_batch, problem.affordable(depth, EXAMPLES, ELEMENTS))
+    found = total_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch)
+    return float(f"{found:.{DIGITS}g}")
+
+
+def _chooser(problem: Problem, deepest: int, pace: Pace) -> Chooser:
+    method = problem.method
+    free = method == AUTO or (isinstance(method, Method) and method.free and problem.budget is not None)
+    return Sharing(problem, deepest, pace) if free else GivingWay(problem, pace)
+
+
+def _plan(problem: Problem, found: Found, asked: int) -> Plan:
+    methods, memory = found.methods, found.memory
+    gave_way = [f"layers {asked} to {found.depth}"] if found.depth < asked else []
+    if found.micro_batch < problem.batch_size:
+        gave_way.append(f"micro-batch {problem.batch_size} to {found.micro_batch}")
     return Plan(
-        status="ok" if depth else "head-only",
-        micro_batch=micro_batch,
-        layers=depth,
-        kept=kept,
+        status="ok" if found.depth else "head-only",
+        micro_batch=found.micro_batch,
+        layers=found.depth,
+        kept=_kept(problem, found),
         saved_bytes=memory.saved_bytes,
         state_bytes=memory.state_bytes,
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
         fixed=all(method.fixed and (method.same_work or problem.scope == "saved") for method in methods.values()),
         reason="; ".join(gave_way) or None,
+        prefix_chunk=found.prefix_chunk,
+        expected_error=_error(problem, methods, found.micro_batch, found.depth),
+        slowdown=found.slowdown,
         **_common(problem, list(methods)),
     )
 
 
-def _skipped(problem: _Problem, depth: int) -> Plan:
-    choices = [methods for _, methods in _levels(problem, depth, 1)]
-    least = min(bytes_in_scope(measure_step(problem, methods, 1), problem.scope) for methods in choices)
+def _kept(problem: Problem, found: Found) -> tuple[Kept, ...]:
+    methods = found.methods
+    again = made_again(problem.model, methods)
+    origins = [origin for origin in again.values() if origin]
+    x, _ = problem.examples(found.micro_batch)
+    inputs = kept_inputs(problem.model, [*problem.trained(found.depth), *origins], x)
+    counted = {name: again.get(name, name) for name in methods}
+    caps = {
+        name: method.ceiling.predicted_bytes(inputs[own]) if (own := counted[name]) else 0
+        for name, method in methods.items()
+    }
+    added = {name: float(f"{found.added[own]:.{DIGITS}g}") for name, own in counted.items() if own in found.added}
+    return tuple(
+        Kept(name, tuple(inputs[name].shape), method_name(method), caps[name], added.get(name))
+        for name, method in methods.items()
+    )
+
+
+def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
+    least = min(problem.held(measure_step(problem, methods, 1)) for methods in chooser.coarsest(depth))
     what = f"{depth} layers" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
+    if problem.budget is None or least <= problem.budget:
+        reason = f"even {what} takes more than {max_slowdown:g} times as long as plain training"
     if problem.scope == "peak":
-        reason += f"; inference alone peaks at {_inference_peak(problem):,} bytes"
+        reason += f"; inference alone peaks at {inference_peak(problem):,} bytes"
     nothing: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
     return Plan(
         status="skipped",
@@ -208,31 +146,18 @@ def _skipped(problem: _Problem, depth: int) -> Plan:
     )
 
 
-def _common(problem: _Problem, names: list[str]) -> dict[str, Any]:
+def _common(problem: Problem, names: list[str]) -> dict[str, Any]:
     """Return the fields that every plan has, whatever it says: what was asked, plain training, the device's other memory."""
-    plain: Methods = dict.fromkeys(names, Vanilla())
-    memory = measure_step(replace(problem, method=Vanilla()), plain, len(problem.y))
+    plain = plain_saved_bytes(problem, names)
     trained = sum(parameter.nbytes for parameter in trained_parameters(problem.model).values())
+    method = problem.method
     return {
-        "method": method_name(problem.method),
+        "method": method if isinstance(method, str) else method_name(method),
         "budget_bytes": problem.budget,
         "scope": problem.scope,
-        "batch_size": len(problem.y),
-        "vanilla_saved_bytes": memory.saved_bytes,
+        "batch_size": problem.batch_size,
+        "vanilla_saved_bytes": plain,
         "weight_bytes": stored_bytes([*problem.model.parameters(), *problem.model.buffers()]),
         "gradient_bytes": trained,
         "optimizer_bytes": trained if problem.momentum else 0,
     }
-
-
-def _inference_peak(problem: _Problem) -> int:
-    with measure_memory(problem.model, inputs=(problem.x, problem.y)) as memory, torch.no_grad():
-        problem.model.eval()(problem.x[:1])
-    return memory.peak_bytes
-
-
-def _halvings(size: int) -> Iterator[int]:
-    while size > 1:
-        yield size
-        size = (size + 1) // 2
-    yield 1

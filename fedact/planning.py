@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from fedact.compression import check_for_images, make_method, method_name
+from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.errors import ConfigError
@@ -52,10 +52,11 @@ def calibrated_states(experiment: Experiment, plan: Plan) -> dict[str, torch.Ten
 
 def canonical_methods(config: Config) -> list[str]:
     """Return the methods' full names; raises ConfigError for one that is unknown or given twice in other words."""
-    methods = [make_method(text) for text in config.method]
+    methods = [choose_method(text) for text in config.method]
     for method in methods if config.layers != 0 else ():
-        check_for_images(method)
-    names = [method_name(method) for method in methods]
+        if isinstance(method, Method):
+            check_for_images(method)
+    names = [method_name(method) if isinstance(method, Method) else method for method in methods]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"method {name!r} is given twice; each may be given once")

@@ -55,7 +55,13 @@ def prefix_of(model: nn.Module, x: Tensor, shared: Prefix) -> Prefix:
     return record(model, x) if any(isinstance(module, OriginConv2d) for module in model.modules()) else shared
 
 
-def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: Callable[[], None] = lambda: None) -> None:
+def step(
+    model: nn.Module,
+    batch: Batch,
+    prefix: Prefix | None = None,
+    reached: Callable[[], None] = lambda: None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> None:
     """Add a batch's gradient to the model's.
 
     prefix: of the same batch and the same trained layers, to save the time it took; what lies between its modules is run
@@ -68,7 +74,7 @@ def step(model: nn.Module, batch: Batch, prefix: Prefix | None = None, reached: 
         return copy.deepcopy(next(left)) if prefix else plain(*args, **kwargs)
 
     with _in_their_place(model, replay, reached):
-        F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+        loss(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
 
 
 def parts(batch: Batch, size: int | None) -> Iterator[Batch]:

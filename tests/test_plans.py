@@ -1,7 +1,6 @@
 """Plans as JSON, and what is no plan."""
 
 import dataclasses
-import dataclasses
 import json
 
 import pytest

@@ -31,9 +31,22 @@ METHODS: dict[str, type[Method]] = {
 """The one table of methods; to add one, write its file and its line."""
 
 
+AUTO = "auto"
+"""What stands in a method's place where a plan is to mix them, tensor by tensor."""
+
+
 def make_method(text: str | Method) -> Method:
     """Return the codec that ``NAME:key=value,...`` names; raises ConfigError with the nearest match."""
+    if isinstance(text, str) and text.strip() == AUTO:
+        raise ConfigError("auto mixes methods under a plan: it is for make_plan, fedact.plan and fedact.simulate")
     return text if isinstance(text, Method) else spec.build("method", METHODS, text)
+
+
+def choose_method(text: str | Method) -> Method | str:
+    """Return the codec that a plan's method names, or ``auto`` where the plan is to mix them."""
+    if isinstance(text, str) and text.strip() == AUTO:
+        return AUTO
+    return make_method(text)
 
 
 def method_name(method: Method) -> str:
@@ -53,4 +66,7 @@ def published() -> list[str]:
     return [name + (f":{entry.published}" if entry.published else "") for name, entry in METHODS.items()]
 
 
-__all__ = ["METHODS", "Compressed", "Method", "State", "check_for_images", "make_method", "method_name", "published"]
+__all__ = [
+    "AUTO", "METHODS", "Compressed", "Method", "State", "check_for_images", "choose_method", "make_method", "method_name",
+    "published",
+]  # fmt: skip

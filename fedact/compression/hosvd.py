@@ -105,6 +105,10 @@ class HOSVD(Truncated):
         ranks = {level: self.ranks_at(level, found, x.shape) for level in LEVELS if level >= PAPER_VARIANCE}
         return {level: _smaller(self.with_ranks(fixed), Exact(), x) for level, fixed in ranks.items()}
 
+    @property
+    def free(self) -> bool:
+        return self.ranks is None and self.variance is None
+
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
         return SOLVERS[self.solver](x, mode)
 

@@ -61,6 +61,10 @@ class Method(ABC):
     """Whether ``reconstruct`` needs the state too."""
     calibrated: ClassVar[bool] = False
     """Whether the state is found once, by the server, and sent to every client."""
+    by_example: ClassVar[bool] = False
+    """Whether every example is kept as if it were alone: a gradient's error is then much the same in any micro-batch."""
+    seconds: ClassVar[tuple[float, float]] = (2e-3, 2e-8)
+    """About what keeping and making again a tensor takes, and one element of it, on two cores: breaks ties between plans."""
 
     @abstractmethod
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
@@ -104,6 +108,15 @@ class Method(ABC):
         Every tensor gets the same levels; given settings are kept, and leave one level where there is nothing to choose.
         """
         return {1.0: self}
+
+    @property
+    def free(self) -> bool:
+        """Whether its settings are for a budget to choose, among its levels."""
+        return False
+
+    def between(self, other: "Method", share: float) -> "Method | None":
+        """Return the method at a share of the way to another level, None where there is none between."""
+        return None
 
     def for_dimensions(self, dimensions: int) -> "Method":
         """Return the method for a kept tensor with so many dimensions: 4 before a convolution, 2 before a linear layer."""

@@ -1,0 +1,64 @@
+"""How much a step is expected to teach, by how many layers it trains: what decides ``layers="auto"``."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from fedact.compression.exact import Exact
+from fedact.replay import Batch, record, step
+from fedact.surgery import head, install, kept_inputs
+from fedact.training import Loss
+
+HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9
+"""How the head is fitted to the other half: a fresh one tells no layer before it what to learn."""
+
+
+def gradient_lengths(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> dict[str, float]:
+    """Return the squared length of each trained layer's exact weight gradient on examples that the head was not fitted to.
+
+    The head is fitted to one half of the batch, the gradient is the other's; then the other way round, and the two are added
+    up. The model is changed.
+    """
+    halves = list(zip(*(each.chunk(2) for each in batch), strict=True))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    total = dict.fromkeys(trained, 0.0)
+    for fitted, held_out in zip(halves, halves[::-1], strict=True):
+        _fit_head(model, fitted, loss)
+        for name, length in _lengths(model, held_out, trained, loss).items():
+            total[name] += length
+        model.load_state_dict(before)
+    return total
+
+
+def expected_learning(lengths: Mapping[str, float], errors: Mapping[str, float]) -> float:
+    """Return by how much a step lowers the loss, up to a factor: the sum of ||g||^2 / (1 + error) over trained layers.
+
+    errors: ||g' - g||^2 / ||g||^2 of each of them. To first order a step along g' lowers the loss by <g', g>, which is
+    ||g||^2 for the exact gradient; a disturbed one must take that much shorter steps.
+    """
+    return sum(lengths[name] / (1 + error) for name, error in errors.items())
+
+
+def _fit_head(model: nn.Module, batch: Batch, loss: Loss) -> None:
+    """Fit the head alone, from zero, in steps as long as its inputs' length allows for without diverging."""
+    for name in head(model):
+        (features,) = kept_inputs(model, [name], batch[0]).values()
+        rate = 1.0 / max(float(features.flatten(0, -2).square().sum(1).mean()), torch.finfo(torch.float32).tiny)
+        install(model, {name: Exact()})
+        weights = list(model.get_submodule(name).parameters())
+        for weight in weights:
+            nn.init.zeros_(weight)
+        prefix, optimizer = record(model, batch[0]), torch.optim.SGD(weights, rate, HEAD_MOMENTUM)
+        for _ in range(HEAD_STEPS):
+            step(model, batch, prefix, loss=loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _lengths(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> dict[str, float]:
+    install(model, dict.fromkeys(trained, Exact()))
+    step(model, batch, record(model, batch[0]), loss=loss)
+    gradients = {name: model.get_submodule(name).weight.grad for name in trained}
+    model.zero_grad()
+    return {name: float(g.double().square().sum()) for name, g in gradients.items() if isinstance(g, torch.Tensor)}

@@ -1,0 +1,156 @@
+"""What a plan is made for, and what a step under some methods really takes there."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedact.compression import Method
+from fedact.compression.exact import Vanilla
+from fedact.errors import ConfigError
+from fedact.memory import Memory, largest, measure_memory
+from fedact.surgery import calibrate, convolutions, head, install, kept_inputs, restore, trained_layers, trained_parameters
+from fedact.training import Loss, bytes_in_scope, micro_step
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+"""Any will do: what an optimizer's step holds does not depend on their size."""
+
+Methods = Mapping[str, Method]
+"""The method of each kept input, by layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a plan is made for; the model is a copy that may be changed. method: "auto" or the one that was given."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    method: Method | str
+    budget: int | None
+    scope: str
+    loss: Loss
+    momentum: bool = False
+    train_norm: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.y)
+
+    @property
+    def plain(self) -> nn.Module:
+        """The model without any methods."""
+        return restore(self.model)
+
+    def trained(self, depth: int) -> list[str]:
+        """Return the names of the layers that are trained with so many convolutions."""
+        return trained_layers(self.model, depth, self.train_norm)
+
+    def in_order(self, depth: int) -> list[str]:
+        """Return the same in the order of their definition."""
+        trained = set(self.trained(depth))
+        return [name for name, _ in self.model.named_modules() if name in trained]
+
+    def depths(self, layers: int | str) -> range:
+        """Return the numbers of convolutions that may be trained, besides the head alone.
+
+        Raises ConfigError for what is no number of layers, or not one of this model.
+        """
+        if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int)):
+            raise ConfigError(f"layers is a whole number or auto, not {layers!r}")
+        most = len(convolutions(self.model)) if layers == "auto" else int(layers)
+        self.trained(most)
+        return range(min(1, most) if layers == "auto" else most, most + 1)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head alone can be trained."""
+        return bool(head(self.model))
+
+    def examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first examples, each tensor alone in its storage, as a client's are."""
+        # Not views of the whole batch: those would be counted with it.
+        x, y = self.x[:count], self.y[:count]
+        return x.clone(memory_format=torch.preserve_format), y.clone()
+
+    def inputs(self, names: list[str], count: int) -> dict[str, Tensor]:
+        """Return what the named layers, and the smooth activations that a gradient passes, take for the first examples."""
+        return kept_inputs(self.model, names, self.x[:count])
+
+    def affordable(self, depth: int, most: int, elements: int, least: int = 1) -> int:
+        """Return on how many examples to measure: as many as have so many elements in the trained layers' inputs."""
+        each = sum(x.numel() for x in self.inputs(self.trained(depth), 1).values())
+        return max(min(least, self.batch_size), min(self.batch_size, most, elements // max(1, each)))
+
+    def halvings(self) -> Iterator[int]:
+        """Yield the sizes of micro-batches, the largest first."""
+        size = self.batch_size
+        while size > 1:
+            yield size
+            size = (size + 1) // 2
+        yield 1
+
+    def held(self, memory: Memory) -> int:
+        """Return the bytes that the budget bounds."""
+        return bytes_in_scope(memory, self.scope)
+
+    def fits(self, memory: Memory) -> bool:
+        """Tell whether a step keeps the budget."""
+        return self.budget is None or self.held(memory) <= self.budget
+
+
+def make_problem(model: nn.Module, example: tuple[Tensor, Tensor], **given: Any) -> Problem:
+    """Return the problem on a copy of the model; raises ConfigError for a model that cannot be copied or a bad example."""
+    x, y = example
+    if not len(x) or len(x) != len(y):
+        raise ConfigError(f"an example is a batch of inputs with as many labels, not {len(x)} inputs and {len(y)} labels")
+    try:
+        copied = restore(copy.deepcopy(model))
+    except Exception as error:
+        raise ConfigError(f"a plan is made on a copy of the model, which cannot be copied: {error}") from None
+    return Problem(copied, x, y, **given)
+
+
+def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:
+    """Measure a step that ends a batch, in which every method holds as much as its caps allow.
+
+    Where the first step leaves a state behind, the second, which starts from it, is measured too.
+    """
+    x, y = problem.examples(micro_batch)
+    model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
+    if any(method.calibrated for method in methods.values()):
+        calibrate(model, problem.x)
+    parameters = trained_parameters(model).values()
+    momentum = MOMENTUM if problem.momentum else 0.0
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=WEIGHT_DECAY)
+    memories: list[Memory] = []
+    while not memories or (len(memories) == 1 and memories[0].state_bytes):
+        with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
+            micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0)
+        model.zero_grad()
+        memories.append(memory)
+    return largest(memories)
+
+
+def plain_saved_bytes(problem: Problem, names: list[str]) -> int:
+    """Return what plain training of these layers saves for the whole batch at once.
+
+    It grows by the same bytes with every example, so that two small steps tell it.
+    """
+    methods = dict.fromkeys(names, Vanilla())
+    one = measure_step(problem, methods, 1).saved_bytes
+    if problem.batch_size == 1:
+        return one
+    return one + (measure_step(problem, methods, 2).saved_bytes - one) * (problem.batch_size - 1)
+
+
+def inference_peak(problem: Problem) -> int:
+    """Return the peak bytes of one example's way through the model when nothing is trained."""
+    model = problem.plain.eval()
+    x, y = problem.examples(1)
+    with measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
+        model(x)
+    return memory.peak_bytes

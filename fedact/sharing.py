@@ -1,0 +1,132 @@
+"""Settings to choose: every micro-batch and family of methods is drafted, the best drafts are measured, one is taken."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from fedact.drafts import Draft
+from fedact.pace import Pace
+from fedact.problem import Methods, Problem, measure_step
+from fedact.search import Found
+from fedact.study import Family, Study
+from fedact.work import Costs, measure_costs
+
+DERIVE = (0, 3, 5)
+"""How many convolutions back ``auto`` looks for a narrower tensor to make others again from."""
+NEGLIGIBLE = 1e-3
+"""Errors of this much a trained layer are as good as none: of such plans the fastest is taken."""
+EXAMPLES, ELEMENTS = 8, 8_000_000
+"""Errors are measured on so many examples, fewer where they have more kept elements in all."""
+SCAN_WAYS = 300
+"""A coarser allocation is good enough to compare depths."""
+ROUNDS, SLACK = 4, 0.01
+"""A measured draft is shared out anew so many times, unless it leaves less than this share of the budget unused."""
+BOUNDLESS = 2**50
+
+
+class _Candidate(NamedTuple):
+    """A draft, where it comes from, and how many examples the frozen part would be run on at a time."""
+
+    draft: Draft
+    study: Study
+    prefix_chunk: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing:
+    """Chooses the methods and their settings, tensor by tensor; no depth above ``deepest`` is asked about."""
+
+    problem: Problem
+    deepest: int
+    pace: Pace
+    studies: dict[tuple[Family, int, int], Study] = field(default_factory=dict)
+
+    def errors_at(self, depth: int) -> Mapping[str, float] | None:
+        drafts = [self._study(family, self.deepest, 1).draft(depth, 1, self.capacity, SCAN_WAYS) for family in self.families]
+        best = min((draft for draft in drafts if draft), key=lambda draft: draft.error, default=None)
+        return best.errors if best else None
+
+    def at(self, depth: int) -> Found | None:
+        candidates = _best_first([*self._candidates(depth)], NEGLIGIBLE * len(self.problem.trained(depth)))
+        found = (self._settled(candidate) for candidate in candidates)
+        kept = (self.pace.kept(one) for one in found if one)
+        return next((one for one in kept if one), None)
+
+    def coarsest(self, depth: int) -> list[Methods]:
+        return [self._study(family, depth, 1).coarsest(depth) for family in self.families]
+
+    @property
+    def capacity(self) -> int:
+        """The budget in bytes, or more than there will ever be."""
+        return BOUNDLESS if self.problem.budget is None else self.problem.budget
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """What may be mixed in one plan."""
+        method = self.problem.method
+        return [Family(None, reach) for reach in DERIVE] if isinstance(method, str) else [Family(method, method.derive)]
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What the model's modules cost."""
+        return measure_costs(self.problem.plain, self.problem.x[:1])
+
+    @cached_property
+    def examples(self) -> int:
+        """On how many examples the errors of methods that keep each one apart are measured."""
+        return self.problem.affordable(self.deepest, EXAMPLES, ELEMENTS)
+
+    def _study(self, family: Family, depth: int, micro_batch: int) -> Study:
+        """Return the study of a family at this depth; where examples are kept together, in this micro-batch."""
+        depth = self.deepest if family.by_example else depth
+        count = self.examples if family.by_example else micro_batch
+        if (family, depth, count) not in self.studies:
+            self.studies[family, depth, count] = Study(self.problem, family, depth, self.costs, count)
+        return self.studies[family, depth, count]
+
+    def _candidates(self, depth: int) -> Iterator[_Candidate]:
+        for family in self.families:
+            for micro_batch in self.problem.halvings():
+                study = self._study(family, depth, micro_batch)
+                for prefix_chunk in self._chunks(study, depth, micro_batch):
+                    draft = study.draft(depth, micro_batch, self.capacity)
+                    if draft:
+                        yield _Candidate(draft, study, prefix_chunk)
+
+    def _chunks(self, study: Study, depth: int, micro_batch: int) -> list[int]:
+        """Return how the frozen part may be run so that at least the coarsest methods keep the budget."""
+        if self.problem.scope == "saved":
+            return [0]
+        methods = study.coarsest(depth)
+        chunks = (0,) if micro_batch == 1 else (0, 1)
+        return [chunk for chunk in chunks if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk))]
+
+    def _settled(self, candidate: _Candidate) -> Found | None:
+        """Return the candidate measured, and shared out anew until it keeps the budget and leaves little of it unused."""
+        draft, study, chunk = candidate
+        best: Found | None = None
+        for _ in range(ROUNDS):
+            memory = measure_step(self.problem, draft.methods, draft.micro_batch, chunk)
+            unused = self.capacity - self.problem.held(memory)
+            if unused >= 0 and (best is None or draft.error < sum(best.added.values())):
+                best = Found(draft.depth, draft.micro_batch, draft.methods, memory, draft.added, chunk)
+            if unused >= 0 and (draft.error == 0 or unused <= SLACK * self.capacity):
+                break
+            # What the step held besides the tensors, as it really was.
+            room = self.capacity - (self.problem.held(memory) - draft.predicted_bytes)
+            following = study.draft_within(draft.depth, draft.micro_batch, room)
+            if following is None or following.methods == draft.methods:
+                break
+            draft = following
+        return best
+
+
+def _best_first(candidates: list[_Candidate], negligible: float) -> list[_Candidate]:
+    """Return those as good as the best first, the fastest of them first, then the others by their error."""
+    least = min((candidate.draft.error for candidate in candidates), default=0.0) + negligible
+
+    def place(candidate: _Candidate) -> tuple[float, float]:
+        return max(candidate.draft.error, least), candidate.study.seconds(candidate.draft)
+
+    return sorted(candidates, key=place)
