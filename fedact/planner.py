@@ -136,14 +136,16 @@ def _first_that_fits(problem: _Problem, choices: list[Methods], micro_batch: int
     return None
 
 
-def measure_step(problem: _Problem, methods: Methods, micro_batch: int) -> Memory:
+def measure_step(problem: _Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:
     """Measure a step that ends a batch, in which every method holds as much as its caps allow.
 
+    prefix_chunk: how many examples at a time the frozen part is run on; 0 for all at once.
     Where the first step leaves a state behind, the second, which starts from it, is measured too.
     """
     # Cloned: a view of the whole batch is not what a client's step is given.
     x, y = problem.x[:micro_batch].clone(), problem.y[:micro_batch].clone()
-    model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
+    ceilings = {name: method.ceiling for name, method in methods.items()}
+    model = install(problem.model, ceilings, prefix_chunk=prefix_chunk)
     if problem.method.calibrated:
         calibrate(model, problem.x)
     parameters = trained_parameters(model).values()
