@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,10 +27,50 @@ def traced(model: nn.Module) -> Graph | None:
 
     Traced on a copy that shares the weights, and once for as long as the model's modules and their settings are the same.
     """
-    structure = [(name, type(module), _settings(module)) for name, module in model.named_modules()]
-    if model not in _TRACED or _TRACED[model][0] != structure:
-        _TRACED[model] = structure, _trace(model)
+    now = structure(model)
+    if model not in _TRACED or _TRACED[model][0] != now:
+        _TRACED[model] = now, _trace(model)
     return _TRACED[model][1]
+
+
+def structure(model: nn.Module) -> Any:
+    """Return what a model's graph depends on: its modules, and the settings that their code may turn on."""
+    return [(name, type(module), _settings(module)) for name, module in model.named_modules()]
+
+
+def own_code(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
+    """Return the graph of a module's own code on one input, where each module that it calls is one node.
+
+    plain: the class whose code it is. None for code that cannot be traced, or that makes tensors of its own on the way.
+    """
+    shared: dict[int, Any] = {id(each): each for each in chain(module.children(), module.parameters(), module.buffers())}
+    # As in ``_trace``, any code may run and raise anything.
+    try:
+        skeleton = copy.deepcopy(module, memo=shared)
+        skeleton.__class__ = _of_one_input(plain)
+        with torch.random.fork_rng():
+            graph = _OwnCode().trace(skeleton)
+        for node in graph.find_nodes(op="get_attr"):
+            attrgetter(str(node.target))(module)
+    except Exception:
+        return None
+    return graph
+
+
+class _OwnCode(Tracer):
+    """Looks into no module that the code calls."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _of_one_input(plain: type[nn.Module]) -> type[nn.Module]:
+    """Return the class with a forward of one input, all else at its defaults: a tracer's stand-in is no default."""
+
+    def forward(self: nn.Module, x: Any) -> Any:
+        return plain.forward(self, x)
+
+    return type(plain.__name__, (plain,), {"forward": forward})
 
 
 def consumers(model: nn.Module) -> Consumers:

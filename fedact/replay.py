@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedact.cuts import takes_part
 from fedact.layers import OriginConv2d
+from fedact.prefix import in_place_of_forward
 
 Batch = tuple[Tensor, Tensor]
 Prefix = list[Any]
@@ -106,33 +108,20 @@ def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callabl
             reached()
 
         for module in model.modules():
-            if _takes_part(module):
+            if takes_part(module):
                 stack.callback(module.register_forward_pre_hook(leave, prepend=True).remove)
         for module in dict.fromkeys(_outermost_frozen(model)):
-            stack.callback(_put_back, module, vars(module).get("forward"))
-            module.forward = _bound(call, module.forward)
+            stack.enter_context(in_place_of_forward(module, _bound(call, module.forward)))
         yield
 
 
 def _outermost_frozen(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(_takes_part(module) for module in child.modules()):
+        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(takes_part(module) for module in child.modules()):
             yield from _outermost_frozen(child)
         else:
             yield child
 
 
-def _takes_part(module: nn.Module) -> bool:
-    """Tell whether a module is trained, or keeps its input for one that is."""
-    return isinstance(module, OriginConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-
-
 def _bound(call: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: call(plain, *args, **kwargs)
-
-
-def _put_back(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward

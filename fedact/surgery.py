@@ -94,7 +94,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
-    return install(model, {kept.name: make_method(kept.method) for kept in plan.kept}, seed)
+    return install(model, {kept.name: make_method(kept.method) for kept in plan.kept}, seed, plan.prefix_chunk)
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:

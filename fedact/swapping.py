@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fedact import chunks
 from fedact.compression import Method
 from fedact.dataflow import consumers, downstream
 from fedact.derivation import Derivations, derivations
@@ -41,8 +42,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> nn.Module:
-    """Train the named layers, each with its method; freeze every other parameter."""
+def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, prefix_chunk: int = 0) -> nn.Module:
+    """Train the named layers, each with its method; freeze every other parameter.
+
+    prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
+    """
     restore(model)
     lean = all(method.lean for method in methods.values())
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
@@ -61,6 +65,8 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> n
         model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
     _derive(model, methods, derived)
     _recompute(model, max((method.segment for method in methods.values()), default=0))
+    if prefix_chunk:
+        chunks.put_in(model, prefix_chunk)
     if lean:
         _warn(model, methods, passed)
     return model
@@ -89,6 +95,7 @@ def _derive(model: nn.Module, methods: Mapping[str, Method], derived: Derivation
 def restore(model: nn.Module) -> nn.Module:
     """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model."""
     for module in model.modules():
+        chunks.take_out(module)
         if isinstance(module, Swapped):
             module.__class__ = module.plain  # type: ignore[assignment]
             for own in _OWN:

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
+from fedact.compression import make_method
 from fedact.layers import Keeping
 from fedact.memory import Memory
+from fedact.surgery import assign, install, restore, smooth_activations, trained_layers
 
 
 def measure(model: nn.Module, step: Callable[[], object], inputs: object = (), optimizer=None) -> Memory:
@@ -19,6 +21,12 @@ def measure(model: nn.Module, step: Callable[[], object], inputs: object = (), o
 
 def train(model: nn.Module, x: Tensor, y: Tensor) -> None:
     F.cross_entropy(model(x), y).backward()
+
+
+def chunked(model: nn.Module, chunk: int, method: str = "exact", layers: int = 4, train_norm: bool = False) -> nn.Module:
+    """Do what ``compress`` does, with the frozen part on ``chunk`` examples at a time."""
+    names = trained_layers(restore(model), layers, train_norm) + smooth_activations(model)
+    return install(model, assign(model, names, make_method(method)), prefix_chunk=chunk)
 
 
 def plain() -> nn.Module:

@@ -133,13 +133,13 @@ def test_no_step_is_hidden_or_over_its_plan_for_any_padding_mode(mode):
         assert memory.saved_bytes <= plan.saved_bytes
 
 
-@pytest.mark.parametrize("method", ["exact", "hosvd"])
+@pytest.mark.parametrize("method", ["exact", "hosvd", "transform", "auto"])
 def test_a_budget_larger_than_vanilla_needs_gives_vanillas_gradient(method):
     x, y = batch(8)
     plan = plan_for(plan_for(None, method="vanilla").saved_bytes + 1, method=method)
-    assert (plan.status, plan.micro_batch, plan.layers, plan.reason) == ("ok", 8, 4, None)
+    assert (plan.status, plan.micro_batch, plan.reason) == ("ok", 8, None)
     gradients = []
-    for model in (fedact.apply(net(), plan), fedact.compress(net(), "vanilla", layers=4)):
+    for model in (fedact.apply(net(), plan), fedact.compress(net(), "vanilla", layers=plan.layers)):
         F.cross_entropy(model(x), y).backward()
         gradients.append([p.grad for p in trained_parameters(model).values()])
     for ours, vanilla in zip(*gradients, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedact.compression.coefficients import Threshold, above, by_class, candidates, classes, leaving, levels, room_for
 from fedact.compression.container import least_body, levels_end, read, write
+from fedact.compression.exact import Exact
 from fedact.compression.frequencies import (
     RINGS,
     Frequencies,
@@ -106,12 +107,12 @@ class Transform(Method):
         return torch.float32.itemsize
 
     def levels(self, x: Tensor) -> dict[float, Method]:
-        """Return the methods with bits fixed; the bits are a cap where a variance is given."""
+        """Return the methods with bits fixed, exact first; the bits are a cap where a variance is given."""
         if self.bits is not None:
             return {1.0: self}
         if self.variance is not None:
             return {1.0: replace(self, bits=_bits_of(self.predicted_bytes(x) * 9 // 8, x))}
-        return {bits: replace(self, bits=bits) for bits in LEVELS}
+        return {32.0: Exact(self.derive), **{bits: replace(self, bits=bits) for bits in LEVELS}}
 
     @property
     def free(self) -> bool:

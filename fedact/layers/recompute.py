@@ -1,6 +1,6 @@
 """A Sequential whose children run again in the backward pass instead of keeping anything but their inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -78,7 +78,14 @@ class RecomputedSequential(Swapped, nn.Sequential):
     segment: int
 
     def forward(self, x: Any) -> Any:
-        for segment in self._segments() if torch.is_grad_enabled() else [list(self)]:
+        return self._run(self.segments() if torch.is_grad_enabled() else [list(self)], x)
+
+    def go_on(self, x: Any) -> Any:
+        """Run all but the first segment, which is what comes before the first trained layer, on what that one returned."""
+        return self._run(list(self.segments())[1:], x)
+
+    def _run(self, segments: Iterable[list[nn.Module]], x: Any) -> Any:
+        for segment in segments:
             run = nn.Sequential(*segment)
             inputs = x if isinstance(x, tuple) else (x,)
             parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
@@ -87,7 +94,7 @@ class RecomputedSequential(Swapped, nn.Sequential):
             x = _Recomputed.apply(run, len(inputs), *inputs, *parameters) if recomputed else run(x)
         return x
 
-    def _segments(self) -> Iterator[list[nn.Module]]:
+    def segments(self) -> Iterator[list[nn.Module]]:
         """Yield the children before the first with a trained layer, then groups of ``segment`` such and what follows."""
         group: list[nn.Module] = []
         keeping = 0

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from fedact.depth import depth_for, grid
-from fedact.learning import gradient_lengths
 from fedact.memory import Memory
-from fedact.problem import Methods, Problem
+from fedact.planner.depth import depth_for, grid
+from fedact.planner.learning import gradient_lengths
+from fedact.planner.problem import Methods, Problem
 
 EXAMPLES, ELEMENTS = 32, 64_000_000
 """Gradients' lengths are measured on so many examples, fewer where they have more kept elements in all."""

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedact.chunks import examples_stand_alone
 from fedact.compression import Method
-from fedact.compression.exact import Vanilla
+from fedact.compression.exact import Exact, Vanilla
 from fedact.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory
+from fedact.prefix import split
 from fedact.surgery import calibrate, convolutions, head, install, kept_inputs, restore, trained_layers, trained_parameters
 from fedact.training import Loss, bytes_in_scope, micro_step
 
@@ -85,6 +87,15 @@ class Problem:
         each = sum(x.numel() for x in self.inputs(self.trained(depth), 1).values())
         return max(min(least, self.batch_size), min(self.batch_size, most, elements // max(1, each)))
 
+    def chunks(self, depth: int, micro_batch: int) -> list[int]:
+        """Return on how many examples at a time the frozen part may be run, all at once (0) first."""
+        if self.scope == "saved":
+            return [0]
+        model = install(self.model, dict.fromkeys(self.trained(depth), Exact()))
+        parts = split(model)
+        apart = parts is not None and examples_stand_alone(parts, self.x[:2])
+        return [0, *(2**power for power in range(max(1, (micro_batch - 1).bit_length()) - 1, -1, -1) if apart)]
+
     def halvings(self) -> Iterator[int]:
         """Yield the sizes of micro-batches, the largest first."""
         size = self.batch_size
@@ -120,7 +131,8 @@ def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_ch
     Where the first step leaves a state behind, the second, which starts from it, is measured too.
     """
     x, y = problem.examples(micro_batch)
-    model = install(problem.model, {name: method.ceiling for name, method in methods.items()})
+    ceilings = {name: method.ceiling for name, method in methods.items()}
+    model = install(problem.model, ceilings, prefix_chunk=prefix_chunk)
     if any(method.calibrated for method in methods.values()):
         calibrate(model, problem.x)
     parameters = trained_parameters(model).values()

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from fedact.drafts import Draft
-from fedact.pace import Pace
-from fedact.problem import Methods, Problem, measure_step
-from fedact.search import Found
-from fedact.study import Family, Study
-from fedact.work import Costs, measure_costs
+from fedact.compression.exact import Exact
+from fedact.planner.drafts import Draft
+from fedact.planner.pace import Pace
+from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.search import Found
+from fedact.planner.study import Family, Study, names_at
+from fedact.planner.work import Costs, measure_costs
 
 DERIVE = (0, 3, 5)
 """How many convolutions back ``auto`` looks for a narrower tensor to make others again from."""
@@ -23,6 +24,8 @@ SCAN_WAYS = 300
 ROUNDS, SLACK = 4, 0.01
 """A measured draft is shared out anew so many times, unless it leaves less than this share of the budget unused."""
 BOUNDLESS = 2**50
+ABOUT = 1.1
+"""A whole batch takes about as many times what one example takes as it has examples."""
 
 
 class _Candidate(NamedTuple):
@@ -48,10 +51,22 @@ class Sharing:
         return best.errors if best else None
 
     def at(self, depth: int) -> Found | None:
+        whole = self._whole(depth)
+        if whole:
+            return whole
         candidates = _best_first([*self._candidates(depth)], NEGLIGIBLE * len(self.problem.trained(depth)))
         found = (self._settled(candidate) for candidate in candidates)
         kept = (self.pace.kept(one) for one in found if one)
         return next((one for one in kept if one), None)
+
+    def _whole(self, depth: int) -> Found | None:
+        """Return plain training, less what its gradient does not need, where the budget and the pace allow that."""
+        methods, size = dict.fromkeys(names_at(self.problem, depth), Exact()), self.problem.batch_size
+        one = measure_step(self.problem, methods, 1)
+        if self.problem.held(one) * size > ABOUT * self.capacity:
+            return None
+        memory = measure_step(self.problem, methods, size)
+        return self.pace.kept(Found(depth, size, methods, memory, {})) if self.problem.fits(memory) else None
 
     def coarsest(self, depth: int) -> list[Methods]:
         return [self._study(family, depth, 1).coarsest(depth) for family in self.families]
@@ -95,12 +110,14 @@ class Sharing:
                         yield _Candidate(draft, study, prefix_chunk)
 
     def _chunks(self, study: Study, depth: int, micro_batch: int) -> list[int]:
-        """Return how the frozen part may be run so that at least the coarsest methods keep the budget."""
+        """Return how the frozen part is to be run so that at least the coarsest methods keep the budget."""
         if self.problem.scope == "saved":
             return [0]
         methods = study.coarsest(depth)
-        chunks = (0,) if micro_batch == 1 else (0, 1)
-        return [chunk for chunk in chunks if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk))]
+        for chunk in self.problem.chunks(depth, micro_batch):
+            if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk)):
+                return [chunk]
+        return []
 
     def _settled(self, candidate: _Candidate) -> Found | None:
         """Return the candidate measured, and shared out anew until it keeps the budget and leaves little of it unused."""

@@ -7,8 +7,8 @@ from math import ceil
 import torch
 
 from fedact.compression.exact import Vanilla
-from fedact.problem import Methods, Problem
-from fedact.search import Found
+from fedact.planner.problem import Methods, Problem
+from fedact.planner.search import Found
 from fedact.surgery import install
 from fedact.training import micro_step
 
@@ -39,7 +39,7 @@ class Pace:
 
 def _seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> float:
     """Return the seconds of a batch, by one micro-batch of it."""
-    model = install(problem.model, methods)
+    model = install(problem.model, methods, prefix_chunk=prefix_chunk)
     x, y = problem.examples(micro_batch)
     taken = []
     for _ in range(1 + TIMES):

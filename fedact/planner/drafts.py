@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fedact.compression import Method
-from fedact.groups import Group
-from fedact.knapsack import MOST_WAYS, Option, allocate
-from fedact.sensitivity import Errors
+from fedact.planner.groups import Group
+from fedact.planner.knapsack import MOST_WAYS, Option, allocate
+from fedact.planner.sensitivity import Errors
 
 STEPS_BETWEEN = 4
 """Bits between two measured levels are filled in with so many steps less one."""

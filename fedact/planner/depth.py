@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedact.learning import expected_learning
+from fedact.planner.learning import expected_learning
 
 ENOUGH = 0.7
 """Fewer layers will do where they are expected to teach this share of the most (the README has what was seen)."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from fedact.compression import make_method
-from fedact.pace import Pace
-from fedact.problem import Methods, Problem, measure_step
-from fedact.search import Found
+from fedact.planner.pace import Pace
+from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.search import Found
 from fedact.surgery import assign
 
 GENTLE = 0.95
@@ -31,7 +31,7 @@ class GivingWay:
 
     def at(self, depth: int) -> Found | None:
         levels: dict[int, list[tuple[float, Methods]]] = {}
-        for gentle, (micro_batch, chunk) in product((True, False), self._sizes()):
+        for gentle, (micro_batch, chunk) in product((True, False), self._sizes(depth)):
             if micro_batch not in levels:
                 levels[micro_batch] = self._levels(depth, micro_batch)
             for level, methods in levels[micro_batch]:
@@ -49,12 +49,11 @@ class GivingWay:
         _, methods = self._levels(depth, 1)[-1]
         return self.problem.fits(measure_step(self.problem, methods, 1))
 
-    def _sizes(self) -> Iterator[tuple[int, int]]:
+    def _sizes(self, depth: int) -> Iterator[tuple[int, int]]:
         """Yield micro-batches with how many examples the frozen part is run on at a time, the largest first."""
         for micro_batch in self.problem.halvings():
-            yield micro_batch, 0
-            if self.problem.scope == "peak" and micro_batch > 1:
-                yield micro_batch, 1
+            for chunk in self.problem.chunks(depth, micro_batch):
+                yield micro_batch, chunk
 
     def _levels(self, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
         """Return the methods of all kept tensors at each level, the gentlest first."""

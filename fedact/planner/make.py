@@ -1,5 +1,6 @@
-"""(model, example, budget) -> plan: the least gradient error, or who gives way and how far, until a measured step fits."""
+"""What the rest of the project asks of the planner: a plan, and how good one still is."""
 
+from itertools import product
 from typing import Any
 
 import torch.nn.functional as F
@@ -7,14 +8,14 @@ from torch import Tensor, nn
 
 from fedact.compression import AUTO, Method, choose_method, make_method, method_name
 from fedact.errors import ConfigError
-from fedact.giving_way import GivingWay
 from fedact.memory import stored_bytes
-from fedact.pace import Pace
+from fedact.planner.giving_way import GivingWay
+from fedact.planner.pace import Pace
+from fedact.planner.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
+from fedact.planner.search import Chooser, Found, depths_for, search
+from fedact.planner.sensitivity import total_error
+from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.plans import Kept, Plan
-from fedact.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
-from fedact.search import Chooser, Found, depths_for, search
-from fedact.sensitivity import total_error
-from fedact.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.sizes import parse_bytes
 from fedact.surgery import kept_inputs, made_again, trained_parameters
 from fedact.training import Loss
@@ -125,7 +126,8 @@ def _kept(problem: Problem, found: Found) -> tuple[Kept, ...]:
 
 
 def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
-    least = min(problem.held(measure_step(problem, methods, 1)) for methods in chooser.coarsest(depth))
+    ways = product(chooser.coarsest(depth), problem.chunks(depth, 1))
+    least = min(problem.held(measure_step(problem, methods, 1, chunk)) for methods, chunk in ways)
     what = f"{depth} layers" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.budget is None or least <= problem.budget:

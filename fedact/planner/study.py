@@ -11,13 +11,13 @@ from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
 from fedact.compression.transform import Transform
 from fedact.dataflow import downstream
-from fedact.drafts import Draft, Way, draft, of_group, ways_of
-from fedact.groups import Group, groups_of
-from fedact.knapsack import MOST_WAYS
-from fedact.problem import Methods, Problem, measure_step
-from fedact.sensitivity import Sensitivity, measure_sensitivity
+from fedact.planner.drafts import Draft, Way, draft, of_group, ways_of
+from fedact.planner.groups import Group, groups_of
+from fedact.planner.knapsack import MOST_WAYS
+from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.sensitivity import Sensitivity, measure_sensitivity
+from fedact.planner.work import Costs, step_seconds
 from fedact.surgery import assign, smooth_activations
-from fedact.work import Costs, step_seconds
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Family:
         if self.method is not None:
             return list(self.method.for_dimensions(x.dim()).levels(x).values())
         packed = [Quantize(bits=bits, derive=self.derive) for bits in (8, 4)]
-        return [Exact(self.derive), *packed, *Transform(derive=self.derive).levels(x).values()]
+        exact, *coded = Transform(derive=self.derive).levels(x).values()
+        return [exact, *packed, *coded]
 
     @property
     def by_example(self) -> bool:
