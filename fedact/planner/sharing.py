@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.planner.drafts import Draft
 from fedact.planner.pace import Pace
@@ -13,11 +14,13 @@ from fedact.planner.search import Found
 from fedact.planner.study import Family, Study, names_at
 from fedact.planner.work import Costs, measure_costs
 
-DERIVE = (0, 3, 5)
+DERIVE = (3, 5)
 """How many convolutions back ``auto`` looks for a narrower tensor to make others again from."""
+QUICK = 0
+"""Where the time is bounded it also tries to keep every input: nothing has to be made again."""
 NEGLIGIBLE = 1e-3
 """Errors of this much a trained layer are as good as none: of such plans the fastest is taken."""
-EXAMPLES, ELEMENTS = 8, 8_000_000
+EXAMPLES, ELEMENTS = 8, 6_000_000
 """Errors are measured on so many examples, fewer where they have more kept elements in all."""
 SCAN_WAYS = 300
 """A coarser allocation is good enough to compare depths."""
@@ -65,8 +68,8 @@ class Sharing:
         one = measure_step(self.problem, methods, 1)
         if self.problem.held(one) * size > ABOUT * self.capacity:
             return None
-        memory = measure_step(self.problem, methods, size)
-        return self.pace.kept(Found(depth, size, methods, memory, {})) if self.problem.fits(memory) else None
+        found = Found(depth, size, methods, measure_step(self.problem, methods, size), dict.fromkeys(methods, 0.0))
+        return self.pace.kept(found) if self.problem.fits(found.memory) else None
 
     def coarsest(self, depth: int) -> list[Methods]:
         return [self._study(family, depth, 1).coarsest(depth) for family in self.families]
@@ -80,7 +83,9 @@ class Sharing:
     def families(self) -> list[Family]:
         """What may be mixed in one plan."""
         method = self.problem.method
-        return [Family(None, reach) for reach in DERIVE] if isinstance(method, str) else [Family(method, method.derive)]
+        if isinstance(method, Method):
+            return [Family(method, method.derive)]
+        return [Family(None, reach) for reach in (DERIVE if self.pace.max_slowdown is None else (QUICK, *DERIVE))]
 
     @cached_property
     def costs(self) -> Costs:
