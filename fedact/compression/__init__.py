@@ -12,7 +12,7 @@ from fedact.compression.method import Compressed, Method, State
 from fedact.compression.quantize import Quantize
 from fedact.compression.svd import SVD, ChannelSVD
 from fedact.compression.transform import Transform
-from fedact.errors import ConfigError
+from fedact.errors import ConfigError, unknown
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
@@ -37,16 +37,21 @@ AUTO = "auto"
 
 def make_method(text: str | Method) -> Method:
     """Return the codec that ``NAME:key=value,...`` names; raises ConfigError with the nearest match."""
-    if isinstance(text, str) and text.strip() == AUTO:
+    if isinstance(text, str) and spec.split(text)[0] == AUTO:
         raise ConfigError("auto mixes methods under a plan: it is for make_plan, fedact.plan and fedact.simulate")
     return text if isinstance(text, Method) else spec.build("method", METHODS, text)
 
 
 def choose_method(text: str | Method) -> Method | str:
-    """Return the codec that a plan's method names, or ``auto`` where the plan is to mix them."""
-    if isinstance(text, str) and text.strip() == AUTO:
-        return AUTO
-    return make_method(text)
+    """Return the codec that a plan's method names, or ``auto`` where the plan is to mix them; raises ConfigError."""
+    if isinstance(text, Method):
+        return text
+    name, settings = spec.split(text)
+    if name not in (AUTO, *METHODS):
+        raise unknown("method", name, (AUTO, *METHODS))
+    if name == AUTO and settings:
+        raise ConfigError(f"method auto has no settings, but {next(iter(settings))!r} was given")
+    return AUTO if name == AUTO else make_method(text)
 
 
 def method_name(method: Method) -> str:
