@@ -7,7 +7,7 @@ from typing import Any
 
 from fedact.config import Config, make_config
 from fedact.errors import ConfigError
-from fedact.flags import Parser, through
+from fedact.flags import Parser, check_file, through
 
 FIELDS = (
     "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
@@ -66,18 +66,14 @@ def _main(arguments: list[str]) -> int:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raise ConfigError for a number that is too small, a folder that is not there, or flags that exclude each other."""
+    """Raise ConfigError for a number that is too small, a file that cannot be written, or flags that exclude each other."""
     for name, (_, least, _) in COUNTS.items():
         if options[name] < least:
             raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
     if options["micro_batch"] is not None and options["micro_batch"] < 1:
         raise ConfigError(f"--micro-batch is a whole number from 1, not {options['micro_batch']}")
-    for name in FILES:
-        file = options[name]
-        if file and not file.absolute().parent.is_dir():
-            raise ConfigError(f"--{name} {file}: there is no folder {file.absolute().parent}")
-    if options["figure"] and options["figure"].suffix != ".png":
-        raise ConfigError(f"--figure {options['figure']}: the name of a figure ends in .png")
+    check_file("json", options["json"])
+    check_file("figure", options["figure"], ".png")
     for other in ("sweep", "figure", "micro_batch"):
         if options["equal_cosine"] and options[other]:
             flag = other.replace("_", "-")

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from fedact.families import family
 from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
 from fedact.measurement import Measured
-from fedact.plots import COLORS
+from fedact.plots import COLORS, error_scale, short_size
 from fedact.spec import spelled
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
@@ -25,9 +24,6 @@ EXACT, FRONTIER = "#555555", "#D0D0D0"
 MARKERS = "osD^vP*Xp"
 VARIANTS = ("-", "--", ":")
 """Line styles of a method's variants."""
-
-FEW_DECADES = 1000
-"""Errors whose largest is less than this many times the least have room for more marks on their axis."""
 
 Curves = dict[str, list[tuple[Point, str]]]
 
@@ -108,28 +104,21 @@ def _styles(families: Curves) -> dict[str, dict[str, Any]]:
 
 
 def _scales(main: Axes, rail: Axes) -> None:
-    main.set_yscale("log")
     main.set_xscale("log")
-    low, high = main.get_ylim()
-    main.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
-    main.yaxis.set_major_formatter(FuncFormatter(lambda error, _: np.format_float_positional(error, trim="-")))
+    error_scale(main)
     main.set_ylabel("squared error of the gradient, relative to its square")
     rail.set_ylim(-1, 1)
     rail.set_yticks([0], ["exact"])
     rail.set_facecolor("#F4F4F4")
     rail.set_xlabel("saved bytes of a step")
     rail.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    rail.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
+    rail.xaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
     for axes in (main, rail):
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.margins(x=0.1, y=0.08)
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e6:g} MB" if size >= 1e6 else f"{size / 1e3:g} KB"
 
 
 def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:

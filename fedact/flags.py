@@ -1,8 +1,11 @@
 """The command lines' common part: flags from the config's fields, and one line for what is wrong."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fedact.config import Config
@@ -52,6 +55,25 @@ def through(door: Callable[[list[str]], int], arguments: list[str] | None) -> in
     except KeyboardInterrupt:
         print("\nfedact: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
+
+
+def check_file(flag: str, file: Path | None, suffix: str = "") -> None:
+    """Raise ConfigError for a file that cannot be written, or whose name does not end in the suffix."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--{flag} {file}: there is no folder {folder}")
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--{flag} {file} cannot be written")
+    if file.suffix != suffix and suffix:
+        raise ConfigError(f"--{flag} {file}: the name of a figure ends in {suffix}")
+
+
+def log_to_stderr() -> None:
+    """Let what takes its time say so."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fedact").setLevel(logging.INFO)
 
 
 def _shown(value: Any) -> str:

@@ -31,13 +31,21 @@ def obstacles(axes: Axes, points: Sequence[Point]) -> Iterator[Bbox]:
             yield _square(first + share * (second - first), AROUND_LINE * _pixels(axes))
 
 
-def write(text: str, places: Iterable[tuple[Axes, Point]], taken: list[Bbox], must: bool = True, **style: Any) -> None:
+def write(
+    text: str,
+    places: Iterable[tuple[Axes, Point]],
+    taken: list[Bbox],
+    must: bool = True,
+    near: Sequence[float] = NEAR,
+    **style: Any,
+) -> None:
     """Write a text beside one of the points, where it covers the least, and add its box to those taken.
 
-    must: write it even far away or over something. The figure must have been drawn once, so that its axes have their places.
+    must: write it even far away or over something. near: how far it may stand without a line leading to it, in points. The
+    figure must have been drawn once, so that its axes have their places.
     """
     candidates = []
-    for (axes, point), away in product(list(places), (*NEAR, *FAR) if must else NEAR):
+    for (axes, point), away in product(list(places), (*near, *FAR) if must else near):
         for offset in ((away, 5), (away, -5), (-away, 5), (-away, -5), (0, away), (0, -away)):
             box = _box(axes, point, offset, _size(axes, text, style))
             covered = sum(box.padded(MARGIN).overlaps(other) for other in taken) + (0 if _inside(box, axes) else 100)

@@ -20,20 +20,24 @@ Plans = dict[int | None, Plan]
 
 def make_plans(experiment: Experiment, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
-    config, example = experiment.config, calibration_batch(experiment)
-    return {
-        budget: make_plan(
-            experiment.model_with({}),
-            budget,
-            example,
-            method,
-            config.layers,
-            config.scope,
-            momentum=config.momentum > 0,
-            train_norm=config.train_norm,
-        )
-        for budget in dict.fromkeys(config.client_budgets())
-    }
+    example = calibration_batch(experiment)
+    budgets = dict.fromkeys(experiment.config.client_budgets())
+    return {budget: plan_for(experiment, method, budget, example) for budget in budgets}
+
+
+def plan_for(experiment: Experiment, method: str, budget: int | None, example: tuple[torch.Tensor, torch.Tensor]) -> Plan:
+    """Return the plan for one budget, made from an example batch."""
+    config = experiment.config
+    return make_plan(
+        experiment.model_with({}),
+        budget,
+        example,
+        method,
+        config.layers,
+        config.scope,
+        momentum=config.momentum > 0,
+        train_norm=config.train_norm,
+    )
 
 
 def calibration_batch(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:

@@ -68,6 +68,12 @@ class Plan:
     expected_error: float | None = None
     slowdown: float | None = None
 
+    @property
+    def error_per_layer(self) -> float | None:
+        """The mean of the trained layers' expected errors, which tells plans of other depths apart from worse ones."""
+        measured = [kept for kept in self.kept if kept.expected_error is not None]
+        return None if self.expected_error is None or not measured else self.expected_error / len(measured)
+
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""
         return json.dumps(asdict(self))

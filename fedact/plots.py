@@ -4,15 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedact.records import Run
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's palette, which people with any colour vision can tell apart."""
 BYTES_PER_KB = 1000
+FEW_DECADES = 1000
+"""Errors whose largest is less than this many times the least have room for more marks on their axis."""
 
 
 def accuracy_by_round(run: Run) -> Figure:
@@ -59,6 +62,20 @@ def save_figures(run: Run, folder: Path) -> list[Path]:
     for file, draw in zip(files, FIGURES.values(), strict=True):
         draw(run).savefig(file, dpi=150)
     return files
+
+
+def error_scale(axes: Axes) -> None:
+    """Give the drawn errors a logarithmic axis whose marks are plain numbers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: np.format_float_positional(error, trim="-")))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def short_size(size: float) -> str:
+    """Return bytes in the largest unit that leaves one before the point."""
+    return f"{size / 1e6:.4g} MB" if size >= 1e6 else f"{size / 1e3:.4g} KB" if size >= 1e3 else f"{size:g} bytes"
 
 
 def _axes(ylabel: str) -> tuple[Figure, Axes]:

@@ -1,6 +1,5 @@
 """A whole session in the terminal: start or resume a run seed by seed, show it as it goes, draw it at the end."""
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 from fedact import plots, report
 from fedact.config import Config, make_config, read_toml
 from fedact.errors import ConfigError
+from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run, write_whole
 from fedact.runtime import Simulation
 
@@ -37,7 +37,7 @@ def resume_run(out: Path) -> int:
 
 def show_plans(config: Config) -> int:
     """Print who holds what and each budget's plan, and write nothing."""
-    _logging()
+    log_to_stderr()
     simulation, console = Simulation(config), Console()
     console.print(report.partition_table(simulation.experiment.train.labels, simulation.experiment.parts))
     for plans in simulation.plans.values():
@@ -47,7 +47,7 @@ def show_plans(config: Config) -> int:
 
 
 def _run_seeds(config: Config, out: Path) -> int:
-    _logging()
+    log_to_stderr()
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
@@ -104,8 +104,3 @@ def _finish(out: Path, console: Console, worked: bool) -> int:
         where = f"{row['method']}, round {row['round']}, client {row['client']}"
         print(f"fedact: {where} failed: {row['reason']}", file=sys.stderr)
     return FAILED if failed else DONE
-
-
-def _logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("fedact").setLevel(logging.INFO)

@@ -1,0 +1,136 @@
+"""Plans in the terminal: the experiment's model and images, a plan for every budget and method, tables, a file, a figure."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil, log2
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fedact.config import Config, parse_budget
+from fedact.data import Loader
+from fedact.experiment import SMALL_RESOLUTION, Experiment, check_names, prepare
+from fedact.flags import log_to_stderr
+from fedact.models import SCALABLE
+from fedact.plan_costs import parts, step_time
+from fedact.plan_plots import plans_against_budget
+from fedact.plan_report import kept_table, title
+from fedact.plan_summary import Findings, held, summary
+from fedact.planning import calibration_batch, canonical_methods, plan_for, plans_json
+from fedact.plans import Plan
+from fedact.records import write_whole
+from fedact.replay import Batch
+from fedact.seeds import Purpose, generator
+from fedact.surgery import convolutions
+from fedact.weights import plain_preprocessing
+
+ALONE = {"clients": 1, "partition": "iid"}
+"""Nothing is federated here."""
+FULL_WIDTH = 1.0
+"""A plan is asked for about the network that a device gets, not about a small one that digits are enough for."""
+TIMED = 3
+"""Steps whose time is measured."""
+WIDTH = 120
+"""Characters of a line in a file or a pipe."""
+YARDSTICK = "exact"
+HALVINGS = DOUBLINGS = 3
+"""How far the figure's budgets go below and above those that were asked for."""
+
+Make = Callable[[str, int | None], Plan]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the door's own flags say."""
+
+    max_slowdown: float | None
+    json: Path | None
+    figure: Path | None
+
+
+def show_plans(config: Config, options: Options) -> int:
+    """Make a plan for every method and distinct budget, print what it keeps and costs, write the files."""
+    log_to_stderr()
+    methods, budgets = canonical_methods(config), list(dict.fromkeys(size for size, _ in parse_budget(config.budget)))
+    experiment = prepared(config)
+    example = calibration_batch(experiment)
+    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example))
+    console = Console()
+    console = console if console.is_terminal else Console(width=WIDTH)
+    console.print(title(experiment.config), highlight=False, soft_wrap=True)
+    for method in methods:
+        for budget in budgets:
+            _show(console, _found(experiment, make, example, method, budget))
+    plans = {method: {budget: make(method, budget) for budget in budgets} for method in methods}
+    if options.json:
+        write_whole(options.json, plans_json(plans))
+    if options.figure:
+        ladders = _ladders(make, methods, budgets)
+        plans_against_budget(title(experiment.config), ladders, [size for size in budgets if size]).savefig(
+            options.figure, dpi=150
+        )
+    return 0
+
+
+def prepared(config: Config) -> Experiment:
+    """Prepare the model at full width; what is pretrained here is so at few pixels.
+
+    A plan asks for the activations of a trained network, not for accuracy: those of a random one are far simpler, so that
+    less would seem to be enough. At 224 pixels pretraining takes minutes.
+    """
+    check_names(config)
+    width = config.width or (FULL_WIDTH if config.model in SCALABLE else None)
+    config = config.model_copy(update={"width": width, **ALONE})
+    wanted = config.resolution or SMALL_RESOLUTION
+    if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION:
+        return prepare(config)
+    small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}))
+    whole = small.config.model_copy(update={"resolution": wanted})
+    return replace(small, config=whole, preprocessing=plain_preprocessing(wanted))
+
+
+def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:
+    """Return each method's plans at powers of two around the budgets; around what is held, where there is no budget."""
+    sizes = [size or held(make(methods[0], None)) or 1 for size in budgets]
+    rungs = {*sizes, *ladder(min(sizes), max(sizes))}
+    return {method: [make(method, rung) for rung in sorted(rungs)] for method in dict.fromkeys([*methods, YARDSTICK])}
+
+
+def ladder(least: int, most: int) -> list[int]:
+    """Return sizes from an eighth of the least, each twice the one before, to at least eight times the most."""
+    first = max(1, least >> HALVINGS)
+    steps = ceil(log2((most << DOUBLINGS) / first))
+    return [first << step for step in range(steps + 1)]
+
+
+def _found(experiment: Experiment, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
+    plan = make(method, budget)
+    trains = plan.status != "skipped"
+    model, config = experiment.model_with({}), experiment.config
+    return Findings(
+        plan=plan,
+        parts=tuple(parts(model, plan, example[0])) if trains else (),
+        time=step_time(experiment.model_with({}), plan, list(_timed(experiment)), config.train_norm) if trains else None,
+        more=None if budget is None else make(method, 2 * budget),
+        convolutions=len(convolutions(model)),
+        example_bytes=sum(each[0].nbytes for each in example),
+    )
+
+
+def _timed(experiment: Experiment) -> Iterator[Batch]:
+    """Yield a batch to warm up and those that are timed, each drawn anew from the server's own examples."""
+    loader = Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
+    random = generator(experiment.config.seed, Purpose.CALIBRATION, client=2)
+    for _ in range(1 + TIMED):
+        yield loader(np.resize(random.permutation(len(loader)), experiment.config.batch_size))
+
+
+def _show(console: Console, found: Findings) -> None:
+    plan = found.plan
+    budget = "no budget" if plan.budget_bytes is None else f"{plan.budget_bytes:,} {plan.scope} bytes"
+    console.print(f"\n{plan.method}, {budget}: {plan.status}", highlight=False)
+    if found.parts:
+        console.print(kept_table(plan, found.parts))
+    console.print(summary(found))

@@ -1,0 +1,70 @@
+"""python -m fedact.plan: what fits into a memory budget, layer by layer, and what it costs."""
+
+import sys
+from argparse import SUPPRESS
+from pathlib import Path
+from typing import Any
+
+from fedact.config import make_config
+from fedact.errors import ConfigError
+from fedact.flags import Parser, check_file, through
+
+METHOD = "hosvd"
+FIELDS = (
+    "model", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "budget", "scope", "layers", "train_norm",
+    "seed", "device",
+)  # fmt: skip
+OWN = {
+    "width": "width multiplier [1]",
+    "weights": "none, pretrain (on the data set, at 64 px at most, once), imagenet or a file [pretrain]",
+    "calibration": "examples that the plans are made from [64, or a batch where that is larger]",
+}
+"""Fields of Config whose default is another one here."""
+METHOD_HELP = f"NAME[:key=value,...]; repeat to compare [{METHOD}]"
+SLOWDOWN_HELP = "a step takes at most X times as long as plain training's of the whole batch"
+FILES = {
+    "json": "write the plans into a file",
+    "figure": "draw what other budgets would buy, and exact gradients beside it, into a PNG file",
+}
+
+
+def parser() -> Parser:
+    """Return the command line: the fields of Config that a plan follows from, and where to write."""
+    result = Parser("plan", __doc__ or "")
+    result.add_fields(FIELDS)
+    for name, says in OWN.items():
+        result.add_argument(f"--{name}", default=SUPPRESS, metavar="VALUE", help=says)
+    result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
+    result.add_argument("--max-slowdown", type=float, metavar="X", help=SLOWDOWN_HELP)
+    for name, says in FILES.items():
+        result.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return through(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    given = parser().settings(arguments)
+    options = {name: given.pop(name) for name in ("max_slowdown", *FILES)}
+    _check(options)
+    config = make_config({"method": [METHOD], **given})
+    if "calibration" not in given:
+        config = config.model_copy(update={"calibration": max(config.calibration, config.batch_size)})
+    from fedact.inspection import Options, show_plans
+
+    return show_plans(config, Options(**options))
+
+
+def _check(options: dict[str, Any]) -> None:
+    slowdown = options["max_slowdown"]
+    if slowdown is not None and not 0 < slowdown < float("inf"):
+        raise ConfigError(f"--max-slowdown is a number above 0, not {slowdown:g}")
+    check_file("json", options["json"])
+    check_file("figure", options["figure"], ".png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What a plan keeps, tensor by tensor, with the time that it takes here; and a whole step's time beside plain training's."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedact.compression import make_method
+from fedact.layers import DerivedKeeper, Keeper, Keeping
+from fedact.layers.derived import MadeAgain
+from fedact.plans import Kept, Plan
+from fedact.replay import Batch, twin
+from fedact.stopwatch import Clock, relative, time_micro_batches
+from fedact.surgery import apply, calibrate, compress, kept_inputs
+
+REPEATS = 5
+"""Times that each tensor is encoded and decoded, after a first time that does not count."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input in a step under a plan: kept, or made again from another.
+
+    name: the layer that takes it. origin: the layer whose kept input it is made again from. frozen: whether the layer is not
+    trained, and its input kept for others alone. seconds: of encoding and decoding it in all micro-batches of a step; where
+    it is made again, of decoding the other and of the layers between.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    method: str
+    cap_bytes: int
+    seconds: float
+    origin: str | None = None
+    frozen: bool = False
+    expected_error: float | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A whole step's seconds under a plan and in plain training of the same layers at once, and the ratio: medians."""
+
+    seconds: float
+    plain_seconds: float
+    ratio: float
+
+
+def parts(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.perf_counter) -> Iterator[Part]:
+    """Yield what a plan keeps, in the order of its tensors; a frozen layer's input comes before the first that needs it.
+
+    x: a whole batch; its first micro-batch is encoded and decoded here.
+    """
+    x = x[: plan.micro_batch].clone()
+    keepers = _derived(apply(model, plan))
+    origins = {name: _owner(model, keeper.origin) for name, keeper in keepers.items()}
+    own = [kept.name for kept in plan.kept]
+    inputs = kept_inputs(model, [*own, *(origin for origin in origins.values() if origin not in own)], x)
+    watch = Watch(x.device, plan.batch_size / plan.micro_batch, clock)
+    for kept in plan.kept:
+        if kept.name not in keepers:
+            yield Part(**_named(kept), seconds=watch.coding(kept.method, inputs[kept.name]))
+            continue
+        origin, keeper = origins[kept.name], keepers[kept.name]
+        if keeper.counts:
+            yield Part(
+                origin, tuple(inputs[origin].shape), kept.method, kept.cap_bytes, watch.coding(kept.method, inputs[origin]),
+                frozen=True,
+            )  # fmt: skip
+        seconds = watch.making_again(keeper, inputs[origin], inputs[kept.name].dtype)
+        yield Part(**{**_named(kept), "cap_bytes": 0}, seconds=seconds, origin=origin)
+
+
+def _named(kept: Kept) -> dict[str, Any]:
+    return dict(vars(kept))
+
+
+def _derived(model: nn.Module) -> dict[str, DerivedKeeper]:
+    """Return the keepers of the inputs that are made again, by the layers' names."""
+    found = {name: module.keeper for name, module in model.named_modules() if isinstance(module, Keeping)}
+    return {name: keeper for name, keeper in found.items() if isinstance(keeper, DerivedKeeper)}
+
+
+def _owner(model: nn.Module, keeper: Keeper) -> str:
+    return next(
+        str(name) for name, module in model.named_modules() if isinstance(module, Keeping) and module.keeper is keeper
+    )
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Times what is done once a micro-batch, in seconds a step."""
+
+    device: torch.device
+    micro_batches: float
+    clock: Clock
+
+    def coding(self, method_name: str, x: Tensor) -> float:
+        """Return the time of encoding and decoding x, where the method goes on from an earlier step."""
+        method = make_method(method_name).for_dimensions(x.dim())
+        state = method.compress(x, method.start(0)).state
+        return self._median(lambda: method.reconstruct(method.compress(x, state)))
+
+    def making_again(self, keeper: DerivedKeeper, x: Tensor, dtype: torch.dtype) -> float:
+        """Return the time of decoding x, the origin's input, and running the layers between."""
+        method = keeper.method.for_dimensions(x.dim())
+        compressed, again = method.compress(x, method.start(0)), MadeAgain(method, keeper.chain, dtype)
+        return self._median(lambda: again.reconstruct(compressed))
+
+    def _median(self, action: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(REPEATS):
+            begin = self._now()
+            action()
+            seconds.append(self._now() - begin)
+        return median(seconds) * self.micro_batches
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
+
+
+def step_time(
+    model: nn.Module, plan: Plan, batches: Sequence[Batch], train_norm: bool = False, clock: Clock = time.perf_counter
+) -> StepTime:
+    """Time whole steps under a plan and plain training's of the same layers at once; the first batch is not timed."""
+    plain = compress(twin(model), "vanilla", plan.layers, train_norm)
+    own = apply(twin(model), plan)
+    if any(make_method(kept.method).calibrated for kept in plan.kept):
+        calibrate(own, batches[0][0])
+    rows = time_micro_batches({"plan": (own, plan.micro_batch), "plain": (plain, None)}, batches, clock)
+    seconds, plain_seconds = (median(row[name] for row in rows) for name in ("plan", "plain"))
+    return StepTime(seconds, plain_seconds, median(relative(rows, "plan", "plain")))

@@ -1,0 +1,152 @@
+"""What budgets buy: trained layers, and the gradient's expected error, of every method's plans."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from fedact.fidelity import ROUNDING
+from fedact.labels import Point, obstacles, write
+from fedact.plans import Plan
+from fedact.plots import COLORS, error_scale, short_size
+
+EXACT = "#555555"
+MARKERS = "osD^vPX"
+MOST_TICKS = 12
+"""Budgets that have room for a tick each."""
+SMALL, USUAL = 8.5, 9.5
+"""Sizes of letters."""
+BESIDE = (8,)
+"""How far from a point its number stands, in points (1/72 inch)."""
+
+Ladders = Mapping[str, Sequence[Plan]]
+
+
+def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> Figure:
+    """Return two panels over budgets: the trained layers, and the mean expected error of one, with their number.
+
+    ladders: each method's plans at rising budgets. asked: budgets to mark. Exact gradients have a rail of their own below
+    the errors. One sum over all layers would make a plan look worse for every layer more that it trains.
+    """
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    depth, error, rail = figure.subplots(3, 1, sharex=True, height_ratios=[5, 7, 1])
+    styles, lowest = _styles(ladders), _lowest(ladders)
+    for name, plans in ladders.items():
+        _draw(depth, _depths(plans), styles[name])
+        _draw(depth, _skipped(plans, lowest), styles[name] | {"linestyle": "none", "markerfacecolor": "white"})
+        _draw(error, _errors(plans), styles[name])
+        _draw(rail, _exact(plans), styles[name])
+    every = [plan for plans in ladders.values() for plan in plans]
+    _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
+    _budgets(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
+    depth.set_title(f"What a budget buys\n{title}", loc="left", fontsize=10.5)
+    error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
+    _mark(depth, (error, rail), asked)
+    figure.draw_without_rendering()
+    _label(depth, error, rail, ladders, styles)
+    return figure
+
+
+def _trained(plans: Sequence[Plan]) -> list[Plan]:
+    return [plan for plan in plans if plan.status != "skipped"]
+
+
+def _depths(plans: Sequence[Plan]) -> list[Point]:
+    return [(plan.budget_bytes or 0, plan.layers) for plan in _trained(plans)]
+
+
+def _errors(plans: Sequence[Plan]) -> list[Point]:
+    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in _trained(plans))
+    return [(budget, error) for budget, error in pairs if error is not None and error > ROUNDING]
+
+
+def _exact(plans: Sequence[Plan]) -> list[Point]:
+    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in _trained(plans))
+    return [(budget, 0.0) for budget, error in pairs if error is not None and error <= ROUNDING]
+
+
+def _skipped(plans: Sequence[Plan], lowest: float) -> list[Point]:
+    return [(plan.budget_bytes or 0, lowest) for plan in plans if plan.status == "skipped"]
+
+
+def _lowest(ladders: Ladders) -> float:
+    """Return where skipped plans are drawn, below the head alone."""
+    return -max(0.5, max(plan.layers for plans in ladders.values() for plan in plans) / 8)
+
+
+def _styles(ladders: Ladders) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each method, grey where every gradient is exact."""
+    lossy = [name for name, plans in ladders.items() if _errors(plans)]
+    result: dict[str, dict[str, Any]] = {}
+    for place, name in enumerate(ladders):
+        # Later lines are thinner, so that one which lies upon another leaves it in sight.
+        width = max(1.5, 3.5 - place)
+        color = COLORS[lossy.index(name) % (len(COLORS) - 1)] if name in lossy else EXACT
+        marker = MARKERS[place % len(MARKERS)]
+        result[name] = {"color": color, "marker": marker, "markersize": width + 3, "linewidth": width}
+    return result
+
+
+def _draw(axes: Axes, points: Sequence[Point], style: Mapping[str, Any]) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), **style, zorder=3)
+
+
+def _scales(depth: Axes, error: Axes, rail: Axes, skipped: float | None) -> None:
+    """Give the panels their axes; skipped: where plans are drawn that train nothing, None where there are none."""
+    for axes in (depth, error, rail):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.margins(x=0.08, y=0.15)
+    depth.set_ylabel("trained convolutions")
+    numbers = [tick for tick in MaxNLocator(5, integer=True).tick_values(0, max(1.0, depth.dataLim.y1)) if tick >= 0]
+    places, names = ([skipped], ["skipped"]) if skipped is not None else ([], [])
+    depth.set_yticks([*places, *numbers], [*names, *(f"{tick:.0f}" if tick else "head alone" for tick in numbers)])
+    error.set_ylabel("squared, relative to the exact one's square")
+    if error.lines:
+        error_scale(error)
+    else:
+        error.set_yticks([])
+    rail.set_ylim(-1, 1)
+    rail.set_yticks([0], ["exact"])
+    rail.set_facecolor("#F4F4F4")
+
+
+def _budgets(axes: Axes, budgets: Sequence[int], scope: str) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(budgets) if len(budgets) <= MOST_TICKS else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
+    axes.set_xlabel(f"budget: {scope} bytes of a step")
+
+
+def _mark(first: Axes, others: Iterable[Axes], asked: Iterable[int]) -> None:
+    for budget in asked:
+        for axes in (first, *others):
+            axes.axvline(budget, color="black", linestyle="--", linewidth=1, zorder=1)
+        first.annotate(
+            "asked", (budget, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+            fontsize=USUAL,
+        )  # fmt: skip
+
+
+def _label(depth: Axes, error: Axes, rail: Axes, ladders: Ladders, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write each method's name at its line above, and every plan's trained convolutions at its point below."""
+    taken: list[Bbox] = [text.get_window_extent() for text in depth.texts]
+    panels = ((depth, _depths), (error, _errors), (rail, _exact))
+    for axes, points_of in panels:
+        taken += [box for plans in ladders.values() for box in obstacles(axes, points_of(plans))]
+    for name, plans in ladders.items():
+        color = styles[name]["color"]
+        points = _depths(plans) or _skipped(plans, _lowest(ladders))
+        write(name, [(depth, point) for point in reversed(points)], taken, color=color, fontsize=USUAL, near=BESIDE)
+        layers = {plan.budget_bytes or 0: str(plan.layers) for plan in plans}
+        for axes, points_of in panels[1:]:
+            for point in points_of(plans):
+                text, must = layers[int(point[0])], axes is error
+                write(text, [(axes, point)], taken, must, BESIDE, color=color, fontsize=SMALL)

@@ -1,0 +1,128 @@
+"""What a plan comes to, in words: against its budget and plain training, and what twice the budget would buy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from fedact.fidelity import ROUNDING
+from fedact.plan_costs import Part, StepTime
+from fedact.plans import Plan
+from fedact.sizes import format_bytes
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A plan with what was measured about it; the step's time and the parts are there where anything is trained.
+
+    more: the plan for twice the budget, where there is a budget. example_bytes: of one image and its label.
+    """
+
+    plan: Plan
+    parts: tuple[Part, ...]
+    time: StepTime | None
+    more: Plan | None
+    convolutions: int
+    example_bytes: int
+
+
+def summary(found: Findings) -> Table:
+    """Return what the plan comes to, against the budget and plain training, and what twice the budget would buy."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = _nothing(found.plan) if found.plan.status == "skipped" else _whole(found)
+    for name, text in [*rows, ("the device's other memory", _other_memory(found.plan)), *_twice(found)]:
+        table.add_row(name, text)
+    return table
+
+
+def _nothing(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "skipped", f"{plan.reason}, and {format_bytes(plan.budget_bytes)} are there"
+
+
+def _whole(found: Findings) -> Iterator[tuple[str, str]]:
+    plan, time = found.plan, found.time
+    depth = f"the last {plan.layers} of {found.convolutions} convolutions and the head" if plan.layers else "the head alone"
+    yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time"
+    yield "what gave way", _gave_way(plan)
+    yield "expected error", _errors(plan)
+    if time:
+        seconds = f"{time.seconds:.2f} s to {time.plain_seconds:.2f} s here"
+        yield "time of a whole step", f"{time.ratio:.2f}x plain training's of the whole batch at once ({seconds})"
+    yield "saved bytes", f"{_against(plan, 'saved', plan.saved_bytes)}; plain training keeps {_plain(plan)}"
+    yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
+    yield "peak bytes", _against(plan, "peak", plan.peak_bytes)
+    yield "paper bytes", format_bytes(plan.paper_bytes)
+    yield "the device in all", _in_all(plan, found.example_bytes)
+
+
+def _errors(plan: Plan) -> str:
+    if plan.expected_error is None:
+        return "not measured"
+    return f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
+
+
+def _gave_way(plan: Plan) -> str:
+    if plan.reason is None:
+        return "nothing"
+    return plan.reason if plan.budget_bytes is None else f"{plan.reason}, for {_budget(plan)} hold no more"
+
+
+def _budget(plan: Plan) -> str:
+    return "no bound" if plan.budget_bytes is None else f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"
+
+
+def _against(plan: Plan, scope: str, size: int | None) -> str:
+    """Return bytes, with their share of the budget where it bounds them."""
+    if scope != plan.scope or not plan.budget_bytes or size is None:
+        return format_bytes(size)
+    return f"{format_bytes(size)} of {format_bytes(plan.budget_bytes)} ({100 * size / plan.budget_bytes:.1f} %)"
+
+
+def _plain(plan: Plan) -> str:
+    ratio = (plan.vanilla_saved_bytes or 0) / plan.saved_bytes if plan.saved_bytes else None
+    return format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
+
+
+def _other_memory(plan: Plan) -> str:
+    sizes = (("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes))
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes)
+
+
+def _in_all(plan: Plan, example_bytes: int) -> str:
+    images = plan.micro_batch * example_bytes
+    total = (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + images
+    return f"{format_bytes(total)}: peak, weights, gradients, optimizer, and {format_bytes(images)} of images and labels"
+
+
+def _twice(found: Findings) -> Iterator[tuple[str, str]]:
+    if found.more is not None:
+        yield "twice the budget", f"{format_bytes(found.more.budget_bytes)} would buy {bought(found.plan, found.more)}"
+
+
+def bought(plan: Plan, more: Plan) -> str:
+    """Return in words what another plan has that this one has not."""
+    if (plan.status, plan.layers, plan.micro_batch, plan.kept) == (more.status, more.layers, more.micro_batch, more.kept):
+        return "nothing: the plan would be the same" if plan.micro_batch else "nothing: that is too little as well"
+    names = ("layers", "micro-batch", "expected error", "a layer", f"{plan.scope} bytes")
+    before, after = (_figures(each) for each in (plan, more))
+    if not plan.micro_batch:
+        return ", ".join(f"{name} {now}" for name, now in zip(names, after, strict=True))
+    pairs = zip(names, before, after, strict=True)
+    return ", ".join(f"{name} {old} to {new}" if old != new else f"{name} {new} as now" for name, old, new in pairs)
+
+
+def _figures(plan: Plan) -> tuple[str, ...]:
+    errors = (error(plan.expected_error), error(plan.error_per_layer))
+    return (str(plan.layers), str(plan.micro_batch), *errors, format_bytes(held(plan)))
+
+
+def held(plan: Plan) -> int | None:
+    """Return the bytes that the plan's budget bounds."""
+    return plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
+
+
+def error(value: float | None) -> str:
+    """Return a relative squared error, what is only rounding as 0."""
+    return "-" if value is None else "0" if abs(value) < ROUNDING else f"{value:.3g}"
