@@ -1,0 +1,173 @@
+"""The door fedact.plan: it prints and writes what make_plan returns, and what cannot be is refused in one line."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+import fedact
+from fedact import inspection, pretraining
+from fedact.config import make_config
+from fedact.inspection import ladder, prepared
+from fedact.plan import main
+from fedact.planning import calibration_batch, plans_from_json
+
+SETTINGS = {"dataset": "synthetic", "max_examples": 300, "weights": "none", "width": 0.35, "resolution": 32, "batch_size": 4}
+SMALL = [text for name, value in SETTINGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+ONE = [*SMALL, "--layers", "1", "--method", "hosvd"]
+
+
+def printed(capsys, *flags: str) -> str:
+    assert main([*ONE, *flags]) == 0
+    return capsys.readouterr().out
+
+
+def plan_of(budget, layers=1, method="hosvd", scope="saved"):
+    experiment = prepared(make_config(SETTINGS))
+    model, example = experiment.model_with({}), calibration_batch(experiment)
+    return fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
+
+
+def test_the_file_holds_what_make_plan_returns_for_every_method_and_distinct_budget(tmp_path, capsys):
+    file = tmp_path / "plans.json"
+    budget = "60KB:1,20KB:3,60000:2"
+    printed(capsys, "--budget", budget, "--method", "quantize", "--json", str(file))
+    plans = plans_from_json(json.loads(file.read_text()))
+    assert plans == {m: {b: plan_of(b, method=m) for b in (60_000, 20_000)} for m in ("hosvd", "quantize")}
+
+
+def test_every_kept_tensor_and_every_figure_is_printed(capsys):
+    plan, more = plan_of("6KB"), plan_of("12KB")
+    shown = printed(capsys, "--budget", "6KB")
+    for kept in plan.kept:
+        row = next(line for line in shown.splitlines() if line.strip().startswith(kept.name))
+        assert "x".join(map(str, kept.shape)) in row
+        assert f"{kept.cap_bytes:,}" in row
+    sizes = (plan.saved_bytes, plan.peak_bytes, plan.paper_bytes, plan.vanilla_saved_bytes, plan.weight_bytes,
+             plan.gradient_bytes, plan.optimizer_bytes, 6_000, 12_000, more.saved_bytes)  # fmt: skip
+    assert all(f"{size:,}" in shown for size in sizes)
+    assert "the last 1 of 52 convolutions" in shown
+    assert f"; {plan.micro_batch} of 4 examples" in shown
+    assert plan.reason in shown
+    assert max(map(len, shown.splitlines())) <= inspection.WIDTH
+
+
+def test_without_a_budget_nothing_gives_way_and_nothing_is_doubled(capsys):
+    shown = printed(capsys, "--budget", "none")
+    assert "no budget" in shown
+    assert "twice" not in shown
+
+
+def test_a_peak_budget_is_held_against_peak_bytes(capsys):
+    plan = plan_of("2MB", scope="peak")
+    shown = printed(capsys, "--budget", "2MB", "--scope", "peak")
+    assert f"{plan.peak_bytes:,} of 2,000,000" in shown
+    assert f"{plan.saved_bytes:,} of" not in shown
+
+
+def test_a_skipped_plan_tells_the_least_bytes_and_what_twice_the_budget_would_do(tmp_path, capsys):
+    file = tmp_path / "plans.json"
+    shown = printed(capsys, "--budget", "9", "--json", str(file))
+    (plan,) = plans_from_json(json.loads(file.read_text()))["hosvd"].values()
+    assert plan.status == "skipped"
+    assert f"{plan.least_bytes:,} saved bytes" in shown
+    assert "18 would buy nothing" in shown
+
+
+def test_the_head_alone_is_shown_as_such(capsys):
+    shown = printed(capsys, "--layers", "0")
+    assert "the head alone" in shown
+    assert "classifier.1" in shown
+
+
+def test_a_figure_is_drawn_around_the_budget(tmp_path, capsys, monkeypatch):
+    drawn = {}
+
+    def draw(title, ladders, asked, real=inspection.plans_against_budget):
+        drawn.update(ladders=ladders, asked=asked)
+        return real(title, ladders, asked)
+
+    monkeypatch.setattr(inspection, "plans_against_budget", draw)
+    printed(capsys, "--budget", "16KB", "--figure", str(tmp_path / "figure.png"))
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn["asked"] == [16_000]
+    for plans in drawn["ladders"].values():
+        assert [plan.budget_bytes for plan in plans] == [2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000]
+    assert list(drawn["ladders"]) == ["hosvd", "exact"]
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (7, 7), (512_000, 512_000), (256_000, 4_000_000)])
+def test_a_ladder_goes_from_an_eighth_to_eight_times_by_doubling(least, most):
+    rungs = ladder(least, most)
+    assert rungs[0] == max(1, least // 8)
+    assert all(second == 2 * first for first, second in pairwise(rungs))
+    assert rungs[-2] < 8 * most <= rungs[-1]
+
+
+def test_what_is_pretrained_for_many_pixels_is_so_at_few(monkeypatch):
+    sides = []
+    monkeypatch.setattr(pretraining, "_train", lambda model, loader, random: sides.append(loader.preprocessing.resolution))
+    settings = {"max_examples": 500, "model": "mobilenet_v2", "batch_size": 2, "dataset": "digits"}
+    few, many = (prepared(make_config({**settings, "resolution": side})) for side in (32, 80))
+    assert sides == [32, 64]
+    assert [each.preprocessing.resolution for each in (few, many)] == [32, 80]
+    assert [each.config.resolution for each in (few, many)] == [32, 80]
+    assert calibration_batch(many)[0].shape == (2, 3, 80, 80)
+    assert many.config.width == 1
+
+
+def test_a_batch_is_planned_on_as_many_examples_unless_told_otherwise(monkeypatch):
+    seen = []
+    monkeypatch.setattr(inspection, "show_plans", lambda config, options: seen.append(config.calibration) or 0)
+    for flags in (["--batch-size", "4"], ["--batch-size", "200"], ["--batch-size", "200", "--calibration", "8"]):
+        main(flags)
+    assert seen == [64, 200, 8]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--budgt", "5KB"], "did you mean '--budget'"),
+        (["--method", "hosdv"], "did you mean 'hosvd'"),
+        (["--method", "hosvd", "--method", "hosvd:bits=32"], "given twice"),
+        (["--model", "mobilenet"], "did you mean 'mobilenet_v2'"),
+        (["--dataset", "digit"], "did you mean 'digits'"),
+        (["--model", "resnet18", "--width", "0.5"], "one width"),
+        (["--layers", "99"], "52 convolutions"),
+        (["--layers", "few"], "'auto'"),
+        (["--budget", "much"], "not a size"),
+        (["--scope", "all"], "'saved' or 'peak'"),
+        (["--max-slowdown", "0"], "above 0"),
+        (["--max-slowdown", "nan"], "above 0"),
+        (["--max-slowdown", "fast"], "invalid float value"),
+        (["--rounds", "3"], "unknown argument"),
+        (["--json", "/nowhere/plans.json"], "no folder"),
+        (["--json", "/"], "cannot be written"),
+        (["--figure", "plans.pdf"], "ends in .png"),
+        (["--weights", "nowhere.safetensors"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line(flags, says, capsys):
+    assert main([*SMALL, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fedact: ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_help_names_every_flag_and_imports_no_torch():
+    code = (
+        "import sys; from fedact.plan import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'flwr', 'torchvision', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--model", "--width", "--weights", "--dataset", "--data-dir", "--max-examples", "--resolution",
+                 "--batch-size", "--budget", "--scope", "--method", "--layers", "--train-norm", "--calibration", "--seed",
+                 "--device", "--max-slowdown", "--json", "--figure"):  # fmt: skip
+        assert flag in done.stdout
