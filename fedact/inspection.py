@@ -1,5 +1,6 @@
 """Plans in the terminal: the experiment's model and images, a plan for every budget and method, tables, a file, a figure."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,6 +39,8 @@ YARDSTICK = "exact"
 HALVINGS = DOUBLINGS = 3
 """How far the figure's budgets go below and above those that were asked for."""
 
+log = logging.getLogger(__name__)
+
 Make = Callable[[str, int | None], Plan]
 
 
@@ -56,7 +59,7 @@ def show_plans(config: Config, options: Options) -> int:
     methods, budgets = canonical_methods(config), list(dict.fromkeys(size for size, _ in parse_budget(config.budget)))
     experiment = prepared(config)
     example = calibration_batch(experiment)
-    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example))
+    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example, options.max_slowdown))
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
     console.print(title(experiment.config), highlight=False, soft_wrap=True)
@@ -95,7 +98,9 @@ def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[
     """Return each method's plans at powers of two around the budgets; around what is held, where there is no budget."""
     sizes = [size or held(make(methods[0], None)) or 1 for size in budgets]
     rungs = {*sizes, *ladder(min(sizes), max(sizes))}
-    return {method: [make(method, rung) for rung in sorted(rungs)] for method in dict.fromkeys([*methods, YARDSTICK])}
+    names = list(dict.fromkeys([*methods, YARDSTICK]))
+    log.info(f"the figure: plans for {len(rungs)} budgets, each with {', '.join(names)}")
+    return {method: [make(method, rung) for rung in sorted(rungs)] for method in names}
 
 
 def ladder(least: int, most: int) -> list[int]:

@@ -9,7 +9,7 @@ from fedact.config import make_config
 from fedact.errors import ConfigError
 from fedact.flags import Parser, check_file, through
 
-METHOD = "hosvd"
+METHOD = "auto"
 FIELDS = (
     "model", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "budget", "scope", "layers", "train_norm",
     "seed", "device",

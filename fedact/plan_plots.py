@@ -1,6 +1,7 @@
 """What budgets buy: trained layers, and the gradient's expected error, of every method's plans."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -37,10 +38,12 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
     depth, error, rail = figure.subplots(3, 1, sharex=True, height_ratios=[5, 7, 1])
     styles, lowest = _styles(ladders), _lowest(ladders)
     for name, plans in ladders.items():
-        _draw(depth, _depths(plans), styles[name])
-        _draw(depth, _skipped(plans, lowest), styles[name] | {"linestyle": "none", "markerfacecolor": "white"})
-        _draw(error, _errors(plans), styles[name])
-        _draw(rail, _exact(plans), styles[name])
+        budgets = [plan.budget_bytes or 0 for plan in plans]
+        for axes, points_of in ((depth, _depths), (error, _errors), (rail, _exact)):
+            for run in runs(points_of(plans), budgets):
+                axes.plot(*zip(*run, strict=True), **styles[name], zorder=3)
+        for point in _skipped(plans, lowest):
+            depth.plot(*point, **styles[name], markerfacecolor="white", zorder=3)
     every = [plan for plans in ladders.values() for plan in plans]
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
     _budgets(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
@@ -92,9 +95,11 @@ def _styles(ladders: Ladders) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _draw(axes: Axes, points: Sequence[Point], style: Mapping[str, Any]) -> None:
-    if points:
-        axes.plot(*zip(*points, strict=True), **style, zorder=3)
+def runs(points: Sequence[Point], budgets: Sequence[int]) -> Iterator[list[Point]]:
+    """Yield the points that no budget without one lies between: a line across it would show what is not there."""
+    places = [budgets.index(int(budget)) - count for count, (budget, _) in enumerate(points)]
+    for _, run in groupby(zip(places, points, strict=True), key=lambda pair: pair[0]):
+        yield [point for _, point in run]
 
 
 def _scales(depth: Axes, error: Axes, rail: Axes, skipped: float | None) -> None:
@@ -140,7 +145,9 @@ def _label(depth: Axes, error: Axes, rail: Axes, ladders: Ladders, styles: Mappi
     taken: list[Bbox] = [text.get_window_extent() for text in depth.texts]
     panels = ((depth, _depths), (error, _errors), (rail, _exact))
     for axes, points_of in panels:
-        taken += [box for plans in ladders.values() for box in obstacles(axes, points_of(plans))]
+        for plans in ladders.values():
+            budgets = [plan.budget_bytes or 0 for plan in plans]
+            taken += [box for run in runs(points_of(plans), budgets) for box in obstacles(axes, run)]
     for name, plans in ladders.items():
         color = styles[name]["color"]
         points = _depths(plans) or _skipped(plans, _lowest(ladders))

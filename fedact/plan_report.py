@@ -58,12 +58,13 @@ def _kept(part: Part) -> list[str]:
 def _made_again(parts: Sequence[Part]) -> Iterator[list[str]]:
     """Yield one row for all these layers, which take what is made again from the same other one."""
     names = [part.name for part in parts]
-    shown = names if len(names) <= FEW else [names[0], "...", f"{names[-1]} ({len(names)} layers)"]
-    measured = [part.expected_error for part in parts if part.expected_error is not None]
-    total = sum(measured) if measured else None
+    shapes = [_shape(part) for part in parts]
+    if len(names) > FEW:
+        names = [names[0], f"... ({len(names)} layers)", names[-1]]
+        shapes = [shapes[0], "", shapes[-1]]
     seconds = sum(part.seconds for part in parts)
     again = f"made again from\n{parts[0].origin}"
-    yield ["\n".join(shown), "\n".join(map(_shape, parts[:FEW])), again, "", "", "0", error(total), _ms(seconds)]
+    yield ["\n".join(names), "\n".join(shapes), again, "", "", "0", "", _ms(seconds)]
 
 
 def _others(plan: Plan) -> Iterator[tuple[str, int]]:

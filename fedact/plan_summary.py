@@ -38,18 +38,18 @@ def summary(found: Findings) -> Table:
 
 
 def _nothing(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "skipped", f"{plan.reason}, and {format_bytes(plan.budget_bytes)} are there"
+    yield "skipped", f"{plan.reason}; the budget is {format_bytes(plan.budget_bytes)}"
 
 
 def _whole(found: Findings) -> Iterator[tuple[str, str]]:
-    plan, time = found.plan, found.time
+    plan = found.plan
     depth = f"the last {plan.layers} of {found.convolutions} convolutions and the head" if plan.layers else "the head alone"
-    yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time"
+    frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
+    yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
     yield "what gave way", _gave_way(plan)
     yield "expected error", _errors(plan)
-    if time:
-        seconds = f"{time.seconds:.2f} s to {time.plain_seconds:.2f} s here"
-        yield "time of a whole step", f"{time.ratio:.2f}x plain training's of the whole batch at once ({seconds})"
+    if found.time:
+        yield "time of a whole step", _time(plan, found.time)
     yield "saved bytes", f"{_against(plan, 'saved', plan.saved_bytes)}; plain training keeps {_plain(plan)}"
     yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
     yield "peak bytes", _against(plan, "peak", plan.peak_bytes)
@@ -63,14 +63,18 @@ def _errors(plan: Plan) -> str:
     return f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
 
 
+def _time(plan: Plan, time: StepTime) -> str:
+    ratio = f"{time.seconds / time.plain_seconds:.2f}x plain training's of the whole batch at once"
+    planned = "" if plan.slowdown is None else f", {plan.slowdown:.2f}x when it was planned"
+    return f"{ratio} ({time.seconds:.2f} s to {time.plain_seconds:.2f} s here{planned})"
+
+
 def _gave_way(plan: Plan) -> str:
     if plan.reason is None:
         return "nothing"
-    return plan.reason if plan.budget_bytes is None else f"{plan.reason}, for {_budget(plan)} hold no more"
-
-
-def _budget(plan: Plan) -> str:
-    return "no bound" if plan.budget_bytes is None else f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"
+    bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
+    bounds += [] if plan.slowdown is None else ["the time that it may take"]
+    return f"{plan.reason}, to fit into {' and '.join(bounds)}"
 
 
 def _against(plan: Plan, scope: str, size: int | None) -> str:
@@ -105,12 +109,14 @@ def bought(plan: Plan, more: Plan) -> str:
     """Return in words what another plan has that this one has not."""
     if (plan.status, plan.layers, plan.micro_batch, plan.kept) == (more.status, more.layers, more.micro_batch, more.kept):
         return "nothing: the plan would be the same" if plan.micro_batch else "nothing: that is too little as well"
-    names = ("layers", "micro-batch", "expected error", "a layer", f"{plan.scope} bytes")
+    names = ("layers", "micro-batch", "expected error", "error a layer", f"{plan.scope} bytes")
     before, after = (_figures(each) for each in (plan, more))
     if not plan.micro_batch:
         return ", ".join(f"{name} {now}" for name, now in zip(names, after, strict=True))
-    pairs = zip(names, before, after, strict=True)
-    return ", ".join(f"{name} {old} to {new}" if old != new else f"{name} {new} as now" for name, old, new in pairs)
+    pairs = list(zip(names, before, after, strict=True))
+    others = ", ".join(f"{name} {new}" for name, old, new in pairs if old == new)
+    changed = ", ".join(f"{name} {old} to {new}" for name, old, new in pairs if old != new)
+    return "; as now: ".join(filter(None, (changed or "other methods for the same", others)))
 
 
 def _figures(plan: Plan) -> tuple[str, ...]:

@@ -25,7 +25,13 @@ def make_plans(experiment: Experiment, method: str) -> Plans:
     return {budget: plan_for(experiment, method, budget, example) for budget in budgets}
 
 
-def plan_for(experiment: Experiment, method: str, budget: int | None, example: tuple[torch.Tensor, torch.Tensor]) -> Plan:
+def plan_for(
+    experiment: Experiment,
+    method: str,
+    budget: int | None,
+    example: tuple[torch.Tensor, torch.Tensor],
+    max_slowdown: float | None = None,
+) -> Plan:
     """Return the plan for one budget, made from an example batch."""
     config = experiment.config
     return make_plan(
@@ -35,6 +41,7 @@ def plan_for(experiment: Experiment, method: str, budget: int | None, example: t
         method,
         config.layers,
         config.scope,
+        max_slowdown,
         momentum=config.momentum > 0,
         train_norm=config.train_norm,
     )

@@ -70,9 +70,8 @@ class Plan:
 
     @property
     def error_per_layer(self) -> float | None:
-        """The mean of the trained layers' expected errors, which tells plans of other depths apart from worse ones."""
-        measured = [kept for kept in self.kept if kept.expected_error is not None]
-        return None if self.expected_error is None or not measured else self.expected_error / len(measured)
+        """The mean of the layers' expected errors, which tells deeper plans from worse ones."""
+        return None if self.expected_error is None or not self.kept else self.expected_error / len(self.kept)
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""

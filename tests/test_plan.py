@@ -15,8 +15,9 @@ from fedact.plan import main
 from fedact.planning import calibration_batch, plans_from_json
 
 SETTINGS = {"dataset": "synthetic", "max_examples": 300, "weights": "none", "width": 0.35, "resolution": 32, "batch_size": 4}
+METHOD = "quantize"
 SMALL = [text for name, value in SETTINGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-ONE = [*SMALL, "--layers", "1", "--method", "hosvd"]
+ONE = [*SMALL, "--layers", "1", "--method", METHOD]
 
 
 def printed(capsys, *flags: str) -> str:
@@ -24,7 +25,7 @@ def printed(capsys, *flags: str) -> str:
     return capsys.readouterr().out
 
 
-def plan_of(budget, layers=1, method="hosvd", scope="saved"):
+def plan_of(budget, layers=1, method=METHOD, scope="saved"):
     experiment = prepared(make_config(SETTINGS))
     model, example = experiment.model_with({}), calibration_batch(experiment)
     return fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
@@ -33,20 +34,20 @@ def plan_of(budget, layers=1, method="hosvd", scope="saved"):
 def test_the_file_holds_what_make_plan_returns_for_every_method_and_distinct_budget(tmp_path, capsys):
     file = tmp_path / "plans.json"
     budget = "60KB:1,20KB:3,60000:2"
-    printed(capsys, "--budget", budget, "--method", "quantize", "--json", str(file))
+    printed(capsys, "--budget", budget, "--method", "exact", "--json", str(file))
     plans = plans_from_json(json.loads(file.read_text()))
-    assert plans == {m: {b: plan_of(b, method=m) for b in (60_000, 20_000)} for m in ("hosvd", "quantize")}
+    assert plans == {m: {b: plan_of(b, method=m) for b in (60_000, 20_000)} for m in (METHOD, "exact")}
 
 
 def test_every_kept_tensor_and_every_figure_is_printed(capsys):
-    plan, more = plan_of("6KB"), plan_of("12KB")
-    shown = printed(capsys, "--budget", "6KB")
+    plan, more = plan_of("4KB"), plan_of("8KB")
+    shown = printed(capsys, "--budget", "4KB")
     for kept in plan.kept:
         row = next(line for line in shown.splitlines() if line.strip().startswith(kept.name))
         assert "x".join(map(str, kept.shape)) in row
         assert f"{kept.cap_bytes:,}" in row
     sizes = (plan.saved_bytes, plan.peak_bytes, plan.paper_bytes, plan.vanilla_saved_bytes, plan.weight_bytes,
-             plan.gradient_bytes, plan.optimizer_bytes, 6_000, 12_000, more.saved_bytes)  # fmt: skip
+             plan.gradient_bytes, plan.optimizer_bytes, 4_000, 8_000, more.saved_bytes)  # fmt: skip
     assert all(f"{size:,}" in shown for size in sizes)
     assert "the last 1 of 52 convolutions" in shown
     assert f"; {plan.micro_batch} of 4 examples" in shown
@@ -70,7 +71,7 @@ def test_a_peak_budget_is_held_against_peak_bytes(capsys):
 def test_a_skipped_plan_tells_the_least_bytes_and_what_twice_the_budget_would_do(tmp_path, capsys):
     file = tmp_path / "plans.json"
     shown = printed(capsys, "--budget", "9", "--json", str(file))
-    (plan,) = plans_from_json(json.loads(file.read_text()))["hosvd"].values()
+    (plan,) = plans_from_json(json.loads(file.read_text()))[METHOD].values()
     assert plan.status == "skipped"
     assert f"{plan.least_bytes:,} saved bytes" in shown
     assert "18 would buy nothing" in shown
@@ -95,7 +96,20 @@ def test_a_figure_is_drawn_around_the_budget(tmp_path, capsys, monkeypatch):
     assert drawn["asked"] == [16_000]
     for plans in drawn["ladders"].values():
         assert [plan.budget_bytes for plan in plans] == [2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000]
-    assert list(drawn["ladders"]) == ["hosvd", "exact"]
+    assert list(drawn["ladders"]) == [METHOD, "exact"]
+
+
+def test_auto_is_the_method_where_none_is_given(tmp_path):
+    file = tmp_path / "plans.json"
+    assert main([*SMALL, "--layers", "1", "--budget", "6KB", "--json", str(file)]) == 0
+    assert plans_from_json(json.loads(file.read_text())) == {"auto": {6_000: plan_of(6_000, method="auto")}}
+
+
+def test_a_bound_on_the_time_is_passed_on_and_told(capsys):
+    says = {"1000": "x when it was planned", "1e-9": "takes more than 1e-09 times as long as plain training"}
+    for most, words in says.items():
+        shown = printed(capsys, "--max-slowdown", most, "--budget", "none")
+        assert words in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(("least", "most"), [(1, 1), (7, 7), (512_000, 512_000), (256_000, 4_000_000)])

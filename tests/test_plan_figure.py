@@ -5,7 +5,7 @@ import itertools
 import pytest
 from matplotlib.text import Text
 
-from fedact.plan_plots import plans_against_budget
+from fedact.plan_plots import plans_against_budget, runs
 from fedact.plans import Kept, Plan
 
 BUDGETS = (64_000, 128_000, 256_000, 512_000)
@@ -44,6 +44,11 @@ def test_the_panels_hold_depths_mean_errors_and_what_is_exact():
     )
     assert [[128_000, 0], [256_000, 0], [512_000, 0]] in lines(rail)
     assert all([[128_000, 0], [128_000, 1]] in lines(axes) for axes in (depth, error, rail))
+
+
+def test_no_line_crosses_a_budget_without_a_point():
+    assert list(runs([(1, 9), (2, 9), (8, 9)], [1, 2, 4, 8])) == [[(1, 9), (2, 9)], [(8, 9)]]
+    assert list(runs([], [1, 2])) == []
 
 
 def test_a_skipped_plan_is_drawn_below_the_head_alone():
