@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
 from fedact.replay import Batch, record, step
@@ -21,13 +21,13 @@ def gradient_lengths(model: nn.Module, batch: Batch, trained: Sequence[str], los
     up. The model is changed.
     """
     halves = list(zip(*(each.chunk(2) for each in batch), strict=True))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total = dict.fromkeys(trained, 0.0)
     for fitted, held_out in zip(halves, halves[::-1], strict=True):
         _fit_head(model, fitted, loss)
         for name, length in _lengths(model, held_out, trained, loss).items():
             total[name] += length
-        model.load_state_dict(before)
+        _put_back(model, before)
     return total
 
 
@@ -38,6 +38,12 @@ def expected_learning(lengths: Mapping[str, float], errors: Mapping[str, float])
     ||g||^2 for the exact gradient; a disturbed one must take that much shorter steps.
     """
     return sum(lengths[name] / (1 + error) for name, error in errors.items())
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
 
 
 def _fit_head(model: nn.Module, batch: Batch, loss: Loss) -> None:
@@ -61,4 +67,4 @@ def _lengths(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss)
     step(model, batch, record(model, batch[0]), loss=loss)
     gradients = {name: model.get_submodule(name).weight.grad for name in trained}
     model.zero_grad()
-    return {name: float(g.double().square().sum()) for name, g in gradients.items() if isinstance(g, torch.Tensor)}
+    return {name: float(g.double().square().sum()) for name, g in gradients.items() if isinstance(g, Tensor)}

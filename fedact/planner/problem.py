@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,8 +162,19 @@ def plain_saved_bytes(problem: Problem, names: list[str]) -> int:
 
 def inference_peak(problem: Problem) -> int:
     """Return the peak bytes of one example's way through the model when nothing is trained."""
-    model = problem.plain.eval()
     x, y = problem.examples(1)
-    with measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
+    with evaluating(problem.plain) as model, measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
         model(x)
     return memory.peak_bytes
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model into eval mode: in training, a plain batch norm's statistics follow what is run."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode

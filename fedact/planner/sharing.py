@@ -9,7 +9,7 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.planner.drafts import Draft
 from fedact.planner.pace import Pace
-from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.problem import Methods, Problem, evaluating, measure_step
 from fedact.planner.search import Found
 from fedact.planner.study import Family, Study, names_at
 from fedact.planner.work import Costs, measure_costs
@@ -90,7 +90,8 @@ class Sharing:
     @cached_property
     def costs(self) -> Costs:
         """What the model's modules cost."""
-        return measure_costs(self.problem.plain, self.problem.x[:1])
+        with evaluating(self.problem.plain) as model:
+            return measure_costs(model, self.problem.x[:1])
 
     @cached_property
     def examples(self) -> int:
