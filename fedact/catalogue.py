@@ -19,9 +19,7 @@ def show_tables() -> int:
     """Print the tables of methods, models, data sets and partitions."""
     console = Console()
     methods = [(name, _described(entry)) for name, entry in METHODS.items()]
-    methods.append(
-        (AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error.")
-    )
+    methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
     console.print(listing(title, ("name", "what it keeps"), methods, lines=True))
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,6 +24,9 @@ SMALL, USUAL = 8.5, 9.5
 """Sizes of letters."""
 BESIDE = (8,)
 """How far from a point its number stands, in points (1/72 inch)."""
+
+TITLE_WIDTH = 90
+"""Letters of a line of the title."""
 
 Ladders = Mapping[str, Sequence[Plan]]
 
@@ -47,7 +51,7 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
     every = [plan for plans in ladders.values() for plan in plans]
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
     _budgets(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
-    depth.set_title(f"What a budget buys\n{title}", loc="left", fontsize=10.5)
+    depth.set_title("\n".join(["What a budget buys", *wrap(title, TITLE_WIDTH)]), loc="left", fontsize=10.5)
     error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
     _mark(depth, (error, rail), asked)
     figure.draw_without_rendering()

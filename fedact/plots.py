@@ -15,6 +15,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's palette, which people with any colour vision can tell apart."""
 BYTES_PER_KB = 1000
 FEW_DECADES = 1000
+DECADE, SHORT = 10.0, 1e-4
 """Errors whose largest is less than this many times the least have room for more marks on their axis."""
 
 
@@ -68,9 +69,16 @@ def error_scale(axes: Axes) -> None:
     """Give the drawn errors a logarithmic axis whose marks are plain numbers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    if high < DECADE * low:
+        middle = (low * high) ** 0.5
+        low, high = axes.set_ylim(middle / DECADE**0.5, middle * DECADE**0.5)
     axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: np.format_float_positional(error, trim="-")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: _plain(error)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(error: float) -> str:
+    return np.format_float_positional(error, trim="-") if error >= SHORT else f"{error:.2g}"
 
 
 def short_size(size: float) -> str:
