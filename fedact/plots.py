@@ -15,8 +15,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's palette, which people with any colour vision can tell apart."""
 BYTES_PER_KB = 1000
 FEW_DECADES = 1000
-DECADE, SHORT = 10.0, 1e-4
 """Errors whose largest is less than this many times the least have room for more marks on their axis."""
+DECADE = 10.0
+"""An axis of errors spans at least this factor."""
+SHORT = 1e-4
+"""Smaller errors are written with an exponent."""
 
 
 def accuracy_by_round(run: Run) -> Figure:
