@@ -52,7 +52,8 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     passed = downstream(model, trained) if lean else set()
     derived = derivations(model, methods if lean else {}, passed)
-    covered = _covered(model, {name: m for name, m in methods.items() if name not in derived.inputs}) if lean else []
+    own = {name: method for name, method in methods.items() if name not in derived.inputs}
+    spared = covered(model, own) if lean else []
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
     model.requires_grad_(False)
     for place, (name, method) in enumerate(methods.items()):
@@ -61,7 +62,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
             module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
     for module in model.modules():
         _swap(module, LEAN if lean else PLAIN)
-    for name in covered:
+    for name in spared:
         model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
     _derive(model, methods, derived)
     _recompute(model, max((method.segment for method in methods.values()), default=0))
@@ -107,7 +108,7 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-def _covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
+def covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
     """Return the names of the ReLUs whose every output is kept as it is by a layer after them: they need no mask."""
     exact = {name for name, method in methods.items() if method.keeps_input and type(model.get_submodule(name)) in TRAINED}
     kinds = (nn.ReLU, nn.ReLU6)

@@ -47,7 +47,8 @@ class GivingWay:
         if self.problem.budget is None:
             return True
         _, methods = self._levels(depth, 1)[-1]
-        return self.problem.fits(measure_step(self.problem, methods, 1))
+        chunks = self.problem.chunks(depth, 1)
+        return any(self.problem.fits(measure_step(self.problem, methods, 1, chunk)) for chunk in chunks)
 
     def _sizes(self, depth: int) -> Iterator[tuple[int, int]]:
         """Yield micro-batches with how many examples the frozen part is run on at a time, the largest first."""

@@ -20,13 +20,15 @@ class Group:
     """The input of the layer ``key``, kept in one place.
 
     layers: the trained layers whose weight gradient is computed from it. before: those whose output's gradient comes through
-    an activation whose slope is computed from it. chains: the modules that make each of the other tensors again.
+    an activation whose slope is computed from it. chains: the modules that make each of the other tensors again. masks: the
+    activations that keep no mask but read it off what is made again.
     """
 
     key: str
     layers: tuple[str, ...]
     before: tuple[str, ...]
     chains: tuple[tuple[str, ...], ...]
+    masks: tuple[str, ...] = ()
 
 
 def groups_of(model: nn.Module, methods: Mapping[str, Method]) -> list[Group]:
@@ -43,7 +45,8 @@ def groups_of(model: nn.Module, methods: Mapping[str, Method]) -> list[Group]:
 def _group(key: str, methods: Mapping[str, Method], derived: Derivations, slopes: Mapping[str, str]) -> Group:
     made = [one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.origin == key]
     layers = tuple(name for name in methods if _origin(name, derived) == key)
-    return Group(key, layers, tuple(name for name, owner in slopes.items() if owner == key), tuple(made))
+    before = tuple(name for name, owner in slopes.items() if owner == key)
+    return Group(key, layers, before, tuple(made), tuple(name for name, one in derived.masks.items() if one.origin == key))
 
 
 def _origin(name: str, derived: Derivations) -> str:

@@ -138,7 +138,7 @@ def _kept(problem: Problem, found: Found) -> tuple[Kept, ...]:
 def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
     ways = product(chooser.coarsest(depth), problem.chunks(depth, 1))
     least = min(problem.held(measure_step(problem, methods, 1, chunk)) for methods, chunk in ways)
-    what = f"{depth} layers" if depth else "the head alone"
+    what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.budget is None or least <= problem.budget:
         reason = f"even {what} takes more than {max_slowdown:g} times as long as plain training"

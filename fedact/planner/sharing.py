@@ -8,10 +8,11 @@ from typing import NamedTuple
 from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.planner.drafts import Draft
+from fedact.planner.knapsack import MOST_WAYS
 from fedact.planner.pace import Pace
 from fedact.planner.problem import Methods, Problem, evaluating, measure_step
 from fedact.planner.search import Found
-from fedact.planner.study import Family, Study, names_at
+from fedact.planner.study import BOUNDLESS, Family, Study, names_at
 from fedact.planner.work import Costs, measure_costs
 
 DERIVE = (3, 5)
@@ -26,7 +27,6 @@ SCAN_WAYS = 300
 """A coarser allocation is good enough to compare depths."""
 ROUNDS, SLACK = 4, 0.01
 """A measured draft is shared out anew so many times, unless it leaves less than this share of the budget unused."""
-BOUNDLESS = 2**50
 ABOUT = 1.1
 """A whole batch takes about as many times what one example takes as it has examples."""
 
@@ -49,18 +49,23 @@ class Sharing:
     studies: dict[tuple[Family, int, int], Study] = field(default_factory=dict)
 
     def errors_at(self, depth: int) -> Mapping[str, float] | None:
-        drafts = [self._study(family, self.deepest, 1).draft(depth, 1, self.capacity, SCAN_WAYS) for family in self.families]
-        best = min((draft for draft in drafts if draft), key=lambda draft: draft.error, default=None)
-        return best.errors if best else None
+        studies = [self._study(family, self.deepest, 1) for family in self.families]
+        drafts = [draft for study in studies for draft in self._drafts(study, depth, 1, SCAN_WAYS)]
+        return min(drafts, key=lambda draft: draft.error).errors if drafts else None
 
     def at(self, depth: int) -> Found | None:
         whole = self._whole(depth)
         if whole:
             return whole
-        candidates = _best_first([*self._candidates(depth)], NEGLIGIBLE * len(self.problem.trained(depth)))
-        found = (self._settled(candidate) for candidate in candidates)
-        kept = (self.pace.kept(one) for one in found if one)
-        return next((one for one in kept if one), None)
+        best: Found | None = None
+        for candidate, least in _best_first([*self._candidates(depth)], NEGLIGIBLE * len(self.problem.trained(depth))):
+            enough = sum(best.added.values()) if best else float("inf")
+            # A draft knows of no working memory: what it comes to may have more error, but not less.
+            if least >= enough:
+                break
+            found = self._settled(candidate, enough)
+            best = (self.pace.kept(found) if found else None) or best
+        return best
 
     def _whole(self, depth: int) -> Found | None:
         """Return plain training, less what its gradient does not need, where the budget and the pace allow that."""
@@ -72,7 +77,11 @@ class Sharing:
         return self.pace.kept(found) if self.problem.fits(found.memory) else None
 
     def coarsest(self, depth: int) -> list[Methods]:
-        return [self._study(family, depth, 1).coarsest(depth) for family in self.families]
+        return [methods for family in self.families for methods in self._extremes(self._study(family, depth, 1), depth)]
+
+    def _extremes(self, study: Study, depth: int) -> list[Methods]:
+        """Return the methods of which one has the fewest bytes: with the smallest tensors, some work in more memory."""
+        return study.extremes(depth)[: 1 if self.problem.scope == "saved" else None]
 
     @property
     def capacity(self) -> int:
@@ -100,8 +109,11 @@ class Sharing:
 
     def _study(self, family: Family, depth: int, micro_batch: int) -> Study:
         """Return the study of a family at this depth; where examples are kept together, in this micro-batch."""
-        depth = self.deepest if family.by_example else depth
         count = self.examples if family.by_example else micro_batch
+        deepest = self._studied(family, self.deepest, count) if family.by_example else None
+        return deepest if deepest and deepest.knows(depth) else self._studied(family, depth, count)
+
+    def _studied(self, family: Family, depth: int, count: int) -> Study:
         if (family, depth, count) not in self.studies:
             self.studies[family, depth, count] = Study(self.problem, family, depth, self.costs, count)
         return self.studies[family, depth, count]
@@ -111,45 +123,76 @@ class Sharing:
             for micro_batch in self.problem.halvings():
                 study = self._study(family, depth, micro_batch)
                 for prefix_chunk in self._chunks(study, depth, micro_batch):
-                    draft = study.draft(depth, micro_batch, self.capacity)
-                    if draft:
+                    for draft in self._drafts(study, depth, micro_batch):
                         yield _Candidate(draft, study, prefix_chunk)
 
+    def _drafts(self, study: Study, depth: int, micro_batch: int, most_ways: int = MOST_WAYS) -> Iterator[Draft]:
+        draft = study.draft(depth, micro_batch, self.capacity, most_ways)
+        if draft:
+            yield draft
+        # One of them keeps a peak budget, as ``_chunks`` has seen.
+        capacity = self.capacity if draft or self.problem.scope == "saved" else BOUNDLESS
+        extremes = [True] if draft and draft.error else [] if draft else [True, False]
+        others = (study.extreme(depth, micro_batch, capacity, gentle) for gentle in extremes)
+        yield from (other for other in others if other)
+
     def _chunks(self, study: Study, depth: int, micro_batch: int) -> list[int]:
-        """Return how the frozen part is to be run so that at least the coarsest methods keep the budget."""
+        """Return how the frozen part is to be run so that some methods keep the budget."""
         if self.problem.scope == "saved":
             return [0]
-        methods = study.coarsest(depth)
         for chunk in self.problem.chunks(depth, micro_batch):
-            if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk)):
-                return [chunk]
+            for methods in self._extremes(study, depth):
+                if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk)):
+                    return [chunk]
         return []
 
-    def _settled(self, candidate: _Candidate) -> Found | None:
-        """Return the candidate measured, and shared out anew until it keeps the budget and leaves little of it unused."""
+    def _settled(self, candidate: _Candidate, enough: float) -> Found | None:
+        """Return the candidate measured, and shared out anew until it keeps the budget and leaves little of it unused.
+
+        enough: only less error than this is of use.
+        """
         draft, study, chunk = candidate
         best: Found | None = None
         for _ in range(ROUNDS):
-            memory = measure_step(self.problem, draft.methods, draft.micro_batch, chunk)
-            unused = self.capacity - self.problem.held(memory)
+            found = self._measured(draft, chunk)
+            unused = self.capacity - self.problem.held(found.memory)
             if unused >= 0 and (best is None or draft.error < sum(best.added.values())):
-                best = Found(draft.depth, draft.micro_batch, draft.methods, memory, draft.added, chunk)
+                best = found
             if unused >= 0 and (draft.error == 0 or unused <= SLACK * self.capacity):
                 break
             # What the step held besides the tensors, as it really was.
-            room = self.capacity - (self.problem.held(memory) - draft.predicted_bytes)
+            room = self.capacity - (self.problem.held(found.memory) - draft.predicted_bytes)
             following = study.draft_within(draft.depth, draft.micro_batch, room)
-            if following is None or following.methods == draft.methods:
+            if following is None or following.methods == draft.methods or following.error >= enough:
                 break
             draft = following
-        return best
+        best = best or self._extreme(candidate)
+        return best if best and sum(best.added.values()) < enough else None
+
+    def _extreme(self, candidate: _Candidate) -> Found | None:
+        """Return the smallest methods, or the gentlest, where one of them keeps the budget."""
+        (draft, study, chunk) = candidate
+        for methods in self._extremes(study, draft.depth):
+            given = study.draft_of(draft.depth, draft.micro_batch, methods)
+            found = self._measured(given, chunk) if given else None
+            if found and self.problem.fits(found.memory):
+                return found
+        return None
+
+    def _measured(self, draft: Draft, chunk: int) -> Found:
+        memory = measure_step(self.problem, draft.methods, draft.micro_batch, chunk)
+        return Found(draft.depth, draft.micro_batch, draft.methods, memory, draft.added, chunk)
 
 
-def _best_first(candidates: list[_Candidate], negligible: float) -> list[_Candidate]:
-    """Return those as good as the best first, the fastest of them first, then the others by their error."""
+def _best_first(candidates: list[_Candidate], negligible: float) -> list[tuple[_Candidate, float]]:
+    """Return those as good as the best first, the fastest of them first, then the others by their error.
+
+    Each comes with the error above which another one may be better.
+    """
     least = min((candidate.draft.error for candidate in candidates), default=0.0) + negligible
 
-    def place(candidate: _Candidate) -> tuple[float, float]:
-        return max(candidate.draft.error, least), candidate.study.seconds(candidate.draft)
+    def place(ranked: tuple[_Candidate, float]) -> tuple[float, float]:
+        candidate, error = ranked
+        return error, candidate.study.seconds(candidate.draft)
 
-    return sorted(candidates, key=place)
+    return sorted(((candidate, max(candidate.draft.error, least)) for candidate in candidates), key=place)
