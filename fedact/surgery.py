@@ -15,7 +15,7 @@ from fedact.swapping import has_statistics, install, restore, trained_parameters
 
 __all__ = [
     "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
-    "made_again", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
+    "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
 ]  # fmt: skip
 
 
@@ -90,11 +90,16 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
 
     seed: what is random in a method follows from it.
     """
+    return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
+
+
+def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
+    """Return the method of each kept input; raises ConfigError for a plan of another model."""
     names = set(dict(model.named_modules()))
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
-    return install(model, {kept.name: make_method(kept.method) for kept in plan.kept}, seed, plan.prefix_chunk)
+    return {kept.name: make_method(kept.method) for kept in plan.kept}
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:

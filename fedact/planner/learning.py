@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
 from fedact.replay import Batch, record, step
-from fedact.surgery import head, install, kept_inputs
+from fedact.surgery import head, install, kept_inputs, smooth_activations
 from fedact.training import Loss
 
 HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9
@@ -18,13 +18,15 @@ def gradient_lengths(model: nn.Module, batch: Batch, trained: Sequence[str], los
     """Return the squared length of each trained layer's exact weight gradient on examples that the head was not fitted to.
 
     The head is fitted to one half of the batch, the gradient is the other's; then the other way round, and the two are added
-    up. The model is changed.
+    up. One example has no halves and tells nothing: 0. The methods in the model are others afterwards, its weights are not.
     """
+    if len(batch[1]) < 2:
+        return dict.fromkeys(trained, 0.0)
     halves = list(zip(*(each.chunk(2) for each in batch), strict=True))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total = dict.fromkeys(trained, 0.0)
     for fitted, held_out in zip(halves, halves[::-1], strict=True):
-        _fit_head(model, fitted, loss)
+        _fit_head(model, fitted, trained, loss)
         for name, length in _lengths(model, held_out, trained, loss).items():
             total[name] += length
         _put_back(model, before)
@@ -46,12 +48,12 @@ def _put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def _fit_head(model: nn.Module, batch: Batch, loss: Loss) -> None:
+def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> None:
     """Fit the head alone, from zero, in steps as long as its inputs' length allows for without diverging."""
-    for name in head(model):
-        (features,) = kept_inputs(model, [name], batch[0]).values()
+    for name in set(head(model)).intersection(trained):
+        features = kept_inputs(model, [name], batch[0])[name]
         rate = 1.0 / max(float(features.flatten(0, -2).square().sum(1).mean()), torch.finfo(torch.float32).tiny)
-        install(model, {name: Exact()})
+        install(model, _exact(model, [name]))
         weights = list(model.get_submodule(name).parameters())
         for weight in weights:
             nn.init.zeros_(weight)
@@ -62,8 +64,12 @@ def _fit_head(model: nn.Module, batch: Batch, loss: Loss) -> None:
             optimizer.zero_grad()
 
 
+def _exact(model: nn.Module, trained: Sequence[str]) -> dict[str, Exact]:
+    return dict.fromkeys([*trained, *smooth_activations(model)], Exact())
+
+
 def _lengths(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> dict[str, float]:
-    install(model, dict.fromkeys(trained, Exact()))
+    install(model, _exact(model, trained))
     step(model, batch, record(model, batch[0]), loss=loss)
     gradients = {name: model.get_submodule(name).weight.grad for name in trained}
     model.zero_grad()

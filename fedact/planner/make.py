@@ -6,8 +6,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedact.compression import AUTO, Method, choose_method, make_method, method_name
+from fedact.compression import AUTO, Method, choose_method, method_name
 from fedact.errors import ConfigError
+from fedact.layers.base import has_weights
 from fedact.memory import stored_bytes
 from fedact.planner.giving_way import GivingWay
 from fedact.planner.pace import Pace
@@ -15,9 +16,10 @@ from fedact.planner.problem import Methods, Problem, inference_peak, make_proble
 from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
 from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
+from fedact.planner.trial import checked, own_randomness
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
-from fedact.surgery import kept_inputs, made_again, trained_parameters
+from fedact.surgery import kept_inputs, made_again, methods_of, trained_parameters
 from fedact.training import Loss
 
 DIGITS = 4
@@ -44,37 +46,45 @@ def make_plan(
     or "peak" bytes. max_slowdown: the most that a batch may take of plain training's time. train_norm: also train the batch
     norms after the first trained convolution. What gives way, in this order: settings that were not given, micro-batch,
     layers (not if given), everything but the head, the client itself (status ``skipped``, with the least it would need).
-    Raises ConfigError for an unknown method, scope or size, or for layers that the model does not have.
+    Raises ConfigError for an unknown method, scope or size, for layers that the model does not have, or where the model or
+    the loss cannot be run on the example.
     """
     if scope not in ("saved", "peak"):
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
-    if max_slowdown is not None and not max_slowdown > 0:
-        raise ConfigError(f"max_slowdown is above 0, not {max_slowdown}")
+    if max_slowdown is not None and not (isinstance(max_slowdown, int | float) and max_slowdown > 0):
+        raise ConfigError(f"max_slowdown is a number above 0, not {max_slowdown!r}")
     limit = None if budget is None else parse_bytes(budget)
     given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm}
-    problem = make_problem(model, example, method=choose_method(method), budget=limit, scope=scope, **given)
-    depths = depths_for(problem, layers)
-    chooser = _chooser(problem, depths.asked, Pace(problem, max_slowdown))
-    found = search(problem, depths, chooser)
-    if found is None:
-        return _skipped(problem, chooser, 0 if problem.has_head else depths.possible[0], max_slowdown)
-    return _plan(problem, found, depths.asked)
+    example = checked(example)
+    with own_randomness(example[0].device):
+        problem = make_problem(model, example, method=choose_method(method), budget=limit, scope=scope, **given)
+        depths = depths_for(problem, layers)
+        chooser = _chooser(problem, depths.asked, Pace(problem, max_slowdown))
+        found = search(problem, depths, chooser)
+        if found is None:
+            return _skipped(problem, chooser, 0 if problem.has_head else depths.possible[0], max_slowdown)
+        return _plan(problem, found, depths.asked)
 
 
 def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
     """Return the sum over a plan's trained layers of ||g' - g||^2 / ||g||^2 on an example, with the weights as they are.
 
     The first examples are taken, as many as when the plan was made, in its micro-batches; the model is left as it is.
+    Raises ConfigError for a plan of another model, or where the model or the loss cannot be run on the example.
     """
-    problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
-    return _error(problem, {kept.name: make_method(kept.method) for kept in plan.kept}, plan.micro_batch, plan.layers)
+    example = checked(example)
+    with own_randomness(example[0].device):
+        problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
+        return _error(problem, methods_of(problem.model, plan), plan.micro_batch)
 
 
-def _error(problem: Problem, methods: Methods, micro_batch: int, depth: int) -> float:
+def _error(problem: Problem, methods: Methods, micro_batch: int) -> float:
     if all(method.keeps_input for method in methods.values()):
         return 0.0
-    count = max(micro_batch, problem.affordable(depth, EXAMPLES, ELEMENTS))
-    found = total_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch)
+    trained = [name for name in methods if has_weights(problem.model.get_submodule(name))]
+    count = max(micro_batch, problem.affordable(trained, EXAMPLES, ELEMENTS))
+    calibration = problem.x if any(method.calibrated for method in methods.values()) else None
+    found = total_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
     return float(f"{found:.{DIGITS}g}")
 
 
@@ -101,7 +111,7 @@ def _plan(problem: Problem, found: Found, asked: int) -> Plan:
         fixed=all(method.fixed and (method.same_work or problem.scope == "saved") for method in methods.values()),
         reason="; ".join(gave_way) or None,
         prefix_chunk=found.prefix_chunk,
-        expected_error=_error(problem, methods, found.micro_batch, found.depth),
+        expected_error=_error(problem, methods, found.micro_batch),
         slowdown=found.slowdown,
         **_common(problem, list(methods)),
     )

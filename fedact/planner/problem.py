@@ -14,8 +14,19 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory
+from fedact.planner.trial import called_modules
 from fedact.prefix import split
-from fedact.surgery import calibrate, convolutions, head, install, kept_inputs, restore, trained_layers, trained_parameters
+from fedact.surgery import (
+    calibrate,
+    convolutions,
+    head,
+    install,
+    kept_inputs,
+    restore,
+    smooth_activations,
+    trained_layers,
+    trained_parameters,
+)
 from fedact.training import Loss, bytes_in_scope, micro_step
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
@@ -27,7 +38,10 @@ Methods = Mapping[str, Method]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a plan is made for; the model is a copy that may be changed. method: "auto" or the one that was given."""
+    """What a plan is made for; the model is a copy that may be changed.
+
+    method: "auto" or the one that was given. called: the modules that the model calls; others train nothing.
+    """
 
     model: nn.Module
     x: Tensor
@@ -36,6 +50,7 @@ class Problem:
     budget: int | None
     scope: str
     loss: Loss
+    called: frozenset[str]
     momentum: bool = False
     train_norm: bool = False
 
@@ -49,8 +64,16 @@ class Problem:
         return restore(self.model)
 
     def trained(self, depth: int) -> list[str]:
-        """Return the names of the layers that are trained with so many convolutions."""
-        return trained_layers(self.model, depth, self.train_norm)
+        """Return the names of the layers that are trained with so many convolutions.
+
+        Raises ConfigError where the model has fewer, or calls none of them.
+        """
+        if not (trained := self._called(depth)):
+            raise ConfigError("the model calls none of the layers that would be trained")
+        return trained
+
+    def _called(self, depth: int) -> list[str]:
+        return [name for name in trained_layers(self.model, depth, self.train_norm) if name in self.called]
 
     def in_order(self, depth: int) -> list[str]:
         """Return the same in the order of their definition."""
@@ -64,14 +87,19 @@ class Problem:
         """
         if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int)):
             raise ConfigError(f"layers is a whole number or auto, not {layers!r}")
-        most = len(convolutions(self.model)) if layers == "auto" else int(layers)
+        if not convolutions(self.model) and not head(self.model):
+            raise ConfigError("the model has neither a convolution nor a linear layer that could be trained")
+        if layers != "auto":
+            self.trained(int(layers))
+            return range(int(layers), int(layers) + 1)
+        most = len(convolutions(self.model))
         self.trained(most)
-        return range(min(1, most) if layers == "auto" else most, most + 1)
+        return range(next(depth for depth in range(min(1, most), most + 1) if self._called(depth)), most + 1)
 
     @property
     def has_head(self) -> bool:
         """Whether the head alone can be trained."""
-        return bool(head(self.model))
+        return bool(self.called.intersection(head(self.model)))
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the first examples, each tensor alone in its storage, as a client's are."""
@@ -83,16 +111,17 @@ class Problem:
         """Return what the named layers, and the smooth activations that a gradient passes, take for the first examples."""
         return kept_inputs(self.model, names, self.x[:count])
 
-    def affordable(self, depth: int, most: int, elements: int, least: int = 1) -> int:
+    def affordable(self, trained: list[str], most: int, elements: int, least: int = 1) -> int:
         """Return on how many examples to measure: as many as have so many elements in the trained layers' inputs."""
-        each = sum(x.numel() for x in self.inputs(self.trained(depth), 1).values())
+        each = sum(x.numel() for x in self.inputs(trained, 1).values())
         return max(min(least, self.batch_size), min(self.batch_size, most, elements // max(1, each)))
 
     def chunks(self, depth: int, micro_batch: int) -> list[int]:
         """Return on how many examples at a time the frozen part may be run, all at once (0) first."""
         if self.scope == "saved":
             return [0]
-        model = install(self.model, dict.fromkeys(self.trained(depth), Exact()))
+        names = [*self.trained(depth), *smooth_activations(self.model)]
+        model = install(self.model, dict.fromkeys(names, Exact()))
         parts = split(model)
         apart = parts is not None and examples_stand_alone(parts, self.x[:2])
         return [0, *(2**power for power in range(max(1, (micro_batch - 1).bit_length()) - 1, -1, -1) if apart)]
@@ -115,15 +144,13 @@ class Problem:
 
 
 def make_problem(model: nn.Module, example: tuple[Tensor, Tensor], **given: Any) -> Problem:
-    """Return the problem on a copy of the model; raises ConfigError for a model that cannot be copied or a bad example."""
+    """Return the problem on a copy of the model; raises ConfigError where that cannot be made, or cannot be run."""
     x, y = example
-    if not len(x) or len(x) != len(y):
-        raise ConfigError(f"an example is a batch of inputs with as many labels, not {len(x)} inputs and {len(y)} labels")
     try:
         copied = restore(copy.deepcopy(model))
     except Exception as error:
         raise ConfigError(f"a plan is made on a copy of the model, which cannot be copied: {error}") from None
-    return Problem(copied, x, y, **given)
+    return Problem(copied, x, y, called=called_modules(copied, x, y, given["loss"]), **given)
 
 
 def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:

@@ -55,7 +55,7 @@ def depths_for(problem: Problem, layers: int | str) -> Depths:
     depths = problem.depths(layers)
     if layers != "auto":
         return Depths(depths[0], (depths[0],))
-    examples = problem.examples(problem.affordable(depths[-1], EXAMPLES, ELEMENTS, least=2))
+    examples = problem.examples(problem.affordable(problem.trained(depths[-1]), EXAMPLES, ELEMENTS, least=2))
     lengths = gradient_lengths(problem.model, examples, problem.in_order(depths[-1]), problem.loss)
     exact = {depth: dict.fromkeys(problem.in_order(depth), 0.0) for depth in grid(depths)}
     asked = depth_for(exact, lengths)

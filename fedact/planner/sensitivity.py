@@ -15,7 +15,7 @@ from fedact.compression.method import NO_STATE
 from fedact.derivation import calls_of
 from fedact.layers.base import has_weights
 from fedact.replay import Batch, parts, prefix_of, record, step
-from fedact.surgery import install, restore
+from fedact.surgery import calibrate, install, restore
 from fedact.training import Loss
 
 Methods = Mapping[str, Method]
@@ -153,13 +153,20 @@ def _damping(together: Mapping[str, float], apart: Errors, layers: Sequence[str]
     return max(0.0, arrived / sent) if sent else 0.0
 
 
-def total_error(model: nn.Module, batch: Batch, methods: Methods, loss: Loss, micro_batch: int) -> float:
-    """Return the sum of the trained layers' errors for a batch in micro-batches; the model is changed."""
+def total_error(
+    model: nn.Module, batch: Batch, methods: Methods, loss: Loss, micro_batch: int, calibration: Tensor | None = None
+) -> float:
+    """Return the sum of the trained layers' errors for a batch in micro-batches; the model is changed.
+
+    calibration: inputs on which methods that are calibrated find their states first.
+    """
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     exact: dict[str, Tensor] = {}
     ours: dict[str, Tensor] = {}
     for total, chosen in ((exact, dict.fromkeys(methods, Exact())), (ours, methods)):
         install(model, chosen)
+        if calibration is not None:
+            calibrate(model, calibration)
         for part in parts(batch, micro_batch):
             for name, gradient in _gradients(model, part, None, loss, trained).items():
                 share = gradient * (len(part[1]) / len(batch[1]))

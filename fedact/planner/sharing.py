@@ -96,7 +96,7 @@ class Sharing:
     @cached_property
     def examples(self) -> int:
         """On how many examples the errors of methods that keep each one apart are measured."""
-        return self.problem.affordable(self.deepest, EXAMPLES, ELEMENTS)
+        return self.problem.affordable(self.problem.trained(self.deepest), EXAMPLES, ELEMENTS)
 
     def _study(self, family: Family, depth: int, micro_batch: int) -> Study:
         """Return the study of a family at this depth; where examples are kept together, in this micro-batch."""
