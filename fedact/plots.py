@@ -25,7 +25,8 @@ SHORT = 1e-4
 def accuracy_by_round(run: Run) -> Figure:
     """Return the global model's test accuracy by round, a line a method, the mean over seeds."""
     figure, axes = _axes("test accuracy (%)")
-    for position, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
+    measured = run.rounds.dropna(subset=["accuracy"])
+    for position, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * 100
         axes.plot(mean.index, mean, **_style(position), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
     axes.set_title("The global model on the server's test set", loc="left")

@@ -45,7 +45,8 @@ class LiveReport:
         """Show a finished round."""
         self.left -= 1
         self.times.append(time.monotonic())
-        state = f"round {row['round']}/{self.rounds}  accuracy {100 * row['accuracy']:.1f} %  {fullest(clients)}"
+        accuracy = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
+        state = f"round {row['round']}/{self.rounds}  accuracy {accuracy}  {fullest(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
             self.console.print(f"{row['method']}  {state}{self._time_left()}", soft_wrap=True, highlight=False)
@@ -87,7 +88,7 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     rounds = run.rounds[run.rounds["method"] == method]
     clients = run.clients[run.clients["method"] == method]
     plans = list(run.plans.get(method, {}).values())
-    by_round = rounds.groupby("round")["accuracy"].mean() * 100
+    by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
     statuses = clients["status"].value_counts()
     return {
         "accuracy before": f"{by_round.iloc[0]:.1f} %",
