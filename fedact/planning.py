@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -74,11 +75,18 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     # Other layers than before would leave tensors without the clients that trained them.
     if again.status == "skipped" or again.layers != plan.layers:
         return plan
+    again = replace(again, reason=_given_way(plan, again))
     logging.getLogger(__name__).info(
         "%s, plan %s: gradient error %.3g instead of the planned %.3g; made again, it is %.3g",
         plan.method, plan_key(plan.budget_bytes), error, plan.expected_error, again.expected_error,
     )  # fmt: skip
     return again
+
+
+def _given_way(plan: Plan, again: Plan) -> str | None:
+    """Return what gave way since the layers were asked for, which the first plan says, and the one made again cannot."""
+    layers = [part for part in (plan.reason or "").split("; ") if part.startswith("layers ")]
+    return "; ".join([*layers, *([again.reason] if again.reason else [])]) or None
 
 
 def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
