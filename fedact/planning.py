@@ -63,7 +63,7 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     """Return the plan, or one made again for the same budget, method and layers where its gradient error has grown too much.
 
     tensors: the global model's trained tensors, with which the error is measured on the server's own examples. A plan that
-    was skipped or whose gradient is exact is returned unseen.
+    was skipped or whose gradient is exact is returned unseen; one made again has no larger error than the old one now has.
     """
     if plan.status == "skipped" or not plan.expected_error:
         return plan
@@ -72,8 +72,8 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     if error <= TOLERANCE * plan.expected_error:
         return plan
     again = plan_for(experiment, plan.method, plan.budget_bytes, example, plan.layers, tensors)
-    # Other layers than before would leave tensors without the clients that trained them.
-    if again.status == "skipped" or again.layers != plan.layers:
+    # Other layers than before would leave tensors without the clients that trained them; a search can also end worse.
+    if again.status == "skipped" or again.layers != plan.layers or (again.expected_error or 0.0) > error:
         return plan
     again = replace(again, reason=_given_way(plan, again))
     logging.getLogger(__name__).info(
