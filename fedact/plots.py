@@ -20,6 +20,7 @@ DECADE = 10.0
 """An axis of errors spans at least this factor."""
 SHORT = 1e-4
 """Smaller errors are written with an exponent."""
+LEGEND_COLUMNS = 3
 FAR_APART = 8
 """Budgets with a larger ratio than this do not show beside each other on a linear axis."""
 
@@ -32,7 +33,7 @@ def accuracy_by_round(run: Run) -> Figure:
         mean = rows.groupby("round")["accuracy"].mean() * 100
         axes.plot(mean.index, mean, **_style(position), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
     axes.set_title("The global model on the server's test set", loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
     return figure
 
 
@@ -46,15 +47,17 @@ def memory_by_round(run: Run) -> Figure:
             saved = same.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
             axes.plot(saved.index, saved["max"], **style, label="" if number else str(method))
             axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
-    of_each = _budgets(axes, sorted({int(size) for size in run.clients["budget_bytes"].dropna()}))
-    axes.set_title(f"Activation memory: the largest client{of_each} (line), all clients (band)", loc="left")
+    budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
+    _budgets(axes, budgets)
+    by_budget = " by budget" if len(budgets) > 1 else ""
+    axes.set_title(f"Activation memory{by_budget}: the largest client (line), all clients (band)", loc="left")
     if not clients.empty:
-        axes.legend(frameon=False, loc="best")
+        figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
     return figure
 
 
-def _budgets(axes: Axes, budgets: list[int]) -> str:
-    """Draw the budgets, on a logarithmic axis where they are far apart, and return what a line then stands for."""
+def _budgets(axes: Axes, budgets: list[int]) -> None:
+    """Draw the budgets, and make the axis logarithmic where they are far apart."""
     for budget in budgets:
         axes.axhline(budget / BYTES_PER_KB, color="black", linestyle="--", linewidth=1)
         axes.annotate(
@@ -68,7 +71,6 @@ def _budgets(axes: Axes, budgets: list[int]) -> str:
         axes.set_ylim(top=1.6 * top)
     else:
         axes.set_ylim(bottom=0, top=1.15 * top)
-    return " of each budget" if len(budgets) > 1 else ""
 
 
 FIGURES: dict[str, Callable[[Run], Figure]] = {"accuracy": accuracy_by_round, "memory": memory_by_round}

@@ -87,10 +87,10 @@ class Simulation:
 
     def __init__(self, config: Config, folder: RunFolder | None = None) -> None:
         self.methods = canonical_methods(config)
+        # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
         self.key = config.model_dump_json(exclude={"out", "devices", "method"})
         self.experiment: Experiment = shared(self.key)
-        # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
-        settings = {"out": None, "devices": None, "method": tuple(self.methods)}
+        settings = {"out": None, "method": tuple(self.methods)}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         started = folder is not None and folder.records.exists()

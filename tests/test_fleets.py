@@ -130,7 +130,7 @@ def test_a_round_that_was_not_measured_is_passed_over(run):
 def test_each_budget_has_its_line_of_the_largest_client(run):
     figure = plots.memory_by_round(run)
     assert drawn(figure) == [([1, 2], [0.9, 0.9]), ([1, 2], [50.0, 50.0]), ([1, 2], [90.0, 90.0])]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["exact"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exact"]
     assert {text.get_text() for text in figure.axes[0].texts} == {"budget 1,000 bytes", "budget 64,000 bytes"}
     low, high = figure.axes[0].get_ylim()
     assert low < 0.9 < 90 < high
@@ -142,7 +142,7 @@ def test_budgets_far_apart_are_drawn_on_a_logarithmic_axis(tmp_path, budgets, sc
     RunFolder(tmp_path).append([HEADER, round_(0), *clients, round_(1)])
     axes = plots.memory_by_round(fedact.load_run(tmp_path)).axes[0]
     assert axes.get_yscale() == scale
-    assert ("of each budget" in axes.get_title(loc="left")) == (len(budgets) > 1)
+    assert ("by budget" in axes.get_title(loc="left")) == (len(budgets) > 1)
 
 
 def shown(run) -> dict[str, str]:

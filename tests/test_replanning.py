@@ -16,6 +16,7 @@ from fedact.errors import ConfigError
 from fedact.experiment import Experiment, prepare
 from fedact.planning import current_key, make_plans, plan_key, plans_from_json, plans_json, read_key, remake
 from fedact.plans import Plan
+from fedact.records import RunFolder
 from fedact.replanning import PlanBook, is_due
 from fedact.simulate import main
 from tests.planned import plan_for
@@ -268,6 +269,19 @@ def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     assert main([*command, "--replan", "never", "--out", str(tmp_path / "never")]) == 0
     assert timeless(tmp_path / "looked") == timeless(tmp_path / "never")
     assert (tmp_path / "looked" / "plans.json").read_bytes() == (tmp_path / "never" / "plans.json").read_bytes()
+
+
+def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, experiment, monkeypatch):
+    monkeypatch.setattr(planning, "TOLERANCE", 0)
+    method, weights = "lance:variance=0.8", moved(experiment)
+    book = PlanBook(method, experiment, RunFolder(tmp_path), {method: make_plans(experiment, method)})
+    book.look(2, weights)
+    for key, tensors in (("8000", {}), ("8000@2", weights)):
+        expected = planning.calibrated_states(experiment, book.plans[key], tensors)
+        assert expected.keys() == book.states(key).keys() != set()
+        assert all(torch.equal(state, book.states(key)[name]) for name, state in expected.items())
+    first = planning.calibrated_states(experiment, book.plans["8000@2"])
+    assert not all(torch.equal(state, book.states("8000@2")[name]) for name, state in first.items())
 
 
 def test_states_found_for_a_plan_made_again_outlast_an_interruption(tmp_path, monkeypatch):
