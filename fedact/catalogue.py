@@ -3,21 +3,27 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
 from fedact.compression import AUTO, METHODS, Method
 from fedact.data import DATASETS
+from fedact.devices import read_devices
 from fedact.models import MODELS
 from fedact.partition import PARTITIONS
 from fedact.report import listing
+from fedact.sizes import format_bytes
 from fedact.spec import spelled
 
 
-def show_tables() -> int:
-    """Print the tables of methods, models, data sets and partitions."""
-    console = Console()
+def show_tables(devices: str | None = None) -> int:
+    """Print the tables of what there is to choose from; devices is the file of --devices, if any.
+
+    Raises ConfigError where that is broken.
+    """
+    console, boards = Console(), read_devices(Path(devices) if devices else None)
     methods = [(name, _described(entry)) for name, entry in METHODS.items()]
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
@@ -27,6 +33,9 @@ def show_tables() -> int:
     console.print(listing("Models", ("name", ""), [(name, _first_line(entry)) for name, entry in MODELS.items()]))
     data = [(name, _module_line(entry)) for name, entry in DATASETS.items()]
     console.print(listing("Data sets", ("name", ""), data))
+    known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]
+    title = "Devices, for --budget: bytes of memory, and of it for activations"
+    console.print(listing(title, ("name", "memory", "activations", "source"), known, lines=True))
     return 0
 
 

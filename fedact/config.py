@@ -1,7 +1,6 @@
 """One run as a frozen value: defaults < file < flags, everything checked before anything starts."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,10 +8,12 @@ import numpy as np
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from fedact.budgets import in_bytes, parse_budget
+from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest
 from fedact.partition import largest_remainder
 from fedact.seeds import Purpose, generator
-from fedact.sizes import parse_bytes
+from fedact.toml import read_table
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -26,13 +27,24 @@ class Config(BaseModel):
 
     clients: Positive = Field(20, description="number of simulated clients")
     rounds: Annotated[int, Field(ge=0)] = Field(10, description="rounds of federated training")
+    devices: Path | None = Field(
+        None, description="TOML file of the devices that --budget may name [the one that ships with fedact, see --list]"
+    )
     budget: str = Field(
-        "512KB", description="activation memory of a client: a size, none, or a mix such as 256KB:10,512KB:6,4MB:4"
+        "512KB",
+        description="activation memory of a client: a size, none, a device, or a mix such as 256KB:10,512KB:6,esp32-s3:4",
     )
     scope: Literal["saved", "peak"] = Field("saved", description="what the budget bounds")
     method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="trained convolutions from the end; 0 is the head alone"
+    )
+    replan: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = Field(
+        "auto",
+        description="when plans are looked at again: auto (before rounds 2, 3, 5, 9, ...), N (before every N-th), never",
+    )
+    max_slowdown: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="the most that a batch under a plan may take of plain training's time"
     )
     train_norm: Annotated[bool, Field(strict=True)] = Field(
         False, description="also train the scales and shifts of batch norms"
@@ -65,6 +77,9 @@ class Config(BaseModel):
     clip_norm: Rate = Field(2.0, description="gradients are clipped to this norm")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the clients that train in a round"
+    )
+    evaluate_every: Positive = Field(
+        1, description="measure the global model before training, every so many rounds and after the last"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
     seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
@@ -102,11 +117,21 @@ class Config(BaseModel):
             raise ValueError(f"the last of {self.seeds} seeds from {self.seed} must lie below 2^32")
         return self
 
+    @field_validator("devices")
+    @classmethod
+    def _devices_are_readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_devices(value)
+        return value
+
     @field_validator("budget", mode="before")
     @classmethod
-    def _budget_is_readable(cls, value: Any) -> str:
+    def _budget_in_bytes(cls, value: Any, info: ValidationInfo) -> str:
         text = str(value).strip()
-        parse_budget(text)
+        # What is wrong with the devices is said already.
+        if "devices" in info.data:
+            text = in_bytes(text, info.data["devices"])
+            parse_budget(text)
         return text
 
     def data_path(self) -> Path:
@@ -127,23 +152,6 @@ class Config(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
-    """Return (bytes or None for no bound, share of the clients) for each part of a budget."""
-    if not text.strip():
-        raise ConfigError("the budget is empty: write a size such as 512KB, none, or a mix such as 256KB:10,512KB:6")
-    parts = []
-    for part in text.split(","):
-        size, colon, share = (word.strip() for word in part.partition(":"))
-        try:
-            number = float(share) if colon else 1.0
-        except ValueError:
-            number = -1.0
-        if not (0 < number < float("inf")) or ("," in text and not colon):
-            raise ConfigError(f"a mix of budgets is written size:share,size:share, such as 256KB:10,512KB:6, not {text!r}")
-        parts.append((None if size.lower() == "none" else parse_bytes(size), number))
-    return tuple(parts)
-
-
 def make_config(settings: dict[str, Any]) -> Config:
     """Return the config with these settings; raises one ConfigError that names all that is wrong."""
     try:
@@ -154,12 +162,7 @@ def make_config(settings: dict[str, Any]) -> Config:
 
 def read_toml(file: Path) -> dict[str, Any]:
     """Return the settings in a TOML file; keys may be written with - or _."""
-    try:
-        settings = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file} is not TOML: {error}") from None
+    settings = read_table("config", file)
     spelled = {key.replace("-", "_"): value for key, value in settings.items()}
     if len(spelled) < len(settings):
         twice = ", ".join(key for key in settings if "-" in key and key.replace("-", "_") in settings)
@@ -178,6 +181,6 @@ def _explain(detail: Any) -> str:
         key = str(detail["loc"][0])
         return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
-    if not name:
+    if not name or message.startswith("--"):
         return str(message)
     return f"--{name.replace('_', '-')} is {detail['input']!r}: {message[0].lower()}{message[1:]}"

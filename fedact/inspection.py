@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedact.config import Config, parse_budget
+from fedact.budgets import parse_budget
+from fedact.config import Config
 from fedact.data import Loader
 from fedact.experiment import SMALL_RESOLUTION, Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
@@ -19,7 +20,7 @@ from fedact.plan_costs import parts, step_time
 from fedact.plan_plots import plans_against_budget
 from fedact.plan_report import kept_table, title
 from fedact.plan_summary import Findings, held, summary
-from fedact.planning import calibration_batch, canonical_methods, plan_for, plans_json
+from fedact.planning import calibration_batch, canonical_methods, plan_for, plan_key, plans_json
 from fedact.plans import Plan
 from fedact.records import write_whole
 from fedact.replay import Batch
@@ -48,7 +49,6 @@ Make = Callable[[str, int | None], Plan]
 class Options:
     """What the door's own flags say."""
 
-    max_slowdown: float | None
     json: Path | None
     figure: Path | None
 
@@ -59,14 +59,14 @@ def show_plans(config: Config, options: Options) -> int:
     methods, budgets = canonical_methods(config), list(dict.fromkeys(size for size, _ in parse_budget(config.budget)))
     experiment = prepared(config)
     example = calibration_batch(experiment)
-    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example, options.max_slowdown))
+    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example))
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
     console.print(title(experiment.config), highlight=False, soft_wrap=True)
     for method in methods:
         for budget in budgets:
             _show(console, _found(experiment, make, example, method, budget))
-    plans = {method: {budget: make(method, budget) for budget in budgets} for method in methods}
+    plans = {method: {plan_key(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))
     if options.figure:

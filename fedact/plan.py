@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedact.config import make_config
-from fedact.errors import ConfigError
 from fedact.flags import Parser, check_file, through
 
 METHOD = "auto"
 FIELDS = (
-    "model", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "budget", "scope", "layers", "train_norm",
-    "seed", "device",
+    "model", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "devices", "budget", "scope", "layers",
+    "max_slowdown", "train_norm", "seed", "device",
 )  # fmt: skip
 OWN = {
     "width": "width multiplier [1]",
@@ -21,7 +20,6 @@ OWN = {
 }
 """Fields of Config whose default is another one here."""
 METHOD_HELP = f"NAME[:key=value,...]; repeat to compare [{METHOD}]"
-SLOWDOWN_HELP = "a step takes at most X times as long as plain training's of the whole batch"
 FILES = {
     "json": "write the plans into a file",
     "figure": "draw what other budgets would buy, and exact gradients beside it, into a PNG file",
@@ -35,7 +33,6 @@ def parser() -> Parser:
     for name, says in OWN.items():
         result.add_argument(f"--{name}", default=SUPPRESS, metavar="VALUE", help=says)
     result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
-    result.add_argument("--max-slowdown", type=float, metavar="X", help=SLOWDOWN_HELP)
     for name, says in FILES.items():
         result.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
     return result
@@ -48,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
-    options = {name: given.pop(name) for name in ("max_slowdown", *FILES)}
+    options = {name: given.pop(name) for name in FILES}
     _check(options)
     config = make_config({"method": [METHOD], **given})
     if "calibration" not in given:
@@ -59,9 +56,6 @@ def _main(arguments: list[str]) -> int:
 
 
 def _check(options: dict[str, Any]) -> None:
-    slowdown = options["max_slowdown"]
-    if slowdown is not None and not 0 < slowdown < float("inf"):
-        raise ConfigError(f"--max-slowdown is a number above 0, not {slowdown:g}")
     check_file("json", options["json"])
     check_file("figure", options["figure"], ".png")
 

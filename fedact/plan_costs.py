@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,10 @@ REPEATS = 5
 class Part:
     """One input in a step under a plan: kept, or made again from another.
 
-    name: the layer that takes it. origin: the layer whose kept input it is made again from. frozen: whether the layer is not
-    trained, and its input kept for others alone. seconds: of encoding and decoding it in all micro-batches of a step; where
-    it is made again, of decoding the other and of the layers between. expected_error: of keeping it so, for all that is made
-    from it.
+    name: the layer that takes it. seconds: of encoding and decoding it in all micro-batches of a step; where it is made
+    again, of decoding the other and of the layers between. expected_error: of keeping it so, for all that is made from it.
+    origin: the layer whose kept input it is made again from. frozen: whether the layer is not trained, and its input kept
+    for others alone. images: whether it is the very images, which count nothing.
     """
 
     name: str
@@ -35,9 +34,10 @@ class Part:
     method: str
     cap_bytes: int
     seconds: float
+    expected_error: float | None = None
     origin: str | None = None
     frozen: bool = False
-    expected_error: float | None = None
+    images: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,16 @@ def parts(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.perf_coun
     origins = {name: _owner(model, keeper.origin) for name, keeper in keepers.items()}
     own = [kept.name for kept in plan.kept]
     inputs = kept_inputs(model, [*own, *(origin for origin in origins.values() if origin not in own)], x)
-    watch = Watch(x.device, plan.batch_size / plan.micro_batch, clock)
+    watch = Watch(x, plan.batch_size / plan.micro_batch, clock)
     for kept in plan.kept:
         if kept.name not in keepers:
-            yield Part(**_named(kept), seconds=watch.coding(kept.method, inputs[kept.name]))
+            yield watch.kept(kept, kept.name, inputs[kept.name])
             continue
         origin, keeper = origins[kept.name], keepers[kept.name]
         if keeper.counts:
-            yield Part(
-                origin, tuple(inputs[origin].shape), kept.method, kept.cap_bytes, watch.coding(kept.method, inputs[origin]),
-                frozen=True, expected_error=kept.expected_error,
-            )  # fmt: skip
+            yield replace(watch.kept(kept, origin, inputs[origin]), frozen=True)
         seconds = watch.making_again(keeper, inputs[origin], inputs[kept.name].dtype)
-        yield Part(**{**_named(kept), "cap_bytes": 0, "expected_error": None}, seconds=seconds, origin=origin)
-
-
-def _named(kept: Kept) -> dict[str, Any]:
-    return dict(vars(kept))
+        yield Part(kept.name, kept.shape, kept.method, 0, seconds, origin=origin)
 
 
 def _derived(model: nn.Module) -> dict[str, DerivedKeeper]:
@@ -91,11 +84,17 @@ def _owner(model: nn.Module, keeper: Keeper) -> str:
 
 @dataclass(frozen=True)
 class Watch:
-    """Times what is done once a micro-batch, in seconds a step."""
+    """Times what is done once a micro-batch, in seconds a step; x: the images of one."""
 
-    device: torch.device
+    x: Tensor
     micro_batches: float
     clock: Clock
+
+    def kept(self, kept: Kept, name: str, x: Tensor) -> Part:
+        """Return the part of the named layer, whose input x is kept."""
+        images = make_method(kept.method).keeps_input and x.shape == self.x.shape and torch.equal(x, self.x)
+        cap, seconds = 0 if images else kept.cap_bytes, self.coding(kept.method, x)
+        return Part(name, tuple(x.shape), kept.method, cap, seconds, kept.expected_error, images=images)
 
     def coding(self, method_name: str, x: Tensor) -> float:
         """Return the time of encoding and decoding x, where the method goes on from an earlier step."""
@@ -118,8 +117,8 @@ class Watch:
         return min(seconds) * self.micro_batches
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.x.is_cuda:
+            torch.cuda.synchronize(self.x.device)
         return self.clock()
 
 

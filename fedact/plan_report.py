@@ -41,7 +41,7 @@ def kept_table(plan: Plan, parts: Sequence[Part]) -> Table:
         for cells in _made_again(list(group)) if origin else map(_kept, group):
             table.add_row(*cells)
     table.add_section()
-    for name, size in _others(plan):
+    for name, size in _others(plan, parts):
         table.add_row(name, *[""] * 4, format_bytes(size))
     seconds = sum(part.seconds for part in parts)
     table.add_row("saved bytes", *[""] * 4, format_bytes(plan.saved_bytes), error(plan.expected_error), _ms(seconds))
@@ -50,7 +50,7 @@ def kept_table(plan: Plan, parts: Sequence[Part]) -> Table:
 
 def _kept(part: Part) -> list[str]:
     method = make_method(part.method)
-    name = f"{part.name} (frozen)" if part.frozen else part.name
+    name = part.name + (" (frozen)" if part.frozen else " (images)" if part.images else "")
     cells = (_plain_name(method), _ranks(method), _bits(method))
     return [name, _shape(part), *cells, format_bytes(part.cap_bytes), error(part.expected_error), _ms(part.seconds)]
 
@@ -67,12 +67,12 @@ def _made_again(parts: Sequence[Part]) -> Iterator[list[str]]:
     yield ["\n".join(names), "\n".join(shapes), again, "", "", "0", "", _ms(seconds)]
 
 
-def _others(plan: Plan) -> Iterator[tuple[str, int]]:
+def _others(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[str, int]]:
     """Yield what is held besides the kept tensors, so that all of it adds up to the saved bytes."""
-    kept = sum(each.cap_bytes for each in plan.kept)
+    kept = sum(part.cap_bytes for part in parts)
     state = plan.state_bytes or 0
     rest = (plan.saved_bytes or 0) - state - kept
-    yield ("other layers, the loss" if rest >= 0 else "never held at once"), rest
+    yield ("other layers, the loss" if rest >= 0 else "shared, or not held at once"), rest
     yield "the methods' state", state
 
 

@@ -1,63 +1,108 @@
-"""The plans of a run: made once by the server for every distinct budget, from its own examples, and written down."""
+"""The plans of a run: made by the server for every distinct budget, from its own examples, and made again when they age."""
 
 import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment
-from fedact.planner import make_plan
+from fedact.planner import expected_error, make_plan
 from fedact.plans import Plan
 from fedact.records import Row
 from fedact.surgery import apply, calibrate, states
 
-Plans = dict[int | None, Plan]
+Plans = dict[str, Plan]
+"""The plans of one method, by their keys in plans.json."""
+
+TOLERANCE = 1.25
+"""A plan whose gradient error has grown to more than so many times the planned one is made again."""
 
 
 def make_plans(experiment: Experiment, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
     example = calibration_batch(experiment)
     budgets = dict.fromkeys(experiment.config.client_budgets())
-    return {budget: plan_for(experiment, method, budget, example) for budget in budgets}
+    return {plan_key(budget): plan_for(experiment, method, budget, example) for budget in budgets}
 
 
 def plan_for(
     experiment: Experiment,
     method: str,
     budget: int | None,
-    example: tuple[torch.Tensor, torch.Tensor],
-    max_slowdown: float | None = None,
+    example: tuple[Tensor, Tensor],
+    layers: int | str | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Plan:
-    """Return the plan for one budget, made from an example batch."""
+    """Return the plan for one budget, made from an example batch.
+
+    layers: as in the config, if not given. tensors: what clients have trained so far.
+    """
     config = experiment.config
     return make_plan(
-        experiment.model_with({}),
+        experiment.model_with(tensors or {}),
         budget,
         example,
         method,
-        config.layers,
+        config.layers if layers is None else layers,
         config.scope,
-        max_slowdown,
+        config.max_slowdown,
         momentum=config.momentum > 0,
         train_norm=config.train_norm,
     )
 
 
-def calibration_batch(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
+def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the plan, or one made again for the same budget, method and layers where its gradient error has grown too much.
+
+    tensors: the global model's trained tensors, with which the error is measured on the server's own examples. A plan that
+    was skipped or whose gradient is exact is returned unseen; one made again has no larger error than the old one now has.
+    """
+    if plan.status == "skipped" or not plan.expected_error:
+        return plan
+    example = calibration_batch(experiment)
+    error = expected_error(experiment.model_with(tensors), plan, example)
+    if error <= TOLERANCE * plan.expected_error:
+        return plan
+    again = plan_for(experiment, plan.method, plan.budget_bytes, example, plan.layers, tensors)
+    # Other layers than before would leave tensors without the clients that trained them; a search can also end worse.
+    if again.status == "skipped" or again.layers != plan.layers or (again.expected_error or 0.0) > error:
+        return plan
+    again = replace(again, reason=_given_way(plan, again))
+    logging.getLogger(__name__).info(
+        "%s, plan %s: gradient error %.3g instead of the planned %.3g; made again, it is %.3g",
+        plan.method, plan_key(plan.budget_bytes), error, plan.expected_error, again.expected_error,
+    )  # fmt: skip
+    return again
+
+
+def _given_way(plan: Plan, again: Plan) -> str | None:
+    """Return what gave way since the layers were asked for, which the first plan says, and the one made again cannot."""
+    layers = [part for part in (plan.reason or "").split("; ") if part.startswith("layers ")]
+    return "; ".join([*layers, *([again.reason] if again.reason else [])]) or None
+
+
+def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
     """Return a batch of the server's own examples."""
     loader = Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
     return loader(np.resize(np.arange(len(loader)), experiment.config.batch_size))
 
 
-def calibrated_states(experiment: Experiment, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return the states that the plan's methods find once, on the server's own examples; most methods have none."""
+def calibrated_states(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the states that the plan's methods find once, on the server's own examples; most methods have none.
+
+    tensors: what clients had trained when the plan was made.
+    """
     if not any(make_method(kept.method).calibrated for kept in plan.kept):
         return {}
-    model = calibrate(apply(experiment.model_with({}), plan), calibration_batch(experiment)[0])
+    model = calibrate(apply(experiment.model_with(tensors or {}), plan), calibration_batch(experiment)[0])
     return {name: tensor.cpu() for name, tensor in states(model).items()}
 
 
@@ -74,21 +119,39 @@ def canonical_methods(config: Config) -> list[str]:
     return names
 
 
-def plan_key(budget: int | None) -> str:
-    """Return the name of a budget's plan in plans.json."""
-    return "none" if budget is None else str(budget)
+def plan_key(budget: int | None, number: int = 1) -> str:
+    """Return the name in plans.json of a budget's plan: "512000" of the first one, "512000@4" of one made before round 4."""
+    name = "none" if budget is None else str(budget)
+    return name if number <= 1 else f"{name}@{number}"
+
+
+def read_key(key: str) -> tuple[int | None, int]:
+    """Return the budget and the first round behind ``plan_key``; raises ConfigError for what is no key."""
+    match = re.fullmatch(r"(none|\d+)(?:@([2-9]|[1-9]\d+))?", key)
+    if match is None:
+        raise ConfigError(f"{key!r} names no plan: it is a budget in bytes or none, with @ROUND where it was made again")
+    return None if match[1] == "none" else int(match[1]), int(match[2] or 1)
+
+
+def current_key(plans: Plans, budget: int | None, number: int) -> str:
+    """Return the key of the plan that a budget has in a round: the last one made for it until then."""
+    first_rounds = [first for size, first in map(read_key, plans) if size == budget and first <= max(number, 1)]
+    return plan_key(budget, max(first_rounds))
 
 
 def plans_json(plans: dict[str, Plans]) -> str:
-    """Return plans.json: by method and budget in bytes."""
+    """Return plans.json: by method, and by budget in bytes with the round where one was made again."""
     by_method = {
-        method: {plan_key(budget): json.loads(plan.to_json()) for budget, plan in by_budget.items()}
-        for method, by_budget in plans.items()
+        method: {key: json.loads(plan.to_json()) for key, plan in by_key.items()} for method, by_key in plans.items()
     }
     return json.dumps(by_method, indent=1) + "\n"
 
 
 def plans_from_json(by_method: dict[str, dict[str, Row]]) -> dict[str, Plans]:
-    """Return the plans behind ``plans_json``; raises ConfigError for what is no plan."""
-    plans = {m: [Plan.from_json(json.dumps(plan)) for plan in by.values()] for m, by in by_method.items()}
-    return {method: {plan.budget_bytes: plan for plan in made} for method, made in plans.items()}
+    """Return the plans behind ``plans_json``; raises ConfigError for what is no plan, or has another's key."""
+    plans = {m: {key: Plan.from_json(json.dumps(plan)) for key, plan in by.items()} for m, by in by_method.items()}
+    for by_key in plans.values():
+        for key, plan in by_key.items():
+            if read_key(key)[0] != plan.budget_bytes:
+                raise ConfigError(f"the plan {key!r} is for {plan.budget_bytes} bytes")
+    return plans

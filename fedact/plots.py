@@ -20,40 +20,57 @@ DECADE = 10.0
 """An axis of errors spans at least this factor."""
 SHORT = 1e-4
 """Smaller errors are written with an exponent."""
+LEGEND_COLUMNS = 3
+FAR_APART = 8
+"""Budgets with a larger ratio than this do not show beside each other on a linear axis."""
 
 
 def accuracy_by_round(run: Run) -> Figure:
     """Return the global model's test accuracy by round, a line a method, the mean over seeds."""
     figure, axes = _axes("test accuracy (%)")
-    for position, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
+    measured = run.rounds.dropna(subset=["accuracy"])
+    for position, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * 100
         axes.plot(mean.index, mean, **_style(position), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
     axes.set_title("The global model on the server's test set", loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
     return figure
 
 
 def memory_by_round(run: Run) -> Figure:
-    """Return measured activation memory by round: the largest client as a line, all clients as a band, budgets dashed."""
+    """Return measured activation memory by round: of each budget the largest client as a line, all as a band."""
     figure, axes = _axes("saved bytes of a client (KB)")
     clients = run.clients.dropna(subset=["saved_bytes"])
     for position, (method, rows) in enumerate(clients.groupby("method", sort=False)):
-        saved = rows.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
         style = _style(position)
-        axes.plot(saved.index, saved["max"], **style, label=method)
-        axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
+        for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
+            saved = same.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
+            axes.plot(saved.index, saved["max"], **style, label="" if number else str(method))
+            axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
     budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
+    _budgets(axes, budgets)
+    by_budget = " by budget" if len(budgets) > 1 else ""
+    axes.set_title(f"Activation memory{by_budget}: the largest client (line), all clients (band)", loc="left")
+    if not clients.empty:
+        figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
+    return figure
+
+
+def _budgets(axes: Axes, budgets: list[int]) -> None:
+    """Draw the budgets, and make the axis logarithmic where they are far apart."""
     for budget in budgets:
         axes.axhline(budget / BYTES_PER_KB, color="black", linestyle="--", linewidth=1)
         axes.annotate(
             f"budget {budget:,} bytes", (0, budget / BYTES_PER_KB), (4, 3), textcoords="offset points",
             xycoords=("axes fraction", "data"), fontsize=9,
         )  # fmt: skip
-    axes.set_ylim(bottom=0, top=1.15 * max([axes.get_ylim()[1], *(b / BYTES_PER_KB for b in budgets)]))
-    axes.set_title("Activation memory: the largest client (line), all clients (band)", loc="left")
-    if axes.lines[len(budgets) :]:
-        axes.legend(frameon=False, loc="lower right")
-    return figure
+    top = max([axes.get_ylim()[1], *(budget / BYTES_PER_KB for budget in budgets)])
+    if budgets and budgets[-1] > FAR_APART * budgets[0]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        axes.set_ylim(top=1.6 * top)
+    else:
+        axes.set_ylim(bottom=0, top=1.15 * top)
 
 
 FIGURES: dict[str, Callable[[Run], Figure]] = {"accuracy": accuracy_by_round, "memory": memory_by_round}

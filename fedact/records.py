@@ -21,7 +21,7 @@ CLIENT_FIELDS = (
 )  # fmt: skip
 ROUND_FIELDS = (
     "kind", "method", "seed", "round", "accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max",
-    "clients", "seconds",
+    "clients", "trained_by", "seconds",
 )  # fmt: skip
 _NEEDED = {"run": ("config",), "client": ("method", "seed", "round", "client"), "round": ("method", "seed", "round")}
 _FIELDS = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
@@ -49,8 +49,11 @@ class RunFolder:
 
     def checkpoint(self, method: str, number: int) -> Path:
         """Return where a method's trained tensors after a round lie."""
-        slug = "".join(character if character.isalnum() or character in ".-_" else "-" for character in method)
-        return self.path / "checkpoints" / f"{slug}-round-{number:04d}.safetensors"
+        return self.path / "checkpoints" / f"{_slug(method)}-round-{number:04d}.safetensors"
+
+    def states(self, method: str, key: str) -> Path:
+        """Return where the states lie that a method found for a plan that was made again."""
+        return self.path / "checkpoints" / f"{_slug(method)}-states-{key}.safetensors"
 
     def read_plans(self) -> dict[str, dict[str, Row]]:
         """Return plans.json by method and budget; raises ConfigError where it is missing or broken."""
@@ -132,6 +135,10 @@ def complete(row: Row) -> Row:
     if strange := set(row) - set(fields):
         raise KeyError(f"a {row['kind']} row has no field {', '.join(sorted(strange))}")
     return {name: _finite(row.get(name)) for name in fields}
+
+
+def _slug(method: str) -> str:
+    return "".join(character if character.isalnum() or character in ".-_" else "-" for character in method)
 
 
 def _finite(value: Any) -> Any:

@@ -45,7 +45,8 @@ class LiveReport:
         """Show a finished round."""
         self.left -= 1
         self.times.append(time.monotonic())
-        state = f"round {row['round']}/{self.rounds}  accuracy {100 * row['accuracy']:.1f} %  {fullest(clients)}"
+        accuracy = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
+        state = f"round {row['round']}/{self.rounds}  accuracy {accuracy}  {fullest(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
             self.console.print(f"{row['method']}  {state}{self._time_left()}", soft_wrap=True, highlight=False)
@@ -87,7 +88,7 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     rounds = run.rounds[run.rounds["method"] == method]
     clients = run.clients[run.clients["method"] == method]
     plans = list(run.plans.get(method, {}).values())
-    by_round = rounds.groupby("round")["accuracy"].mean() * 100
+    by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
     statuses = clients["status"].value_counts()
     return {
         "accuracy before": f"{by_round.iloc[0]:.1f} %",
@@ -97,6 +98,8 @@ def _figures(run: Run, method: str) -> dict[str, str]:
         "budget held": budget_held(clients, run.config["scope"]),
         "plain training keeps": _span(plans, "vanilla_saved_bytes"),
         "what gave way": _gave_way(plans),
+        "plans made again": _made_again(run.plans.get(method, {})),
+        "trained convolutions": _span(plans, "layers"),
         "peak bytes": format_bytes(_largest(clients["peak_bytes"])),
         "weights": _span(plans, "weight_bytes"),
         "gradients": _span(plans, "gradient_bytes"),
@@ -149,10 +152,22 @@ def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.nda
 
 
 def _gave_way(plans: list[Row]) -> str:
-    reasons = {format_bytes(plan["budget_bytes"]): plan["reason"] or "nothing" for plan in plans}
-    if len(reasons) == 1:
-        return next(iter(reasons.values()))
-    return "; ".join(f"at {budget}: {reason}" for budget, reason in reasons.items())
+    """Return what gave way under the last plan of each budget."""
+    last = {plan["budget_bytes"]: plan["reason"] or "nothing" for plan in plans}
+    if len(last) == 1:
+        return next(iter(last.values()))
+    ordered = sorted(last, key=lambda size: (size is None, size))
+    return "; ".join(f"at {_budget(size)}: {last[size]}" for size in ordered)
+
+
+def _budget(size: int | None) -> str:
+    return "no bound" if size is None else format_bytes(size)
+
+
+def _made_again(plans: dict[str, Row]) -> str:
+    """Return before which rounds plans were made again."""
+    rounds = sorted({int(key.rpartition("@")[2]) for key in plans if "@" in key})
+    return f"before round {', '.join(map(str, rounds))}" if rounds else "no"
 
 
 def _largest(values: Any) -> float | None:

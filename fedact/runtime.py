@@ -16,9 +16,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedact import client
 from fedact.config import Config
+from fedact.errors import ConfigError
 from fedact.experiment import Experiment, shared
-from fedact.planning import Plans, canonical_methods, make_plans, plans_from_json, plans_json
+from fedact.planning import Plans, canonical_methods, make_plans, plan_key, plans_from_json, plans_json
 from fedact.records import SCHEMA, Row, RunFolder, write_whole
+from fedact.replanning import PlanBook
 from fedact.server import MethodRun, OnRound, run_method
 
 RUN_ID = 1
@@ -85,17 +87,25 @@ class Simulation:
 
     def __init__(self, config: Config, folder: RunFolder | None = None) -> None:
         self.methods = canonical_methods(config)
-        self.key = config.model_dump_json(exclude={"out", "method"})
+        # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
+        self.key = config.model_dump_json(exclude={"out", "devices", "method"})
         self.experiment: Experiment = shared(self.key)
         settings = {"out": None, "method": tuple(self.methods)}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         started = folder is not None and folder.records.exists()
         self.plans: dict[str, Plans] = (
-            plans_from_json(self.folder.read_plans())
-            if started
-            else {method: make_plans(self.experiment, method) for method in self.methods}
+            self._plans_on_disk() if started else {method: make_plans(self.experiment, method) for method in self.methods}
         )
+
+    def _plans_on_disk(self) -> dict[str, Plans]:
+        """Return the plans that a run began with and made again since; raises ConfigError where one is missing."""
+        plans = plans_from_json(self.folder.read_plans())
+        for method in self.methods:
+            for key in map(plan_key, self.config.client_budgets()):
+                if key not in plans.get(method, {}):
+                    raise ConfigError(f"{self.folder.plans} lacks the plan {key!r} of {method}")
+        return plans
 
     def open_folder(self) -> None:
         """Write what stands before the first round."""
@@ -110,8 +120,9 @@ class Simulation:
 
         @app.main()
         def main(grid: Grid, context: Context) -> None:
-            for method, plans in self.plans.items():
-                job = MethodRun(method, self.config, self.experiment, self.key, plans, self.folder, on_round)
+            for method in self.methods:
+                book = PlanBook(method, self.experiment, self.folder, self.plans)
+                job = MethodRun(method, self.config, self.experiment, self.key, book, self.folder, on_round)
                 run_method(grid, job, (done or {}).get(method))
 
         app(LocalGrid(client.app, self.config.clients), Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedact import checkpoints
+from fedact.averaging import RunningMean
 from fedact.client import figures_of
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.experiment import Experiment
-from fedact.planning import Plans, calibrated_states, plan_key
 from fedact.plans import Plan
 from fedact.records import Row, RunFolder
+from fedact.replanning import PlanBook
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, trained_parameters
 from fedact.training import evaluate
@@ -34,7 +35,7 @@ class MethodRun:
     config: Config
     experiment: Experiment
     experiment_key: str
-    plans: Plans
+    book: PlanBook
     folder: RunFolder
     on_round: OnRound
 
@@ -42,12 +43,11 @@ class MethodRun:
     def budgets(self) -> tuple[int | None, ...]:
         return self.config.client_budgets()
 
-    def plan_of(self, client: int) -> Plan:
-        return self.plans[self.budgets[client]]
+    def key_of(self, client: int, number: int) -> str:
+        return self.book.key(self.budgets[client], number)
 
-    @cached_property
-    def states(self) -> dict[Plan, ArrayRecord]:
-        return {plan: ArrayRecord(calibrated_states(self.experiment, plan)) for plan in self.plans.values()}
+    def plan_of(self, client: int, number: int) -> Plan:
+        return self.book.plans[self.key_of(client, number)]
 
     def chosen_clients(self, number: int) -> list[int]:
         """Return who trains in a round: drawn from our own seeds, the same for every method."""
@@ -58,39 +58,18 @@ class MethodRun:
     def start(self) -> ArrayRecord:
         """Return the start of every tensor that some plan trains."""
         model = self.experiment.model_with({})
-        names = {name for plan in self.plans.values() for name in trained_parameters(apply(model, plan))}
+        names = {name for plan in self.book.plans.values() for name in trained_parameters(apply(model, plan))}
         return ArrayRecord({name: tensor for name, tensor in self.experiment.start.items() if name in names})
 
     def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
         """Return a client's row of a round; what was not measured stays null."""
-        plan = self.plan_of(client)
+        plan = self.plan_of(client, number)
         return {
             "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
-            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": plan_key(plan.budget_bytes),
+            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": self.key_of(client, number),
             "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
             "num_examples": len(self.experiment.parts[client][0]), **figures,
         }  # fmt: skip
-
-
-@dataclass
-class RunningMean:
-    """Averages every tensor over the clients that trained it, weighted by examples, one reply at a time."""
-
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    weights: dict[str, int] = field(default_factory=dict)
-
-    def add(self, tensors: dict[str, torch.Tensor], weight: int) -> None:
-        for name, tensor in tensors.items():
-            part = tensor.double() * weight
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
-            self.weights[name] = self.weights.get(name, 0) + weight
-
-    def over(self, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the means, and the start of what nobody trained."""
-        return {
-            name: (self.sums[name] / self.weights[name]).to(tensor.dtype) if name in self.sums else tensor
-            for name, tensor in start.items()
-        }
 
 
 class PartialFedAvg(FedAvg):
@@ -103,17 +82,20 @@ class PartialFedAvg(FedAvg):
         self.rows: list[Row] = []
         self.clients: dict[int, int] = {}
         self.arrays = ArrayRecord()
+        self.states: dict[str, ArrayRecord] = {}
+        self.trained_by: dict[str, int] = {}
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
-        self.started, self.arrays, self.rows = time.monotonic(), arrays, []
+        self.started, self.arrays, self.rows, self.trained_by = time.monotonic(), arrays, [], {}
+        self.run.book.look(number, arrays.to_torch_state_dict())
         chosen = self.run.chosen_clients(number)
         self.clients = {nodes[client % len(nodes)]: client for client in chosen}
         messages = []
         for node, client in self.clients.items():
-            plan = self.run.plan_of(client)
+            plan = self.run.plan_of(client, number)
             if plan.status == "skipped":
                 self.rows.append(self.run.row(number, client, "skipped", plan.reason, seconds=0.0))
             else:
@@ -124,8 +106,14 @@ class PartialFedAvg(FedAvg):
         order = {
             "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key
         }  # fmt: skip
-        parts = {"arrays": arrays, "states": self.run.states[plan], "config": ConfigRecord(order)}  # type: ignore[arg-type]
+        states = self._states(self.run.key_of(client, number))
+        parts = {"arrays": arrays, "states": states, "config": ConfigRecord(order)}  # type: ignore[arg-type]
         return RecordDict(parts)  # type: ignore[arg-type]
+
+    def _states(self, key: str) -> ArrayRecord:
+        if key not in self.states:
+            self.states[key] = ArrayRecord(self.run.book.states(key))
+        return self.states[key]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -139,10 +127,12 @@ class PartialFedAvg(FedAvg):
                 continue
             figures = figures_of(reply)
             mean.add(reply.content["arrays"].to_torch_state_dict(), int(figures["num_examples"]))  # type: ignore[union-attr]
-            plan = self.run.plan_of(client)
+            plan = self.run.plan_of(client, number)
             self.rows.append({**self.run.row(number, client, plan.status, plan.reason), **figures})
         self.rows.sort(key=lambda row: row["client"])
-        return ArrayRecord(mean.over(self.arrays.to_torch_state_dict())), None
+        before = self.arrays.to_torch_state_dict()
+        self.trained_by = mean.trained_by(before)
+        return ArrayRecord(mean.over(before)), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -151,35 +141,43 @@ class PartialFedAvg(FedAvg):
         return []
 
     def finish_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global model, keep it, and write the round's rows in one go."""
-        number = server_round + self.offset
-        experiment, config = self.run.experiment, self.run.config
-        tensors = arrays.to_torch_state_dict()
-        test = Loader(experiment.test, experiment.preprocessing, config.device)
-        accuracy, loss = evaluate(experiment.model_with(tensors), test, len(test))
-        seconds = time.monotonic() - self.started
-        row = round_row(self.run.method, config.seed, number, accuracy, loss, self.rows, seconds)
+        """Evaluate the global model where it is due, keep it, and write the round's rows in one go."""
+        number, tensors = server_round + self.offset, arrays.to_torch_state_dict()
+        measured = self._evaluate(tensors) if self._is_evaluated(number) else {}
+        row = {
+            "kind": "round", "method": self.run.method, "seed": self.run.config.seed, "round": number, **measured,
+            **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
+        }  # fmt: skip
         # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
         checkpoints.save(self.run.folder.checkpoint(self.run.method, number), tensors)
         self.run.folder.append([*self.rows, row])
         self.run.folder.checkpoint(self.run.method, number - 1).unlink(missing_ok=True)
         self.run.on_round(row, self.rows)
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        return MetricRecord({**measured})
+
+    def _is_evaluated(self, number: int) -> bool:
+        config = self.run.config
+        return number % config.evaluate_every == 0 or number == config.rounds
+
+    def _evaluate(self, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+        experiment = self.run.experiment
+        test = Loader(experiment.test, experiment.preprocessing, self.run.config.device)
+        accuracy, loss = evaluate(experiment.model_with(tensors), test, len(test))
+        return {"accuracy": accuracy, "loss": loss}
 
 
-def round_row(method: str, seed: int, number: int, accuracy: float, loss: float, rows: list[Row], seconds: float) -> Row:
-    """Return the row of a round: the server's figures, and the extremes of its clients'."""
+def extremes(rows: list[Row]) -> Row:
+    """Return what a round's row says of its clients: the worst and the largest of them, and their number."""
 
     def known(name: str) -> list[Any]:
         return [row[name] for row in rows if row.get(name) is not None]
 
     return {
-        "kind": "round", "method": method, "seed": seed, "round": number, "accuracy": accuracy, "loss": loss,
         "worst_client_accuracy": min(known("accuracy"), default=None),
         "saved_bytes_max": max(known("saved_bytes"), default=None),
         "peak_bytes_max": max(known("peak_bytes"), default=None),
-        "clients": len(rows), "seconds": seconds,
-    }  # fmt: skip
+        "clients": len(rows),
+    }
 
 
 def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:

@@ -80,7 +80,7 @@ def _keep_config(config: Config, out: Path) -> None:
     """Keep the config of several seeds beside their folders, for --resume."""
     if config.seeds > 1 and not RunFolder(out).config.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(RunFolder(out).config, config.model_copy(update={"out": None}).to_toml())
+        write_whole(RunFolder(out).config, config.model_copy(update={"out": None, "devices": None}).to_toml())
 
 
 def _done(folder: RunFolder) -> dict[str, int]:

@@ -15,7 +15,9 @@ def parser() -> Parser:
     result.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags come before them")
     result.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its last finished round")
     result.add_argument("--dry-run", action="store_true", help="show the plans and who holds what, train nothing")
-    result.add_argument("--list", action="store_true", help="methods with their settings, models, data sets, partitions")
+    result.add_argument(
+        "--list", action="store_true", help="methods with their settings, models, data sets, partitions, devices"
+    )
     result.add_fields(Config.model_fields)
     return result
 
@@ -31,7 +33,7 @@ def _main(arguments: list[str]) -> int:
     if show:
         from fedact.catalogue import show_tables
 
-        return show_tables()
+        return show_tables(settings.get("devices"))
     if resume:
         if settings or file or dry_run:
             raise ConfigError("--resume takes everything from the run's own config.toml: leave out the other settings")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.config import Config, cache_folder, make_config, parse_budget, read_toml
+from fedact.budgets import parse_budget
+from fedact.config import Config, cache_folder, make_config, read_toml
 from fedact.errors import ConfigError
 from fedact.simulate import parser
 

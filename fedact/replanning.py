@@ -1,0 +1,72 @@
+"""One method's plans as the rounds go by: which one holds in a round, and when they are looked at again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedact import checkpoints
+from fedact.experiment import Experiment
+from fedact.planning import Plans, calibrated_states, current_key, plan_key, plans_json, remake
+from fedact.plans import Plan
+from fedact.records import RunFolder, write_whole
+
+
+def is_due(replan: int | str, number: int) -> bool:
+    """Return whether plans are looked at before a round, which counts from 1.
+
+    replan: ``auto`` before rounds 2, 3, 5, 9, 17 and so on (spectra move fastest at the start), N before every N-th round,
+    ``never``. The first round's plans are new.
+    """
+    if number < 2 or replan == "never":
+        return False
+    return (number - 1).bit_count() == 1 if replan == "auto" else number % int(replan) == 0
+
+
+@dataclass(frozen=True, eq=False)
+class PlanBook:
+    """One method's plans, by the round they were made before.
+
+    all_plans: every method's, for plans.json is written whole.
+    """
+
+    method: str
+    experiment: Experiment
+    folder: RunFolder
+    all_plans: dict[str, Plans]
+
+    @property
+    def plans(self) -> Plans:
+        return self.all_plans[self.method]
+
+    def key(self, budget: int | None, number: int) -> str:
+        """Return the key of the plan that a budget has in a round."""
+        return current_key(self.plans, budget, number)
+
+    def states(self, key: str) -> dict[str, Tensor]:
+        """Return what the methods of a plan found once, when it was made."""
+        file = self.folder.states(self.method, key)
+        return checkpoints.load(file) if file.exists() else calibrated_states(self.experiment, self.plans[key])
+
+    def look(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Make the plans again that the weights have left behind, before a round, and write them down before they are used.
+
+        tensors: the global model's trained tensors. A plan that is there for this round already is a resumed run's.
+        """
+        if not is_due(self.experiment.config.replan, number):
+            return
+        made: Plans = {}
+        for budget in dict.fromkeys(self.experiment.config.client_budgets()):
+            if (key := plan_key(budget, number)) not in self.plans:
+                before = self.plans[self.key(budget, number)]
+                if (plan := remake(self.experiment, before, tensors)) is not before:
+                    made[key] = plan
+        for key, plan in made.items():
+            self._keep_states(key, plan, tensors)
+        self.plans.update(made)
+        if made:
+            write_whole(self.folder.plans, plans_json(self.all_plans))
+
+    def _keep_states(self, key: str, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+        if found := calibrated_states(self.experiment, plan, tensors):
+            checkpoints.save(self.folder.states(self.method, key), found)
