@@ -13,6 +13,7 @@ from fedact.errors import BudgetError
 from fedact.memory import Memory, largest, measure_memory
 from fedact.plans import Plan
 from fedact.surgery import trained_parameters
+from fedact.threads import threads_for
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Callable[[np.ndarray], tuple[Tensor, Tensor]]
@@ -60,12 +61,13 @@ def micro_step(
 
     The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
     """
-    value = loss(model(x), y) * (len(y) / batch_examples)
-    value.backward()  # type: ignore[no-untyped-call]
-    if optimizer is not None:
-        nn.utils.clip_grad_norm_(trained_parameters(model).values(), clip_norm)
-        optimizer.step()
-    return float(value.detach())
+    with threads_for(x):
+        value = loss(model(x), y) * (len(y) / batch_examples)
+        value.backward()  # type: ignore[no-untyped-call]
+        if optimizer is not None:
+            nn.utils.clip_grad_norm_(trained_parameters(model).values(), clip_norm)
+            optimizer.step()
+        return float(value.detach())
 
 
 def train_locally(
@@ -131,7 +133,8 @@ def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, 
     model.eval()
     for start in range(0, examples, EVALUATION_BATCH):
         x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
-        scores = model(x)
+        with threads_for(x):
+            scores = model(x)
         correct += int((scores.argmax(1) == y).sum())
         total += float(F.cross_entropy(scores, y, reduction="sum"))
     model.train(training)

@@ -36,6 +36,7 @@ def test_weights_of_another_network_are_refused(development_data, tmp_path, caps
 
 def test_a_fleet_learns_cifar_within_its_budget(development_data, tmp_path):
     small = ["--resolution", "64", "--max-examples", "400", "--max-test-examples", "200", "--clients", "4", "--rounds", "2"]
+    small += ["--lr", "0.03"]
     assert main([*cifar(development_data, *small), "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     assert (run.clients["status"] == "ok").all()
@@ -46,17 +47,8 @@ def test_a_fleet_learns_cifar_within_its_budget(development_data, tmp_path):
 @pytest.mark.slow
 def test_deeper_training_ends_above_the_head_alone(development_data, tmp_path):
     full = [
-        "--resolution",
-        "128",
-        "--max-examples",
-        "2000",
-        "--max-test-examples",
-        "1000",
-        "--clients",
-        "20",
-        "--rounds",
-        "5",
-    ]
+        "--resolution", "128", "--max-examples", "2000", "--max-test-examples", "1000", "--clients", "20", "--rounds", "5",
+    ]  # fmt: skip
     final = {}
     for layers in ("auto", "0"):
         out = tmp_path / layers

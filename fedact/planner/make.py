@@ -20,6 +20,7 @@ from fedact.planner.trial import checked, own_randomness
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
 from fedact.surgery import kept_inputs, made_again, methods_of, trained_parameters
+from fedact.threads import threads_for
 from fedact.training import Loss
 
 DIGITS = 4
@@ -56,7 +57,7 @@ def make_plan(
     limit = None if budget is None else parse_bytes(budget)
     given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm}
     example = checked(example)
-    with own_randomness(example[0].device):
+    with own_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=choose_method(method), budget=limit, scope=scope, **given)
         depths = depths_for(problem, layers)
         chooser = _chooser(problem, depths.asked, Pace(problem, max_slowdown))
@@ -73,7 +74,7 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     Raises ConfigError for a plan of another model, or where the model or the loss cannot be run on the example.
     """
     example = checked(example)
-    with own_randomness(example[0].device):
+    with own_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
         return _error(problem, methods_of(problem.model, plan), plan.micro_batch)
 
