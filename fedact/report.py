@@ -1,7 +1,8 @@
 """What a person sees in the terminal: a run as it goes, the table at its end, the tables of --list."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +98,8 @@ def _figures(run: Run, method: str) -> dict[str, str]:
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),
         "plain training keeps": _span(plans, "vanilla_saved_bytes"),
-        "what gave way": _gave_way(plans),
+        "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
+        "tensors kept": _by_budget(plans, _kept_by),
         "plans made again": _made_again(run.plans.get(method, {})),
         "trained convolutions": _span(plans, "layers"),
         "peak bytes": format_bytes(_largest(clients["peak_bytes"])),
@@ -151,13 +153,19 @@ def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.nda
     return listing("Who holds what", ("client", "to train", "held out", "examples by class"), rows)
 
 
-def _gave_way(plans: list[Row]) -> str:
-    """Return what gave way under the last plan of each budget."""
-    last = {plan["budget_bytes"]: plan["reason"] or "nothing" for plan in plans}
-    if len(last) == 1:
+def _by_budget(plans: list[Row], tell: Callable[[Row], str]) -> str:
+    """Return what there is to tell of the last plan of each budget, once where all say the same."""
+    last = {plan["budget_bytes"]: tell(plan) for plan in plans}
+    if len(set(last.values())) == 1:
         return next(iter(last.values()))
     ordered = sorted(last, key=lambda size: (size is None, size))
     return "; ".join(f"at {_budget(size)}: {last[size]}" for size in ordered)
+
+
+def _kept_by(plan: Row) -> str:
+    """Return how many tensors a plan keeps by which method, whatever its settings."""
+    counts = Counter(str(kept["method"]).split(":")[0] for kept in plan["kept"])
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
 
 
 def _budget(size: int | None) -> str:

@@ -16,7 +16,14 @@ def two_threads():
 
 @pytest.mark.parametrize(
     ("shape", "threads"),
-    [((2, 3, 100, 100), 1), ((2, 3, 101, 100), 2), ((32, 3, 224, 224), 2), ((FEW_PIXELS, 784), 1), ((4,), 1), ((0, 3, 8, 8), 1)],
+    [
+        ((2, 3, 100, 100), 1),
+        ((2, 3, 101, 100), 2),
+        ((32, 3, 224, 224), 2),
+        ((FEW_PIXELS, 784), 1),
+        ((4,), 1),
+        ((0, 3, 8, 8), 1),
+    ],
 )
 def test_few_pixels_run_on_one_thread(shape, threads):
     with threads_for(torch.empty(shape)):
