@@ -1,0 +1,212 @@
+"""Sharing a budget out: on small networks nothing that fits has less error, and more bytes never mean more of it."""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise, product
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fedact
+from fedact.compression import choose_method
+from fedact.planner.drafts import Way, of_group
+from fedact.planner.groups import Group
+from fedact.planner.pace import Pace
+from fedact.planner.problem import Problem, make_problem, measure_step
+from fedact.planner.sharing import NEGLIGIBLE, Sharing
+from fedact.planner.study import Study
+from fedact.planner.trial import own_randomness
+
+WITHIN = 1.01
+"""How much more error than the least a plan may have, besides what is negligible."""
+
+
+def first() -> list[nn.Module]:
+    """Return layers whose output is smaller than the raw images, which would be kept for nothing in its place."""
+    return [nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU6()]
+
+
+def last(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)]
+
+
+def one_convolution() -> nn.Module:
+    return nn.Sequential(*first(), nn.Conv2d(4, 6, 3), nn.ReLU(), *last(6))
+
+
+def depthwise() -> nn.Module:
+    widening = nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
+    return nn.Sequential(*first(), *widening, nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1), *last(4))
+
+
+def smooth() -> nn.Module:
+    return nn.Sequential(*first(), nn.Conv2d(4, 4, 3), nn.Hardswish(), nn.Conv2d(4, 6, 1), *last(6))
+
+
+class Branches(nn.Module):
+    """The same tensor feeds two trained convolutions and the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Sequential(*first()), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Sequential(*last(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(x + self.left(x) + F.relu(self.right(x)))
+
+
+NETWORKS = {
+    "one convolution": (one_convolution, 1),
+    "depthwise": (depthwise, 3),
+    "smooth": (smooth, 2),
+    "branches": (Branches, 2),
+}
+"""Each with how many convolutions are trained; two to four tensors are kept."""
+EXAMPLES, RESOLUTION = 4, 24
+
+
+@cache
+def network(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return NETWORKS[name][0]()
+
+
+def example() -> tuple[Tensor, Tensor]:
+    """Return images of a few waves, so that there is something to compress."""
+    generator = torch.Generator().manual_seed(0)
+    places, waves = torch.linspace(0, 6, RESOLUTION), torch.rand(EXAMPLES, 3, 2, generator=generator)
+    rows, columns = (torch.sin(places * each[..., None] * 4) for each in waves.unbind(-1))
+    x = rows[..., :, None] * columns[..., None, :] + 0.5 * torch.randn(
+        EXAMPLES, 3, RESOLUTION, RESOLUTION, generator=generator
+    )
+    return x, torch.arange(EXAMPLES)
+
+
+def planned(name: str, budget: int | None, method: str):
+    return fedact.make_plan(network(name), budget, example(), method, NETWORKS[name][1])
+
+
+def sum_of_errors(plan) -> float:
+    return sum(kept.expected_error or 0.0 for kept in plan.kept)
+
+
+def budgets(name: str, shares) -> list[int]:
+    """Return parts of what one example's exact gradient takes."""
+    _, found = everything(name, "auto")
+    place = next(place for place, each in enumerate(found) if each.micro_batch == 1)
+    return [int(share * measured(name, "auto", place, 0)) for share in shares]
+
+
+# Every combination ---------------------------------------------------------------------------------------------------------
+
+
+class Combinations(NamedTuple):
+    """All ways to keep everything in a micro-batch: the errors that they add up to, and the bytes of the tensors alone."""
+
+    micro_batch: int
+    groups: list[Group]
+    ways: list[list[Way]]
+    errors: np.ndarray
+    sizes: np.ndarray
+
+    def methods(self, place: int) -> dict[str, object]:
+        chosen = np.unravel_index(place, self.errors.shape)
+        picked = [ways[each].method for ways, each in zip(self.ways, chosen, strict=True)]
+        return {name: method for group, method in zip(self.groups, picked, strict=True) for name in group.layers}
+
+
+def problem_of(name: str, method: str) -> Problem:
+    given = {"budget": None, "scope": "saved", "loss": F.cross_entropy}
+    return make_problem(network(name), example(), method=choose_method(method), **given)
+
+
+@cache
+def everything(name: str, method: str) -> tuple[Problem, list[Combinations]]:
+    with own_randomness(torch.device("cpu")):
+        problem, depth = problem_of(name, method), NETWORKS[name][1]
+        return problem, list(_combinations(problem, depth, Sharing(problem, depth, Pace(problem, None))))
+
+
+def _combinations(problem: Problem, depth: int, sharing: Sharing) -> Iterator[Combinations]:
+    for family, micro_batch in product(sharing.families, problem.halvings()):
+        count = sharing.examples if family.by_example else micro_batch
+        study = Study(problem, family, depth, sharing.costs, count)
+        groups, trained = study.groups(depth), problem.in_order(depth)
+        ways = [[of_group(way, group) for way in study.ways[group.key]] for group in groups]
+        errors = [[_added(way, trained, study.sensitivity.damping) for way in each] for each in ways]
+        sizes = [
+            [study.size(way.method, group.key, micro_batch) for way in each]
+            for group, each in zip(groups, ways, strict=True)
+        ]
+        yield Combinations(micro_batch, groups, ways, _sums(errors), _sums(sizes))
+
+
+def _added(way: Way, trained: list[str], damping: float) -> float:
+    """Return the planner's objective: a layer's own error, and what passes its slopes in it and in all layers before."""
+    passed = sum(error * damping * (trained.index(name) + 1) for name, error in way.passed.items() if name in trained)
+    return passed + sum(error for name, error in way.own.items() if name in trained)
+
+
+def _sums(of_groups: list[list[float]]) -> np.ndarray:
+    total = np.zeros(())
+    for one in of_groups:
+        total = np.add.outer(total, np.array(one))
+    return total
+
+
+@cache
+def measured(name: str, method: str, place: int, way: int) -> int:
+    problem, found = everything(name, method)
+    with own_randomness(torch.device("cpu")):
+        return measure_step(problem, found[place].methods(way), found[place].micro_batch).saved_bytes
+
+
+def better(name: str, method: str, budget: int, error: float) -> Iterator[tuple[float, int]]:
+    """Yield what has less error than a plan, with its measured bytes.
+
+    Left out is what cannot fit: what a step holds besides the tensors is the least where they are kept as they are.
+    """
+    for place, found in enumerate(everything(name, method)[1]):
+        besides = measured(name, method, place, 0) - found.sizes.flat[0]
+        for way in np.flatnonzero((found.errors < error) & (found.sizes + besides <= budget)):
+            yield float(found.errors.flat[way]), measured(name, method, place, int(way))
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.9])
+@pytest.mark.parametrize("method", ["auto", "hosvd"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_that_fits_has_less_error(name, method, share):
+    (budget,) = budgets(name, [share])
+    plan = planned(name, budget, method)
+    negligible = NEGLIGIBLE * len(problem_of(name, method).trained(NETWORKS[name][1]))
+    limit = (sum_of_errors(plan) - negligible) / WITHIN if plan.layers else float("inf")
+    assert [found for found in better(name, method, budget, limit) if found[1] <= budget] == []
+    assert plan.status == "skipped" or plan.saved_bytes <= budget
+
+
+@pytest.mark.parametrize("method", ["auto", "hosvd"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_more_bytes_never_mean_more_error(name, method):
+    most = planned(name, None, "vanilla").saved_bytes
+    plans = [planned(name, budget, method) for budget in [*budgets(name, [0.12, 0.3, 0.5, 1.0]), most]]
+    errors = [sum_of_errors(plan) for plan in plans if plan.layers]
+    negligible = NEGLIGIBLE * len(plans[-1].kept)
+    assert all(later <= WITHIN * earlier + negligible for earlier, later in pairwise(errors))
+    assert [plan.layers for plan in plans] == sorted(plan.layers for plan in plans)
+    assert sum_of_errors(plans[-1]) == 0
+
+
+def test_every_combination_is_looked_at():
+    """One of them is the exact gradient of the whole batch, in the bytes of an exact plan."""
+    for name in NETWORKS:
+        _, found = everything(name, "auto")
+        assert {each.micro_batch for each in found} == {4, 2, 1}
+        assert all(2 <= len(each.groups) <= 4 for each in found)
+        assert found[0].errors.flat[0] == 0
+        assert measured(name, "auto", 0, 0) == planned(name, None, "exact:derive=3").saved_bytes
