@@ -76,17 +76,21 @@ def symbols(step: float, found: Sorted, means: Float[Tensor, " channels"]) -> Sy
 def filling(room: int, found: Sorted, means: Tensor, least: float, guess: float | None) -> Symbols:
     """Return the symbols at about the smallest step whose body fits the room."""
     largest = max(_largest(found.values), MEAN_STEPS * _largest(means), 1e-30)
-    tried: dict[float, Symbols] = {}
+    kept: dict[float, Symbols] = {}
 
     def excess(level: float) -> float:
-        tried[level] = symbols(exp(level), found, means)
-        return log(max(tried[level].size, 1) / room)
+        tried = symbols(exp(level), found, means)
+        # Only the best is kept: a trial takes several times the memory of what it codes.
+        if tried.size <= room and level < min(kept, default=inf):
+            kept.clear()
+            kept[level] = tried
+        return log(max(tried.size, 1) / room)
 
     start = guess or _first_step(room, found) or largest
     lowest = log(max(least / (1 - ROUND_DOWN), largest * 2.0**-22))
     level = _smallest(excess, log(start), lowest)
     # At a step of several times the largest nothing is left but a bit a channel, which always fits.
-    return tried[level] if level < inf else symbols(8 * largest, found, means)
+    return kept[level] if level < inf else symbols(8 * largest, found, means)
 
 
 def keeping(
