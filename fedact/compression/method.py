@@ -57,6 +57,8 @@ class Method(ABC):
 
     same_work: ClassVar[bool] = True
     """Whether a step's working memory depends on shapes alone, where its stored bytes do."""
+    hard: ClassVar[int] = 0
+    """How many ``hard_cases`` there are."""
     reads_state: ClassVar[bool] = False
     """Whether ``reconstruct`` needs the state too."""
     calibrated: ClassVar[bool] = False
@@ -85,6 +87,10 @@ class Method(ABC):
     def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
         """Return the bytes of the state that ``compress`` hands on, in the same way."""
         return 0
+
+    def hard_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
+        """Return inputs like x, with states, of which one takes about as much working memory as any ever does."""
+        return []
 
     def start(self, seed: int) -> State:
         """Return the state before the first step; what is random in a method follows from the seed."""

@@ -34,6 +34,8 @@ LEVELS = (8.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Bits an element between which a budget chooses."""
 FALL, FALL_OF_MASKS = 0.5, 0.25
 """How fast the frequencies' weights fall: masks made again need the higher ones more than a weight gradient does."""
+HARD_STEP = 0.05
+"""Of coefficients of about 1: small enough for all of them to be coded in a first trial."""
 USELESS = 0.85
 """The last batch's step is looked for anew where it fills less of the room than this."""
 
@@ -61,6 +63,7 @@ class Transform(Method):
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
     published: ClassVar[str] = "variance=0.96"
     same_work: ClassVar[bool] = False
+    hard: ClassVar[int] = 3
     by_example: ClassVar[bool] = True
     seconds: ClassVar[tuple[float, float]] = (1.6e-3, 2e-8)
     sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999))
@@ -105,6 +108,12 @@ class Transform(Method):
 
     def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
         return torch.float32.itemsize
+
+    def hard_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
+        # Noise has no coefficient that is not there, and behind a far smaller step every one of them is a candidate.
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, HARD_STEP))
+        return [(noise, tiny), (noise.sign(), tiny), (noise, coarse)]
 
     def levels(self, x: Tensor) -> dict[float, Method]:
         """Return the methods with bits fixed, exact first; the bits are a cap where a variance is given."""
