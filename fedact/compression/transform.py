@@ -63,7 +63,7 @@ class Transform(Method):
     source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
     published: ClassVar[str] = "variance=0.96"
     same_work: ClassVar[bool] = False
-    hard: ClassVar[int] = 3
+    hard: ClassVar[int] = 4
     by_example: ClassVar[bool] = True
     seconds: ClassVar[tuple[float, float]] = (1.6e-3, 2e-8)
     sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999))
@@ -110,10 +110,10 @@ class Transform(Method):
         return torch.float32.itemsize
 
     def hard_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
-        # Noise has no coefficient that is not there, and behind a far smaller step every one of them is a candidate.
+        # Behind a far smaller step every coefficient of noise is a candidate; of zeros no step fills the room.
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, HARD_STEP))
-        return [(noise, tiny), (noise.sign(), tiny), (noise, coarse)]
+        return [(noise, tiny), (noise.sign(), tiny), (noise, coarse), (torch.zeros_like(x), NO_STATE)]
 
     def levels(self, x: Tensor) -> dict[float, Method]:
         """Return the methods with bits fixed, exact first; the bits are a cap where a variance is given."""
