@@ -6,7 +6,7 @@ from itertools import product
 
 from fedact.compression import make_method
 from fedact.planner.pace import Pace
-from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.problem import Methods, Problem, measure_fitting
 from fedact.planner.search import Found
 from fedact.surgery import assign
 
@@ -48,7 +48,7 @@ class GivingWay:
             return True
         _, methods = self._levels(depth, 1)[-1]
         chunks = self.problem.chunks(depth, 1)
-        return any(self.problem.fits(measure_step(self.problem, methods, 1, chunk)) for chunk in chunks)
+        return any(measure_fitting(self.problem, methods, 1, chunk) for chunk in chunks)
 
     def _sizes(self, depth: int) -> Iterator[tuple[int, int]]:
         """Yield micro-batches with how many examples the frozen part is run on at a time, the largest first."""
@@ -68,7 +68,5 @@ class GivingWay:
         return [(level, {name: one[level] for name, one in ladders.items()}) for level in next(iter(ladders.values()))]
 
     def _kept(self, depth: int, micro_batch: int, chunk: int, methods: Methods) -> Found | None:
-        memory = measure_step(self.problem, methods, micro_batch, chunk)
-        if not self.problem.fits(memory):
-            return None
-        return self.pace.kept(Found(depth, micro_batch, methods, memory, {}, chunk))
+        memory = measure_fitting(self.problem, methods, micro_batch, chunk)
+        return self.pace.kept(Found(depth, micro_batch, methods, memory, {}, chunk)) if memory else None

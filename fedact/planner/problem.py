@@ -169,6 +169,15 @@ def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_ch
     return largest(memories)
 
 
+def measure_fitting(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory | None:
+    """Return the same, None as soon as it is over the budget."""
+    ceilings = {name: method.ceiling for name, method in methods.items()}
+    if not problem.fits(largest(_measured(problem, ceilings, micro_batch, prefix_chunk))):
+        return None
+    memory = measure_step(problem, methods, micro_batch, prefix_chunk)
+    return memory if problem.fits(memory) else None
+
+
 def _measured(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> list[Memory]:
     """Measure a step, and where it leaves a state behind another one."""
     x, y = problem.examples(micro_batch)
