@@ -48,7 +48,7 @@ class GivingWay:
             return True
         _, methods = self._levels(depth, 1)[-1]
         chunks = self.problem.chunks(depth, 1)
-        return any(measure_fitting(self.problem, methods, 1, chunk) for chunk in chunks)
+        return any(self.problem.fits(measure_fitting(self.problem, methods, 1, chunk)) for chunk in chunks)
 
     def _sizes(self, depth: int) -> Iterator[tuple[int, int]]:
         """Yield micro-batches with how many examples the frozen part is run on at a time, the largest first."""
@@ -69,4 +69,5 @@ class GivingWay:
 
     def _kept(self, depth: int, micro_batch: int, chunk: int, methods: Methods) -> Found | None:
         memory = measure_fitting(self.problem, methods, micro_batch, chunk)
-        return self.pace.kept(Found(depth, micro_batch, methods, memory, {}, chunk)) if memory else None
+        found = Found(depth, micro_batch, methods, memory, {}, chunk)
+        return self.pace.kept(found) if self.problem.fits(memory) else None

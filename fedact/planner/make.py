@@ -59,12 +59,22 @@ def make_plan(
     example = checked(example)
     with own_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=choose_method(method), budget=limit, scope=scope, **given)
+        pace = Pace(problem, max_slowdown)
+        if _too_small_for_inference(problem):
+            # There is hardly a need to search: whatever is trained, the model is run forward.
+            head_alone = _chooser(problem, 0, pace)
+            if not problem.within(_least_bytes(problem, head_alone, 0)):
+                return _skipped(problem, head_alone, 0, max_slowdown)
         depths = depths_for(problem, layers)
-        chooser = _chooser(problem, depths.asked, Pace(problem, max_slowdown))
+        chooser = _chooser(problem, depths.asked, pace)
         found = search(problem, depths, chooser)
         if found is None:
             return _skipped(problem, chooser, 0 if problem.has_head else depths.possible[0], max_slowdown)
         return _plan(problem, found, depths.asked)
+
+
+def _too_small_for_inference(problem: Problem) -> bool:
+    return problem.has_head and problem.scope == "peak" and not problem.within(inference_peak(problem))
 
 
 def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
@@ -136,9 +146,13 @@ def _kept(problem: Problem, found: Found) -> tuple[Kept, ...]:
     )
 
 
-def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
+def _least_bytes(problem: Problem, chooser: Chooser, depth: int) -> int:
     ways = product(chooser.coarsest(depth), problem.chunks(depth, 1))
-    least = min(problem.held(measure_step(problem, methods, 1, chunk)) for methods, chunk in ways)
+    return min(problem.held(measure_step(problem, methods, 1, chunk)) for methods, chunk in ways)
+
+
+def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
+    least = _least_bytes(problem, chooser, depth)
     what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.budget is None or least <= problem.budget:

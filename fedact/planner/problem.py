@@ -141,7 +141,11 @@ class Problem:
 
     def fits(self, memory: Memory) -> bool:
         """Tell whether a step keeps the budget."""
-        return self.budget is None or self.held(memory) <= self.budget
+        return self.within(self.held(memory))
+
+    def within(self, size: int) -> bool:
+        """Tell whether so many bytes keep the budget."""
+        return self.budget is None or size <= self.budget
 
 
 def make_problem(model: nn.Module, example: tuple[Tensor, Tensor], **given: Any) -> Problem:
@@ -160,22 +164,26 @@ def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_ch
     Where the first step leaves a state behind, the second, which starts from it, is measured too; and where working memory
     counts that follows the data, steps that take as much of it as any.
     """
-    ceilings = {name: method.ceiling for name, method in methods.items()}
-    memories = _measured(problem, ceilings, micro_batch, prefix_chunk)
-    cases = max((method.hard for method in ceilings.values()), default=0) if problem.scope == "peak" else 0
-    for place in range(cases):
-        # The first step of them makes the inputs.
-        memories += _measured(problem, hardest(ceilings, place), micro_batch, prefix_chunk)[1:]
+    return largest([*_steps(problem, methods, micro_batch, prefix_chunk)])
+
+
+def measure_fitting(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
+    """Return the same, or the first that is over the budget."""
+    memories: list[Memory] = []
+    for memory in _steps(problem, methods, micro_batch, prefix_chunk):
+        memories.append(memory)
+        if not problem.fits(memory):
+            break
     return largest(memories)
 
 
-def measure_fitting(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory | None:
-    """Return the same, None as soon as it is over the budget."""
+def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:
     ceilings = {name: method.ceiling for name, method in methods.items()}
-    if not problem.fits(largest(_measured(problem, ceilings, micro_batch, prefix_chunk))):
-        return None
-    memory = measure_step(problem, methods, micro_batch, prefix_chunk)
-    return memory if problem.fits(memory) else None
+    yield from _measured(problem, ceilings, micro_batch, prefix_chunk)
+    cases = max((method.hard for method in ceilings.values()), default=0) if problem.scope == "peak" else 0
+    for place in range(cases):
+        # The first step of them makes the inputs.
+        yield from _measured(problem, hardest(ceilings, place), micro_batch, prefix_chunk)[1:]
 
 
 def _measured(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> list[Memory]:

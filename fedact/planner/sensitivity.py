@@ -66,6 +66,20 @@ class Sensitivity:
     damping: float
 
 
+def averaged(found: Sequence[Sensitivity]) -> Sensitivity:
+    """Return the mean of what was measured on several batches."""
+    levels = [
+        Errors(_means([errors.own for errors in each]), _means([errors.passed for errors in each]))
+        for each in zip(*(one.levels for one in found), strict=True)
+    ]
+    damping = sum(one.damping for one in found) / len(found)
+    return Sensitivity(_means([one.lengths for one in found]), levels, damping)
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
+
+
 class _Exact(NamedTuple):
     weights: dict[str, Tensor]
     outputs: dict[str, Tensor]

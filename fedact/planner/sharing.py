@@ -10,7 +10,7 @@ from fedact.compression.exact import Exact
 from fedact.planner.drafts import Draft
 from fedact.planner.knapsack import MOST_WAYS
 from fedact.planner.pace import Pace
-from fedact.planner.problem import Methods, Problem, evaluating, measure_step
+from fedact.planner.problem import Methods, Problem, evaluating, measure_fitting, measure_step
 from fedact.planner.search import Found
 from fedact.planner.study import BOUNDLESS, Family, Study, names_at
 from fedact.planner.work import Costs, measure_costs
@@ -142,7 +142,7 @@ class Sharing:
             return [0]
         for chunk in self.problem.chunks(depth, micro_batch):
             for methods in self._extremes(study, depth):
-                if self.problem.fits(measure_step(self.problem, methods, micro_batch, chunk)):
+                if self.problem.fits(measure_fitting(self.problem, methods, micro_batch, chunk)):
                     return [chunk]
         return []
 
@@ -180,7 +180,7 @@ class Sharing:
         return None
 
     def _measured(self, draft: Draft, chunk: int) -> Found:
-        memory = measure_step(self.problem, draft.methods, draft.micro_batch, chunk)
+        memory = measure_fitting(self.problem, draft.methods, draft.micro_batch, chunk)
         return Found(draft.depth, draft.micro_batch, draft.methods, memory, draft.added, chunk)
 
 

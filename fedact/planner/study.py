@@ -16,11 +16,14 @@ from fedact.planner.drafts import Draft, Way, draft, of_group, ways_of
 from fedact.planner.groups import Group, groups_of
 from fedact.planner.knapsack import MOST_WAYS
 from fedact.planner.problem import Methods, Problem, measure_step
-from fedact.planner.sensitivity import Sensitivity, measure_sensitivity
+from fedact.planner.sensitivity import Sensitivity, averaged, measure_sensitivity
 from fedact.planner.work import Costs, step_seconds
+from fedact.replay import parts
 from fedact.surgery import assign, smooth_activations
 from fedact.swapping import covered
 
+FEW = 4
+"""One micro-batch of fewer examples tells too little of what another one's errors would be."""
 BOUNDLESS = 2**50
 """More bytes than there will ever be."""
 
@@ -86,9 +89,11 @@ class Study:
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """The errors of every level."""
-        trained, batch = self.problem.in_order(self.depth), self.problem.examples(self.examples)
-        return measure_sensitivity(self.problem.model, batch, trained, self.levels, self.problem.loss)
+        """The errors of every level: the mean over several micro-batches, where one alone is of few examples."""
+        problem, trained = self.problem, self.problem.in_order(self.depth)
+        count = self.examples * max(1, min(FEW, problem.batch_size) // self.examples)
+        batches = parts(problem.examples(count), self.examples)
+        return averaged([measure_sensitivity(problem.model, part, trained, self.levels, problem.loss) for part in batches])
 
     @cached_property
     def ways(self) -> dict[str, list[Way]]:
