@@ -89,10 +89,10 @@ class Study:
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """The errors of every level: the mean over several micro-batches, where one alone is of few examples."""
+        """The errors of every level: the mean over several micro-batches, where it has to be measured in small ones."""
         problem, trained = self.problem, self.problem.in_order(self.depth)
-        count = self.examples * max(1, min(FEW, problem.batch_size) // self.examples)
-        batches = parts(problem.examples(count), self.examples)
+        several = 1 if self.family.by_example else max(1, min(FEW, problem.batch_size) // self.examples)
+        batches = parts(problem.examples(self.examples * several), self.examples)
         return averaged([measure_sensitivity(problem.model, part, trained, self.levels, problem.loss) for part in batches])
 
     @cached_property
