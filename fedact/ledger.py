@@ -87,8 +87,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         backward = in_graph and not torch.is_grad_enabled() and not self.modules
         if backward:
             self.backward_times.append(self.clock)
+        # What is made from a number, a list or an array is first seen here, but was not there before.
+        fresh = func is torch.ops.aten.lift_fresh.default
         for tensor in tensors_in((args, kwargs)):
-            life = self.find(tensor)
+            life = self.find(tensor, born=fresh, before_backward=not (fresh and backward))
             life.read = life.read or not backward
             life.entered = life.entered or (bool(self.modules) and not backward)
             life.last_use = self.clock if in_graph else life.last_use

@@ -1,5 +1,6 @@
 """The ledger against independent measurements, and against everything that hooks cannot see."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,3 +126,11 @@ def test_the_peak_is_mem_trackers_to_the_byte(build, size):
     with tracker:
         train(model, x, y)
     assert ours == tracker.highest
+
+
+def test_what_is_made_from_numbers_or_an_array_was_not_there_before():
+    with fedact.measure_memory(nn.Identity(), inputs=()) as memory:
+        torch.zeros(1_000)
+        kept = [torch.tensor([1.0] * 100), torch.from_numpy(np.ones(100, np.float32))]
+    assert len(kept) == 2
+    assert memory.peak_bytes == 4_000
