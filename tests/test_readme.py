@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedact import bench
+from fedact import bench, plan
 from fedact.config import Config, make_config, read_toml
 from fedact.simulate import parser
 
@@ -28,6 +28,12 @@ def test_every_command_in_the_readme_is_understood(command):
 @pytest.mark.parametrize("command", re.findall(r"^`?python -m fedact\.bench ([^`#]*)", README, flags=re.MULTILINE))
 def test_every_bench_in_the_readme_is_understood(command):
     settings = bench.parser().settings(shlex.split(command))
+    make_config({name: value for name, value in settings.items() if name in Config.model_fields})
+
+
+@pytest.mark.parametrize("command", re.findall(r"^`?python -m fedact\.plan (-[^`#]*?)(?:`| #)", README, re.MULTILINE))
+def test_every_plan_in_the_readme_is_understood(command):
+    settings = plan.parser().settings(shlex.split(command))
     make_config({name: value for name, value in settings.items() if name in Config.model_fields})
 
 

@@ -45,15 +45,14 @@ def test_a_fleet_learns_cifar_within_its_budget(development_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_deeper_training_ends_above_the_head_alone(development_data, tmp_path):
-    full = [
-        "--resolution", "128", "--max-examples", "2000", "--max-test-examples", "1000", "--clients", "20", "--rounds", "5",
-    ]  # fmt: skip
+def test_deeper_training_in_64_kilobytes_ends_above_the_head_alone(development_data, tmp_path):
+    small = ["--resolution", "64", "--max-examples", "664", "--max-test-examples", "1000", "--rounds", "4", "--lr", "0.03"]
+    small += ["--batch-size", "8", "--method", "auto", "--budget", "64KB", "--evaluate-every", "4"]
     final = {}
     for layers in ("auto", "0"):
         out = tmp_path / layers
-        assert main([*cifar(development_data, *full), "--layers", layers, "--out", str(out)]) == 0
+        assert main([*cifar(development_data, *small), "--layers", layers, "--out", str(out)]) == 0
         run = fedact.load_run(out)
-        assert (run.clients["saved_bytes"] <= 512_000).all()
+        assert (run.clients["saved_bytes"] <= 64_000).all()
         final[layers] = run.rounds["accuracy"].iloc[-1]
-    assert final["auto"] > final["0"]
+    assert final["auto"] > final["0"] + 0.02
