@@ -97,7 +97,8 @@ def test_resuming_between_two_measurements_ends_the_same(mixed, tmp_path, monkey
 @pytest.fixture
 def run(tmp_path) -> fedact.records.Run:
     """A run of two rounds on paper: two budgets far apart and a client without one; round 1 was not measured."""
-    folder, plan = RunFolder(tmp_path), {"reason": "micro-batch 8 to 2", "layers": 3}
+    kept = [{"method": "exact:derive=3"}, {"method": "transform:bits=1"}, {"method": "exact"}]
+    folder, plan = RunFolder(tmp_path), {"reason": "micro-batch 8 to 2", "layers": 3, "kept": kept}
     folder.append([{**HEADER, "config": {"scope": "saved"}}, round_(0)])
     for number, accuracy in ((1, None), (2, 0.75)):
         held = [(0, 1_000, 900), (1, 1_000, 700), (2, 64_000, 50_000), (3, None, 90_000)]
@@ -107,7 +108,7 @@ def run(tmp_path) -> fedact.records.Run:
         "64000": {**plan, "budget_bytes": 64_000, "reason": None},
         "none": {**plan, "budget_bytes": None, "layers": 5},
         "1000": {**plan, "budget_bytes": 1_000, "layers": 0},
-        "1000@2": {**plan, "budget_bytes": 1_000, "layers": 0, "reason": "micro-batch 8 to 1"},
+        "1000@2": {**plan, "budget_bytes": 1_000, "layers": 0, "reason": "micro-batch 8 to 1", "kept": []},
     }
     folder.plans.write_text(json.dumps({"exact": plans}))
     return fedact.load_run(tmp_path)
@@ -154,6 +155,7 @@ def test_the_table_says_what_became_of_each_budget(run):
     table = shown(run)
     assert table["accuracy after"] == "75.0 %"
     assert table["what gave way"] == "at 1,000: micro-batch 8 to 1; at 64,000: nothing; at no bound: micro-batch 8 to 2"
+    assert table["tensors kept"] == "at 1,000: none; at 64,000: 2 exact, 1 transform; at no bound: 2 exact, 1 transform"
     assert table["plans made again"] == "before round 2"
     assert table["trained convolutions"] == "0 to 5"
     assert table["budget"] == "1,000 to 64,000"
