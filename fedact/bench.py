@@ -2,7 +2,6 @@
 
 import sys
 from argparse import SUPPRESS
-from pathlib import Path
 from typing import Any
 
 from fedact.config import Config, make_config
@@ -45,8 +44,7 @@ def parser() -> Parser:
     result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
     for name, says in MODES.items():
         result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
-    for name, says in FILES.items():
-        result.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
+    result.add_files(FILES)
     return result
 
 

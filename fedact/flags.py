@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,11 @@ class Parser(argparse.ArgumentParser):
                 help=f"{field.description}{default}".replace("%", "%%"),
                 **({"action": "store_true"} if field.annotation is bool else value),
             )
+
+    def add_files(self, files: Mapping[str, str]) -> None:
+        """Add a flag for each file that may be written, with what it says."""
+        for name, says in files.items():
+            self.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
 
     def settings(self, arguments: list[str]) -> dict[str, Any]:
         """Return what was given; raises ConfigError for an unknown flag, with the nearest one."""

@@ -2,7 +2,6 @@
 
 import sys
 from argparse import SUPPRESS
-from pathlib import Path
 from typing import Any
 
 from fedact.config import make_config
@@ -33,8 +32,7 @@ def parser() -> Parser:
     for name, says in OWN.items():
         result.add_argument(f"--{name}", default=SUPPRESS, metavar="VALUE", help=says)
     result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
-    for name, says in FILES.items():
-        result.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
+    result.add_files(FILES)
     return result
 
 

@@ -63,13 +63,14 @@ def make_plan(
         if _too_small_for_inference(problem):
             # There is hardly a need to search: whatever is trained, the model is run forward.
             head_alone = _chooser(problem, 0, pace)
-            if not problem.within(_least_bytes(problem, head_alone, 0)):
-                return _skipped(problem, head_alone, 0, max_slowdown)
+            if not problem.within(least := _least_bytes(problem, head_alone, 0)):
+                return _skipped(problem, least, 0, max_slowdown)
         depths = depths_for(problem, layers)
         chooser = _chooser(problem, depths.asked, pace)
         found = search(problem, depths, chooser)
         if found is None:
-            return _skipped(problem, chooser, 0 if problem.has_head else depths.possible[0], max_slowdown)
+            depth = 0 if problem.has_head else depths.possible[0]
+            return _skipped(problem, _least_bytes(problem, chooser, depth), depth, max_slowdown)
         return _plan(problem, found, depths.asked)
 
 
@@ -151,8 +152,7 @@ def _least_bytes(problem: Problem, chooser: Chooser, depth: int) -> int:
     return min(problem.held(measure_step(problem, methods, 1, chunk)) for methods, chunk in ways)
 
 
-def _skipped(problem: Problem, chooser: Chooser, depth: int, max_slowdown: float | None) -> Plan:
-    least = _least_bytes(problem, chooser, depth)
+def _skipped(problem: Problem, least: int, depth: int, max_slowdown: float | None) -> Plan:
     what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.budget is None or least <= problem.budget:
