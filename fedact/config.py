@@ -84,7 +84,13 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
     seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
-    runtime: Literal["local"] = Field("local", description="local: in this process, deterministic")
+    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None, description="threads that a client computes with [the cores, at most 4]"
+    )
+    runtime: Literal["local", "ray", "flower"] = Field(
+        "local", description="local: in this process; ray: on Ray's workers; flower is what flwr run sets"
+    )
+    ray_address: str | None = Field(None, min_length=1, description="address of a Ray cluster [one on this machine alone]")
     out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
     @field_validator("method", mode="before")
@@ -115,6 +121,12 @@ class Config(BaseModel):
     def _seeds_fit(self) -> "Config":
         if self.seed + self.seeds > 2**32:
             raise ValueError(f"the last of {self.seeds} seeds from {self.seed} must lie below 2^32")
+        return self
+
+    @model_validator(mode="after")
+    def _address_needs_ray(self) -> "Config":
+        if self.ray_address is not None and self.runtime != "ray":
+            raise ValueError(f"--ray-address is for --runtime ray, not for --runtime {self.runtime}")
         return self
 
     @field_validator("devices")

@@ -58,6 +58,8 @@ def prepare(config: Config) -> Experiment:
 
     Raises ConfigError for whatever the config names that is not there or does not fit.
     """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     source = _limited(config, _source(config))
     server, clients = _server_and_clients(config, source.train)
     parts = _parts(config, clients.labels)

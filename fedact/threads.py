@@ -1,4 +1,4 @@
-"""How many threads a small step runs on: one, or its threads would wait for each other longer than they work."""
+"""How many threads compute: the same number in every process of a run, and one where a step is small."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,14 @@ from torch import Tensor
 
 FEW_PIXELS = 20_000
 """Up to here two threads were no faster than one on a quiet machine, up to 1.6 times slower, and hundreds on a busy one."""
+
+MOST_THREADS = 4
+"""A client's batches gain little from more."""
+
+
+def default_threads() -> int:
+    """Return how many threads a client computes with where none are given: torch's own number, at most 4."""
+    return min(MOST_THREADS, torch.get_num_threads())
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import importlib
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedact.runtime import CLIENT_RAISED, LocalGrid
+from fedact.local_grid import CLIENT_RAISED, LocalGrid
 
 
 def echo_app() -> ClientApp:
@@ -20,7 +20,7 @@ def echo_app() -> ClientApp:
     return app
 
 
-def test_flower_still_has_the_private_parts_that_runtime_touches():
+def test_flower_still_has_the_private_parts_that_local_grid_touches():
     identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     LocalGrid(echo_app(), clients=1)
     assert (identity.task_id, identity.run_id, identity.node_id) == (1, 1, 1)
