@@ -1,4 +1,7 @@
-"""Budgets as people write them: a size, none, a device's name, or a mix of these with shares of the clients."""
+"""Budgets as people write them: a size, none, a device's name, a mix of these with shares of the clients, or a list.
+
+A list, ``64KB/none/512KB``, has one budget for each client, in their order.
+"""
 
 from pathlib import Path
 
@@ -11,6 +14,8 @@ EXAMPLE = "256KB:10,512KB:6"
 
 def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
     """Return (bytes or None for no bound, share of the clients) for each part of a budget without names."""
+    if "/" in text:
+        return tuple((_one(size.strip()), 1.0) for size in text.split("/"))
     if not text.strip():
         raise ConfigError(f"the budget is empty: write a size such as 512KB, none, a device, or a mix such as {EXAMPLE}")
     parts = []
@@ -22,8 +27,12 @@ def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
             number = -1.0
         if not (0 < number < float("inf")) or ("," in text and not colon):
             raise ConfigError(f"a mix of budgets is written size:share,size:share, such as {EXAMPLE}, not {text!r}")
-        parts.append((None if size.lower() == "none" else parse_bytes(size), number))
+        parts.append((_one(size), number))
     return tuple(parts)
+
+
+def _one(size: str) -> int | None:
+    return None if size.lower() == "none" else parse_bytes(size)
 
 
 def in_bytes(text: str, devices: Path | None = None) -> str:
@@ -31,6 +40,8 @@ def in_bytes(text: str, devices: Path | None = None) -> str:
 
     devices: the file that knows them, by default the one that ships with fedact. Raises ConfigError for an unknown name.
     """
+    if "/" in text:
+        return "/".join(in_bytes(part, devices) for part in text.split("/"))
     parts = [part.partition(":") for part in text.split(",")]
     if not any(_is_name(word) for word, _, _ in parts):
         return text

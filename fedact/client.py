@@ -22,7 +22,12 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train one client for one round.
+    """Train one client for one round, on what this process stands on."""
+    return train_on(shared(str(message.content["config"]["experiment"])), message)
+
+
+def train_on(experiment: Experiment, message: Message) -> Message:
+    """Train one client for one round on an experiment.
 
     The message's config says which client, round and plan; the reply carries the trained tensors and the figures.
     Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges.
@@ -30,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     started = time.monotonic()
     order = message.content["config"]
     client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type]
-    experiment, plan = shared(str(order["experiment"])), Plan.from_json(str(order["plan"]))
+    plan = Plan.from_json(str(order["plan"]))
     arrays, states = message.content["arrays"], message.content["states"]
     assert isinstance(arrays, ArrayRecord)
     assert isinstance(states, ArrayRecord)

@@ -32,7 +32,8 @@ class Config(BaseModel):
     )
     budget: str = Field(
         "512KB",
-        description="activation memory of a client: a size, none, a device, or a mix such as 256KB:10,512KB:6,esp32-s3:4",
+        description="activation memory of a client: a size, none, a device, a mix such as 256KB:10,512KB:6,esp32-s3:4, "
+        "or a list with one for each client, such as 256KB/none/512KB",
     )
     scope: Literal["saved", "peak"] = Field("saved", description="what the budget bounds")
     method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
@@ -124,6 +125,13 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _a_budget_for_each(self) -> "Config":
+        listed = self.budget.count("/") + 1
+        if listed > 1 and listed != self.clients:
+            raise ValueError(f"--budget lists {listed} budgets for {self.clients} clients")
+        return self
+
+    @model_validator(mode="after")
     def _address_needs_ray(self) -> "Config":
         if self.ray_address is not None and self.runtime != "ray":
             raise ValueError(f"--ray-address is for --runtime ray, not for --runtime {self.runtime}")
@@ -154,6 +162,8 @@ class Config(BaseModel):
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""
         sizes, shares = zip(*parse_budget(self.budget), strict=True)
+        if "/" in self.budget:
+            return sizes
         counts = largest_remainder(np.asarray(shares), self.clients)
         dealt = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
         order = generator(self.seed, Purpose.BUDGETS).permutation(self.clients)

@@ -83,6 +83,26 @@ def prepare(config: Config) -> Experiment:
     return Experiment(config, start, preprocessing, clients, parts, test, calibration, model.to(config.device))
 
 
+def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Preprocessing) -> Experiment:
+    """Return what a client alone stands on: the data dealt as the server deals it, and a start that came from there.
+
+    config: complete, see ``Experiment``. There are no examples of the server's. Raises ConfigError as ``prepare`` does, and
+    for a start that is another model's.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    source = _limited(config, _source(config))
+    _, clients = _server_and_clients(config, source.train)
+    parts = _parts(config, clients.labels)
+    model = MODELS[config.model](source.classes, config.width or 1.0).to(memory_format=torch.channels_last)
+    own = model.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in start.items()}:
+        raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")
+    _check_model(config, model)
+    nothing = clients.take(np.arange(0))
+    return Experiment(config, start, preprocessing, clients, parts, nothing, nothing, model.to(config.device))
+
+
 def _check_model(config: Config, model: nn.Module) -> None:
     """Raise ConfigError for more layers than there are, or a device that is not there."""
     trained_layers(model, 0 if config.layers == "auto" else config.layers)

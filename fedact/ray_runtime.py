@@ -84,6 +84,7 @@ class RayGrid(LocalGrid):
         yield from self.senders.map(self.reply, messages)
 
     def reply(self, message: Message) -> Message:
+        reply: Message
         try:
             reply, _ = self.backend.process_message(message, self.context_of(message))
         except Exception as error:  # the worker itself died
@@ -104,7 +105,7 @@ def start_backend(config: Config, load: Loader) -> Any:
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     try:
         backend = RayBackend(backend_config(config))
-        backend.build(load)
+        backend.build(load)  # type: ignore[arg-type]
     except (ConnectionError, ValueError, RuntimeError) as error:
         ray.shutdown()
         raise ConfigError(_refusal(config, error)) from None

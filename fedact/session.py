@@ -11,28 +11,31 @@ from fedact.config import Config, make_config, read_toml
 from fedact.errors import ConfigError
 from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run, write_whole
-from fedact.runtime import Simulation
+from fedact.runtime import OpenGrid, Simulation
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MOST_REASONS = 3
 
 
-def start_run(config: Config, out: Path) -> int:
-    """Run a config into a new folder and return the exit code; a folder that holds anything is never written over."""
+def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> int:
+    """Run a config into a new folder and return the exit code; a folder that holds anything is never written over.
+
+    open_grid: the way to the clients, by default as the config's runtime says.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
     nearest = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConfigError(f"--out {out} cannot be made: {nearest} is no folder that may be written to")
-    return _run_seeds(config, out)
+    return _run_seeds(config, out, open_grid)
 
 
-def resume_run(out: Path) -> int:
+def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
     """Go on with a run from its last finished round and return the exit code; a finished run is left as it is."""
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
-    return _run_seeds(make_config(read_toml(file)), out)
+    return _run_seeds(make_config(read_toml(file)), out, open_grid)
 
 
 def show_plans(config: Config) -> int:
@@ -46,12 +49,14 @@ def show_plans(config: Config) -> int:
     return DONE
 
 
-def _run_seeds(config: Config, out: Path) -> int:
+def _run_seeds(config: Config, out: Path, open_grid: OpenGrid | None) -> int:
     log_to_stderr()
+    if config.runtime == "flower" and open_grid is None:
+        raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
-            worked = _run_seed(config, seed, out, console) or worked
+            worked = _run_seed(config, seed, out, console, open_grid) or worked
         return _finish(out, console, worked)
     except KeyboardInterrupt:
         started = RunFolder(out).config.exists()
@@ -60,7 +65,7 @@ def _run_seeds(config: Config, out: Path) -> int:
         return INTERRUPTED
 
 
-def _run_seed(config: Config, seed: int, out: Path, console: Console) -> bool:
+def _run_seed(config: Config, seed: int, out: Path, console: Console, open_grid: OpenGrid | None) -> bool:
     """Run what is left to do of one seed; returns False where that is nothing."""
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
     done = _done(folder)
@@ -72,7 +77,7 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console) -> bool:
     if not folder.records.exists():
         simulation.open_folder()
     with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
-        simulation.run(live.on_round, done)
+        simulation.run(live.on_round, done, open_grid)
     return True
 
 

@@ -1,0 +1,223 @@
+"""The server's view of real nodes: who holds which partition with which budget, and the way to them."""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedact.budgets import parse_budget
+from fedact.config import Config
+from fedact.errors import ConfigError
+from fedact.experiment import Experiment
+from fedact.local_grid import failure
+from fedact.node import digest
+
+QUERY_SECONDS = 120.0
+"""How long a node may take to say what it holds: the first message installs the app and starts a process."""
+PAUSE_SECONDS = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that holds a partition: its number in Flower, its budget as it was written, if it was, and its starts."""
+
+    node: int
+    partition: int
+    budget: str | None
+    starts: frozenset[str]
+
+
+def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> dict[int, Message]:
+    """Send the messages and return each node's reply; one that never came is an error that says so."""
+    sent: dict[str, Message] = {}
+    replies: dict[int, Message] = {}
+    for message in messages:
+        # One by one: Flower refuses a push that is too large as a whole.
+        names = [name for name in grid.push_messages([message]) if name]
+        if names:
+            sent[names[0]] = message
+        else:
+            replies[message.metadata.dst_node_id] = failure(message, "the message could not be sent: it may be too large")
+    end = time.monotonic() + seconds
+    while sent and time.monotonic() < end:
+        for reply in grid.pull_messages(list(sent)):
+            asked = sent.pop(reply.metadata.reply_to_message_id, None)
+            if asked is not None:
+                replies[asked.metadata.dst_node_id] = reply
+        if sent:
+            time.sleep(PAUSE_SECONDS)
+    late = {m.metadata.dst_node_id: failure(m, f"no reply within {seconds:g} seconds") for m in sent.values()}
+    return {**replies, **late}
+
+
+@dataclass(eq=False)
+class Fleet:
+    """The nodes as the server knows them.
+
+    members: by partition. asked: every node that was asked, those left out too. planned: each client's budget once there
+    are plans; a node that comes later must have the same. reply_seconds: how long a client may take for a round.
+    """
+
+    grid: Grid
+    clients: int
+    reply_seconds: float
+    members: dict[int, Member] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+    planned: tuple[int | None, ...] | None = None
+
+    def meet(self, seconds: float) -> None:
+        """Wait until every partition has its node, for so long at most; raises ConfigError where none came."""
+        end = time.monotonic() + seconds
+        while self.look() < self.clients and time.monotonic() < end:
+            time.sleep(PAUSE_SECONDS)
+        if not self.members:
+            raise ConfigError(
+                f"no node with a partition came within {seconds:g} seconds: see flower-supernode --node-config"
+            )
+        if missing := [str(client) for client in range(self.clients) if client not in self.members]:
+            log.warning("no node holds partition %s: their rows will say so", ", ".join(missing))
+
+    def look(self) -> int:
+        """Ask the nodes that are new what they hold, and return how many partitions have a node."""
+        new = [node for node in sorted(self.grid.get_node_ids()) if node not in self.asked]
+        self.asked.update(new)
+        questions = [Message(RecordDict(), node, "query") for node in new]
+        for node, reply in sorted(exchange(self.grid, questions, QUERY_SECONDS).items()):
+            try:
+                self._admit(node, reply)
+            except ConfigError as error:
+                log.warning("a node is left out: %s", error)
+        return len(self.members)
+
+    def _admit(self, node: int, reply: Message) -> None:
+        if reply.has_error():
+            raise ConfigError(str(reply.error.reason))
+        member, partitions = read_member(node, reply)
+        if partitions != self.clients:
+            raise ConfigError(f"it says num-partitions={partitions}, the run has clients={self.clients}")
+        if not 0 <= member.partition < self.clients:
+            raise ConfigError(f"it says partition-id={member.partition}, of {self.clients}")
+        before = self.members.get(member.partition)
+        if before is not None and before.node in set(self.grid.get_node_ids()):
+            raise ConfigError(f"two nodes say partition-id={member.partition}")
+        if self.planned and member.budget and _size(member.budget) != self.planned[member.partition]:
+            planned = self.planned[member.partition]
+            raise ConfigError(f"partition {member.partition} was planned for {planned} bytes, the node has {member.budget}")
+        self.members[member.partition] = member
+
+    def config(self, config: Config) -> Config:
+        """Return the config with the budgets that the nodes say; those that say none keep the run's."""
+        sizes = list(config.client_budgets())
+        for member in self.members.values():
+            if member.budget:
+                sizes[member.partition] = _size(member.budget)
+        self.planned = tuple(sizes)
+        if self.planned == config.client_budgets():
+            return config
+        return config.model_copy(update={"budget": "/".join("none" if size is None else str(size) for size in sizes)})
+
+    def open(self, experiment: Experiment) -> "FleetGrid":
+        """Return the way to the nodes for an experiment."""
+        return FleetGrid(self, experiment)
+
+
+def _size(budget: str) -> int | None:
+    return parse_budget(budget)[0][0]
+
+
+def read_member(node: int, reply: Message) -> tuple[Member, int]:
+    """Return what a node says it is and of how many partitions; raises ConfigError for what no node of this app says."""
+    try:
+        said = reply.content["node"]
+        partition, partitions = int(said["partition"]), int(said["partitions"])  # type: ignore[arg-type]
+        budget, starts = str(said["budget"]), frozenset(map(str, said["starts"]))  # type: ignore[arg-type]
+        if budget and len(parse_budget(budget)) != 1:
+            raise ConfigError(f"a node has one budget, not {budget!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"it answers as no node of this app does ({error})") from None
+    return Member(node, partition, budget or None, starts), partitions
+
+
+class FleetGrid(Grid):
+    """Client numbers on this side, Flower's node numbers on the other; a client without a node is an error at once."""
+
+    def __init__(self, fleet: Fleet, experiment: Experiment) -> None:
+        self.fleet = fleet
+        self.start = experiment.start
+        self.start_name = digest(experiment.start)
+        common = {
+            "experiment": experiment.config.model_dump_json(exclude={"out", "devices", "method", "data_dir", "ray_address"}),
+            "start": self.start_name,
+            "preprocessing": json.dumps(asdict(experiment.preprocessing)),
+        }
+        self.common: dict[str, str] = common
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def set_run(self, run: Run) -> None:
+        self.fleet.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self.fleet.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return a number for every client, with a node or without."""
+        return range(1, self.fleet.clients + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("a fleet's messages are sent and received in one call")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("a fleet's messages are sent and received in one call")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield a reply to every message, in their order, so that what is made of them is the same in every run."""
+        self.fleet.look()
+        online, asked = set(self.fleet.grid.get_node_ids()), list(messages)
+        members = [self.fleet.members.get(message.metadata.dst_node_id - 1) for message in asked]
+        sent = {
+            member.node: self._outward(message, member)
+            for message, member in zip(asked, members, strict=True)
+            if member is not None and member.node in online
+        }
+        seconds = self.fleet.reply_seconds if timeout is None else min(timeout, self.fleet.reply_seconds)
+        replies = exchange(self.fleet.grid, sent.values(), seconds)
+        for message, member in zip(asked, members, strict=True):
+            reply = replies.pop(member.node, None) if member else None
+            yield self._inward(message, member, reply)
+
+    def _outward(self, message: Message, member: Member) -> Message:
+        """Return the order for a node: what every node needs to know, and the start where it has none."""
+        order = ConfigRecord({**message.content["config"], **self.common})  # type: ignore[dict-item]
+        needed = {} if self.start_name in member.starts else self.start
+        parts = {**message.content, "config": order, "start": ArrayRecord(needed)}
+        return Message(RecordDict(parts), member.node, message.metadata.message_type)
+
+    def _inward(self, message: Message, member: Member | None, reply: Message | None) -> Message:
+        """Return a node's reply as its client's."""
+        if member is None or reply is None:
+            why = "no node holds this partition" if member is None else "the node of this partition is gone"
+            return failure(message, why)
+        known = not reply.has_error()
+        # What a node answers after an error, it may have started anew: it gets the start once more.
+        starts = member.starts | {self.start_name} if known else frozenset()
+        self.fleet.members[member.partition] = replace(member, starts=starts)
+        return Message(reply.content, reply_to=message) if known else failure(message, reply.error.reason or "no reason")

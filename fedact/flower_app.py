@@ -1,0 +1,133 @@
+"""The app for Flower's own tools: ``flwr run .`` on a simulated fleet, or on a SuperLink whose SuperNodes are real devices.
+
+What imports torch is imported where it is needed: a node says what it holds in a second.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedact.config import Config, make_config, read_toml
+from fedact.errors import ConfigError, unknown
+from fedact.flags import log_to_stderr
+
+NODE_WAIT, REPLY_TIMEOUT, RESUME = "node-wait", "reply-timeout", "resume"
+NOT_HERE = ("runtime", "ray_address")
+"""Fields of Config that mean nothing to ``flwr run``."""
+
+log = logging.getLogger(__name__)
+server_app = ServerApp()
+client_app = ClientApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what the run config says on the nodes that are there."""
+    log_to_stderr()
+    try:
+        run(grid, context.run_config)
+    except ConfigError as error:
+        log.error("fedact: %s", error)
+        raise
+
+
+def run(grid: Grid, settings: Mapping[str, Any]) -> int:
+    """Start or resume a run on the grid's nodes and return the exit code of a session."""
+    from fedact.fleet import Fleet
+    from fedact.session import resume_run, start_run
+    from fedact.simulate import default_folder
+
+    config, resume = read_run_config(settings)
+    fleet = Fleet(grid, config.clients, _seconds(settings, REPLY_TIMEOUT))
+    if resume:
+        fleet.planned = config.client_budgets()
+    fleet.meet(_seconds(settings, NODE_WAIT))
+    if resume:
+        return resume_run(resume, fleet.open)
+    config = fleet.config(config)
+    return start_run(config, (config.out or default_folder(config)).absolute(), fleet.open)
+
+
+def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
+    """Return the config behind a run config, and the folder of a run to go on with, whose own config it then is.
+
+    An empty text is what was not given; several methods are written with spaces between them.
+    """
+    for key in settings:
+        if key not in run_config_keys():
+            raise unknown("key in the run config", key, run_config_keys())
+    if resume := str(settings.get(RESUME) or ""):
+        folder = Path(resume).expanduser()
+        if not (folder / "config.toml").is_file():
+            raise ConfigError(f"resume={resume!r}: there is no run, {folder / 'config.toml'} does not exist")
+        return make_config(read_toml(folder / "config.toml")), folder
+    given = {key.replace("-", "_"): value for key, value in settings.items() if value != ""}
+    for key in (NODE_WAIT, REPLY_TIMEOUT, RESUME):
+        given.pop(key.replace("-", "_"), None)
+    if "method" in given:
+        given["method"] = tuple(str(given["method"]).split())
+    return make_config({**given, "runtime": "flower"}), None
+
+
+def run_config_keys() -> list[str]:
+    """Return the keys that a run config may have; pyproject.toml has them all."""
+    fields = [name.replace("_", "-") for name in Config.model_fields if name not in NOT_HERE]
+    return [*fields, NODE_WAIT, REPLY_TIMEOUT, RESUME]
+
+
+def _seconds(settings: Mapping[str, Any], key: str) -> float:
+    value = settings.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{key} is {value!r}: it is a number of seconds")
+    return float(value)
+
+
+@client_app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say which partition this node holds, what memory it has, and which starts it has kept."""
+    return answered(message, context, _describe)
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train this node's own partition for a round."""
+    return answered(message, context, _train)
+
+
+def answered(message: Message, context: Context, act: Callable[[Message, Context], Message]) -> Message:
+    """Return what ``act`` replies; what it raises is one line here and the reply's error there."""
+    from fedact.local_grid import failure
+
+    try:
+        return act(message, context)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        log.error("fedact: %s", reason)
+        return failure(message, reason)
+
+
+def _describe(message: Message, context: Context) -> Message:
+    from fedact.node import held_starts, read_node
+
+    node = read_node(context.node_config)
+    said = {"partition": node.partition, "partitions": node.partitions, "budget": node.budget or "", "starts": held_starts()}
+    return Message(RecordDict({"node": ConfigRecord(said)}), reply_to=message)  # type: ignore[arg-type]
+
+
+def _train(message: Message, context: Context) -> Message:
+    from fedact.client import train_on
+    from fedact.node import experiment_of, keep_start, read_node
+    from fedact.plans import Plan
+
+    node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
+    assert isinstance(order, ConfigRecord)
+    assert isinstance(start, ArrayRecord)
+    node.check(int(order["client"]), Plan.from_json(str(order["plan"])))  # type: ignore[arg-type]
+    keep_start(str(order["start"]), start.to_torch_state_dict())
+    experiment = experiment_of(str(order["experiment"]), node, str(order["start"]), str(order["preprocessing"]))
+    return train_on(experiment, message)

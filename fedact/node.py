@@ -1,0 +1,120 @@
+"""A real device: what it says of itself in --node-config, and what it stands on. It takes no path from the server."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedact import checkpoints
+from fedact.budgets import in_bytes, parse_budget
+from fedact.config import Config, cache_folder, make_config
+from fedact.data import Preprocessing
+from fedact.errors import ConfigError, unknown
+from fedact.experiment import Experiment, prepare_with
+from fedact.plans import Plan
+
+KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
+NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "method")
+"""What of a run's config is the server's own business, or a path on its disk."""
+MOST_STARTS = 3
+_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: which of how many partitions it holds, where its data lies, and its budget as it was written, if it was."""
+
+    partition: int
+    partitions: int
+    budget: str | None
+    data_dir: Path | None
+
+    def check(self, client: int, plan: Plan) -> None:
+        """Raise ConfigError for an order that is another's, or needs more than this node has."""
+        if client != self.partition:
+            raise ConfigError(f"this node holds partition {self.partition}, the order is for {client}")
+        ((own, _),) = parse_budget(self.budget or "none")
+        if own is not None and (plan.budget_bytes is None or plan.budget_bytes > own):
+            raise ConfigError(f"this node has {own:,} bytes, the plan is for {plan.budget_bytes or 'any number of'}")
+
+
+def read_node(settings: Mapping[str, Any]) -> Node:
+    """Return the node behind --node-config; raises ConfigError for what is missing, unknown or no such thing."""
+    for key in settings:
+        if key not in KEYS:
+            raise unknown("key in --node-config", key, KEYS)
+    partition, partitions = (_whole(settings, key) for key in KEYS[:2])
+    if not 0 <= partition < partitions:
+        raise ConfigError(f"--node-config: partition-id is {partition}, of num-partitions={partitions}")
+    budget = None if settings.get("memory-budget") in (None, "") else _one_size(str(settings["memory-budget"]))
+    data_dir = settings.get("data-dir")
+    return Node(partition, partitions, budget, Path(str(data_dir)).expanduser() if data_dir else None)
+
+
+def _whole(settings: Mapping[str, Any], key: str) -> int:
+    value = settings.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"--node-config: {key} is {'missing' if value is None else repr(value)}, it is a whole number")
+    return value
+
+
+def _one_size(text: str) -> str:
+    sizes = parse_budget(in_bytes(text))
+    if len(sizes) > 1 or ":" in text:
+        raise ConfigError(f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device")
+    return "none" if sizes[0][0] is None else str(sizes[0][0])
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the name of a start: it changes with every name, shape and bit of it."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        result.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        result.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return result.hexdigest()[:32]
+
+
+def held_starts() -> list[str]:
+    """Return the names of the starts that this device has kept."""
+    return [file.stem for file in _starts().glob("*.safetensors") if _NAME.fullmatch(file.stem)]
+
+
+def keep_start(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep a start under its name, and only the last few; raises ConfigError where the name is another's."""
+    if not tensors:
+        return
+    if digest(tensors) != name:
+        raise ConfigError("the start that came is not the one that was announced")
+    checkpoints.save(_starts() / f"{name}.safetensors", tensors)
+    kept = sorted(_starts().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for file in kept[:-MOST_STARTS]:
+        file.unlink(missing_ok=True)
+
+
+def _starts() -> Path:
+    return cache_folder() / "starts"
+
+
+def own_config(sent: str, node: Node) -> Config:
+    """Return the run's config as this device has it: every path is its own, and never more threads than cores."""
+    settings = {key: value for key, value in json.loads(sent).items() if key not in NOT_SENT}
+    settings["weights"] = "pretrain" if json.loads(sent)["weights"] == "pretrain" else "none"
+    settings["threads"] = min(settings.get("threads") or 1, os.cpu_count() or 1)
+    settings["data_dir"] = node.data_dir
+    return make_config(settings)
+
+
+@lru_cache(maxsize=1)
+def experiment_of(sent: str, node: Node, start: str, preprocessing: str) -> Experiment:
+    """Return what this device stands on: its own data, dealt as the server deals it, and the start that the server sent."""
+    if not _NAME.fullmatch(start):
+        raise ConfigError(f"{start!r} names no start")
+    tensors = checkpoints.load(_starts() / f"{start}.safetensors")
+    return prepare_with(own_config(sent, node), tensors, Preprocessing(**json.loads(preprocessing)))
