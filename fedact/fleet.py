@@ -15,7 +15,7 @@ from fedact.budgets import parse_budget
 from fedact.config import Config
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment
-from fedact.local_grid import failure
+from fedact.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
 from fedact.node import digest
 
 QUERY_SECONDS = 120.0
@@ -27,12 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A node that holds a partition: its number in Flower, its budget as it was written, if it was, and its starts."""
+    """A node that holds a partition: its number in Flower, its budget as it was written, if it was, and its starts.
+
+    lost: whether its last reply never came; another node may then take its place.
+    """
 
     node: int
     partition: int
     budget: str | None
     starts: frozenset[str]
+    lost: bool = False
 
 
 def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> dict[int, Message]:
@@ -54,15 +58,16 @@ def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> dict[in
                 replies[asked.metadata.dst_node_id] = reply
         if sent:
             time.sleep(PAUSE_SECONDS)
-    late = {m.metadata.dst_node_id: failure(m, f"no reply within {seconds:g} seconds") for m in sent.values()}
-    return {**replies, **late}
+    late = f"no reply within {seconds:g} seconds"
+    return {**replies, **{m.metadata.dst_node_id: failure(m, late, NODE_UNAVAILABLE) for m in sent.values()}}
 
 
 @dataclass(eq=False)
 class Fleet:
     """The nodes as the server knows them.
 
-    members: by partition. asked: every node that was asked, those left out too. planned: each client's budget once there
+    members: by partition. spares: a second node of a partition, which takes over when the first is lost. asked: every node
+    that was asked, those left out too. planned: each client's budget once there
     are plans; a node that comes later must have the same. reply_seconds: how long a client may take for a round.
     """
 
@@ -70,6 +75,7 @@ class Fleet:
     clients: int
     reply_seconds: float
     members: dict[int, Member] = field(default_factory=dict)
+    spares: dict[int, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     planned: tuple[int | None, ...] | None = None
 
@@ -105,12 +111,13 @@ class Fleet:
             raise ConfigError(f"it says num-partitions={partitions}, the run has clients={self.clients}")
         if not 0 <= member.partition < self.clients:
             raise ConfigError(f"it says partition-id={member.partition}, of {self.clients}")
-        before = self.members.get(member.partition)
-        if before is not None and before.node in set(self.grid.get_node_ids()):
-            raise ConfigError(f"two nodes say partition-id={member.partition}")
         if self.planned and member.budget and _size(member.budget) != self.planned[member.partition]:
             planned = self.planned[member.partition]
             raise ConfigError(f"partition {member.partition} was planned for {planned} bytes, the node has {member.budget}")
+        before = self.members.get(member.partition)
+        if before is not None and not before.lost and before.node in set(self.grid.get_node_ids()):
+            self.spares[member.partition] = member
+            raise ConfigError(f"two nodes say partition-id={member.partition}; it is used when the other is lost")
         self.members[member.partition] = member
 
     def config(self, config: Config) -> Config:
@@ -215,9 +222,12 @@ class FleetGrid(Grid):
         """Return a node's reply as its client's."""
         if member is None or reply is None:
             why = "no node holds this partition" if member is None else "the node of this partition is gone"
-            return failure(message, why)
-        known = not reply.has_error()
-        # What a node answers after an error, it may have started anew: it gets the start once more.
-        starts = member.starts | {self.start_name} if known else frozenset()
-        self.fleet.members[member.partition] = replace(member, starts=starts)
-        return Message(reply.content, reply_to=message) if known else failure(message, reply.error.reason or "no reason")
+            return failure(message, why, NODE_UNAVAILABLE)
+        if not reply.has_error():
+            self.fleet.members[member.partition] = replace(member, starts=member.starts | {self.start_name}, lost=False)
+            return Message(reply.content, reply_to=message)
+        # After an error a node may have to start anew: it gets the start once more.
+        lost = reply.error.code != CLIENT_RAISED
+        after = self.fleet.spares.pop(member.partition, None) if lost else None
+        self.fleet.members[member.partition] = after or replace(member, starts=frozenset(), lost=lost)
+        return failure(message, reply.error.reason or "no reason", reply.error.code)

@@ -29,6 +29,10 @@ client_app = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run config says on the nodes that are there."""
     log_to_stderr()
+    # Flower's logger has a handler of its own, and tells of every round what the run's own lines say.
+    flower = logging.getLogger("flwr")
+    flower.propagate = False
+    flower.setLevel(logging.WARNING)
     try:
         run(grid, context.run_config)
     except ConfigError as error:

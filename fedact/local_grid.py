@@ -15,6 +15,8 @@ RUN_ID = 1
 SERVER_NODE = 1
 CLIENT_RAISED = 2
 """Flower's code for an exception in a ClientApp."""
+NODE_UNAVAILABLE = 5
+"""Flower's code for a node that is not there."""
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
@@ -26,9 +28,9 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return failure(message, f"{type(error).__name__}: {error}")
 
 
-def failure(message: Message, reason: str) -> Message:
+def failure(message: Message, reason: str, code: int = CLIENT_RAISED) -> Message:
     """Return the error reply to a message."""
-    return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+    return Message(Error(code, reason), reply_to=message)
 
 
 class LocalGrid(Grid):

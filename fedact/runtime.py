@@ -86,7 +86,7 @@ class Simulation:
             "config": self.config.model_dump(mode="json"),
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
             "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
-            "command": " ".join(["python -m fedact.simulate", *sys.argv[1:]]),
+            "command": command(self.config),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
 
@@ -95,3 +95,8 @@ def grid_of(experiment: Experiment) -> AbstractContextManager[Grid]:
     """Return the way to the clients that the config's runtime says."""
     config = experiment.config
     return RayGrid(config) if config.runtime == "ray" else LocalGrid(client.app, config.clients)
+
+
+def command(config: Config) -> str:
+    """Return what the run was started with; Flower's own processes carry keys in their arguments, which are no record."""
+    return "flwr run ." if config.runtime == "flower" else " ".join(["python -m fedact.simulate", *sys.argv[1:]])
