@@ -39,9 +39,9 @@ def check_ray(config: Config) -> None:
 
 def check_listens(address: str) -> None:
     """Raise ConfigError where nothing listens at host:port: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
-        raise ConfigError(f"--ray-address is {address!r}: it is auto, HOST:PORT or ray://HOST:PORT")
+        raise ConfigError(f"--ray-address is {address!r}: it is auto or HOST:PORT")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:

@@ -76,8 +76,9 @@ class Fleet:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run(self, **settings) -> str:
-        return self.flwr("run", str(REPOSITORY), "fleet", "--stream", "--run-config", words({**SMALL, **settings}))
+    def run(self, *options: str, **settings) -> str:
+        given = words({**SMALL, **settings})
+        return self.flwr("run", str(REPOSITORY), "fleet", "--stream", "--run-config", given, *options)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

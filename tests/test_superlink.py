@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_tls_and_authenticated_nodes(tmp_path):
             started.node(name, node.format(number % 2), "--auth-supernode-private-key", str(keys / name))
         started.run(clients=2, out=str(tmp_path / "run"))
         assert "Failed to activate SuperNode" in started.log("stranger")
+    assert set(fedact.load_run(tmp_path / "run").clients["status"]) == {"ok"}
+    assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
+def test_flowers_simulation_engine_gives_the_rows_of_a_local_run(tmp_path):
+    with fleet(tmp_path, ["--insecure", "--simulation"], []) as started:
+        started.connect(insecure="true")
+        size = ["--federation-config", "num-supernodes=4 client-resources-num-cpus=1"]
+        started.run(*size, clients=4, rounds=2, budget="15KB:1,none:1", out=str(tmp_path / "run"))
     assert set(fedact.load_run(tmp_path / "run").clients["status"]) == {"ok"}
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 
