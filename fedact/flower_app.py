@@ -29,15 +29,27 @@ client_app = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run config says on the nodes that are there."""
     log_to_stderr()
-    # Flower's logger has a handler of its own, and tells of every round what the run's own lines say.
-    flower = logging.getLogger("flwr")
-    flower.propagate = False
-    flower.setLevel(logging.WARNING)
+    quieten(logging.getLogger("flwr"))
     try:
         run(grid, context.run_config)
     except ConfigError as error:
         log.error("fedact: %s", error)
         raise
+
+
+def quieten(flower: logging.Logger) -> None:
+    """Leave out what Flower logs of every round, which the run's own lines say, and the traceback of a user's error."""
+    # It has a handler of its own.
+    flower.propagate = False
+    flower.setLevel(logging.WARNING)
+    flower.addFilter(without_traceback)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Take the traceback off a ConfigError's record: it is said in one line already."""
+    if record.exc_info and isinstance(record.exc_info[1], ConfigError):
+        record.exc_info = None
+    return True
 
 
 def run(grid: Grid, settings: Mapping[str, Any]) -> int:

@@ -17,6 +17,8 @@ NAMES = [
     (["--schedule", "cosin"], "cosine"),
     (["--task", "poetry"], "classification"),
     (["--runtime", "cloud"], "local"),
+    (["--runtime", "flower"], "flwr run"),
+    (["--ray-address", "127.0.0.1:6379"], "--runtime ray"),
     (["--device", "tpu"], "tpu"),
     (["--device", "cuda:99"], "cuda:99"),
 ]
@@ -38,6 +40,7 @@ SIZES = [
     (["--budget", "256KB:inf"], "size:share"),
     (["--budget", "256KB:many"], "size:share"),
     (["--budget", ":10"], "not a size"),
+    (["--budget", "1KB/2KB"], "lists 2 budgets for 20 clients"),
     (["--budget", "None:1,:2"], "not a size"),
 ]
 
@@ -50,6 +53,8 @@ NUMBERS = [
     (["--clients", "100000000000000000000"], "at most"),
     (["--rounds", "-1"], "rounds"),
     (["--rounds", "ten"], "ten"),
+    (["--threads", "0"], "threads"),
+    (["--threads", "257"], "threads"),
     (["--lr", "nan"], "lr"),
     (["--lr", "inf"], "lr"),
     (["--lr", "0"], "lr"),

@@ -49,6 +49,27 @@ def test_a_mix_is_shuffled_by_seed():
     assert budgets(0) != tuple(sorted(budgets(0)))
 
 
+def test_a_list_has_one_budget_for_each_client_in_their_order():
+    config = make_config({"budget": "64KB/none/esp32-s3/1KiB", "clients": 4})
+    first, second, third, fourth = config.client_budgets()
+    assert (first, second, fourth) == (64_000, None, 1024)
+    assert third == make_config({"budget": "esp32-s3", "clients": 1}).client_budgets()[0]
+    assert make_config(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize("budget", ["1KB/none", "1KB/none/1KB/", "1KB:1/none/1KB", "1KB,1KB/none/1KB", "//", "1KB/none/x"])
+def test_a_list_of_another_length_or_of_no_sizes_is_refused(budget):
+    with pytest.raises(ConfigError):
+        make_config({"budget": budget, "clients": 3})
+
+
+def test_an_address_of_a_cluster_is_for_ray():
+    assert make_config({"runtime": "ray", "ray_address": "auto"}).ray_address == "auto"
+    for runtime in ("local", "flower"):
+        with pytest.raises(ConfigError, match="is for --runtime ray"):
+            make_config({"runtime": runtime, "ray_address": "auto"})
+
+
 @given(st.integers(1, 60), st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(0, 9))
 def test_counts_differ_from_their_share_by_less_than_one(clients, shares, seed):
     budget = ",".join(f"{position + 1}KB:{share}" for position, share in enumerate(shares))

@@ -185,6 +185,14 @@ def test_a_run_config_that_is_wrong_is_one_line(given, words):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_flower_logs_a_users_error_without_a_traceback_and_others_with_theirs(caplog):
+    logger = logging.getLogger("flower-like")
+    logger.addFilter(flower_app.without_traceback)
+    for error in (ConfigError("one line"), ZeroDivisionError("a bug")):
+        logger.error("ServerApp raised an exception", exc_info=error)
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+
+
 @pytest.mark.parametrize("value", ["", 0, -1, True, "soon", float("inf")])
 def test_a_wait_is_a_number_of_seconds(value):
     with pytest.raises(ConfigError, match="number of seconds"):

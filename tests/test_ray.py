@@ -22,10 +22,7 @@ from fedact.ray_runtime import RayGrid, backend_config
 from fedact.simulate import main
 from tests.test_simulate import TINY, timeless
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'"),
-    pytest.mark.xdist_group("ray"),
-]
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 SMALL = [*TINY, "--threads", "1", "--budget", "60KB:3,none:1", "--layers", "2"]
 
 
@@ -138,11 +135,6 @@ def test_what_ray_cannot_do_is_one_line_and_exit_code_2(settings, words, tmp_pat
     lines = capsys.readouterr().err.splitlines()
     assert words in lines[-1]
     assert len([line for line in lines if line.startswith("fedact:")]) == 1
-
-
-def test_an_address_without_ray_is_refused(capsys):
-    assert main(["--ray-address", "127.0.0.1:6379"]) == 2
-    assert "--runtime ray" in capsys.readouterr().err
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path, capsys):

@@ -14,8 +14,6 @@ from fedact.simulate import main
 from tests.fleets import Fleet, fleet, kill_group
 from tests.test_simulate import timeless
 
-pytestmark = pytest.mark.xdist_group("superlink")
-
 
 def repeated_here(folder: Path) -> Path:
     """Return the folder of a local run with the config that a fleet's run wrote."""
@@ -49,6 +47,8 @@ def test_a_node_that_says_nonsense_is_one_line_and_its_partition_a_failed_row(op
     open_fleet.node("second", "partition-id=7 num-partitions=3")
     open_fleet.node("third", "partition-id=2 num-partitions=3 memory-budget='64 bytes of RAM'")
     said = open_fleet.run(clients=3, out=str(tmp_path / "run"), **{"node-wait": 20})
+    said += open_fleet.run(clients=3, rounds=-1)
+    assert "--rounds is -1" in said
     assert "Traceback" not in said
     left_out = [line for line in said.splitlines() if line.startswith("a node is left out")]
     assert len(left_out) == 2

@@ -1,9 +1,12 @@
-"""Small steps run on one thread."""
+"""Every process of a run computes with as many threads, and small steps on one."""
 
 import pytest
 import torch
 
-from fedact.threads import FEW_PIXELS, threads_for
+from fedact.config import make_config, read_toml
+from fedact.experiment import prepare
+from fedact.simulate import main
+from fedact.threads import FEW_PIXELS, default_threads, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +38,30 @@ def test_as_many_threads_as_before_go_on_after_an_error():
     with pytest.raises(ZeroDivisionError), threads_for(torch.empty(1, 3, 8, 8)):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 2
+
+
+def test_every_process_of_a_run_computes_with_the_threads_that_the_config_says(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    prepare(make_config({"dataset": "synthetic", "weights": "none", "clients": 2, "threads": 3}))
+    assert seen[0] == 3
+
+
+def test_threads_are_resolved_before_the_run_and_kept(tmp_path):
+    assert default_threads() == min(4, torch.get_num_threads())
+    small = [
+        "--dataset",
+        "synthetic",
+        "--weights",
+        "none",
+        "--clients",
+        "2",
+        "--rounds",
+        "0",
+        "--method",
+        "exact",
+        "--layers",
+        "0",
+    ]
+    assert main([*small, "--out", str(tmp_path / "run")]) == 0
+    assert make_config(read_toml(tmp_path / "run" / "config.toml")).threads == default_threads()
