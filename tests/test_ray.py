@@ -64,6 +64,7 @@ def test_rows_are_those_of_a_local_run_but_for_seconds(local, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / final).read_bytes() == (local / "checkpoints" / final).read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_a_resumed_run_equals_an_uninterrupted_one(local, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fedact.simulate", *SMALL, "--runtime", "ray", "--out", str(folder)]
@@ -101,6 +102,7 @@ def test_what_the_server_raises_ends_the_run_and_no_worker_is_left(tmp_path, mon
     assert not importlib.import_module("ray").is_initialized()
 
 
+@pytest.mark.slow
 def test_workers_stay_and_prepare_once_and_one_that_dies_is_an_error_not_the_end(local):
     config = make_config(read_toml(local / "config.toml")).model_copy(update={"runtime": "ray"})
     plan = json.dumps(fedact.load_run(local).plans["hosvd"]["60000"])
