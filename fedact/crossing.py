@@ -1,0 +1,74 @@
+"""What the frozen part of a model makes of examples: the same to the last bit, whatever they are taken together with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fedact.chunks import examples_stand_alone
+from fedact.compression.tucker import memory_order
+from fedact.prefix import Split
+
+GROUP = 16
+"""The frozen part is always run on so many examples at once. Kernels are chosen by a batch's size; of one size, what an example
+becomes depends neither on its place nor on the others."""
+
+Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Positions = Int[np.ndarray, " examples"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a value that crosses is kept: shape and type of an example's part, in the order in which it lies in memory."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of one example's part."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def kept(self, value: Tensor) -> Tensor:
+        """Return a value with its dimensions in the order of memory, examples first."""
+        return value.permute(self.order)
+
+    def taken(self, kept: Tensor) -> Tensor:
+        """Return the value behind ``kept``."""
+        return kept.permute([self.order.index(dimension) for dimension in range(len(self.order))])
+
+
+def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
+    """Return how the values that cross are kept, None where they cannot be kept example by example."""
+    x, _ = load(_padded(positions[:GROUP]))
+    values = split.prefix(x)
+    if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):
+        return None
+    storages = [each.untyped_storage().data_ptr() for each in (x, *values)]
+    if len(set(storages)) < len(storages) or not examples_stand_alone(split, x[:2]):
+        return None
+    orders = [tuple(memory_order(value)) for value in values]
+    if any(order[0] != 0 for order in orders):
+        return None
+    return tuple(
+        Layout(tuple(value.permute(order).shape[1:]), order, value.dtype)
+        for value, order in zip(values, orders, strict=True)
+    )
+
+
+@torch.no_grad()
+def made(split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout]) -> Iterator[tuple[Positions, list[Tensor]]]:
+    """Yield positions, a group at a time, with what is to be kept of them."""
+    for start in range(0, len(positions), GROUP):
+        chosen = positions[start : start + GROUP]
+        x, _ = load(_padded(chosen))
+        values = zip(kept_as, split.prefix(x), strict=True)
+        yield chosen, [layout.kept(value)[: len(chosen)] for layout, value in values]
+
+
+def _padded(positions: Positions) -> Positions:
+    return np.pad(positions, (0, GROUP - len(positions)), mode="edge")
