@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedact.config import Config
-from fedact.data import Loader
 from fedact.experiment import Experiment, shared
 from fedact.plans import Plan
+from fedact.reuse import passing_batches, training_batches
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, load_states, trained_parameters
@@ -62,17 +62,17 @@ def train_on(experiment: Experiment, message: Message) -> Message:
 
 def _train(experiment: Experiment, plan: Plan, client: int, number: int) -> tuple[LocalTraining, float]:
     config = experiment.config
-    training, held_out = (
-        Loader(experiment.train.take(part), experiment.preprocessing, config.device) for part in experiment.parts[client]
-    )
+    own, held_out = experiment.parts[client]
+    training = training_batches(experiment, plan, own)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
-        experiment.model, training, len(training), plan, recipe(config, number), random, measured=experiment.measured
+        experiment.model, training, len(own), plan, recipe(config, number), random, measured=experiment.measured
     )
     finite = all(bool(torch.isfinite(p).all()) for p in trained_parameters(experiment.model).values())
     if not (isfinite(result.loss) and finite):
         raise FloatingPointError(f"training diverged (loss {result.loss}): a lower --lr or --clip-norm may help")
-    return result, evaluate(experiment.model, held_out, len(held_out))[0]
+    tested = passing_batches(experiment, plan, "train", held_out)
+    return result, evaluate(experiment.model, tested, len(held_out))[0]
 
 
 def recipe(config: Config, number: int) -> Recipe:

@@ -92,6 +92,9 @@ class Config(BaseModel):
         "local", description="local: in this process; ray: on Ray's workers; flower is what flwr run sets"
     )
     ray_address: str | None = Field(None, min_length=1, description="address of a Ray cluster [one on this machine alone]")
+    cache_size: str = Field(
+        "1GB", description="most bytes on disk for what frozen layers made of images, kept between runs; or none"
+    )
     out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
     @field_validator("method", mode="before")

@@ -13,8 +13,8 @@ from fedact.compression.tucker import memory_order
 from fedact.prefix import Split
 
 GROUP = 16
-"""The frozen part is always run on so many examples at once. Kernels are chosen by a batch's size; of one size, what an example
-becomes depends neither on its place nor on the others."""
+"""The frozen part always runs on so many examples at once: kernels are chosen by a batch's size, and at one size what becomes
+of an example depends neither on its place nor on the others."""
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 Positions = Int[np.ndarray, " examples"]
@@ -61,7 +61,9 @@ def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...
 
 
 @torch.no_grad()
-def made(split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout]) -> Iterator[tuple[Positions, list[Tensor]]]:
+def made(
+    split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout]
+) -> Iterator[tuple[Positions, list[Tensor]]]:
     """Yield positions, a group at a time, with what is to be kept of them."""
     for start in range(0, len(positions), GROUP):
         chosen = positions[start : start + GROUP]

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from fedact.config import Config, cache_folder
 from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
 from fedact.errors import ConfigError, unknown
+from fedact.frozen import FrozenPart
 from fedact.models import MODELS, SCALABLE
 from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_of, stratified
+from fedact.plans import Plan
+from fedact.prefix_cache import PrefixCache
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
@@ -33,7 +36,8 @@ class Experiment:
 
     start: the weights that every client and every method starts from; the process's one model is had through
     ``model_with``. parts: each client's (training, held-out) positions in ``train``. measured: the bytes of every plan and
-    shape that this process has measured; they hold for every client under that plan.
+    shape that this process has measured; they hold for every client under that plan. frozen, caches: the model's frozen
+    part under a plan, and what it made of "train" and "test" examples.
     """
 
     config: Config
@@ -45,6 +49,8 @@ class Experiment:
     calibration: Examples
     model: nn.Module = field(repr=False)
     measured: Measured = field(default_factory=dict, repr=False)
+    frozen: dict[Plan, FrozenPart | None] = field(default_factory=dict, repr=False)
+    caches: dict[tuple[Plan, str], PrefixCache] = field(default_factory=dict, repr=False)
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return the process's model, plain and in eval mode: the start, with these tensors in their places."""

@@ -16,7 +16,11 @@ from fedact.crossing import Layout, Positions
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Makes the values of some examples, a few at a time."""
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
+_NUMPY: dict[torch.dtype, type[np.generic]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +45,10 @@ class PrefixCache:
         missing = np.flatnonzero(~known)
         done = 0
         for chosen, made in make(positions[missing]):
-            places = missing[done : done + len(chosen)]
+            places = torch.from_numpy(missing[done : done + len(chosen)])
             done += len(chosen)
-            for row, value in zip(rows, made, strict=True):
-                row[torch.from_numpy(places)] = value.cpu()
+            for row, new in zip(rows, made, strict=True):
+                row[places] = new.cpu()
             self._keep(chosen, made)
         return rows
 
@@ -86,9 +90,11 @@ def _mapped(file: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.nd
 
 def _make_room(folder: Path, own: Path, others_bytes: int) -> None:
     """Remove the caches that were opened longest ago, until the others take no more than so many bytes."""
-    others = sorted((each for each in folder.glob("*") if each != own and each.is_dir()), key=lambda each: each.stat().st_mtime)
+    others = sorted(
+        (each for each in folder.glob("*") if each != own and each.is_dir()), key=lambda each: each.stat().st_mtime
+    )
     sizes = {each: sum(file.stat().st_size for file in each.iterdir()) for each in others}
-    for each in others:
+    for each in sorted(others, key=lambda each: each.stat().st_mtime):
         if sum(sizes.values()) <= others_bytes:
             break
         shutil.rmtree(each, ignore_errors=True)
@@ -104,7 +110,7 @@ def fingerprint(*parts: str | bytes | np.ndarray | Tensor) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(parts: Iterable[str | bytes | np.ndarray | Tensor]) -> Iterator[bytes | memoryview]:
+def _bytes_of(parts: Iterable[str | bytes | np.ndarray | Tensor]) -> Iterator[bytes]:
     for part in parts:
         if isinstance(part, str):
             yield part.encode()
@@ -113,4 +119,4 @@ def _bytes_of(parts: Iterable[str | bytes | np.ndarray | Tensor]) -> Iterator[by
         else:
             array = part.detach().cpu().numpy() if isinstance(part, Tensor) else part
             yield f"{array.dtype} {array.shape}".encode()
-            yield memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
+            yield np.ascontiguousarray(array).tobytes()

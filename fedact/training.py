@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.errors import BudgetError
+from fedact.frozen import Crossed
 from fedact.memory import Memory, largest, measure_memory
 from fedact.plans import Plan
 from fedact.surgery import trained_parameters
 from fedact.threads import threads_for
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Batches = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Inputs = Tensor | Crossed
+"""A batch's images, or what the frozen part of the model has made of them."""
+
+Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
 """Takes the positions of some examples, returns their inputs and labels, ready for the model."""
 
 Measured = dict[tuple[Plan, int, bool, bool], Memory]
@@ -48,9 +52,14 @@ class LocalTraining:
     paper_bytes: int
 
 
+def scores_of(model: nn.Module, x: Inputs) -> Tensor:
+    """Return what the model makes of its inputs."""
+    return x.through() if isinstance(x, Crossed) else model(x)
+
+
 def micro_step(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     batch_examples: int,
     loss: Loss,
@@ -61,8 +70,8 @@ def micro_step(
 
     The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
     """
-    with threads_for(x):
-        value = loss(model(x), y) * (len(y) / batch_examples)
+    with threads_for(x.values[0] if isinstance(x, Crossed) else x):
+        value = loss(scores_of(model, x), y) * (len(y) / batch_examples)
         value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
             nn.utils.clip_grad_norm_(trained_parameters(model).values(), clip_norm)
@@ -103,6 +112,8 @@ def train_locally(
             else:
                 with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
                     total += step()
+                if isinstance(x, Crossed):
+                    memory.peak_bytes = max(memory.peak_bytes, x.peak_bytes)
                 known[shape] = within_budget(memory, plan)
             memories.append(known[shape])
         losses.append(total)
@@ -133,8 +144,8 @@ def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, 
     model.eval()
     for start in range(0, examples, EVALUATION_BATCH):
         x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
-        with threads_for(x):
-            scores = model(x)
+        with threads_for(x.values[0] if isinstance(x, Crossed) else x):
+            scores = scores_of(model, x)
         correct += int((scores.argmax(1) == y).sum())
         total += float(F.cross_entropy(scores, y, reduction="sum"))
     model.train(training)

@@ -59,7 +59,11 @@ class Loader:
 
     def __call__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         chosen = self.examples.take(positions)
-        return self.preprocessing(chosen.images).to(self.device), torch.from_numpy(chosen.labels).to(self.device)
+        return self.preprocessing(chosen.images).to(self.device), self.labels(positions)
+
+    def labels(self, positions: np.ndarray) -> Tensor:
+        """Return the labels alone."""
+        return torch.from_numpy(self.examples.labels[positions]).to(self.device)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,0 +1,97 @@
+"""Training from where the frozen part of a model ends: its output is made once for all epochs, or read from a cache."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedact.chunks import in_chunks
+from fedact.crossing import Layout, Positions, layouts, made
+from fedact.data import Loader
+from fedact.memory import measure_memory, stored_bytes
+from fedact.plans import Plan
+from fedact.prefix import Split, in_place_of_forward, split
+from fedact.prefix_cache import PrefixCache
+from fedact.surgery import states
+
+Batches = Callable[[Positions], tuple["Crossed", Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Crossed:
+    """A batch's values that cross from a model's frozen part into the rest; peak_bytes: of that part's run, on a device."""
+
+    split: Split
+    values: tuple[Tensor, ...]
+    peak_bytes: int
+
+    def through(self) -> Tensor:
+        """Return what the model makes of the batch."""
+
+        def go_on(*values: Tensor) -> Tensor:
+            # Made here, as the frozen part would make them: they are the step's, and gone as soon as they can be.
+            return self.split.go_on([value.clone(memory_format=torch.preserve_format) for value in values])  # type: ignore[no-any-return]
+
+        with in_place_of_forward(self.split.model, go_on):
+            return self.split.model(*self.values)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenPart:
+    """The frozen part of an installed model, which runs as its plan says on a device.
+
+    peaks: what its run on so many examples peaks at, without the methods' state.
+    """
+
+    split: Split
+    layouts: tuple[Layout, ...]
+    prefix_chunk: int
+    peaks: dict[int, int] = field(default_factory=dict)
+
+    def held(self, loader: Loader) -> Batches:
+        """Return what gives batches of the loader's examples as Crossed, all of them made here and now."""
+        kept = self._make(loader, np.arange(len(loader)))
+        return partial(self._batch, loader, lambda chosen: [value[torch.from_numpy(chosen)] for value in kept])
+
+    def passing(self, loader: Loader) -> Batches:
+        """Return the same, made when asked for and not kept."""
+        return partial(self._batch, loader, partial(self._make, loader))
+
+    def cached(self, loader: Loader, cache: PrefixCache, rows: Positions) -> Batches:
+        """Return the same from a cache; rows: the places there of the loader's examples."""
+        places = {int(row): place for place, row in enumerate(rows)}
+
+        def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
+            at = np.array([places[int(row)] for row in missing], np.int64)
+            for chosen, values in made(self.split, loader, at, self.layouts):
+                yield rows[chosen], values
+
+        return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
+
+    def _make(self, loader: Loader, chosen: Positions) -> list[Tensor]:
+        groups = [values for _, values in made(self.split, loader, chosen, self.layouts)]
+        return [torch.cat(each) for each in zip(*groups, strict=True)]
+
+    def _batch(self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions) -> tuple[Crossed, Tensor]:
+        kept = zip(self.layouts, take(chosen), strict=True)
+        values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
+        return Crossed(self.split, values, self._peak(loader, chosen)), loader.labels(chosen)
+
+    def _peak(self, loader: Loader, chosen: Positions) -> int:
+        """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""
+        if len(chosen) not in self.peaks:
+            state, (x, _) = stored_bytes(states(self.split.model).values()), loader(chosen)
+            with measure_memory(self.split.model, inputs=(x,)) as memory, torch.no_grad():
+                _ = in_chunks(self.split, x, self.prefix_chunk) if self.prefix_chunk else self.split.prefix(x)
+            self.peaks[len(chosen)] = memory.peak_bytes - state
+        return self.peaks[len(chosen)] + stored_bytes(states(self.split.model).values())
+
+
+def frozen_part(model: nn.Module, plan: Plan, loader: Loader) -> FrozenPart | None:
+    """Return the frozen part of a model that carries a plan, None where it cannot be run apart; loader: some examples."""
+    parts = split(model)
+    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(len(loader)))
+    return None if parts is None or kept_as is None else FrozenPart(parts, kept_as, plan.prefix_chunk)
