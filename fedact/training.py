@@ -74,7 +74,7 @@ def micro_step(
         value = loss(scores_of(model, x), y) * (len(y) / batch_examples)
         value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
-            nn.utils.clip_grad_norm_(trained_parameters(model).values(), clip_norm)
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
             optimizer.step()
         return float(value.detach())
 

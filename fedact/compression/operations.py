@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedact.compression.few_pixels import (
+    depthwise_weight_gradient,
+    has_few,
+    pointwise,
+    pointwise_input_gradient,
+    pointwise_weight_gradient,
+)
+
 
 class Operation(Protocol):
     """A layer without its weights: y = forward(x, weight, bias), and the gradients of the three."""
@@ -101,12 +109,22 @@ class Convolution:
     def forward(
         self, x: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "batch outputs rows columns"]:
-        return F.conv2d(self.pad(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padded = self.pad(x)
+        if has_few(padded) and self._is_pointwise(weight):
+            return pointwise(padded, weight, bias)
+        return F.conv2d(padded, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
-        return self._backward(grad_output, self.pad(x), weight, [False, True, False])[1]
+        padded = self.pad(x)
+        if has_few(grad_output) and self._is_depthwise(weight):
+            return depthwise_weight_gradient(padded, grad_output, weight, self.stride, self.padding, self.dilation)
+        if has_few(grad_output) and self._is_pointwise(weight):
+            return pointwise_weight_gradient(padded, grad_output, weight)
+        return self._backward(grad_output, padded, weight, [False, True, False])[1]
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor:
+        if has_few(grad_output) and self._is_pointwise(weight) and not any(self.edges):
+            return pointwise_input_gradient(grad_output, weight)
         # An expanded scalar has the shape that the kernel asks for and keeps no memory.
         left, right, top, bottom = self.edges
         batch, channels, height, width = shape
@@ -115,6 +133,13 @@ class Convolution:
 
     def bias_gradient(self, grad_output: Tensor) -> Tensor:
         return grad_output.sum((0, 2, 3))
+
+    def _is_depthwise(self, weight: Tensor) -> bool:
+        return weight.shape[1] == 1 and len(weight) == self.groups
+
+    def _is_pointwise(self, weight: Tensor) -> bool:
+        single = weight.shape[2:] == (1, 1) and self.groups == 1
+        return single and self.stride == (1, 1) and self.padding == (0, 0)
 
     def _backward(self, grad_output: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
         return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
