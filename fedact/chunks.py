@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.tucker import memory_order
-from fedact.cuts import Parts, parts_of
 from fedact.dataflow import structure
 from fedact.layers import Swapped
-from fedact.prefix import Split
+from fedact.prefix import Split, split
 
 _PREFIX = "_fedact_prefix"
 ROUNDING = 1e-3
@@ -23,7 +22,7 @@ class _Prefix:
     def __init__(self, chunk: int, before: type[nn.Module]) -> None:
         self.chunk, self.before = chunk, before
         self.seen: Any = None
-        self.parts: Parts | None = None
+        self.cut: Split | None = None
 
     def __deepcopy__(self, _: Any) -> "_Prefix":
         return _Prefix(self.chunk, self.before)
@@ -32,8 +31,8 @@ class _Prefix:
         """Return the model in two; its parts are looked for again where it has changed."""
         now = structure(model), [parameter.requires_grad for parameter in model.parameters()]
         if now != self.seen:
-            self.seen, self.parts = now, parts_of(model)
-        return None if self.parts is None else Split(model, self.parts)
+            self.seen, self.cut = now, split(model)
+        return self.cut
 
 
 def put_in(model: nn.Module, chunk: int) -> None:

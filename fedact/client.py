@@ -1,23 +1,29 @@
 """The device's side of Flower: take the plan and the tensors, train, measure, send back what was trained."""
 
 import time
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedact.config import Config
 from fedact.experiment import Experiment, shared
 from fedact.plans import Plan
-from fedact.reuse import passing_batches, training_batches
+from fedact.reuse import client_batches
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
-from fedact.surgery import apply, load_states, trained_parameters
+from fedact.surgery import load_states, trained_parameters
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()
+
+DIVERGED = "training diverged ({}): a lower --lr or --clip-norm may help"
+AUDIT_EVERY = 10
+"""One client in so many measures its first step again though its bytes are known, another one each round."""
 
 
 @app.train()
@@ -40,10 +46,13 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     assert isinstance(arrays, ArrayRecord)
     assert isinstance(states, ArrayRecord)
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
-    model = apply(experiment.model_with(arrays.to_torch_state_dict()), plan, seed)
+    model = experiment.model_under(plan, arrays.to_torch_state_dict(), seed)
     load_states(model, plan, states.to_torch_state_dict())
     trained, accuracy = _train(experiment, plan, client, number)
-    sent = ArrayRecord({name: p.detach().cpu() for name, p in trained_parameters(experiment.model).items()})
+    tensors = {name: parameter.detach() for name, parameter in trained_parameters(experiment.model).items()}
+    if not all_finite(tensors.values()):
+        raise FloatingPointError(DIVERGED.format("some weights are not finite"))
+    sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})
     figures: dict[str, Any] = {
         "num-examples": len(experiment.parts[client][0]),
         "accuracy": accuracy,
@@ -63,16 +72,26 @@ def train_on(experiment: Experiment, message: Message) -> Message:
 def _train(experiment: Experiment, plan: Plan, client: int, number: int) -> tuple[LocalTraining, float]:
     config = experiment.config
     own, held_out = experiment.parts[client]
-    training = training_batches(experiment, plan, own)
+    training, testing = client_batches(experiment, plan, own, held_out)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
-        experiment.model, training, len(own), plan, recipe(config, number), random, measured=experiment.measured
+        experiment.model,
+        training,
+        len(own),
+        plan,
+        recipe(config, number),
+        random,
+        measured=experiment.measured,
+        audited=(client + number) % AUDIT_EVERY == 0,
     )
-    finite = all(bool(torch.isfinite(p).all()) for p in trained_parameters(experiment.model).values())
-    if not (isfinite(result.loss) and finite):
-        raise FloatingPointError(f"training diverged (loss {result.loss}): a lower --lr or --clip-norm may help")
-    tested = passing_batches(experiment, plan, "train", held_out)
-    return result, evaluate(experiment.model, tested, len(held_out))[0]
+    if not isfinite(result.loss):
+        raise FloatingPointError(DIVERGED.format(f"loss {result.loss}"))
+    return result, evaluate(experiment.model, testing, len(held_out))[0]
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether every number is finite; one that is not a number is the least and the largest."""
+    return all(isfinite(float(end)) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor))
 
 
 def recipe(config: Config, number: int) -> Recipe:

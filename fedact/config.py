@@ -13,6 +13,7 @@ from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest
 from fedact.partition import largest_remainder
 from fedact.seeds import Purpose, generator
+from fedact.sizes import parse_bytes
 from fedact.toml import read_table
 
 Positive = Annotated[int, Field(ge=1)]
@@ -156,6 +157,11 @@ class Config(BaseModel):
             text = in_bytes(text, info.data["devices"])
             parse_budget(text)
         return text
+
+    @field_validator("cache_size")
+    @classmethod
+    def _cache_size_in_bytes(cls, value: str) -> str:
+        return "none" if value.strip().lower() == "none" else str(parse_bytes(value))
 
     def data_path(self) -> Path:
         """Return where the data lies."""

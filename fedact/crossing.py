@@ -12,9 +12,7 @@ from fedact.chunks import examples_stand_alone
 from fedact.compression.tucker import memory_order
 from fedact.prefix import Split
 
-GROUP = 16
-"""The frozen part always runs on so many examples at once: kernels are chosen by a batch's size, and at one size what becomes
-of an example depends neither on its place nor on the others."""
+LEAST_GROUP, LARGEST_GROUP = 16, 64
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 Positions = Int[np.ndarray, " examples"]
@@ -42,9 +40,18 @@ class Layout:
         return kept.permute([self.order.index(dimension) for dimension in range(len(self.order))])
 
 
-def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
+def group_for(examples: float) -> int:
+    """Return on how many examples the frozen part is always run at once where clients hold so many.
+
+    Kernels are chosen by a batch's size; at one size what becomes of an example depends neither on its place nor on the
+    others. Large groups take less time an example, and a client's last group is filled up.
+    """
+    return next((size for size in (LEAST_GROUP, 2 * LEAST_GROUP) if examples <= size), LARGEST_GROUP)
+
+
+def layouts(split: Split, load: Load, positions: Positions, group: int) -> tuple[Layout, ...] | None:
     """Return how the values that cross are kept, None where they cannot be kept example by example."""
-    x, _ = load(_padded(positions[:GROUP]))
+    x, _ = load(_padded(positions[:group], group))
     values = split.prefix(x)
     if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):
         return None
@@ -62,15 +69,15 @@ def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...
 
 @torch.no_grad()
 def made(
-    split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout]
+    split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout], group: int
 ) -> Iterator[tuple[Positions, list[Tensor]]]:
     """Yield positions, a group at a time, with what is to be kept of them."""
-    for start in range(0, len(positions), GROUP):
-        chosen = positions[start : start + GROUP]
-        x, _ = load(_padded(chosen))
+    for start in range(0, len(positions), group):
+        chosen = positions[start : start + group]
+        x, _ = load(_padded(chosen, group))
         values = zip(kept_as, split.prefix(x), strict=True)
         yield chosen, [layout.kept(value)[: len(chosen)] for layout, value in values]
 
 
-def _padded(positions: Positions) -> Positions:
-    return np.pad(positions, (0, GROUP - len(positions)), mode="edge")
+def _padded(positions: Positions, group: int) -> Positions:
+    return np.pad(positions, (0, group - len(positions)), mode="edge")

@@ -21,7 +21,7 @@ from fedact.prefix_cache import PrefixCache
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.surgery import restore, trained_layers
+from fedact.surgery import apply, carries, restore, trained_layers
 from fedact.training import Measured
 from fedact.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
 
@@ -50,13 +50,27 @@ class Experiment:
     model: nn.Module = field(repr=False)
     measured: Measured = field(default_factory=dict, repr=False)
     frozen: dict[Plan, FrozenPart | None] = field(default_factory=dict, repr=False)
-    caches: dict[tuple[Plan, str], PrefixCache] = field(default_factory=dict, repr=False)
+    caches: dict[tuple[Plan, str], PrefixCache | None] = field(default_factory=dict, repr=False)
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return the process's model, plain and in eval mode: the start, with these tensors in their places."""
         restore(self.model).zero_grad()
         self.model.load_state_dict({**self.start, **tensors})
         return self.model.eval()
+
+    def model_under(self, plan: Plan, tensors: Mapping[str, Tensor], seed: int = 0) -> nn.Module:
+        """Return the process's model under a plan, with these tensors in their places.
+
+        tensors: all that any plan of the method trains. seed: what is random in a method follows from it.
+        """
+        if carries(self.model, plan):
+            # Nothing but these can have changed since.
+            own = dict(self.model.named_parameters())
+            for name, tensor in tensors.items():
+                own[name].data.copy_(tensor)
+        else:
+            self.model_with(tensors)
+        return apply(self.model, plan, seed)
 
 
 def prepare(config: Config) -> Experiment:

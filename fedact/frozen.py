@@ -22,11 +22,11 @@ Batches = Callable[[Positions], tuple["Crossed", Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Crossed:
-    """A batch's values that cross from a model's frozen part into the rest; peak_bytes: of that part's run, on a device."""
+    """A batch's values that cross from a frozen part into the rest; peak_bytes: asks for that part's, on a device."""
 
     split: Split
     values: tuple[Tensor, ...]
-    peak_bytes: int
+    peak_bytes: Callable[[], int]
 
     def through(self) -> Tensor:
         """Return what the model makes of the batch."""
@@ -43,12 +43,14 @@ class Crossed:
 class FrozenPart:
     """The frozen part of an installed model, which runs as its plan says on a device.
 
-    peaks: what its run on so many examples peaks at, without the methods' state.
+    group: how many examples it is run on at once here. peaks: what its run on so many examples peaks at on a device,
+    without the methods' state.
     """
 
     split: Split
     layouts: tuple[Layout, ...]
     prefix_chunk: int
+    group: int
     peaks: dict[int, int] = field(default_factory=dict)
 
     def held(self, loader: Loader) -> Batches:
@@ -66,19 +68,19 @@ class FrozenPart:
 
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
             at = np.array([places[int(row)] for row in missing], np.int64)
-            for chosen, values in made(self.split, loader, at, self.layouts):
+            for chosen, values in made(self.split, loader, at, self.layouts, self.group):
                 yield rows[chosen], values
 
         return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
 
     def _make(self, loader: Loader, chosen: Positions) -> list[Tensor]:
-        groups = [values for _, values in made(self.split, loader, chosen, self.layouts)]
+        groups = [values for _, values in made(self.split, loader, chosen, self.layouts, self.group)]
         return [torch.cat(each) for each in zip(*groups, strict=True)]
 
     def _batch(self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions) -> tuple[Crossed, Tensor]:
         kept = zip(self.layouts, take(chosen), strict=True)
         values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
-        return Crossed(self.split, values, self._peak(loader, chosen)), loader.labels(chosen)
+        return Crossed(self.split, values, partial(self._peak, loader, chosen)), loader.labels(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
         """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""
@@ -90,8 +92,8 @@ class FrozenPart:
         return self.peaks[len(chosen)] + stored_bytes(states(self.split.model).values())
 
 
-def frozen_part(model: nn.Module, plan: Plan, loader: Loader) -> FrozenPart | None:
+def frozen_part(model: nn.Module, plan: Plan, loader: Loader, group: int) -> FrozenPart | None:
     """Return the frozen part of a model that carries a plan, None where it cannot be run apart; loader: some examples."""
     parts = split(model)
-    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(len(loader)))
-    return None if parts is None or kept_as is None else FrozenPart(parts, kept_as, plan.prefix_chunk)
+    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(len(loader)), group)
+    return None if parts is None or kept_as is None else FrozenPart(parts, kept_as, plan.prefix_chunk, group)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ class Split:
 
     model: nn.Module
     parts: Parts
+    interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, repr=False, compare=False)
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
         """Return the values that cross, without gradients; what is made on the way is freed as soon as it can be."""
         with torch.no_grad():
-            return _interpreter(self.model, self.parts.before).run(x)  # type: ignore[no-any-return]
+            return self._run(self.model, self.parts.before, x)  # type: ignore[no-any-return]
 
     def tail(self, *crossing: Any) -> Any:
         """Return what the model makes of the values that cross."""
@@ -37,33 +38,38 @@ class Split:
         """Return what ``tail`` does, and empty the list at once, so that nothing in it lives for longer than it must."""
         values = [{node: crossing[place] for node, place in rest.takes.items()} for rest in self.parts.rests]
         crossing.clear()
-        return _go_on(self.model, list(zip(self.parts.rests, values, strict=True)))
+        return self._go_on(list(zip(self.parts.rests, values, strict=True)))
+
+    def _go_on(self, rests: list[tuple[Rest, dict[Node, Any]]]) -> Any:
+        """Run the rests: each inner module is called, so that its hooks see it, and runs its own in place of its forward."""
+        (rest, values), *inner = rests
+        module = self.model.get_submodule(rest.name)
+        if rest.inner is not None:
+            called = self.model.get_submodule(inner[0][0].name)
+            with in_place_of_forward(called, lambda: self._go_on(inner)):
+                values[rest.inner] = called()
+        if isinstance(module, RecomputedSequential):
+            return module.go_on(*values.values())
+        return self._run(module, rest.graph, initial_env=values)
+
+    def _run(self, module: nn.Module, graph: Graph, *args: Any, **options: Any) -> Any:
+        # An interpreter looks through all modules when it is made.
+        if (module, graph) not in self.interpreters:
+            self.interpreters[module, graph] = made = Interpreter(module, graph=graph)
+            # A layer's own error is the user's to read as it is.
+            made.extra_traceback = False
+        interpreter = self.interpreters[module, graph]
+        try:
+            return interpreter.run(*args, **options)
+        finally:
+            # It would keep what it returned alive.
+            interpreter.env = {}
 
 
 def split(model: nn.Module) -> Split | None:
     """Return a plain or an installed model in two, or None where there is no such cut: see ``cuts.parts_of``."""
     parts = parts_of(model)
     return None if parts is None else Split(model, parts)
-
-
-def _interpreter(module: nn.Module, graph: Graph) -> Interpreter:
-    interpreter = Interpreter(module, graph=graph)
-    # A layer's own error is the user's to read as it is.
-    interpreter.extra_traceback = False
-    return interpreter
-
-
-def _go_on(model: nn.Module, rests: list[tuple[Rest, dict[Node, Any]]]) -> Any:
-    """Run the rests: each inner module is called, so that its hooks see it, and runs its own in the place of its forward."""
-    (rest, values), *inner = rests
-    module = model.get_submodule(rest.name)
-    if rest.inner is not None:
-        called = model.get_submodule(inner[0][0].name)
-        with in_place_of_forward(called, lambda: _go_on(model, inner)):
-            values[rest.inner] = called()
-    if isinstance(module, RecomputedSequential):
-        return module.go_on(*values.values())
-    return _interpreter(module, rest.graph).run(initial_env=values)
 
 
 @contextmanager

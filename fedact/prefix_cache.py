@@ -50,49 +50,66 @@ class PrefixCache:
             for row, new in zip(rows, made, strict=True):
                 row[places] = new.cpu()
             self._keep(chosen, made)
+        if len(missing):
+            self._say_they_are_there(positions[missing])
         return rows
 
     def _keep(self, positions: Positions, made: Sequence[Tensor]) -> None:
         room = positions < len(self.there)
         for kept, value in zip(self.values, made, strict=True):
             kept[positions[room]] = value.cpu().numpy()[room]
-            kept.flush()  # type: ignore[attr-defined]
-        self.there[positions[room]] = 1
+
+    def _say_they_are_there(self, positions: Positions) -> None:
+        for kept in self.values:
+            if isinstance(kept, np.memmap):
+                kept.flush()
+        self.there[positions[positions < len(self.there)]] = 1
 
 
 def open_cache(folder: Path, key: str, layouts: Sequence[Layout], examples: int, most_bytes: int) -> PrefixCache:
     """Return the cache of one frozen part and data set; the oldest others make room for it.
 
     It has room for the first examples where all are more than the bytes. key: says all that the values follow from.
+    Raises OSError where the disk has no room, or nothing may be written.
     """
     each = sum(layout.nbytes for layout in layouts) + 1
     room = min(examples, most_bytes // each)
     own = folder / hashlib.sha256(f"{key} {room} {layouts}".encode()).hexdigest()[:24]
     _make_room(folder, own, most_bytes - room * each)
-    own.mkdir(parents=True, exist_ok=True)
+    files = {own / f"value-{place}": (room * layout.nbytes) for place, layout in enumerate(layouts)}
+    files[own / "there"] = room
+    if not all(file.is_file() and file.stat().st_size == size for file, size in files.items()):
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        for file, size in files.items():
+            _reserve(file, size)
     os.utime(own)
-    values = tuple(
-        _mapped(own / f"value-{place}", (room, *layout.shape), _NUMPY[layout.dtype]) for place, layout in enumerate(layouts)
-    )
-    return PrefixCache(tuple(layouts), values, _mapped(own / "there", (room,), np.uint8))
+    *values, there = files
+    kinds = [(_NUMPY[layout.dtype], (room, *layout.shape)) for layout in layouts]
+    mapped = tuple(_mapped(file, kind, shape) for file, (kind, shape) in zip(values, kinds, strict=True))
+    return PrefixCache(tuple(layouts), mapped, _mapped(there, np.uint8, (room,)))
 
 
-def _mapped(file: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-    """Return a file as an array; a new one is all zeros, and takes no room on disk until it is written to."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
-    if not size:
-        return np.zeros(shape, kind)
-    with file.open("ab") as handle:
-        if handle.tell() != size:
-            handle.truncate(size)
-    return np.memmap(file, kind, "r+", shape=shape)
+def can_keep(layouts: Sequence[Layout]) -> bool:
+    """Tell whether all of these can lie in a file."""
+    return all(layout.dtype in _NUMPY for layout in layouts)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of so many zeros; raises OSError where the disk has no room for it."""
+    with file.open("wb") as handle:
+        if size:
+            # A page that finds no room on disk when it is written to would kill the process.
+            os.posix_fallocate(handle.fileno(), 0, size)
+
+
+def _mapped(file: Path, kind: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(file, kind, "r+", shape=shape) if np.prod(shape) else np.zeros(shape, kind)
 
 
 def _make_room(folder: Path, own: Path, others_bytes: int) -> None:
     """Remove the caches that were opened longest ago, until the others take no more than so many bytes."""
-    others = sorted(
-        (each for each in folder.glob("*") if each != own and each.is_dir()), key=lambda each: each.stat().st_mtime
-    )
+    others = [each for each in folder.glob("*") if each != own and each.is_dir()]
     sizes = {each: sum(file.stat().st_size for file in each.iterdir()) for each in others}
     for each in sorted(others, key=lambda each: each.stat().st_mtime):
         if sum(sizes.values()) <= others_bytes:

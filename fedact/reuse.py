@@ -1,56 +1,74 @@
 """Which batches a plan's model is run on: images, or where it can be what its frozen part made of them."""
 
+import logging
+
+import numpy as np
 import torch
 from torch import nn
 
 from fedact.config import cache_folder
-from fedact.crossing import Positions
-from fedact.data import Examples, Loader
+from fedact.crossing import Positions, group_for
+from fedact.data import Loader
 from fedact.experiment import Experiment
 from fedact.frozen import FrozenPart, frozen_part
 from fedact.plans import Plan
-from fedact.prefix_cache import PrefixCache, fingerprint, open_cache
-from fedact.sizes import parse_bytes
+from fedact.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 from fedact.training import Batches
 
 
-def training_batches(experiment: Experiment, plan: Plan, positions: Positions) -> Batches:
-    """Return batches of some of the clients' examples, for a model that carries the plan and sees them several times."""
-    return _batches(experiment, plan, "train", positions, again=True)
+def client_batches(experiment: Experiment, plan: Plan, own: Positions, held_out: Positions) -> tuple[Batches, Batches]:
+    """Return batches of a client's training and held-out examples, for the experiment's model, which carries the plan.
+
+    The frozen part is run once for all of them, whatever the number of epochs.
+    """
+    all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]))
+    return all_batches, lambda chosen: all_batches(chosen + len(own))
 
 
-def passing_batches(experiment: Experiment, plan: Plan, which: str, positions: Positions) -> Batches:
-    """Return batches of "train" or "test" examples that are seen once."""
-    return _batches(experiment, plan, which, positions, again=False)
+def test_batches(experiment: Experiment, plan: Plan | None) -> Batches:
+    """Return batches of the server's test examples, for the experiment's model, which carries the plan or none."""
+    if plan is None:
+        return Loader(experiment.test, experiment.preprocessing, experiment.config.device)
+    return _batches(experiment, plan, "test", np.arange(len(experiment.test)))
 
 
-def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions, again: bool) -> Batches:
-    examples: Examples = getattr(experiment, which)
+def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions) -> Batches:
+    examples = experiment.train if which == "train" else experiment.test
     loader = Loader(examples.take(positions), experiment.preprocessing, experiment.config.device)
     part = _part(experiment, plan, loader)
     if part is None:
         return loader
-    cache = _cache(experiment, plan, part, which, examples)
+    cache = _cache(experiment, plan, part, which)
     if cache is not None:
         return part.cached(loader, cache, positions)
-    return part.held(loader) if again else part.passing(loader)
+    return part.held(loader) if which == "train" else part.passing(loader)
 
 
 def _part(experiment: Experiment, plan: Plan, loader: Loader) -> FrozenPart | None:
     """Return the frozen part under a plan, found once: the process has one model, and tracing it takes long."""
     if plan not in experiment.frozen:
-        experiment.frozen[plan] = frozen_part(experiment.model, plan, loader)
+        group = group_for(len(experiment.train) / experiment.config.clients)
+        experiment.frozen[plan] = frozen_part(experiment.model, plan, loader, group)
     return experiment.frozen[plan]
 
 
-def _cache(experiment: Experiment, plan: Plan, part: FrozenPart, which: str, examples: Examples) -> PrefixCache | None:
-    if experiment.config.cache_size == "none":
-        return None
+def _cache(experiment: Experiment, plan: Plan, part: FrozenPart, which: str) -> PrefixCache | None:
     if (plan, which) not in experiment.caches:
-        key = fingerprint(_made_by(experiment, part), examples.images)
-        size = parse_bytes(experiment.config.cache_size)
-        experiment.caches[plan, which] = open_cache(cache_folder() / "prefix", key, part.layouts, len(examples), size)
+        wanted = experiment.config.cache_size != "none" and can_keep(part.layouts)
+        experiment.caches[plan, which] = _opened(experiment, part, which) if wanted else None
     return experiment.caches[plan, which]
+
+
+def _opened(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache | None:
+    """Return the cache, None where the disk has no place for it, which is said."""
+    examples = experiment.train if which == "train" else experiment.test
+    key = fingerprint(_made_by(experiment, part), examples.images)
+    size, folder = int(experiment.config.cache_size), cache_folder() / "prefix"
+    try:
+        return open_cache(folder, key, part.layouts, len(examples), size)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no prefix cache in %s, only slower: %s", folder, error.strerror)
+        return None
 
 
 def _made_by(experiment: Experiment, part: FrozenPart) -> str:
@@ -58,7 +76,7 @@ def _made_by(experiment: Experiment, part: FrozenPart) -> str:
     model, graph = part.split.model, part.split.parts.before
     called = [model.get_submodule(str(node.target)) for node in graph.find_nodes(op="call_module")]
     tensors = [tensor for module in called for tensor in (*module.parameters(), *module.buffers())]
-    code = [str(graph), *(_described(module) for module in called), repr(experiment.preprocessing)]
+    code = [str(graph), *(_described(module) for module in called), repr(experiment.preprocessing), str(part.group)]
     machine = [
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),

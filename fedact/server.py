@@ -15,11 +15,11 @@ from fedact import checkpoints
 from fedact.averaging import RunningMean
 from fedact.client import figures_of
 from fedact.config import Config
-from fedact.data import Loader
 from fedact.experiment import Experiment
 from fedact.plans import Plan
 from fedact.records import Row, RunFolder
 from fedact.replanning import PlanBook
+from fedact.reuse import test_batches
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, trained_parameters
 from fedact.training import evaluate
@@ -48,6 +48,12 @@ class MethodRun:
 
     def plan_of(self, client: int, number: int) -> Plan:
         return self.book.plans[self.key_of(client, number)]
+
+    @cached_property
+    def deepest_plan(self) -> Plan | None:
+        """The first plan that trains the most layers, None where every client is skipped."""
+        plans = [plan for plan in self.book.plans.values() if plan.status != "skipped"]
+        return max(plans, key=lambda plan: plan.layers, default=None)
 
     def chosen_clients(self, number: int) -> list[int]:
         """Return who trains in a round: drawn from our own seeds, the same for every method."""
@@ -160,9 +166,10 @@ class PartialFedAvg(FedAvg):
         return number % config.evaluate_every == 0 or number == config.rounds
 
     def _evaluate(self, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
-        experiment = self.run.experiment
-        test = Loader(experiment.test, experiment.preprocessing, self.run.config.device)
-        accuracy, loss = evaluate(experiment.model_with(tensors), test, len(test))
+        experiment, plan = self.run.experiment, self.run.deepest_plan
+        # The frozen part under the plan that trains the most is frozen under every plan.
+        model = experiment.model_with(tensors) if plan is None else experiment.model_under(plan, tensors)
+        accuracy, loss = evaluate(model, test_batches(experiment, plan), len(experiment.test))
         return {"accuracy": accuracy, "loss": loss}
 
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
 from fedact.errors import ConfigError
-from fedact.layers import SMOOTH, DerivedKeeper, Keeping, OriginConv2d
+from fedact.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
 from fedact.plans import Plan
-from fedact.swapping import has_statistics, install, restore, trained_parameters
+from fedact.swapping import PLAN, has_statistics, install, restore, trained_parameters
 
 __all__ = [
-    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
+    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
     "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
 ]  # fmt: skip
 
@@ -88,9 +88,26 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
 
-    seed: what is random in a method follows from it.
+    seed: what is random in a method follows from it. A model that carries the plan already only forgets its methods' states.
     """
-    return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
+    if carries(model, plan):
+        return _renew(model, plan, seed)
+    install(model, methods_of(model, plan), seed, plan.prefix_chunk)
+    vars(model)[PLAN] = plan
+    return model
+
+
+def carries(model: nn.Module, plan: Plan) -> bool:
+    """Tell whether a model has been under this plan since ``apply`` put it in."""
+    return bool(vars(model).get(PLAN) == plan)
+
+
+def _renew(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
+    places = {kept.name: place for place, kept in enumerate(plan.kept)}
+    for name, module in model.named_modules():
+        if isinstance(keeper := vars(module).get("keeper"), Keeper):
+            keeper.renew(seed + places[name] if name in places else 0)
+    return model
 
 
 def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:

@@ -88,16 +88,17 @@ def train_locally(
     generator: np.random.Generator,
     loss: Loss = F.cross_entropy,
     measured: Measured | None = None,
+    audited: bool = True,
 ) -> LocalTraining:
     """Train a model that carries the plan on its examples.
 
     Every step whose bytes depend on the data is measured; of the others the first of each shape, in this call or, with
-    ``measured``, in an earlier one, and each client's first step always.
+    ``measured``, in an earlier one, and where it is ``audited`` the first step of all.
     Raises BudgetError the moment a measured step holds more than the plan's budget.
     """
     known = {} if measured is None else measured
     parameters = list(trained_parameters(model).values())
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     memories: list[Memory] = []
     for chosen in _epochs(examples, recipe, generator):
@@ -107,13 +108,13 @@ def train_locally(
             step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm)
             # With a state, a first step, which has none to start from, may hold other bytes.
             shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
-            if memories and plan.fixed and shape in known:
+            if (memories or not audited) and plan.fixed and shape in known:
                 total += step()
             else:
                 with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
                     total += step()
                 if isinstance(x, Crossed):
-                    memory.peak_bytes = max(memory.peak_bytes, x.peak_bytes)
+                    memory.peak_bytes = max(memory.peak_bytes, x.peak_bytes())
                 known[shape] = within_budget(memory, plan)
             memories.append(known[shape])
         losses.append(total)
@@ -141,14 +142,16 @@ def within_budget(memory: Memory, plan: Plan) -> Memory:
 def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, float]:
     """Return (accuracy, mean cross-entropy) over the examples, in eval mode."""
     training, correct, total = model.training, 0, 0.0
-    model.eval()
+    if training:
+        model.eval()
     for start in range(0, examples, EVALUATION_BATCH):
         x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
         with threads_for(x.values[0] if isinstance(x, Crossed) else x):
             scores = scores_of(model, x)
         correct += int((scores.argmax(1) == y).sum())
         total += float(F.cross_entropy(scores, y, reduction="sum"))
-    model.train(training)
+    if training:
+        model.train()
     return correct / examples, total / examples
 
 

@@ -32,6 +32,11 @@ class Keeper:
         self.left: Slope | None = None
         self._to_hand_on: list[tuple[Method, Compressed]] = []
 
+    def renew(self, seed: int) -> None:
+        """Forget all that was kept: another client begins."""
+        self.seed, self._to_hand_on = seed, []
+        self.states.clear()
+
     def keep(self, x: Tensor) -> tuple[Any, Compressed]:
         """Return what is kept of x, with the method that kept it, and remember the state."""
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()

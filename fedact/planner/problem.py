@@ -194,7 +194,7 @@ def _measured(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk
         calibrate(model, problem.x)
     parameters = trained_parameters(model).values()
     momentum = MOMENTUM if problem.momentum else 0.0
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=WEIGHT_DECAY, fused=True)
     memories: list[Memory] = []
     while not memories or (len(memories) == 1 and memories[0].state_bytes):
         with measure_memory(model, inputs=(x, y, made_ready(methods)), optimizer=optimizer) as memory:
