@@ -1,8 +1,8 @@
 """From the updates of a round to the next model, by Flower's strategies; each tensor over the clients that trained it.
 
-Flower's classes want the same tensors of every client, and clients under different budgets train different ones. So each
-class is given one tensor at a time: for a server's optimizer one reply that holds our running mean, for the robust rules the
-updates of those clients that trained it. A tensor that nobody trained in a round stays as it is, and so do its moments: as in
+Flower's classes want the same tensors of every client, and clients under different budgets train different ones. So each is
+given one tensor at a time: for a server's optimizer one reply that holds our running mean, for the robust rules the updates
+of those clients that trained it. A tensor that nobody trained in a round stays as it is, and so do its moments: as in
 torch.optim, what has no gradient takes no step.
 """
 
@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import Tensor
 
-from fedact.averaging import RunningMean, laid_over
+from fedact.averaging import RunningMean, by_layer, laid_over
 from fedact.errors import ConfigError
 from fedact.strategies import Strategy
 
@@ -25,8 +25,6 @@ TENSOR, STEPS = "tensor", "steps"
 
 class Collector(Protocol):
     """Takes a round's updates in."""
-
-    clients: dict[str, int]
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """Take in one client's update, and its number of examples."""
@@ -45,10 +43,6 @@ class Updates:
     strategy: Strategy
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    @property
-    def clients(self) -> dict[str, int]:
-        return {name: len(tensors) for name, tensors in self.tensors.items()}
-
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         for name, tensor in tensors.items() if weight else ():
             self.tensors.setdefault(name, []).append(tensor)
@@ -57,7 +51,8 @@ class Updates:
         rule = flowers_own(self.strategy)
         return {name: aggregated(rule, [tensor.double().numpy() for tensor in own]) for name, own in self.tensors.items()}
 
-    trained_by = RunningMean.trained_by
+    def trained_by(self, names: Iterable[str]) -> dict[str, int]:
+        return by_layer({name: len(own) for name, own in self.tensors.items()}, names)
 
 
 @dataclass

@@ -36,7 +36,12 @@ class RunningMean:
 
     def trained_by(self, names: Iterable[str]) -> dict[str, int]:
         """Return the layers of these tensors that somebody trained, each with the number of clients that were averaged."""
-        return {name.rpartition(".")[0]: self.clients[name] for name in names if name in self.clients}
+        return by_layer(self.clients, names)
+
+
+def by_layer(clients: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """Return the layers of those of the named tensors that have a count, with it."""
+    return {name.rpartition(".")[0]: clients[name] for name in names if name in clients}
 
 
 def laid_over(start: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,10 @@ def show_tables(devices: str | None = None) -> int:
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]
     console.print(listing("Partitions", ("name", "settings", "who holds what"), partitions))
     for title, table in (("Strategies: what the server makes of updates", STRATEGIES), ("Privacy of an update", PRIVACY)):
-        rules = [(name, f"{_first_line(entry)}\nSettings: {_settings(entry)}\nSource: {entry.source}") for name, entry in table.items()]
+        rules = [
+            (name, f"{_first_line(entry)}\nSettings: {_settings(entry)}\nSource: {entry.source}")
+            for name, entry in table.items()
+        ]
         console.print(listing(title, ("name", "what it does"), rules, lines=True))
     console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
     console.print(listing("Models", ("name", ""), [(name, _first_line(entry)) for name, entry in MODELS.items()]))

@@ -11,21 +11,23 @@ from flwr.clientapp import ClientApp
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.experiment import Experiment, shared
+from fedact.mods import caught, corrupted, private
 from fedact.plans import Plan
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
+from fedact.strategies import make_strategy
 from fedact.surgery import apply, load_states, trained_parameters
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()
 
 
-@app.train()
+@app.train(mods=[caught, corrupted, private])
 def train(message: Message, context: Context) -> Message:
     """Train one client for one round.
 
     The message's config says which client, round and plan; the reply carries the trained tensors and the figures.
-    Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges.
+    Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges; the reply then says so.
     """
     started = time.monotonic()
     order = message.content["config"]
@@ -79,9 +81,5 @@ def recipe(config: Config, number: int) -> Recipe:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        pull=make_strategy(config.strategy).pull,
     )
-
-
-def figures_of(reply: Message) -> dict[str, int | float]:
-    """Return a reply's figures with a record's field names."""
-    return {name.replace("-", "_"): value for name, value in reply.content["metrics"].items()}  # type: ignore[misc]

@@ -18,9 +18,9 @@ Kind = Literal["drop", "slow", "corrupt"]
 
 @dataclass(frozen=True)
 class Faults:
-    """How often a client of a round vanishes (drop), lags (slow) or sends a damaged update (corrupt): shares, one fault at most.
+    """Shares of clients that vanish (drop), come late by lag seconds on average (slow), or send a damaged update (corrupt).
 
-    lag: the mean of a slow client's delay in simulated seconds, drawn from an exponential distribution.
+    A client has one fault at most in a round. Delays are exponentially distributed.
     """
 
     drop: float = 0.0
@@ -49,9 +49,13 @@ class Fault:
     damage: str
     place: float
 
-    def over(self, deadline: float | None) -> bool:
-        """Return whether the client comes too late."""
-        return self.kind == "slow" and deadline is not None and self.lag > deadline
+    def loss(self, deadline: float | None) -> str | None:
+        """Return why the client's part in the round is lost, None where an update comes, in time, damaged or not."""
+        if self.kind == "drop":
+            return "no reply: the client vanished (simulated)"
+        if self.kind == "slow" and deadline is not None and self.lag > deadline:
+            return f"{self.lag:.1f} s of simulated lag, over the deadline of {deadline:g} s"
+        return None
 
 
 def make_faults(text: str) -> Faults:

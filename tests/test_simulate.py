@@ -9,6 +9,7 @@ import pytest
 
 import fedact
 from fedact import server
+from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
@@ -174,7 +175,7 @@ def test_mixed_budgets_skip_and_shrink_as_they_must(tmp_path):
 def test_each_tensor_is_the_mean_over_the_clients_that_trained_it():
     import torch
 
-    mean = server.RunningMean()
+    mean = RunningMean()
     mean.add({"deep": torch.tensor([1.0]), "head": torch.tensor([1.0])}, weight=1)
     mean.add({"head": torch.tensor([4.0])}, weight=2)
     over = mean.over({"deep": torch.tensor([9.0]), "head": torch.tensor([9.0]), "nobody": torch.tensor([9.0])})
