@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.experiment import Experiment, shared
-from fedact.mods import caught, corrupted, private
+from fedact.mods import MODS
 from fedact.plans import Plan
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
@@ -22,7 +22,7 @@ from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 app = ClientApp()
 
 
-@app.train(mods=[caught, corrupted, private])
+@app.train(mods=list(MODS))
 def train(message: Message, context: Context) -> Message:
     """Train one client for one round.
 

@@ -2,7 +2,10 @@
 
 import traceback
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
@@ -35,6 +38,7 @@ def corrupted(message: Message, context: Context, train: Train) -> Message:
 def private(message: Message, context: Context, train: Train) -> Message:
     """Clip the update and add noise to it, as the order says.
 
+    The noise of a simulation follows from its seed, which the server knows; an order without one leaves it to the device.
     Raises ValueError for an update of nothing but zeros, which Flower's mod cannot clip.
     """
     reply, order = train(message, context), message.content["config"]
@@ -49,13 +53,33 @@ def private(message: Message, context: Context, train: Train) -> Message:
         raise ValueError("training changed nothing: an update of nothing but zeros cannot be clipped")
     asked = Message(RecordDict({"arrays": trained}), reply_to=message)
     mod = LocalDpMod(rule.clipping_norm, rule.reach, rule.epsilon, rule.delta)
-    client, number, seed = (int(order[name]) for name in ("client", "round", "seed"))  # type: ignore[arg-type]
     # The mod draws from numpy's global generator, and a run's numbers come from its own seeds.
-    with numpy_seed(generator(seed, Purpose.PRIVACY, number, client)):
+    with numpy_seed(_noise(order)):
         return mod(asked, context, lambda *_: reply)
+
+
+def _noise(order: Any) -> np.random.Generator:
+    if "noise-seed" not in order:
+        return np.random.default_rng()
+    seed, number, client = (int(order[name]) for name in ("noise-seed", "round", "client"))
+    return generator(seed, Purpose.PRIVACY, number, client)
 
 
 def _arrays(reply: Message) -> ArrayRecord:
     arrays = reply.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     return arrays
+
+
+MODS = (caught, corrupted, private)
+
+
+def guarded(train: Train) -> Train:
+    """Return a training with everything that stands between it and its reply, for apps that cannot give Flower the mods."""
+    for mod in reversed(MODS):
+        train = partial(_through, mod, train)
+    return train
+
+
+def _through(mod: Callable[[Message, Context, Train], Message], train: Train, message: Message, context: Context) -> Message:
+    return mod(message, context, train)

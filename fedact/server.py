@@ -67,9 +67,12 @@ class PartialFedAvg(FedAvg):
         corrupt = fault if fault and fault.kind == "corrupt" else None
         order = {
             "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key,
-            "seed": config.seed, "privacy": config.privacy, "damage": corrupt.damage if corrupt else "",
+            "privacy": config.privacy, "damage": corrupt.damage if corrupt else "",
             "damaged": names[int(corrupt.place * len(names))] if corrupt else "",
         }  # fmt: skip
+        # On real devices the noise is their own: who knows the seed can take it away again.
+        if str(config.runtime) != "flower":
+            order["noise-seed"] = config.seed
         states = self._states(self.run.key_of(client, number))
         parts = {"arrays": arrays, "states": states, "config": ConfigRecord(order)}  # type: ignore[arg-type]
         return RecordDict(parts)  # type: ignore[arg-type]

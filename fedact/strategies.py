@@ -65,7 +65,7 @@ class FedAvgM(Strategy):
     flower: ClassVar[str] = "FedAvgM"
     remembers: ClassVar[tuple[str, ...]] = ("momentum_vector",)
     server_learning_rate: float = 1.0
-    server_momentum: float = 0.9
+    server_momentum: float = 0.5
 
     def __post_init__(self) -> None:
         above("fedavgm", "server_learning_rate", self.server_learning_rate, MOST)

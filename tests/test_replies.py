@@ -192,7 +192,7 @@ def test_the_mean_of_what_is_let_through_is_finite_and_within_the_updates_range(
         try:
             update, figures = read_reply(edited(numbers, edit, examples), EXPECTED, plan_for("20KB"), examples)
         except BadReply:
-            assert edit or not np.isfinite(np.float32(sum(numbers.values(), []))).all()
+            assert edit or not np.isfinite(np.float32([*numbers["deep.weight"], *numbers["head.bias"]])).all()
             continue
         assert not edit
         mean.add(update, figures["num_examples"])

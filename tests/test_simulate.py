@@ -11,8 +11,10 @@ import fedact
 from fedact import server
 from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
+from fedact.privacy import PRIVACY
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
+from fedact.strategies import STRATEGIES
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "160", "--max-test-examples", "40", "--width", "0.25",
@@ -234,6 +236,12 @@ def test_the_list_shows_every_table(capsys):
     for entry in METHODS.values():
         assert all(f"{field.name}=" in shown for field in dataclasses.fields(entry))
         assert entry.source.split()[0] in shown
+    for table in (STRATEGIES, PRIVACY):
+        for name, rule in table.items():
+            assert name in shown
+            assert all(f"{field.name}=" in shown for field in dataclasses.fields(rule))
+            assert rule.source.split()[0] in shown
+    assert "corrupt=0" in shown
 
 
 def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():

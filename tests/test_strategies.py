@@ -43,7 +43,9 @@ def one_round(aggregation, model, fleet):
 
 def history(fleet_by_round, name: str) -> list[list[tuple[int, np.ndarray]]]:
     """Return of each round in which somebody trained a tensor the weights and updates."""
-    by_round = [[(w, update(n, s)[name].double().numpy()) for n, w, s in fleet if name in n and w] for fleet in fleet_by_round]
+    by_round = [
+        [(w, update(n, s)[name].double().numpy()) for n, w, s in fleet if name in n and w] for fleet in fleet_by_round
+    ]
     return [own for own in by_round if own]
 
 
@@ -51,7 +53,7 @@ def mean_of(own) -> np.ndarray:
     return np.average([x for _, x in own], axis=0, weights=[w for w, _ in own])
 
 
-# The papers' formulas, on one tensor; x is the model, d the way from it to the clients' mean ------------------------------------
+# The papers' formulas, on one tensor; x is the model, d the way from it to the clients' mean ----------------------------
 
 
 def momentum_sgd(means, x, rate, beta):
@@ -90,7 +92,7 @@ def adagrad(v, square, beta):
 ORACLES = {
     "fedavg": lambda means, x: means[-1],
     "fedprox:proximal_mu=0.5": lambda means, x: means[-1],
-    "fedavgm": lambda means, x: momentum_sgd(means, x, 1.0, 0.9),
+    "fedavgm": lambda means, x: momentum_sgd(means, x, 1.0, 0.5),
     "fedavgm:server_learning_rate=0.5,server_momentum=0.3": lambda means, x: momentum_sgd(means, x, 0.5, 0.3),
     "fedavgm:server_momentum=0": lambda means, x: momentum_sgd(means, x, 1.0, 0.0),
     "fedadam": lambda means, x: adaptive(means, x, 0.01, 0.9, 0.99, 1e-3, adam, True),
