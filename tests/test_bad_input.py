@@ -22,7 +22,7 @@ NAMES = [
     (["--strategy", "fedadm"], "did you mean 'fedadam'"),
     (["--strategy", ""], "unknown strategy ''"),
     (["--strategy", "fedadam:etta=0.1"], "did you mean 'eta'"),
-    (["--strategy", "fedprox:mu=0.1"], "did you mean 'proximal_mu'"),
+    (["--strategy", "fedprox:mu=0.1"], "allowed are proximal_mu"),
     (["--strategy", "median:beta=0.1"], "no settings"),
     (["--privacy", "local_pd"], "did you mean 'local_dp'"),
     (["--privacy", "none:epsilon=1"], "no settings"),
