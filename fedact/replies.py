@@ -39,7 +39,8 @@ def read_reply(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a reply's tensors, and its figures with a record's field names.
 
-    expected: tensors of the names, shapes and types that the plan trains. examples: how many the client trains on.
+    expected: tensors of the names, shapes and types that the plan trains. plan: whose budget its bytes must keep. examples:
+    how many the client trains on.
     Raises BadReply for anything else, and for what is not finite; NoReply where the client failed or did not answer.
     """
     if reply is None:
@@ -114,6 +115,9 @@ def _figures(metrics: MetricRecord, plan: Plan, examples: int) -> dict[str, Any]
             raise BadReply(f"figure {name!r} is {_shown(metrics[name])}, and must be {must}")
     if metrics["num-examples"] != examples:
         raise BadReply(f"the client says it trained on {metrics['num-examples']} examples, but it has {examples}")
+    held = int(metrics[f"{plan.scope}-bytes"])  # type: ignore[arg-type]
+    if plan.budget_bytes is not None and held > plan.budget_bytes:
+        raise BadReply(f"the client says a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
     return {name.replace("-", "_"): metrics[name] for name in FIGURES}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,18 @@ def test_a_strange_tensor_is_named():
 def test_a_figure_that_cannot_be_is_named(name, value, said):
     with pytest.raises(BadReply, match=said):
         read(reply_with(figures={**GOOD, name: value}))
+
+
+@pytest.mark.parametrize("scope", ["saved", "peak"])
+def test_one_byte_over_the_budget_is_one_too_many(scope):
+    plan = replace(plan_for("20KB"), scope=scope)
+    for held in (20_000, 20_001):
+        reply = reply_with(figures={**GOOD, "saved-bytes": 5, "peak-bytes": 5, f"{scope}-bytes": held})
+        if held == 20_000:
+            assert read_reply(reply, EXPECTED, plan, 5)[1][f"{scope}_bytes"] == held
+            continue
+        with pytest.raises(BadReply, match=f"20,001 {scope} bytes, over the budget of 20,000"):
+            read_reply(reply, EXPECTED, plan, 5)
 
 
 @pytest.mark.parametrize("name", FIGURES)
