@@ -1,6 +1,6 @@
 """The mean of what clients trained, tensor by tensor: each over the clients that trained it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,7 +17,7 @@ class RunningMean:
     weights: dict[str, int] = field(default_factory=dict)
     clients: dict[str, int] = field(default_factory=dict)
 
-    def add(self, tensors: dict[str, Tensor], weight: int) -> None:
+    def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         if not weight:
             return
         for name, tensor in tensors.items():
@@ -26,13 +26,24 @@ class RunningMean:
             self.weights[name] = self.weights.get(name, 0) + weight
             self.clients[name] = self.clients.get(name, 0) + 1
 
+    def trained(self) -> dict[str, Tensor]:
+        """Return the means of what somebody trained, in double precision."""
+        return {name: total / self.weights[name] for name, total in self.sums.items()}
+
     def over(self, start: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the means, and the start of what nobody trained."""
-        return {
-            name: (self.sums[name] / self.weights[name]).to(tensor.dtype) if name in self.sums else tensor
-            for name, tensor in start.items()
-        }
+        return laid_over(start, self.trained())
 
     def trained_by(self, names: Iterable[str]) -> dict[str, int]:
         """Return the layers of these tensors that somebody trained, each with the number of clients that were averaged."""
-        return {name.rpartition(".")[0]: self.clients[name] for name in names if name in self.clients}
+        return by_layer(self.clients, names)
+
+
+def by_layer(clients: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """Return the layers of those of the named tensors that have a count, with it."""
+    return {name.rpartition(".")[0]: clients[name] for name in names if name in clients}
+
+
+def laid_over(start: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the start with these tensors in their places, of the start's types."""
+    return {name: tensors[name].to(tensor.dtype) if name in tensors else tensor for name, tensor in start.items()}

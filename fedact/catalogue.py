@@ -11,11 +11,14 @@ from rich.console import Console
 from fedact.compression import AUTO, METHODS, Method
 from fedact.data import DATASETS
 from fedact.devices import read_devices
+from fedact.faults import Faults
 from fedact.models import MODELS
 from fedact.partition import PARTITIONS
+from fedact.privacy import PRIVACY
 from fedact.report import listing
 from fedact.sizes import format_bytes
 from fedact.spec import spelled
+from fedact.strategies import STRATEGIES
 
 
 def show_tables(devices: str | None = None) -> int:
@@ -30,6 +33,13 @@ def show_tables(devices: str | None = None) -> int:
     console.print(listing(title, ("name", "what it keeps"), methods, lines=True))
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]
     console.print(listing("Partitions", ("name", "settings", "who holds what"), partitions))
+    for title, table in (("Strategies: what the server makes of updates", STRATEGIES), ("Privacy of an update", PRIVACY)):
+        rules = [
+            (name, f"{_first_line(entry)}\nSettings: {_settings(entry)}\nSource: {entry.source}")
+            for name, entry in table.items()
+        ]
+        console.print(listing(title, ("name", "what it does"), rules, lines=True))
+    console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
     console.print(listing("Models", ("name", ""), [(name, _first_line(entry)) for name, entry in MODELS.items()]))
     data = [(name, _module_line(entry)) for name, entry in DATASETS.items()]
     console.print(listing("Data sets", ("name", ""), data))

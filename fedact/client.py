@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fedact.config import Config
 from fedact.experiment import Experiment, shared
+from fedact.mods import MODS
 from fedact.plans import Plan
 from fedact.reuse import client_batches
 from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
+from fedact.strategies import make_strategy
 from fedact.surgery import load_states, trained_parameters
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
@@ -26,7 +28,7 @@ AUDIT_EVERY = 10
 """One client in so many measures its first step again though its bytes are known, another one each round."""
 
 
-@app.train()
+@app.train(mods=list(MODS))
 def train(message: Message, context: Context) -> Message:
     """Train one client for one round, on what this process stands on."""
     return train_on(shared(str(message.content["config"]["experiment"])), message)
@@ -36,7 +38,7 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     """Train one client for one round on an experiment.
 
     The message's config says which client, round and plan; the reply carries the trained tensors and the figures.
-    Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges.
+    Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges; the reply then says so.
     """
     started = time.monotonic()
     order = message.content["config"]
@@ -103,9 +105,5 @@ def recipe(config: Config, number: int) -> Recipe:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        pull=make_strategy(config.strategy).pull,
     )
-
-
-def figures_of(reply: Message) -> dict[str, int | float]:
-    """Return a reply's figures with a record's field names."""
-    return {name.replace("-", "_"): value for name, value in reply.content["metrics"].items()}  # type: ignore[misc]

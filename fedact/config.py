@@ -11,9 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fedact.budgets import in_bytes, parse_budget
 from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest
+from fedact.faults import make_faults
 from fedact.partition import largest_remainder
+from fedact.privacy import make_privacy
 from fedact.seeds import Purpose, generator
 from fedact.sizes import parse_bytes
+from fedact.spec import spell, spelled_settings, split
+from fedact.strategies import make_strategy
 from fedact.toml import read_table
 
 Positive = Annotated[int, Field(ge=1)]
@@ -80,6 +84,14 @@ class Config(BaseModel):
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the clients that train in a round"
     )
+    strategy: str = Field("fedavg", description="how the server makes a model of updates, NAME[:key=value,...], see --list")
+    privacy: str = Field("none", description="what is done to an update on the device, NAME[:key=value,...], see --list")
+    faults: str = Field(
+        "none", description="shares of clients that vanish, lag or send damaged updates: drop=0.1,slow=0.05,corrupt=0.01"
+    )
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="seconds that a round waits for a client: simulated lag in a simulation, real time elsewhere"
+    )
     evaluate_every: Positive = Field(
         1, description="measure the global model before training, every so many rounds and after the last"
     )
@@ -121,6 +133,21 @@ class Config(BaseModel):
             except UnicodeEncodeError:
                 raise ValueError("a text must be Unicode") from None
         return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy_in_full(cls, value: str) -> str:
+        return spell(split(value)[0], make_strategy(value))
+
+    @field_validator("privacy")
+    @classmethod
+    def _privacy_in_full(cls, value: str) -> str:
+        return spell(split(value)[0], make_privacy(value))
+
+    @field_validator("faults")
+    @classmethod
+    def _faults_in_full(cls, value: str) -> str:
+        return spelled_settings(make_faults(value)) or "none"
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> "Config":

@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the sentence it carries."""
+"""The one error a user can cause, and the sentence it carries; what can go wrong with a client."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,18 @@ class ConfigError(ValueError):
 
 class BudgetError(RuntimeError):
     """A measured step held more bytes than its budget allows."""
+
+
+class NoReply(Exception):
+    """A client that sent nothing to use: why, and the traceback of its exception if there was one."""
+
+    def __init__(self, reason: str, traceback: str | None = None) -> None:
+        super().__init__(reason)
+        self.traceback = traceback
+
+
+class BadReply(NoReply):
+    """A reply that must not reach the model."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

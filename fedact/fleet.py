@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -68,12 +69,11 @@ class Fleet:
 
     members: by partition. spares: a second node of a partition, which takes over when the first is lost. asked: every node
     that was asked, those left out too. planned: each client's budget once there
-    are plans; a node that comes later must have the same. reply_seconds: how long a client may take for a round.
+    are plans; a node that comes later must have the same.
     """
 
     grid: Grid
     clients: int
-    reply_seconds: float
     members: dict[int, Member] = field(default_factory=dict)
     spares: dict[int, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
@@ -205,8 +205,7 @@ class FleetGrid(Grid):
             for message, member in zip(asked, members, strict=True)
             if member is not None and member.node in online
         }
-        seconds = self.fleet.reply_seconds if timeout is None else min(timeout, self.fleet.reply_seconds)
-        replies = exchange(self.fleet.grid, sent.values(), seconds)
+        replies = exchange(self.fleet.grid, sent.values(), inf if timeout is None else timeout)
         for message, member in zip(asked, members, strict=True):
             reply = replies.pop(member.node, None) if member else None
             yield self._inward(message, member, reply)

@@ -16,7 +16,7 @@ from fedact.config import Config, make_config, read_toml
 from fedact.errors import ConfigError, unknown
 from fedact.flags import log_to_stderr
 
-NODE_WAIT, REPLY_TIMEOUT, RESUME = "node-wait", "reply-timeout", "resume"
+NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address")
 """Fields of Config that mean nothing to ``flwr run``."""
 
@@ -59,7 +59,7 @@ def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     from fedact.simulate import default_folder
 
     config, resume = read_run_config(settings)
-    fleet = Fleet(grid, config.clients, _seconds(settings, REPLY_TIMEOUT))
+    fleet = Fleet(grid, config.clients)
     if resume:
         fleet.planned = config.client_budgets()
     fleet.meet(_seconds(settings, NODE_WAIT))
@@ -83,7 +83,7 @@ def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
             raise ConfigError(f"resume={resume!r}: there is no run, {folder / 'config.toml'} does not exist")
         return make_config(read_toml(folder / "config.toml")), folder
     given = {key.replace("-", "_"): value for key, value in settings.items() if value != ""}
-    for key in (NODE_WAIT, REPLY_TIMEOUT, RESUME):
+    for key in (NODE_WAIT, RESUME):
         given.pop(key.replace("-", "_"), None)
     if "method" in given:
         given["method"] = tuple(str(given["method"]).split())
@@ -93,7 +93,7 @@ def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
 def run_config_keys() -> list[str]:
     """Return the keys that a run config may have; pyproject.toml has them all."""
     fields = [name.replace("_", "-") for name in Config.model_fields if name not in NOT_HERE]
-    return [*fields, NODE_WAIT, REPLY_TIMEOUT, RESUME]
+    return [*fields, NODE_WAIT, RESUME]
 
 
 def _seconds(settings: Mapping[str, Any], key: str) -> float:
@@ -137,6 +137,7 @@ def _describe(message: Message, context: Context) -> Message:
 
 def _train(message: Message, context: Context) -> Message:
     from fedact.client import train_on
+    from fedact.mods import guarded
     from fedact.node import experiment_of, keep_start, read_node
     from fedact.plans import Plan
 
@@ -146,4 +147,4 @@ def _train(message: Message, context: Context) -> Message:
     node.check(int(order["client"]), Plan.from_json(str(order["plan"])))  # type: ignore[arg-type]
     keep_start(str(order["start"]), start.to_torch_state_dict())
     experiment = experiment_of(str(order["experiment"]), node, str(order["start"]), str(order["preprocessing"]))
-    return train_on(experiment, message)
+    return guarded(lambda order, _: train_on(experiment, order))(message, context)

@@ -17,7 +17,7 @@ SCHEMA = 1
 CLIENT_FIELDS = (
     "kind", "method", "seed", "round", "client", "status", "reason", "budget_bytes", "saved_bytes", "state_bytes",
     "peak_bytes", "paper_bytes", "plan", "trained_layers", "micro_batch", "num_examples", "train_loss", "accuracy",
-    "upload_bytes", "download_bytes", "seconds",
+    "upload_bytes", "download_bytes", "fault", "traceback", "seconds",
 )  # fmt: skip
 ROUND_FIELDS = (
     "kind", "method", "seed", "round", "accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max",
@@ -50,6 +50,10 @@ class RunFolder:
     def checkpoint(self, method: str, number: int) -> Path:
         """Return where a method's trained tensors after a round lie."""
         return self.path / "checkpoints" / f"{_slug(method)}-round-{number:04d}.safetensors"
+
+    def server_state(self, method: str, number: int) -> Path:
+        """Return where what a method's server remembers after a round lies."""
+        return self.path / "checkpoints" / f"{_slug(method)}-server-{number:04d}.safetensors"
 
     def states(self, method: str, key: str) -> Path:
         """Return where the states lie that a method found for a plan that was made again."""

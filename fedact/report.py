@@ -90,7 +90,7 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     clients = run.clients[run.clients["method"] == method]
     plans = list(run.plans.get(method, {}).values())
     by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
-    statuses = clients["status"].value_counts()
+    statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
         "accuracy before": f"{by_round.iloc[0]:.1f} %",
         "accuracy after": f"{by_round.iloc[-1]:.1f} %",
@@ -108,6 +108,7 @@ def _figures(run: Run, method: str) -> dict[str, str]:
         "optimizer": _span(plans, "optimizer_bytes"),
         "bytes sent": format_bytes(clients["upload_bytes"].fillna(0).sum()),
         "client rows": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
+        "simulated faults": ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "none",
     }
 
 

@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     CLIENT_SAMPLE = 8
     LOCAL_TRAINING = 9
     METHOD = 10
+    FAULTS = 11
+    PRIVACY = 12
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:
@@ -36,3 +38,14 @@ def torch_seed(seed: int, purpose: Purpose) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(int(generator(seed, purpose).integers(2**62)))
         yield
+
+
+@contextmanager
+def numpy_seed(random: np.random.Generator) -> Iterator[None]:
+    """Seed numpy's global generator for code that takes no other, and put its state back after."""
+    state = np.random.get_state()
+    np.random.seed(random.integers(2**32, size=8))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -1,9 +1,7 @@
 """The server's side of Flower: choose the clients, send each its plan, average what they trained, write the round."""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,70 +10,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedact import checkpoints
-from fedact.averaging import RunningMean
-from fedact.client import figures_of
-from fedact.config import Config
-from fedact.experiment import Experiment
-from fedact.plans import Plan
-from fedact.records import Row, RunFolder
-from fedact.replanning import PlanBook
+from fedact.aggregation import Aggregation, Collector
+from fedact.errors import NoReply
+from fedact.method_run import MethodRun, OnRound
+from fedact.records import Row
+from fedact.replies import in_order, read_reply
 from fedact.reuse import test_batches
-from fedact.seeds import Purpose, generator
-from fedact.surgery import apply, trained_parameters
+from fedact.strategies import make_strategy
 from fedact.training import evaluate
 
-OnRound = Callable[[Row, list[Row]], None]
+__all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
 
-
-@dataclass(frozen=True, eq=False)
-class MethodRun:
-    """One method's way through the rounds: what every round needs and none changes."""
-
-    method: str
-    config: Config
-    experiment: Experiment
-    experiment_key: str
-    book: PlanBook
-    folder: RunFolder
-    on_round: OnRound
-
-    @cached_property
-    def budgets(self) -> tuple[int | None, ...]:
-        return self.config.client_budgets()
-
-    def key_of(self, client: int, number: int) -> str:
-        return self.book.key(self.budgets[client], number)
-
-    def plan_of(self, client: int, number: int) -> Plan:
-        return self.book.plans[self.key_of(client, number)]
-
-    @cached_property
-    def deepest_plan(self) -> Plan | None:
-        """The first plan that trains the most layers, None where every client is skipped."""
-        plans = [plan for plan in self.book.plans.values() if plan.status != "skipped"]
-        return max(plans, key=lambda plan: plan.layers, default=None)
-
-    def chosen_clients(self, number: int) -> list[int]:
-        """Return who trains in a round: drawn from our own seeds, the same for every method."""
-        count = max(1, round(self.config.sample_fraction * self.config.clients))
-        random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
-        return sorted(int(client) for client in random.choice(self.config.clients, count, replace=False))
-
-    def start(self) -> ArrayRecord:
-        """Return the start of every tensor that some plan trains."""
-        model = self.experiment.model_with({})
-        names = {name for plan in self.book.plans.values() for name in trained_parameters(apply(model, plan))}
-        return ArrayRecord({name: tensor for name, tensor in self.experiment.start.items() if name in names})
-
-    def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
-        """Return a client's row of a round; what was not measured stays null."""
-        plan = self.plan_of(client, number)
-        return {
-            "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
-            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": self.key_of(client, number),
-            "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
-            "num_examples": len(self.experiment.parts[client][0]), **figures,
-        }  # fmt: skip
+REPLY_TIMEOUT = 3600.0
+"""How many seconds a round waits for real clients where no deadline is given: Flower's own."""
 
 
 class PartialFedAvg(FedAvg):
@@ -90,28 +37,42 @@ class PartialFedAvg(FedAvg):
         self.arrays = ArrayRecord()
         self.states: dict[str, ArrayRecord] = {}
         self.trained_by: dict[str, int] = {}
+        self.aggregation = Aggregation(make_strategy(run.config.strategy))
         self.started = time.monotonic()
+
+    def resume(self, done: int, model: dict[str, torch.Tensor]) -> None:
+        """Take up what the server's optimizer knew after the last finished round."""
+        if self.aggregation.optimizer is not None:
+            state = checkpoints.load(self.run.folder.server_state(self.run.method, done))
+            self.aggregation.optimizer.load(state, model)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
         self.started, self.arrays, self.rows, self.trained_by = time.monotonic(), arrays, [], {}
         self.run.book.look(number, arrays.to_torch_state_dict())
-        chosen = self.run.chosen_clients(number)
-        self.clients = {nodes[client % len(nodes)]: client for client in chosen}
-        messages = []
-        for node, client in self.clients.items():
-            plan = self.run.plan_of(client, number)
-            if plan.status == "skipped":
-                self.rows.append(self.run.row(number, client, "skipped", plan.reason, seconds=0.0))
+        self.clients, messages = {}, []
+        for client in self.run.chosen_clients(number):
+            node = nodes[client % len(nodes)]
+            if (row := self.run.lost(number, client)) is not None:
+                self.rows.append(row)
             else:
-                messages.append(Message(self._order(number, client, plan, arrays), node, "train"))
+                self.clients[node] = client
+                messages.append(Message(self._order(number, client, arrays), node, "train"))
         return messages
 
-    def _order(self, number: int, client: int, plan: Plan, arrays: ArrayRecord) -> RecordDict:
+    def _order(self, number: int, client: int, arrays: ArrayRecord) -> RecordDict:
+        plan, config, fault = self.run.plan_of(client, number), self.run.config, self.run.fault_of(client, number)
+        names = self.run.names_of(plan)
+        corrupt = fault if fault and fault.kind == "corrupt" else None
         order = {
-            "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key
+            "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key,
+            "privacy": config.privacy, "damage": corrupt.damage if corrupt else "",
+            "damaged": names[int(corrupt.place * len(names))] if corrupt else "",
         }  # fmt: skip
+        # On real devices the noise is their own: who knows the seed can take it away again.
+        if str(config.runtime) != "flower":
+            order["noise-seed"] = config.seed
         states = self._states(self.run.key_of(client, number))
         parts = {"arrays": arrays, "states": states, "config": ConfigRecord(order)}  # type: ignore[arg-type]
         return RecordDict(parts)  # type: ignore[arg-type]
@@ -124,21 +85,26 @@ class PartialFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies into the mean as they come; a client that failed is a row with its reason."""
-        number, mean = server_round + self.offset, RunningMean()
-        for reply in replies:
-            client = self.clients[reply.metadata.src_node_id]
-            if reply.has_error():
-                self.rows.append(self.run.row(number, client, "failed", reply.error.reason))
-                continue
-            figures = figures_of(reply)
-            mean.add(reply.content["arrays"].to_torch_state_dict(), int(figures["num_examples"]))  # type: ignore[union-attr]
-            plan = self.run.plan_of(client, number)
-            self.rows.append({**self.run.row(number, client, plan.status, plan.reason), **figures})
+        """Take the replies in, by client number; one that is lost or bad is a row with its reason and nothing else."""
+        number, before = server_round + self.offset, self.arrays.to_torch_state_dict()
+        collector = self.aggregation.collector()
+        for client, reply in in_order(replies, self.clients):
+            self.rows.append(self._take_in(number, client, reply, before, collector))
         self.rows.sort(key=lambda row: row["client"])
-        before = self.arrays.to_torch_state_dict()
-        self.trained_by = mean.trained_by(before)
-        return ArrayRecord(mean.over(before)), None
+        self.trained_by = collector.trained_by(before)
+        return ArrayRecord(self.aggregation.next_model(before, collector)), None
+
+    def _take_in(
+        self, number: int, client: int, reply: Message | None, before: dict[str, torch.Tensor], collector: Collector
+    ) -> Row:
+        plan = self.run.plan_of(client, number)
+        expected = {name: before[name] for name in self.run.names_of(plan)}
+        try:
+            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client))
+        except NoReply as error:
+            return self.run.failed(number, client, error)
+        collector.add(tensors, figures["num_examples"])
+        return self.run.answered(number, client, figures)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -155,9 +121,13 @@ class PartialFedAvg(FedAvg):
             **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
         }  # fmt: skip
         # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
-        checkpoints.save(self.run.folder.checkpoint(self.run.method, number), tensors)
-        self.run.folder.append([*self.rows, row])
-        self.run.folder.checkpoint(self.run.method, number - 1).unlink(missing_ok=True)
+        folder, method = self.run.folder, self.run.method
+        checkpoints.save(folder.checkpoint(method, number), tensors)
+        if self.aggregation.optimizer is not None:
+            checkpoints.save(folder.server_state(method, number), self.aggregation.optimizer.state())
+        folder.append([*self.rows, row])
+        folder.checkpoint(method, number - 1).unlink(missing_ok=True)
+        folder.server_state(method, number - 1).unlink(missing_ok=True)
         self.run.on_round(row, self.rows)
         return MetricRecord({**measured})
 
@@ -192,13 +162,15 @@ def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
     if done is not None and done >= run.config.rounds:
         return
     start = run.start()
+    strategy = PartialFedAvg(run, first_round=(done or 0) + 1)
     if done is not None:
         saved = checkpoints.load(run.folder.checkpoint(run.method, done))
-        start = ArrayRecord({name: saved.get(name, tensor) for name, tensor in start.to_torch_state_dict().items()})
-    strategy = PartialFedAvg(run, first_round=(done or 0) + 1)
+        start = {name: saved.get(name, tensor) for name, tensor in start.items()}
+        strategy.resume(done, start)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         resumed_start = server_round == 0 and done is not None
         return None if resumed_start else strategy.finish_round(server_round, arrays)
 
-    strategy.start(grid, start, num_rounds=run.config.rounds - (done or 0), evaluate_fn=after_round)
+    rounds, timeout = run.config.rounds - (done or 0), run.config.deadline or REPLY_TIMEOUT
+    strategy.start(grid, ArrayRecord(start), num_rounds=rounds, timeout=timeout, evaluate_fn=after_round)

@@ -104,7 +104,9 @@ def _finish(out: Path, console: Console, worked: bool) -> int:
     console.print(report.summary(run))
     files = plots.save_figures(run, out) if worked else [out / f"{name}.png" for name in plots.FIGURES]
     console.print(f"records, plans and figures are in {out} ({', '.join(file.name for file in files)})", soft_wrap=True)
-    failed: list[Row] = run.clients[run.clients["status"] == "failed"].to_dict("records")  # type: ignore[assignment]
+    # A simulated fault is what was asked for.
+    really = (run.clients["status"] == "failed") & run.clients["fault"].isna()
+    failed: list[Row] = run.clients[really].to_dict("records")  # type: ignore[assignment]
     for row in failed[:MOST_REASONS]:
         where = f"{row['method']}, round {row['round']}, client {row['client']}"
         print(f"fedact: {where} failed: {row['reason']}", file=sys.stderr)

@@ -13,15 +13,20 @@ Entry = TypeVar("Entry")
 def split(text: str) -> tuple[str, dict[str, str]]:
     """Return the name and the settings of ``NAME:key=value,...`` as they were written."""
     name, _, rest = text.strip().partition(":")
+    return name, written_settings(rest, text)
+
+
+def written_settings(items: str, text: str) -> dict[str, str]:
+    """Return the settings of ``key=value,...`` as they were written; text is what errors quote."""
     settings: dict[str, str] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, items.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not key or not value:
             raise ConfigError(f"settings are written key=value, not {item!r} in {text!r}")
         if key in settings:
             raise ConfigError(f"setting {key!r} is given twice in {text!r}")
         settings[key] = value
-    return name, settings
+    return settings
 
 
 def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
@@ -32,27 +37,36 @@ def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
     name, written = split(text)
     if name not in table:
         raise unknown(kind, name, table)
-    entry = table[name]
+    return fill(table[name], f"{kind} {name}", written, text)
+
+
+def fill(entry: type[Entry], what: str, written: Mapping[str, str], text: str) -> Entry:
+    """Return an entry made with settings as they were written; raises ConfigError as ``build`` does."""
     types_of = get_type_hints(entry)
     fields = {field.name: types_of[field.name] for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
     for key in written:
         if key not in fields:
             raise (
-                unknown(f"setting of {kind} {name}", key, fields)
+                unknown(f"setting of {what}", key, fields)
                 if fields
-                else ConfigError(f"{kind} {name} has no settings, but {key!r} was given")
+                else ConfigError(f"{what} has no settings, but {key!r} was given")
             )
     return entry(**{key: _read(fields[key], value, key, text) for key, value in written.items()})
 
 
 def spell(name: str, entry: Any) -> str:
     """Return the full, canonical name: every setting that differs from its default, in field order."""
-    settings = [
+    settings = spelled_settings(entry)
+    return f"{name}:{settings}" if settings else name
+
+
+def spelled_settings(entry: Any) -> str:
+    """Return ``key=value,...`` of every setting that differs from its default, in field order."""
+    return ",".join(
         f"{field.name}={spelled(getattr(entry, field.name))}"
         for field in dataclasses.fields(entry)
         if getattr(entry, field.name) != field.default
-    ]
-    return name + (":" + ",".join(settings) if settings else "")
+    )
 
 
 def _read(kind: Any, value: str, key: str, text: str) -> Any:

@@ -13,6 +13,7 @@ from fedact.errors import BudgetError
 from fedact.frozen import Crossed
 from fedact.memory import Memory, largest, measure_memory
 from fedact.plans import Plan
+from fedact.proximal import pull_back, starts_of
 from fedact.surgery import trained_parameters
 from fedact.threads import threads_for
 
@@ -31,7 +32,10 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation."""
+    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation.
+
+    pull: FedProx's mu, 0 for none.
+    """
 
     batch_size: int
     local_epochs: int
@@ -39,6 +43,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     clip_norm: float
+    pull: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def micro_step(
     loss: Loss,
     optimizer: torch.optim.Optimizer | None = None,
     clip_norm: float = float("inf"),
+    before_clipping: Callable[[], None] | None = None,
 ) -> float:
     """Add a micro-batch's part of the batch's gradient, and with an optimizer, end the batch; returns its part of the loss.
 
@@ -74,6 +80,8 @@ def micro_step(
         value = loss(scores_of(model, x), y) * (len(y) / batch_examples)
         value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
+            if before_clipping is not None:
+                before_clipping()
             nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
             optimizer.step()
         return float(value.detach())
@@ -98,6 +106,7 @@ def train_locally(
     """
     known = {} if measured is None else measured
     parameters = list(trained_parameters(model).values())
+    pull = partial(pull_back, parameters, starts_of(parameters), recipe.pull) if recipe.pull else None
     optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     memories: list[Memory] = []
@@ -105,7 +114,7 @@ def train_locally(
         total = 0.0
         for part, last in _micro_batches(chosen, plan.micro_batch):
             x, y = batches(part)
-            step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm)
+            step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, pull)
             # With a state, a first step, which has none to start from, may hold other bytes.
             shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
             if (memories or not audited) and plan.fixed and shape in known:

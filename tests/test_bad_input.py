@@ -21,6 +21,18 @@ NAMES = [
     (["--ray-address", "127.0.0.1:6379"], "--runtime ray"),
     (["--device", "tpu"], "tpu"),
     (["--device", "cuda:99"], "cuda:99"),
+    (["--strategy", "fedadm"], "did you mean 'fedadam'"),
+    (["--strategy", ""], "unknown strategy ''"),
+    (["--strategy", "fedadam:etta=0.1"], "did you mean 'eta'"),
+    (["--strategy", "fedprox:mu=0.1"], "allowed are proximal_mu"),
+    (["--strategy", "median:beta=0.1"], "no settings"),
+    (["--privacy", "local_pd"], "did you mean 'local_dp'"),
+    (["--privacy", "none:epsilon=1"], "no settings"),
+    (["--privacy", "local_dp:epsilom=1"], "did you mean 'epsilon'"),
+    (["--faults", "dorp=0.1"], "did you mean 'drop'"),
+    (["--faults", "always"], "key=value"),
+    (["--fault", "drop=0.1"], "did you mean '--faults'"),
+    (["--dedline", "10"], "did you mean '--deadline'"),
 ]
 
 SIZES = [
@@ -79,6 +91,7 @@ NUMBERS = [
     (["--seeds", "0"], "seeds"),
     (["--seed", "4294967295", "--seeds", "2"], "seed"),
     (["--calibration", "0"], "calibration"),
+    *[(["--deadline", bad], "deadline") for bad in ("0", "-1", "nan", "inf", "soon")],
     (["--max-examples", "0"], "max-examples"),
     (["--max-examples", "50"], "at most"),
     (["--max-test-examples", "0"], "max-test-examples"),
@@ -115,6 +128,34 @@ SETTINGS = [
     (["--partition", "shards:per_client=0"], "per_client"),
     (["--partition", "shards:per_client=1.5"], "1.5"),
     (["--partition", "iid:alpha=1"], "no settings"),
+    *[
+        (["--strategy", f"fedadam:{name}={bad}"], name)
+        for name in ("eta", "tau")
+        for bad in ("0", "-1", "nan", "inf", "1e9")
+    ],
+    *[(["--strategy", f"fedyogi:{name}={bad}"], name) for name in ("beta_1", "beta_2") for bad in ("1", "-0.1", "nan")],
+    *[(["--strategy", f"fedprox:proximal_mu={bad}"], "proximal_mu") for bad in ("-1", "nan", "inf", "much")],
+    (["--strategy", "fedavgm:server_learning_rate=0"], "server_learning_rate"),
+    (["--strategy", "fedavgm:server_momentum=1"], "server_momentum"),
+    (["--strategy", "fedadagrad:eta=0"], "eta"),
+    *[(["--strategy", f"trimmed_mean:beta={bad}"], "beta") for bad in ("0.5", "-0.1", "nan")],
+    *[
+        (["--privacy", f"local_dp:{name}={bad}"], name)
+        for name in ("epsilon", "delta", "clipping_norm")
+        for bad in ("0", "nan")
+    ],
+    (["--privacy", "local_dp:delta=1"], "delta"),
+    (["--privacy", "local_dp:sensitivity=-1"], "sensitivity"),
+    *[
+        (["--faults", f"{name}={bad}"], name)
+        for name in ("drop", "slow", "corrupt")
+        for bad in ("-0.1", "1.1", "nan", "some")
+    ],
+    (["--faults", "drop=0.5,slow=0.4,corrupt=0.2"], "add up to 1"),
+    (["--faults", "slow=0.1,lag=0"], "lag"),
+    (["--faults", "drop=0.1,drop=0.2"], "twice"),
+    (["--faults", "slow=0.1,deadline=5"], "--deadline SECONDS"),
+    (["--faults", ""], "drop=0.1"),
 ]
 
 FLAGS = [

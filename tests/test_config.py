@@ -129,6 +129,10 @@ settings = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "out": st.none() | st.just("runs/x"),
         "partition": st.text(max_size=20),
+        "strategy": st.sampled_from(["fedavg", "fedadam:eta=0.30,tau=1e-05", "trimmed_mean:beta=0.1"]),
+        "privacy": st.sampled_from(["none", "local_dp", "local_dp:clipping_norm=2,sensitivity=1,epsilon=8,delta=0.001"]),
+        "faults": st.sampled_from(["none", "drop=0.1", "drop=0.1,slow=0.05,corrupt=0.01,lag=3"]),
+        "deadline": st.none() | st.floats(1e-300, 1e300),
         "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
     },
 )

@@ -12,7 +12,7 @@ from fedact import flower_app
 from fedact.config import Config, make_config
 from fedact.errors import ConfigError
 from fedact.fleet import Fleet, exchange
-from fedact.flower_app import NODE_WAIT, REPLY_TIMEOUT, RESUME, client_app, read_run_config, run, run_config_keys
+from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
 from fedact.local_grid import RUN_ID, LocalGrid
 from fedact.node import digest, held_starts, keep_start, own_config, read_node
 from fedact.plans import Plan
@@ -54,7 +54,7 @@ def holder(partition, partitions, **settings):
 
 def settings_of(**given):
     defaults = dict.fromkeys(run_config_keys(), "")
-    return {**defaults, NODE_WAIT: 0.1, REPLY_TIMEOUT: 60, **{k: v for k, v in SMALL.items() if k != NODE_WAIT}, **given}
+    return {**defaults, NODE_WAIT: 0.1, **{k: v for k, v in SMALL.items() if k != NODE_WAIT}, **given}
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_node_that_says_nonsense_is_one_line_and_its_partition_a_failed_row(co
 
 def test_a_node_that_never_answers_is_a_failed_row_and_a_spare_takes_its_place(tmp_path):
     nodes = Nodes(holder(0, 2), holder(1, 2), holder(1, 2))
-    settings = settings_of(clients=2, rounds=2, out=str(tmp_path / "run"), **{REPLY_TIMEOUT: 5})
+    settings = settings_of(clients=2, rounds=2, out=str(tmp_path / "run"), deadline=5)
     answer = nodes.reply
 
     def lose_the_second_after_its_query(message):
@@ -260,5 +260,5 @@ def test_what_no_node_of_this_app_says_is_left_out(caplog):
     nodes = Nodes(holder(0, 1))
     nodes.reply = lambda message: Message(RecordDict({"node": ConfigRecord({"partition": "first"})}), reply_to=message)
     with caplog.at_level(logging.WARNING):
-        assert Fleet(nodes, 1, 60).look() == 0
+        assert Fleet(nodes, 1).look() == 0
     assert "answers as no node of this app does" in caplog.text

@@ -9,9 +9,12 @@ import pytest
 
 import fedact
 from fedact import server
+from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
+from fedact.privacy import PRIVACY
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
+from fedact.strategies import STRATEGIES
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "160", "--max-test-examples", "40", "--width", "0.25",
@@ -174,7 +177,7 @@ def test_mixed_budgets_skip_and_shrink_as_they_must(tmp_path):
 def test_each_tensor_is_the_mean_over_the_clients_that_trained_it():
     import torch
 
-    mean = server.RunningMean()
+    mean = RunningMean()
     mean.add({"deep": torch.tensor([1.0]), "head": torch.tensor([1.0])}, weight=1)
     mean.add({"head": torch.tensor([4.0])}, weight=2)
     over = mean.over({"deep": torch.tensor([9.0]), "head": torch.tensor([9.0]), "nobody": torch.tensor([9.0])})
@@ -233,6 +236,12 @@ def test_the_list_shows_every_table(capsys):
     for entry in METHODS.values():
         assert all(f"{field.name}=" in shown for field in dataclasses.fields(entry))
         assert entry.source.split()[0] in shown
+    for table in (STRATEGIES, PRIVACY):
+        for name, rule in table.items():
+            assert name in shown
+            assert all(f"{field.name}=" in shown for field in dataclasses.fields(rule))
+            assert rule.source.split()[0] in shown
+    assert "corrupt=0" in shown
 
 
 def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():

@@ -101,7 +101,7 @@ def test_a_node_that_disappears_is_a_failed_row_and_one_in_its_place_goes_on(ope
         open_fleet.node("third", node.format(1))
 
     threading.Thread(target=pull_the_plug, daemon=True).start()
-    open_fleet.run(clients=2, rounds=4, out=str(tmp_path / "run"), **{"reply-timeout": 20})
+    open_fleet.run(clients=2, rounds=4, out=str(tmp_path / "run"), deadline=20)
     clients = fedact.load_run(tmp_path / "run").clients
     lost = clients[clients["client"] == 1]
     assert lost["status"].tolist()[0] == "ok"

@@ -1,0 +1,118 @@
+"""Simulated faults: clients that vanish, lag or send damaged updates, drawn from the run's seed; nothing really sleeps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fedact.bounds import above, within
+from fedact.errors import ConfigError
+from fedact.seeds import Purpose, generator
+from fedact.spec import fill, written_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = dict[str, "Tensor"]
+Kind = Literal["drop", "slow", "corrupt"]
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of clients that vanish (drop), come late by lag seconds on average (slow), or send a damaged update (corrupt).
+
+    A client has one fault at most in a round. Delays are exponentially distributed.
+    """
+
+    drop: float = 0.0
+    slow: float = 0.0
+    corrupt: float = 0.0
+    lag: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("drop", "slow", "corrupt"):
+            within("faults", name, getattr(self, name), 0, 1)
+        above("faults", "lag", self.lag)
+        # Shares such as 0.6, 0.3 and 0.1 need not add up to 1 exactly.
+        if (total := self.drop + self.slow + self.corrupt) > 1 + 1e-9:
+            raise ConfigError(f"faults: drop, slow and corrupt add up to 1 at most, not {total:g}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one client in one round: the kind, its lag in seconds if it is slow, and its damage if corrupt.
+
+    place: in [0, 1), which of its tensors is damaged.
+    """
+
+    kind: Kind
+    lag: float
+    damage: str
+    place: float
+
+    def loss(self, deadline: float | None) -> str | None:
+        """Return why the client's part in the round is lost, None where an update comes, in time, damaged or not."""
+        if self.kind == "drop":
+            return "no reply: the client vanished (simulated)"
+        if self.kind == "slow" and deadline is not None and self.lag > deadline:
+            return f"{self.lag:.1f} s of simulated lag, over the deadline of {deadline:g} s"
+        return None
+
+
+def make_faults(text: str) -> Faults:
+    """Return the faults behind ``key=value,...`` or ``none``; raises ConfigError for what is no such thing."""
+    if text.strip() == "none":
+        return Faults()
+    written = written_settings(text, text)
+    if not written:
+        raise ConfigError(f"faults are written drop=0.1,slow=0.05,corrupt=0.01 or none, not {text!r}")
+    if "deadline" in written:
+        raise ConfigError("the deadline of a round is --deadline SECONDS, for simulated lag and real replies alike")
+    return fill(Faults, "faults", written, text)
+
+
+def drawn(faults: Faults, seed: int, number: int, client: int) -> Fault | None:
+    """Return a client's fault in a round: the same for every method and in every runtime.
+
+    One number says whether and of which kind, so that a client hit at some rates is hit at higher ones too.
+    """
+    random = generator(seed, Purpose.FAULTS, number, client)
+    hit, lag, place = random.random(), random.exponential(faults.lag), random.random()
+    damage = list(DAMAGES)[random.integers(len(DAMAGES))]
+    kinds: tuple[tuple[Kind, float], ...] = (("drop", faults.drop), ("slow", faults.slow), ("corrupt", faults.corrupt))
+    for kind, share in kinds:
+        if hit < share:
+            return Fault(kind, lag, damage, place)
+        hit -= share
+    return None
+
+
+def damaged(tensors: Tensors, damage: str, name: str) -> Tensors:
+    """Return an update with damage of a kind done to one of its tensors."""
+    return DAMAGES[damage](tensors, name)
+
+
+def _not_finite(tensors: Tensors, name: str) -> Tensors:
+    broken = tensors[name].clone()
+    broken.view(-1)[0] = float("nan")
+    return {**tensors, name: broken}
+
+
+def _misshapen(tensors: Tensors, name: str) -> Tensors:
+    return {**tensors, name: tensors[name].unsqueeze(0)}
+
+
+def _missing(tensors: Tensors, name: str) -> Tensors:
+    return {other: tensor for other, tensor in tensors.items() if other != name}
+
+
+def _extra(tensors: Tensors, name: str) -> Tensors:
+    return {**tensors, f"{name}.extra": tensors[name]}
+
+
+DAMAGES: dict[str, Callable[[Tensors, str], Tensors]] = {
+    "nan": _not_finite,
+    "shape": _misshapen,
+    "missing": _missing,
+    "extra": _extra,
+}
+"""The one table of damages that a corrupt client's update may take."""

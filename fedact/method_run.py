@@ -1,0 +1,118 @@
+"""One method's way through the rounds: its plans, who trains, what may go wrong, and the row of each client."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from fedact.config import Config
+from fedact.errors import BadReply, NoReply
+from fedact.experiment import Experiment
+from fedact.faults import Fault, Faults, drawn, make_faults
+from fedact.plans import Plan
+from fedact.records import Row, RunFolder
+from fedact.replanning import PlanBook
+from fedact.seeds import Purpose, generator
+from fedact.surgery import apply, trained_parameters
+
+OnRound = Callable[[Row, list[Row]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MethodRun:
+    """What every round of a method needs and none changes.
+
+    trained: the names of the tensors that a plan trains, once they are known.
+    """
+
+    method: str
+    config: Config
+    experiment: Experiment
+    experiment_key: str
+    book: PlanBook
+    folder: RunFolder
+    on_round: OnRound
+    trained: dict[Plan, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def budgets(self) -> tuple[int | None, ...]:
+        return self.config.client_budgets()
+
+    @cached_property
+    def faults(self) -> Faults:
+        return make_faults(self.config.faults)
+
+    def key_of(self, client: int, number: int) -> str:
+        return self.book.key(self.budgets[client], number)
+
+    def plan_of(self, client: int, number: int) -> Plan:
+        return self.book.plans[self.key_of(client, number)]
+
+    @cached_property
+    def deepest_plan(self) -> Plan | None:
+        """The first plan that trains the most layers, None where every client is skipped."""
+        plans = [plan for plan in self.book.plans.values() if plan.status != "skipped"]
+        return max(plans, key=lambda plan: plan.layers, default=None)
+
+    def chosen_clients(self, number: int) -> list[int]:
+        """Return who trains in a round: drawn from our own seeds, the same for every method."""
+        count = max(1, round(self.config.sample_fraction * self.config.clients))
+        random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
+        return sorted(int(client) for client in random.choice(self.config.clients, count, replace=False))
+
+    def names_of(self, plan: Plan) -> list[str]:
+        """Return the names of the tensors that a plan trains."""
+        if plan not in self.trained:
+            self.trained[plan] = list(trained_parameters(apply(self.experiment.model_with({}), plan)))
+        return self.trained[plan]
+
+    def examples_of(self, client: int) -> int:
+        """Return on how many examples a client trains."""
+        return len(self.experiment.parts[client][0])
+
+    def fault_of(self, client: int, number: int) -> Fault | None:
+        """Return the simulated fault of a client in a round."""
+        return drawn(self.faults, self.config.seed, number, client)
+
+    def start(self) -> dict[str, Tensor]:
+        """Return the start of every tensor that some plan trains."""
+        names = {name for plan in self.book.plans.values() for name in self.names_of(plan)}
+        return {name: tensor for name, tensor in self.experiment.start.items() if name in names}
+
+    def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
+        """Return a client's row of a round; what was not measured stays null."""
+        plan = self.plan_of(client, number)
+        return {
+            "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
+            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": self.key_of(client, number),
+            "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
+            "num_examples": self.examples_of(client), **figures,
+        }  # fmt: skip
+
+    def lost(self, number: int, client: int) -> Row | None:
+        """Return the row of a client that is sent no order: it can do nothing, vanishes, or would come too late."""
+        plan, fault = self.plan_of(client, number), self.fault_of(client, number)
+        if plan.status == "skipped":
+            return self.row(number, client, "skipped", plan.reason, seconds=0.0)
+        reason = fault.loss(self.config.deadline) if fault else None
+        return self.row(number, client, "failed", reason, fault=fault.kind) if fault and reason else None
+
+    def answered(self, number: int, client: int, figures: Row) -> Row:
+        """Return the row of a client whose update counts; simulated lag is added to its seconds."""
+        plan, fault = self.plan_of(client, number), self.fault_of(client, number)
+        if fault is None:
+            return self.row(number, client, plan.status, plan.reason) | figures
+        lag = fault.lag if fault.kind == "slow" else 0.0
+        story = f"{lag:.1f} s of simulated lag"
+        reason = f"{plan.reason}; {story}" if plan.reason else story
+        return (
+            self.row(number, client, plan.status, reason, fault=fault.kind) | figures | {"seconds": figures["seconds"] + lag}
+        )
+
+    def failed(self, number: int, client: int, error: NoReply) -> Row:
+        """Return the row of a client whose reply was none; a simulated fault counts where it was what is wrong."""
+        fault = self.fault_of(client, number)
+        kind = fault.kind if fault and fault.kind == "corrupt" and isinstance(error, BadReply) else None
+        return self.row(number, client, "failed", str(error), fault=kind, traceback=error.traceback)

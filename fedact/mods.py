@@ -1,0 +1,85 @@
+"""What stands between a client's training and its reply, as Flower's mods: the first one sees the reply last."""
+
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.mod import LocalDpMod
+
+from fedact.faults import damaged
+from fedact.privacy import LocalDp, make_privacy
+from fedact.replies import FAILURE
+from fedact.seeds import Purpose, generator, numpy_seed
+
+Train = Callable[[Message, Context], Message]
+
+
+def caught(message: Message, context: Context, train: Train) -> Message:
+    """Reply with the reason and the traceback of an exception: Flower's runtimes pass on its text alone, or nothing."""
+    try:
+        return train(message, context)
+    except Exception as error:
+        said = ConfigRecord({"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+        return Message(RecordDict({FAILURE: said}), reply_to=message)
+
+
+def corrupted(message: Message, context: Context, train: Train) -> Message:
+    """Damage the update of a client that the order says is corrupt, so that the server really has to find it out."""
+    reply, order = train(message, context), message.content["config"]
+    if damage := str(order.get("damage", "")):
+        tensors = damaged(_arrays(reply).to_torch_state_dict(), damage, str(order["damaged"]))
+        reply.content["arrays"] = ArrayRecord(tensors)
+    return reply
+
+
+def private(message: Message, context: Context, train: Train) -> Message:
+    """Clip the update and add noise to it, as the order says.
+
+    The noise of a simulation follows from its seed, which the server knows; an order without one leaves it to the device.
+    Raises ValueError for an update of nothing but zeros, which Flower's mod cannot clip.
+    """
+    reply, order = train(message, context), message.content["config"]
+    rule = make_privacy(str(order["privacy"]))
+    if not isinstance(rule, LocalDp):
+        return reply
+    received, sent = message.content["arrays"], _arrays(reply)
+    assert isinstance(received, ArrayRecord)
+    # The mod compares all that was received with all that is sent: it is shown no more than what this client trains.
+    trained = ArrayRecord({name: received[name] for name in sent})
+    if all(trained[name].data == sent[name].data for name in sent):
+        raise ValueError("training changed nothing: an update of nothing but zeros cannot be clipped")
+    asked = Message(RecordDict({"arrays": trained}), reply_to=message)
+    mod = LocalDpMod(rule.clipping_norm, rule.reach, rule.epsilon, rule.delta)
+    # The mod draws from numpy's global generator, and a run's numbers come from its own seeds.
+    with numpy_seed(_noise(order)):
+        return mod(asked, context, lambda *_: reply)
+
+
+def _noise(order: Any) -> np.random.Generator:
+    if "noise-seed" not in order:
+        return np.random.default_rng()
+    seed, number, client = (int(order[name]) for name in ("noise-seed", "round", "client"))
+    return generator(seed, Purpose.PRIVACY, number, client)
+
+
+def _arrays(reply: Message) -> ArrayRecord:
+    arrays = reply.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    return arrays
+
+
+MODS = (caught, corrupted, private)
+
+
+def guarded(train: Train) -> Train:
+    """Return a training with everything that stands between it and its reply, for apps that cannot give Flower the mods."""
+    for mod in reversed(MODS):
+        train = partial(_through, mod, train)
+    return train
+
+
+def _through(mod: Callable[[Message, Context, Train], Message], train: Train, message: Message, context: Context) -> Message:
+    return mod(message, context, train)

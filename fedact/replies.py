@@ -1,0 +1,125 @@
+"""What comes back from the clients, put in order and checked before any of it touches the model."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from torch import Tensor
+
+from fedact.errors import BadReply, NoReply
+from fedact.plans import Plan
+
+HEADER_BYTES = 4096
+"""More than an array's description ever takes."""
+FAILURE = "failure"
+"""The record of a reply that says why its client has nothing to send."""
+
+
+def in_order(replies: Iterable[Message], clients: Mapping[int, int]) -> Iterator[tuple[int, Message | None]]:
+    """Yield each client with its reply, or None where there is none, in the order of ``clients``, whatever comes first.
+
+    clients: by node. A reply that came before its turn waits; none waits where they come in order.
+    """
+    waiting: dict[int, Message] = {}
+    left = list(clients.values())
+    for reply in replies:
+        client = clients.get(reply.metadata.src_node_id)
+        if client in left:
+            waiting[client] = reply
+        while left and left[0] in waiting:
+            yield left[0], waiting.pop(left.pop(0))
+    yield from ((client, waiting.get(client)) for client in left)
+
+
+def read_reply(
+    reply: Message | None, expected: Mapping[str, Tensor], plan: Plan, examples: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a reply's tensors, and its figures with a record's field names.
+
+    expected: tensors of the names, shapes and types that the plan trains. plan: whose budget its bytes must keep. examples:
+    how many the client trains on.
+    Raises BadReply for anything else, and for what is not finite; NoReply where the client failed or did not answer.
+    """
+    if reply is None:
+        raise NoReply("no reply came before the deadline")
+    if reply.has_error():
+        raise NoReply(reply.error.reason or f"Flower's error {reply.error.code}")
+    _raise_failure(reply.content.get(FAILURE))
+    arrays, metrics = reply.content.get("arrays"), reply.content.get("metrics")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+        raise BadReply("the reply holds no tensors or no figures")
+    return _tensors(arrays, expected), _figures(metrics, plan, examples)
+
+
+def _raise_failure(record: Any) -> None:
+    if isinstance(record, ConfigRecord):
+        reason, traceback = (str(record.get(name, "")) for name in ("reason", "traceback"))
+        raise NoReply(reason or "the client failed and did not say why", traceback or None)
+
+
+def _tensors(arrays: ArrayRecord, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if missing := [name for name in expected if name not in arrays]:
+        raise BadReply(f"tensor {missing[0]!r} is missing")
+    if strange := [name for name in arrays if name not in expected]:
+        raise BadReply(f"tensor {strange[0]!r} is none that the plan trains")
+    return {name: _tensor(name, arrays[name], like) for name, like in expected.items()}
+
+
+def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
+    # Before it is read: what is too long cannot be right, and could fill the memory.
+    if len(array.data) > like.nbytes + HEADER_BYTES:
+        raise BadReply(f"tensor {name!r} has {len(array.data):,} bytes, not {like.nbytes:,}")
+    try:
+        tensor = torch.from_numpy(np.asarray(array.numpy()))
+    except Exception as error:
+        raise BadReply(f"tensor {name!r} cannot be read: {error}") from None
+    if tensor.shape != like.shape:
+        raise BadReply(f"tensor {name!r} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
+    if tensor.dtype != like.dtype:
+        raise BadReply(f"tensor {name!r} is of type {tensor.dtype}, not {like.dtype}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise BadReply(f"tensor {name!r} is not finite")
+    return tensor
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return _is_amount(value) and value <= 1
+
+
+FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num-examples": (_is_count, "a whole number"),
+    "accuracy": (_is_share, "a share"),
+    "train-loss": (_is_amount, "finite and at least 0"),
+    **{f"{name}-bytes": (_is_count, "a whole number") for name in ("saved", "state", "peak", "paper", "upload", "download")},
+    "seconds": (_is_amount, "finite and at least 0"),
+}
+"""The one table of what a reply says beside its tensors, and what it must be."""
+
+
+def _figures(metrics: MetricRecord, plan: Plan, examples: int) -> dict[str, Any]:
+    if wrong := sorted(set(FIGURES) ^ set(metrics)):
+        raise BadReply(f"figure {wrong[0]!r} is {'missing' if wrong[0] in FIGURES else 'none that a reply has'}")
+    for name, (holds, must) in FIGURES.items():
+        if not holds(metrics[name]):
+            raise BadReply(f"figure {name!r} is {_shown(metrics[name])}, and must be {must}")
+    if metrics["num-examples"] != examples:
+        raise BadReply(f"the client says it trained on {metrics['num-examples']} examples, but it has {examples}")
+    held = int(metrics[f"{plan.scope}-bytes"])  # type: ignore[arg-type]
+    if plan.budget_bytes is not None and held > plan.budget_bytes:
+        raise BadReply(f"the client says a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
+    return {name.replace("-", "_"): metrics[name] for name in FIGURES}
+
+
+def _shown(value: Any) -> str:
+    return f"a list of {len(value)}" if isinstance(value, Sequence) else str(value)

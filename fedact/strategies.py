@@ -1,0 +1,160 @@
+"""How the server makes the next model of what the clients trained: the one table of strategies and their settings.
+
+aggregation.py carries them out, through Flower's class of the name given here.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedact.bounds import above, below_one, within
+from fedact.errors import ConfigError
+from fedact.spec import build
+
+MOST = 1e6
+"""The largest rate or pull that makes any sense."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A rule for one round; its fields are its settings, named as in Flower's class.
+
+    source: the paper. flower: the class. remembers: Flower's attributes that live on from round to round, one value for each
+    entry of a tensor. keeps_updates: whether it needs every update of a round at once; the others fold each into a sum.
+    """
+
+    source: ClassVar[str]
+    flower: ClassVar[str]
+    remembers: ClassVar[tuple[str, ...]] = ()
+    keeps_updates: ClassVar[bool] = False
+
+    @property
+    def pull(self) -> float:
+        """How strongly a client is drawn back to what it received: FedProx's mu."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class FedAvg(Strategy):
+    """The mean of the updates, weighted by examples."""
+
+    source: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv 1602.05629"
+    flower: ClassVar[str] = "FedAvg"
+
+
+@dataclass(frozen=True)
+class FedProx(Strategy):
+    """FedAvg; clients add proximal_mu * (w - received w) to their gradients, before these are clipped."""
+
+    source: ClassVar[str] = "Li et al., MLSys 2020, arXiv 1812.06127"
+    flower: ClassVar[str] = "FedProx"
+    proximal_mu: float = 0.01
+
+    def __post_init__(self) -> None:
+        within("fedprox", "proximal_mu", self.proximal_mu, 0, MOST)
+
+    @property
+    def pull(self) -> float:
+        return self.proximal_mu
+
+
+@dataclass(frozen=True)
+class FedAvgM(Strategy):
+    """SGD with momentum on the server: the mean's way from the model is its gradient."""
+
+    source: ClassVar[str] = "Hsu et al., 2019, arXiv 1909.06335"
+    flower: ClassVar[str] = "FedAvgM"
+    remembers: ClassVar[tuple[str, ...]] = ("momentum_vector",)
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.5
+
+    def __post_init__(self) -> None:
+        above("fedavgm", "server_learning_rate", self.server_learning_rate, MOST)
+        below_one("fedavgm", "server_momentum", self.server_momentum)
+
+
+@dataclass(frozen=True)
+class _Adaptive(Strategy):
+    source: ClassVar[str] = "Reddi et al., ICLR 2021, arXiv 2003.00295"
+    eta: float = 0.01
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        above(name, "eta", self.eta, MOST)
+        below_one(name, "beta_1", self.beta_1)
+        below_one(name, "beta_2", self.beta_2)
+        above(name, "tau", self.tau, MOST)
+
+
+@dataclass(frozen=True)
+class FedAdam(_Adaptive):
+    """Adam on the server, with Kingma and Ba's correction for moments that start from zero."""
+
+    flower: ClassVar[str] = "FedAdam"
+    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+
+
+@dataclass(frozen=True)
+class FedYogi(_Adaptive):
+    """Yogi on the server: as Adam, but the second moment moves by no more than the newest square."""
+
+    flower: ClassVar[str] = "FedYogi"
+    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+
+
+@dataclass(frozen=True)
+class FedAdagrad(Strategy):
+    """Adagrad on the server: steps shrink as squares add up."""
+
+    source: ClassVar[str] = _Adaptive.source
+    flower: ClassVar[str] = "FedAdagrad"
+    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+    eta: float = 0.01
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        above("fedadagrad", "eta", self.eta, MOST)
+        above("fedadagrad", "tau", self.tau, MOST)
+
+
+@dataclass(frozen=True)
+class Median(Strategy):
+    """The median of the updates, entry by entry; every client counts the same."""
+
+    source: ClassVar[str] = "Yin et al., ICML 2018, arXiv 1803.01498"
+    flower: ClassVar[str] = "FedMedian"
+    keeps_updates: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Strategy):
+    """The mean without the share beta of lowest and of highest updates, entry by entry; every client counts the same."""
+
+    source: ClassVar[str] = "Yin et al., ICML 2018, arXiv 1803.01498"
+    flower: ClassVar[str] = "FedTrimmedAvg"
+    keeps_updates: ClassVar[bool] = True
+    beta: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 0.5:
+            raise ConfigError(f"trimmed_mean: beta is at least 0 and below 0.5, not {self.beta:g}")
+
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+}
+"""The one table of strategies."""
+
+
+def make_strategy(text: str) -> Strategy:
+    """Return the strategy behind ``NAME:key=value,...``; raises ConfigError for one that is not there."""
+    return build("strategy", STRATEGIES, text)
