@@ -2,6 +2,7 @@
 
 import sys
 from argparse import SUPPRESS
+from pathlib import Path
 from typing import Any
 
 from fedact.config import Config, make_config
@@ -10,7 +11,7 @@ from fedact.flags import Parser, check_file, through
 
 FIELDS = (
     "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
-    "device",
+    "device", "clients", "partition", "local_epochs", "budget", "cache_size", "threads",
 )  # fmt: skip
 LAYERS, LAYERS_ALONE = 4, 6
 METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
@@ -23,6 +24,11 @@ COUNTS = {
 }
 """Whole numbers: the default, the least, and what each says."""
 MICRO_BATCH_HELP = "take batches in micro-batches of N; the time is then the whole step's, relative to vanilla's at once"
+ROUNDS_HELP = (
+    "instead: N rounds of --clients beside a plain loop that makes the same updates, with the prefix cache and without"
+)
+STEADY = {"evaluate_every": 10**6, "replan": "never", "max_test_examples": 100}
+"""Of a fleet whose rounds are timed: training alone."""
 FILES = {
     "json": "write every figure, layer by layer, into a file",
     "figure": "draw gradient error against bytes into a PNG file",
@@ -42,6 +48,7 @@ def parser() -> Parser:
     for name, (default, _, says) in COUNTS.items():
         result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
     result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
+    result.add_argument("--rounds", type=int, metavar="N", help=ROUNDS_HELP)
     for name, says in MODES.items():
         result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
     result.add_files(FILES)
@@ -55,12 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
-    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
+    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", "rounds", *FILES, *MODES)}
     _check(options)
     config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
-    return _run(config, list(config.method) if "method" in given else None, options)
+    methods = list(config.method) if "method" in given else None
+    if (rounds := options.pop("rounds")) is not None:
+        return _run_rounds(make_config({"method": ["exact"], **given, **STEADY, "rounds": rounds + 1}), options["json"])
+    return _run(config, methods, options)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -70,12 +80,20 @@ def _check(options: dict[str, Any]) -> None:
             raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
     if options["micro_batch"] is not None and options["micro_batch"] < 1:
         raise ConfigError(f"--micro-batch is a whole number from 1, not {options['micro_batch']}")
+    if options["rounds"] is not None and options["rounds"] < 1:
+        raise ConfigError(f"--rounds is a whole number from 1, not {options['rounds']}")
     check_file("json", options["json"])
     check_file("figure", options["figure"], ".png")
     for other in ("sweep", "figure", "micro_batch"):
         if options["equal_cosine"] and options[other]:
             flag = other.replace("_", "-")
             raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{flag} out")
+
+
+def _run_rounds(config: Config, file: Path | None) -> int:
+    from fedact.round_bench import run_round_bench
+
+    return run_round_bench(config, list(config.method), file)
 
 
 def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:

@@ -1,0 +1,115 @@
+"""What a round of a fleet costs beside a plain PyTorch loop that makes the same updates, round by round in turn."""
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from fedact.averaging import RunningMean
+from fedact.client import recipe
+from fedact.config import Config
+from fedact.data import Loader
+from fedact.experiment import Experiment
+from fedact.records import Row, RunFolder, write_whole
+from fedact.report import listing
+from fedact.runtime import Simulation
+from fedact.seeds import Purpose, generator
+from fedact.surgery import apply, restore, trained_parameters
+from fedact.training import Recipe
+
+UNSTEADY = 2
+"""Rounds that are not timed: evaluation alone, then what is measured and kept once."""
+
+
+@dataclass(eq=False)
+class Race:
+    """A fleet and a plain loop, which take a round in turn; seconds: of each timed round, the fleet's and the loop's."""
+
+    experiment: Experiment
+    model: nn.Module
+    names: set[str]
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def on_round(self, row: Row, _: list[Row]) -> None:
+        """Take the fleet's time, and let the loop make the same round."""
+        fleet = time.perf_counter() - self.started
+        begun = time.perf_counter()
+        plain_round(self.experiment, self.model, self.names, row["round"])
+        if row["round"] >= UNSTEADY:
+            self.seconds.append((fleet, time.perf_counter() - begun))
+        self.started = time.perf_counter()
+
+
+def run_round_bench(config: Config, methods: list[str], file: Path | None) -> int:
+    """Time the rounds of a fleet, with the prefix cache and without, print the table and write the file."""
+    figures = [_raced(config.model_copy(update={"method": (name,)}), size) for name in methods for size in _sizes(config)]
+    rows = [
+        (str(row["method"]), str(row["cache"]), f"{row['fleet']:.2f}", f"{row['plain']:.2f}", f"{row['ratio']:.2f}")
+        for row in figures
+    ]
+    title = f"Seconds of a round, {config.clients} clients, batch {config.batch_size} (medians of rounds taken in turn)"
+    Console().print(listing(title, ("method", "prefix cache", "fedact", "plain PyTorch", "ratio"), rows))
+    if file:
+        write_whole(file, json.dumps({"config": config.model_dump(mode="json"), "rounds": figures}, indent=1) + "\n")
+    return 0
+
+
+def _sizes(config: Config) -> list[str]:
+    return list(dict.fromkeys([config.cache_size, "none"]))
+
+
+def _raced(config: Config, size: str) -> Row:
+    """Return the median seconds of a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        simulation = Simulation(config.model_copy(update={"cache_size": size}), RunFolder(Path(folder)))
+        simulation.open_folder()
+        experiment, (method,) = simulation.experiment, simulation.methods
+        model = copy.deepcopy(experiment.model_with({}))
+        (plan,) = simulation.plans[method].values()
+        names = set(trained_parameters(apply(model, plan)))
+        race = Race(experiment, restore(model), names)
+        simulation.run(race.on_round)
+    fleet, plain = (median(times) for times in zip(*race.seconds, strict=True))
+    ratio = median(one / other for one, other in race.seconds)
+    return {"method": method, "cache": size, "fleet": fleet, "plain": plain, "ratio": ratio}
+
+
+def plain_round(experiment: Experiment, model: nn.Module, names: set[str], number: int) -> dict[str, Tensor]:
+    """Return the mean of what every client trains in a round, from the start, in plain PyTorch."""
+    mean = RunningMean()
+    for client, (own, _) in enumerate(experiment.parts):
+        model.load_state_dict(experiment.start)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        random = generator(experiment.config.seed, Purpose.LOCAL_TRAINING, number, client)
+        loader = Loader(experiment.train.take(own), experiment.preprocessing, experiment.config.device)
+        _train(model, loader, recipe(experiment.config, number), random)
+        mean.add({name: p.detach() for name, p in model.named_parameters() if name in names}, len(own))
+    return mean.over(experiment.start)
+
+
+def _train(model: nn.Module, loader: Loader, how: Recipe, random: np.random.Generator) -> None:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, how.lr, how.momentum, weight_decay=how.weight_decay)
+    for x, y in _batches(loader, how, random):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, how.clip_norm)
+        optimizer.step()
+
+
+def _batches(loader: Loader, how: Recipe, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    for _ in range(how.local_epochs):
+        order = random.permutation(len(loader))
+        yield from map(loader, np.split(order, range(how.batch_size, len(order), how.batch_size)))
