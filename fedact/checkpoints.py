@@ -1,37 +1,62 @@
-"""Weights on disk: safetensors, whole or not at all."""
+"""Weights on disk: safetensors, whole or not at all, and looked at before they are used."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
+from fedact.disk import make_folder, write_whole
 from fedact.errors import ConfigError
+
+__all__ = ["check_fit", "load", "load_like", "make_folder", "save"]
 
 
 def save(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors under another name first, so that the file is never half-written."""
+    """Write the tensors; the file is never half-written."""
     make_folder(file.parent)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(file)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder; raises ConfigError where it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} may not be written to")
+    write_whole(file, as_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def load(file: Path) -> dict[str, Tensor]:
-    """Return a file's tensors; raises ConfigError where it is missing or broken."""
+    """Return a file's tensors; raises ConfigError where it is missing or broken, or holds numbers that are not finite."""
+    tensors = _read(file)
+    _check_finite(tensors, file)
+    return tensors
+
+
+def load_like(file: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file's tensors in the order of ``like``.
+
+    Raises ConfigError where they are not of its names, sizes and types, beside what ``load`` refuses.
+    """
+    tensors = _read(file)
+    check_fit(tensors, like, f"checkpoint {file}")
+    _check_finite(tensors, file)
+    return {name: tensors[name] for name in like}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"checkpoint {file} cannot be read: {error}") from None
+    except Exception as error:  # whatever reading raises, the file is broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"checkpoint {file} cannot be read: {reason}") from None
+
+
+def _check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(f"checkpoint {file} holds numbers that are not finite, in {name}")
+
+
+def check_fit(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> None:
+    """Raise ConfigError where the tensors have other names, sizes or types than those of ``like``."""
+    if other := sorted(tensors.keys() ^ like.keys()):
+        raise ConfigError(f"{what} is of another model or plan: it has too many or too few tensors, the first {other[0]}")
+    for name, tensor in tensors.items():
+        own = like[name]
+        if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+            given, due = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own))
+            raise ConfigError(f"{what} is of another model or plan: {name} is {given}, not {due}")

@@ -17,13 +17,14 @@ from fedact.bench_report import cost_table, gradient_table, least_table, ratio_t
 from fedact.compression import make_method, method_name, published
 from fedact.config import Config
 from fedact.data import Loader
+from fedact.disk import write_whole
 from fedact.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
 from fedact.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment, prepare
 from fedact.families import families, swept
 from fedact.measurement import YARDSTICK, installed, measure_methods
-from fedact.records import write_whole
+from fedact.plots import png
 from fedact.seeds import Purpose, generator
 
 ALONE = {"clients": 1, "partition": "iid"}
@@ -63,7 +64,7 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     _show(cost_table(title, found, options.micro_batch), gradient_table(found))
     _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
     if options.figure:
-        error_against_bytes(title, found).savefig(options.figure, dpi=150)
+        write_whole(options.figure, png(error_against_bytes(title, found)))
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from fedact.budgets import parse_budget
 from fedact.config import Config
 from fedact.data import Loader
+from fedact.disk import write_whole
 from fedact.experiment import SMALL_RESOLUTION, Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.models import SCALABLE
@@ -20,9 +21,9 @@ from fedact.plan_costs import parts, step_time
 from fedact.plan_plots import plans_against_budget
 from fedact.plan_report import kept_table, title
 from fedact.plan_summary import Findings, held, summary
-from fedact.planning import calibration_batch, canonical_methods, plan_for, plan_key, plans_json
-from fedact.plans import Plan
-from fedact.records import write_whole
+from fedact.planning import calibration_batch, canonical_methods, plan_for
+from fedact.plans import Plan, plan_key, plans_json
+from fedact.plots import png
 from fedact.replay import Batch
 from fedact.seeds import Purpose, generator
 from fedact.surgery import convolutions
@@ -71,9 +72,8 @@ def show_plans(config: Config, options: Options) -> int:
         write_whole(options.json, plans_json(plans))
     if options.figure:
         ladders = _ladders(make, methods, budgets)
-        plans_against_budget(title(experiment.config), ladders, [size for size in budgets if size]).savefig(
-            options.figure, dpi=150
-        )
+        figure = plans_against_budget(title(experiment.config), ladders, [size for size in budgets if size])
+        write_whole(options.figure, png(figure))
     return 0
 
 

@@ -1,8 +1,6 @@
 """The plans of a run: made by the server for every distinct budget, from its own examples, and made again when they age."""
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,12 +13,8 @@ from fedact.data import Loader
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment
 from fedact.planner import expected_error, make_plan
-from fedact.plans import Plan
-from fedact.records import Row
+from fedact.plans import Plan, Plans, plan_key, read_key
 from fedact.surgery import apply, calibrate, states
-
-Plans = dict[str, Plan]
-"""The plans of one method, by their keys in plans.json."""
 
 TOLERANCE = 1.25
 """A plan whose gradient error has grown to more than so many times the planned one is made again."""
@@ -95,12 +89,17 @@ def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
     return loader(np.resize(np.arange(len(loader)), experiment.config.batch_size))
 
 
+def is_calibrated(plan: Plan) -> bool:
+    """Return whether a method of the plan finds its state once, on the server's own examples."""
+    return any(make_method(kept.method).calibrated for kept in plan.kept)
+
+
 def calibrated_states(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the states that the plan's methods find once, on the server's own examples; most methods have none.
 
     tensors: what clients had trained when the plan was made.
     """
-    if not any(make_method(kept.method).calibrated for kept in plan.kept):
+    if not is_calibrated(plan):
         return {}
     model = calibrate(apply(experiment.model_with(tensors or {}), plan), calibration_batch(experiment)[0])
     return {name: tensor.cpu() for name, tensor in states(model).items()}
@@ -119,39 +118,7 @@ def canonical_methods(config: Config) -> list[str]:
     return names
 
 
-def plan_key(budget: int | None, number: int = 1) -> str:
-    """Return the name in plans.json of a budget's plan: "512000" of the first one, "512000@4" of one made before round 4."""
-    name = "none" if budget is None else str(budget)
-    return name if number <= 1 else f"{name}@{number}"
-
-
-def read_key(key: str) -> tuple[int | None, int]:
-    """Return the budget and the first round behind ``plan_key``; raises ConfigError for what is no key."""
-    match = re.fullmatch(r"(none|\d+)(?:@([2-9]|[1-9]\d+))?", key)
-    if match is None:
-        raise ConfigError(f"{key!r} names no plan: it is a budget in bytes or none, with @ROUND where it was made again")
-    return None if match[1] == "none" else int(match[1]), int(match[2] or 1)
-
-
 def current_key(plans: Plans, budget: int | None, number: int) -> str:
     """Return the key of the plan that a budget has in a round: the last one made for it until then."""
     first_rounds = [first for size, first in map(read_key, plans) if size == budget and first <= max(number, 1)]
     return plan_key(budget, max(first_rounds))
-
-
-def plans_json(plans: dict[str, Plans]) -> str:
-    """Return plans.json: by method, and by budget in bytes with the round where one was made again."""
-    by_method = {
-        method: {key: json.loads(plan.to_json()) for key, plan in by_key.items()} for method, by_key in plans.items()
-    }
-    return json.dumps(by_method, indent=1) + "\n"
-
-
-def plans_from_json(by_method: dict[str, dict[str, Row]]) -> dict[str, Plans]:
-    """Return the plans behind ``plans_json``; raises ConfigError for what is no plan, or has another's key."""
-    plans = {m: {key: Plan.from_json(json.dumps(plan)) for key, plan in by.items()} for m, by in by_method.items()}
-    for by_key in plans.values():
-        for key, plan in by_key.items():
-            if read_key(key)[0] != plan.budget_bytes:
-                raise ConfigError(f"the plan {key!r} is for {plan.budget_bytes} bytes")
-    return plans

@@ -1,16 +1,19 @@
 """A plan: what a client does under its budget, as a frozen value that is JSON outside."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedact.errors import ConfigError
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 """A number of bytes, examples or layers."""
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class Kept:
     expected_error: what keeping it so adds to the plan's own; None where it was not measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     name: str
     shape: tuple[Count, ...]
     method: str
     cap_bytes: Count
-    expected_error: float | None = None
+    expected_error: Measure | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Plan:
     where none was asked for.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     method: str
     status: Literal["ok", "head-only", "skipped"]
@@ -65,8 +68,8 @@ class Plan:
     reason: str | None = None
     least_bytes: Count | None = None
     prefix_chunk: Count = 0
-    expected_error: float | None = None
-    slowdown: float | None = None
+    expected_error: Measure | None = None
+    slowdown: Measure | None = None
 
     @property
     def error_per_layer(self) -> float | None:
@@ -81,11 +84,62 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Return the plan behind ``to_json``; raises ConfigError where the text is no plan."""
         try:
-            return _reader().validate_json(text)
+            return _sensible(_reader().validate_json(text))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
+
+
+Plans = dict[str, Plan]
+"""The plans of one method, by their keys in plans.json."""
+
+
+def plan_key(budget: int | None, number: int = 1) -> str:
+    """Return the name in plans.json of a budget's plan: "512000" of the first one, "512000@4" of one made before round 4."""
+    name = "none" if budget is None else str(budget)
+    return name if number <= 1 else f"{name}@{number}"
+
+
+def read_key(key: str) -> tuple[int | None, int]:
+    """Return the budget and the first round behind ``plan_key``; raises ConfigError for what is no key."""
+    match = re.fullmatch(r"(none|[0-9]{1,19})(?:@([2-9]|[1-9][0-9]{1,9}))?", key)
+    if match is None:
+        raise ConfigError(f"{key!r} names no plan: it is a budget in bytes or none, with @ROUND where it was made again")
+    return None if match[1] == "none" else int(match[1]), int(match[2] or 1)
+
+
+def plans_json(plans: dict[str, Plans]) -> str:
+    """Return plans.json: by method, and by budget in bytes with the round where one was made again."""
+    by_method = {
+        method: {key: json.loads(plan.to_json()) for key, plan in by_key.items()} for method, by_key in plans.items()
+    }
+    return json.dumps(by_method, indent=1) + "\n"
+
+
+def plans_from_json(by_method: Any) -> dict[str, Plans]:
+    """Return the plans behind ``plans_json``; raises ConfigError for what is no plan, or has another's key."""
+    if not isinstance(by_method, Mapping) or not all(isinstance(by_key, Mapping) for by_key in by_method.values()):
+        raise ConfigError("it holds no plans by method and budget")
+    plans = {m: {key: Plan.from_json(json.dumps(plan)) for key, plan in by.items()} for m, by in by_method.items()}
+    for by_key in plans.values():
+        for key, plan in by_key.items():
+            budget, first = read_key(key)
+            if (budget, key) != (plan.budget_bytes, plan_key(budget, first)):
+                raise ConfigError(f"the plan {key!r} is for {plan.budget_bytes} bytes")
+    return plans
+
+
+def _sensible(plan: Plan) -> Plan:
+    """Return the plan, or raise ConfigError where it trains on nothing or over its budget."""
+    if plan.status == "skipped":
+        return plan
+    if not 1 <= plan.micro_batch <= plan.batch_size:
+        raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
+    held = plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
+    if plan.budget_bytes is not None and (held is None or held > plan.budget_bytes):
+        raise ConfigError(f"not a plan: it holds {held} {plan.scope} bytes of {plan.budget_bytes}")
+    return plan
 
 
 @cache

@@ -1,6 +1,7 @@
 """Figures of a run: functions that take data and return a Figure."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedact.disk import write_whole
 from fedact.records import Run
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -81,8 +83,15 @@ def save_figures(run: Run, folder: Path) -> list[Path]:
     """Draw every figure into a folder and return the files."""
     files = [folder / f"{name}.png" for name in FIGURES]
     for file, draw in zip(files, FIGURES.values(), strict=True):
-        draw(run).savefig(file, dpi=150)
+        write_whole(file, png(draw(run)))
     return files
+
+
+def png(figure: Figure) -> bytes:
+    """Return the bytes of a figure's PNG file."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def error_scale(axes: Axes) -> None:

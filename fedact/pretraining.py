@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fedact import checkpoints
 from fedact.data import Examples, Loader, Preprocessing
+from fedact.disk import sweep
 from fedact.errors import ConfigError
 
 
@@ -30,6 +32,8 @@ class PretrainingRecipe:
 log = logging.getLogger(__name__)
 
 RECIPE = PretrainingRecipe()
+AN_HOUR = 3600
+"""Another process may be writing in the cache, but no write takes as long as this."""
 
 
 def pretrained(
@@ -45,11 +49,11 @@ def pretrained(
     name: what, beside examples, preprocessing, recipe and starting weights, tells one checkpoint from another.
     """
     file = folder / f"{_fingerprint(model, name, examples, preprocessing)}.safetensors"
-    if file.exists():
-        log.info(f"pretrained weights: {file}")
-        return checkpoints.load(file)
+    if (kept := _kept(file, model)) is not None:
+        return kept
     try:
         checkpoints.make_folder(folder)
+        sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
     log.info(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
@@ -57,6 +61,19 @@ def pretrained(
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)
     return weights
+
+
+def _kept(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """Return what was kept, None where there is nothing or it is broken."""
+    if not file.exists():
+        return None
+    try:
+        kept = checkpoints.load_like(file, model.state_dict())
+    except ConfigError as error:
+        log.info(f"pretraining anew: {error}")
+        return None
+    log.info(f"pretrained weights: {file}")
+    return kept
 
 
 def _train(model: nn.Module, loader: Loader, generator: np.random.Generator) -> None:

@@ -1,32 +1,26 @@
 """A run on disk: config.toml, plans.json, records.jsonl and checkpoints. Nothing is ever half-written."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedact.disk import append_lines, cut, sweep, write_whole
 from fedact.errors import ConfigError
+from fedact.plans import plans_from_json
+from fedact.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
-CLIENT_FIELDS = (
-    "kind", "method", "seed", "round", "client", "status", "reason", "budget_bytes", "saved_bytes", "state_bytes",
-    "peak_bytes", "paper_bytes", "plan", "trained_layers", "micro_batch", "num_examples", "train_loss", "accuracy",
-    "upload_bytes", "download_bytes", "fault", "traceback", "seconds",
-)  # fmt: skip
-ROUND_FIELDS = (
-    "kind", "method", "seed", "round", "accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max",
-    "clients", "trained_by", "seconds",
-)  # fmt: skip
-_NEEDED = {"run": ("config",), "client": ("method", "seed", "round", "client"), "round": ("method", "seed", "round")}
-_FIELDS = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
+__all__ = [
+    "CLIENT_FIELDS", "ROUND_FIELDS", "Row", "Run", "RunFolder", "complete", "finished", "load_run", "read_rows",
+    "run_folders", "write_whole",
+]  # fmt: skip
 
-Row = dict[str, Any]
+_FIELDS = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -63,31 +57,57 @@ class RunFolder:
         """Return plans.json by method and budget; raises ConfigError where it is missing or broken."""
         try:
             plans = json.loads(self.plans.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.plans} cannot be read: {error}") from None
-        if not isinstance(plans, dict) or not all(isinstance(by_budget, dict) for by_budget in plans.values()):
-            raise ConfigError(f"{self.plans} holds no plans by method and budget")
-        return plans
+        try:
+            plans_from_json(plans)
+        except ConfigError as error:
+            raise ConfigError(f"{self.plans}: {error}") from None
+        return dict(plans)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append rows in one write, complete and in the order of their fields."""
         text = "".join(json.dumps(complete(row)) + "\n" for row in rows)
-        with self.records.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        if self.records.exists():
+            append_lines(self.records, text)
+        else:
+            write_whole(self.records, text)
 
     def rows(self) -> list[Row]:
-        """Return the rows of every finished round; an unfinished tail is left out."""
-        return finished(read_rows(self.records))
+        """Return the rows of every finished round; an unfinished tail is left out.
+
+        Raises ConfigError for a file that no run could have written.
+        """
+        rows = finished(read_rows(self.records))
+        check_order(rows, self.records)
+        return rows
 
     def cut_unfinished(self) -> list[Row]:
-        """Drop the rows after the last finished round from the file, and return the others."""
-        rows = self.rows()
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        if text != self.records.read_text(encoding="utf-8", errors="replace"):
-            write_whole(self.records, text)
+        """Drop what follows the last finished round from the file, and return the rows before."""
+        rows, content = self.rows(), _bytes(self.records)
+        length = sum(len(line) + 1 for line in content.split(b"\n")[: len(rows)])
+        if length < len(content):
+            cut(self.records, length)
         return rows
+
+    def sweep(self) -> None:
+        """Remove what a killed process left unfinished."""
+        sweep(self.path)
+        sweep(self.path / "checkpoints")
+
+    def prune(self, done: dict[str, int]) -> None:
+        """Remove the checkpoints of other rounds than each method's last finished one."""
+        for method, last in done.items():
+            kept = self.checkpoint(method, last)
+            for file in kept.parent.glob(f"{_slug(method)}-round-*.safetensors"):
+                if file != kept:
+                    file.unlink()
+
+    def check_links(self) -> None:
+        """Raise ConfigError where writing would lead out of the folder."""
+        for path in (self.config, self.plans, self.records, self.path / "checkpoints"):
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a link: a run is written into its own folder alone")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,33 +171,29 @@ def _finite(value: Any) -> Any:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Return the rows of a records file, up to a torn last line.
+    """Return the rows of a records file, up to a torn tail: a write without its last newline.
 
-    Raises ConfigError for a missing file, or a broken line before the last.
+    Raises ConfigError for a missing file, or a broken line in what was written whole.
     """
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     # The last piece is what follows the last newline: nothing, or a line that was never finished.
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-            rows.append({**row, **{name: row[name] for name in _NEEDED.get(row["kind"], ())}})
-        except (ValueError, TypeError, KeyError):
-            raise ConfigError(f"{file}, line {number}, is no record") from None
-    return rows
+    *lines, torn = _bytes(file).split(b"\n")
+    rows = [read_row(line) for line in lines]
+    whole = max((number for number, row in enumerate(rows, start=1) if ends_something(row)), default=0)
+    for number, row in enumerate(rows, start=1):
+        if row is None and (not torn or number <= max(whole, 1)):
+            raise ConfigError(f"{file}, line {number}, is no record")
+    until = rows.index(None) if None in rows else len(rows)
+    return [row for row in rows[:until] if row is not None]
 
 
 def finished(rows: list[Row]) -> list[Row]:
     """Return the rows up to the last one that ends something: a run's header or a round."""
-    ends = [position for position, row in enumerate(rows) if row["kind"] in ("run", "round")]
+    ends = [position for position, row in enumerate(rows) if ends_something(row)]
     return rows[: ends[-1] + 1] if ends else []
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None

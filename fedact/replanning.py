@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedact import checkpoints
+from fedact.disk import write_whole
 from fedact.experiment import Experiment
-from fedact.planning import Plans, calibrated_states, current_key, plan_key, plans_json, remake
-from fedact.plans import Plan
-from fedact.records import RunFolder, write_whole
+from fedact.plan_check import check_states
+from fedact.planning import calibrated_states, current_key, is_calibrated, remake
+from fedact.plans import Plan, Plans, plan_key, plans_json, read_key
+from fedact.records import RunFolder
 
 
 def is_due(replan: int | str, number: int) -> bool:
@@ -45,8 +47,13 @@ class PlanBook:
 
     def states(self, key: str) -> dict[str, Tensor]:
         """Return what the methods of a plan found once, when it was made."""
-        file = self.folder.states(self.method, key)
-        return checkpoints.load(file) if file.exists() else calibrated_states(self.experiment, self.plans[key])
+        plan, file = self.plans[key], self.folder.states(self.method, key)
+        # A first plan's are found again: they follow from the start alone.
+        if read_key(key)[1] == 1 or not is_calibrated(plan):
+            return calibrated_states(self.experiment, plan)
+        found = checkpoints.load(file)
+        check_states(found, plan, file)
+        return found
 
     def look(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Make the plans again that the weights have left behind, before a round, and write them down before they are used.

@@ -12,13 +12,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedact import client
 from fedact.config import Config
+from fedact.disk import write_whole
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment, shared
 from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-from fedact.planning import Plans, canonical_methods, make_plans, plan_key, plans_from_json, plans_json
+from fedact.plan_check import check_plan
+from fedact.planning import canonical_methods, make_plans
+from fedact.plans import Plans, plan_key, plans_from_json, plans_json
 from fedact.ray_runtime import RayGrid, check_ray
-from fedact.records import SCHEMA, Row, RunFolder, write_whole
+from fedact.records import RunFolder
 from fedact.replanning import PlanBook
+from fedact.rows import SCHEMA, Row
 from fedact.server import MethodRun, OnRound, run_method
 from fedact.threads import default_threads
 
@@ -55,11 +59,12 @@ class Simulation:
             for key in map(plan_key, self.config.client_budgets()):
                 if key not in plans.get(method, {}):
                     raise ConfigError(f"{self.folder.plans} lacks the plan {key!r} of {method}")
-        return plans
+            for key, plan in plans[method].items():
+                check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan {key!r} of {method}")
+        return {method: plans[method] for method in self.methods}
 
     def open_folder(self) -> None:
         """Write what stands before the first round."""
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder.config, self.config.to_toml())
         write_whole(self.folder.plans, plans_json(self.plans))
         self.folder.append([self._header()])

@@ -164,8 +164,7 @@ def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
     start = run.start()
     strategy = PartialFedAvg(run, first_round=(done or 0) + 1)
     if done is not None:
-        saved = checkpoints.load(run.folder.checkpoint(run.method, done))
-        start = {name: saved.get(name, tensor) for name, tensor in start.items()}
+        start = checkpoints.load_like(run.folder.checkpoint(run.method, done), start)
         strategy.resume(done, start)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from fedact import plots, report
 from fedact.config import Config, make_config, read_toml
+from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.errors import ConfigError
 from fedact.flags import log_to_stderr
-from fedact.records import Row, RunFolder, load_run, write_whole
+from fedact.records import Row, RunFolder, load_run
+from fedact.resuming import finished_rounds
 from fedact.runtime import OpenGrid, Simulation
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -22,12 +24,12 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
 
     open_grid: the way to the clients, by default as the config's runtime says.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
+    _check_empty(out)
     nearest = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConfigError(f"--out {out} cannot be made: {nearest} is no folder that may be written to")
-    return _run_seeds(config, out, open_grid)
+    with Locks() as locks:
+        return _run_seeds(config, out, locks, open_grid)
 
 
 def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
@@ -35,7 +37,11 @@ def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
-    return _run_seeds(make_config(read_toml(file)), out, open_grid)
+    with Locks() as locks:
+        locks.take(out)
+        RunFolder(out).check_links()
+        sweep(out)
+        return _run_seeds(make_config(read_toml(file)), out, locks, open_grid)
 
 
 def show_plans(config: Config) -> int:
@@ -49,31 +55,47 @@ def show_plans(config: Config) -> int:
     return DONE
 
 
-def _run_seeds(config: Config, out: Path, open_grid: OpenGrid | None) -> int:
+def _check_empty(out: Path) -> None:
+    """Raise ConfigError where the folder holds more than what a killed process left unfinished."""
+    if out.exists() and (not out.is_dir() or set(out.iterdir()) - set(unfinished(out))):
+        raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
+
+
+def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | None) -> int:
     log_to_stderr()
     if config.runtime == "flower" and open_grid is None:
         raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
-            worked = _run_seed(config, seed, out, console, open_grid) or worked
+            worked = _run_seed(config, seed, out, console, locks, open_grid) or worked
         return _finish(out, console, worked)
     except KeyboardInterrupt:
-        started = RunFolder(out).config.exists()
-        how = f"go on with: python -m fedact.simulate --resume {out}" if started else "nothing was written"
-        print(f"\nfedact: interrupted; {how}", file=sys.stderr)
+        print(f"\nfedact: interrupted; {_how_to_go_on(out)}", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        print(f"fedact: stopped: {' '.join(str(error).split())}; {_how_to_go_on(out)}", file=sys.stderr)
+        return FAILED
 
 
-def _run_seed(config: Config, seed: int, out: Path, console: Console, open_grid: OpenGrid | None) -> bool:
+def _how_to_go_on(out: Path) -> str:
+    started = RunFolder(out).config.exists()
+    return f"go on with: python -m fedact.simulate --resume {out}" if started else "nothing was written"
+
+
+def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Locks, open_grid: OpenGrid | None) -> bool:
     """Run what is left to do of one seed; returns False where that is nothing."""
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
-    done = _done(folder)
+    own = config.model_copy(update={"seed": seed, "seeds": 1})
+    done = _done(folder, own, locks)
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
     # Nothing is written before what a seed stands on and its plans are there.
-    simulation = Simulation(config.model_copy(update={"seed": seed, "seeds": 1}), folder)
-    _keep_config(config, out)
+    simulation = Simulation(own, folder)
+    _take_new(out, locks)
+    _keep_config(simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), out)
+    make_folder(folder.path)
+    locks.take(folder.path)
     if not folder.records.exists():
         simulation.open_folder()
     with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
@@ -81,28 +103,36 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, open_grid:
     return True
 
 
-def _keep_config(config: Config, out: Path) -> None:
-    """Keep the config of several seeds beside their folders, for --resume."""
-    if config.seeds > 1 and not RunFolder(out).config.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(RunFolder(out).config, config.model_copy(update={"out": None, "devices": None}).to_toml())
-
-
-def _done(folder: RunFolder) -> dict[str, int]:
-    """Cut an unfinished tail off the records and return each method's last finished round."""
+def _done(folder: RunFolder, config: Config, locks: Locks) -> dict[str, int]:
+    """Return each method's last finished round in a run that goes on; a new one has none."""
     if not folder.records.exists():
         return {}
-    rows = folder.cut_unfinished()
-    if not rows:
-        folder.records.unlink()
-    return {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
+    locks.take(folder.path)
+    return finished_rounds(folder, config)
+
+
+def _take_new(out: Path, locks: Locks) -> None:
+    """Keep others out of a new run's folder, and look again whether it is still empty: preparing took its time."""
+    if out not in locks.folders:
+        make_folder(out)
+        locks.take(out)
+        _check_empty(out)
+        sweep(out)
+
+
+def _keep_config(config: Config, out: Path) -> None:
+    """Keep the config of several seeds beside their folders, for --resume from any folder."""
+    if config.seeds > 1 and not RunFolder(out).config.exists():
+        write_whole(RunFolder(out).config, config.to_toml())
 
 
 def _finish(out: Path, console: Console, worked: bool) -> int:
     """Show the table, draw the figures, and tell a run with failed clients from a good one."""
     run = load_run(out)
     console.print(report.summary(run))
-    files = plots.save_figures(run, out) if worked else [out / f"{name}.png" for name in plots.FIGURES]
+    files = [out / f"{name}.png" for name in plots.FIGURES]
+    if worked or not all(file.exists() for file in files):
+        plots.save_figures(run, out)
     console.print(f"records, plans and figures are in {out} ({', '.join(file.name for file in files)})", soft_wrap=True)
     # A simulated fault is what was asked for.
     really = (run.clients["status"] == "failed") & run.clients["fault"].isna()

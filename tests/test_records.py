@@ -86,13 +86,13 @@ def test_finished_ends_with_a_header_or_a_round_and_drops_only_clients(rows):
 
 
 def test_cutting_drops_the_unfinished_tail_and_leaves_the_rest_byte_for_byte(folder):
-    folder.append([HEADER])
+    folder.append([HEADER, round_(0)])
     folder.append([client(1, loss) for loss in (0, 1)] + [round_(1, loss=0.1)])
     whole = folder.records.read_bytes()
     folder.append([client(2)])
     with folder.records.open("a") as file:
         file.write('{"kind": "rou')
-    assert len(folder.cut_unfinished()) == 4
+    assert len(folder.cut_unfinished()) == 5
     assert folder.records.read_bytes() == whole
     assert folder.cut_unfinished() == folder.rows()
     assert [file.name for file in folder.path.iterdir()] == ["records.jsonl"]

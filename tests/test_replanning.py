@@ -14,8 +14,8 @@ from fedact import planning, replanning
 from fedact.config import make_config
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment, prepare
-from fedact.planning import current_key, make_plans, plan_key, plans_from_json, plans_json, read_key, remake
-from fedact.plans import Plan
+from fedact.planning import current_key, make_plans, remake
+from fedact.plans import Plan, plan_key, plans_from_json, plans_json, read_key
 from fedact.records import RunFolder
 from fedact.replanning import PlanBook, is_due
 from fedact.simulate import main

@@ -1,0 +1,111 @@
+"""Whole or not at all, also at a power cut: what every file that fedact writes goes through, and who may write a folder."""
+
+import fcntl
+import logging
+import os
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+
+from fedact.errors import ConfigError
+
+UNFINISHED = ".part"
+"""How the name of a file ends until it is whole; it starts with a dot."""
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: under another name first, and on the disk before it takes the old one's place."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        # A new file, so that nobody's link is followed.
+        with temporary.open("xb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(file.parent)
+
+
+def append_lines(file: Path, text: str) -> None:
+    """Append whole lines to a file that is there; the last newline is written once all before it is on the disk.
+
+    A disk may keep the end of a write and lose its middle: without its last newline, none of it counts.
+    Raises OSError for a link.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    with open(descriptor, "ab") as opened:
+        for part in (text.removesuffix("\n"), "\n"):
+            opened.write(part.encode())
+            opened.flush()
+            os.fsync(descriptor)
+
+
+def cut(file: Path, length: int) -> None:
+    """Drop what follows the first ``length`` bytes of a file."""
+    with file.open("r+b") as opened:
+        opened.truncate(length)
+        os.fsync(opened.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that outlasts a power cut; raises ConfigError where it cannot be made or written to."""
+    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} may not be written to")
+    for path in new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return what writers that were killed left behind."""
+    return [path for path in folder.glob(f".*{UNFINISHED}") if path.is_file()]
+
+
+def sweep(folder: Path, older_than: float = float("inf")) -> None:
+    """Remove what writers that were killed left behind; older_than: and that was last written before this time."""
+    for path in unfinished(folder):
+        if path.stat().st_mtime < older_than:
+            path.unlink(missing_ok=True)
+
+
+class Locks(ExitStack):
+    """Folders that every other process is kept out of until the end; a killed process keeps nobody out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folders: set[Path] = set()
+
+    def take(self, folder: Path) -> None:
+        """Keep the others out of a folder from now on; raises ConfigError where another process is in it."""
+        if folder in self.folders:
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        self.callback(os.close, descriptor)
+        _lock(descriptor, folder)
+        self.folders.add(folder)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{folder} is being written by another process: let it end, or stop it first") from None
+    except OSError as error:
+        # Some network file systems know no locks.
+        logging.getLogger(__name__).warning(f"{folder} cannot be locked ({error.strerror}): let one process alone write it")

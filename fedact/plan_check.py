@@ -1,0 +1,71 @@
+"""Whether a plan and the states read from a disk are those of this run: they are tried before anything trains by them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedact.compression import make_method
+from fedact.errors import ConfigError
+from fedact.experiment import Experiment
+from fedact.planning import calibration_batch
+from fedact.plans import Plan
+from fedact.surgery import apply, trained_layers
+from fedact.training import micro_step
+
+
+def check_plan(experiment: Experiment, method: str, plan: Plan, what: str) -> None:
+    """Raise ConfigError where the run could not have made this plan: another's settings, or a step of it that fails."""
+    config = experiment.config
+    if (plan.method, plan.scope, plan.batch_size) != (method, config.scope, config.batch_size):
+        raise ConfigError(f"{what} is for {plan.method}, {plan.scope} bytes and batches of {plan.batch_size}")
+    if plan.status == "skipped":
+        return
+    try:
+        _check_layers(experiment, plan)
+        _check_bytes(plan)
+        _try(experiment, plan)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{what} is no plan for this model: {reason}") from None
+
+
+def _check_layers(experiment: Experiment, plan: Plan) -> None:
+    config = experiment.config
+    if config.layers not in ("auto", plan.layers) and plan.status == "ok":
+        raise ValueError(f"it trains {plan.layers} layers, not {config.layers}")
+    names = [kept.name for kept in plan.kept]
+    missing = set(trained_layers(experiment.model_with({}), plan.layers, config.train_norm)) - set(names)
+    if missing or len(set(names)) < len(names):
+        raise ValueError(f"it keeps the inputs of {', '.join(names)}")
+
+
+def _check_bytes(plan: Plan) -> None:
+    methods = [make_method(kept.method) for kept in plan.kept]
+    if plan.fixed and not all(method.fixed and (method.same_work or plan.scope == "saved") for method in methods):
+        raise ValueError("its bytes are not fixed, though it says so")
+    if any(not kept.shape or kept.shape[0] != plan.micro_batch for kept in plan.kept):
+        raise ValueError(f"its kept tensors are not of its micro-batch of {plan.micro_batch}")
+
+
+def _try(experiment: Experiment, plan: Plan) -> None:
+    x, y = (part[: plan.micro_batch] for part in calibration_batch(experiment))
+    model = apply(experiment.model_with({}), plan)
+    micro_step(model, x, y, len(y), F.cross_entropy)
+    experiment.model_with({})
+
+
+def check_states(states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:
+    """Raise ConfigError where the states are not those of the plan's own layers, in their places."""
+    places: dict[str, list[str]] = {}
+    for name in states:
+        layer, _, place = name.rpartition("/")
+        places.setdefault(layer, []).append(place)
+    strange = sorted(places.keys() - {kept.name for kept in plan.kept if make_method(kept.method).calibrated})
+    holes = [layer for layer, found in places.items() if sorted(found) != sorted(map(str, range(len(found))))]
+    kinds = [name for name, tensor in states.items() if not tensor.is_floating_point()]
+    if wrong := [*strange, *holes, *kinds]:
+        raise ConfigError(f"{file} holds states of another plan, the first of {wrong[0]!r}")
+    if not states:
+        raise ConfigError(f"{file} holds no states")
