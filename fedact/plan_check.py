@@ -45,6 +45,9 @@ def _check_bytes(plan: Plan) -> None:
     methods = [make_method(kept.method) for kept in plan.kept]
     if plan.fixed and not all(method.fixed and (method.same_work or plan.scope == "saved") for method in methods):
         raise ValueError("its bytes are not fixed, though it says so")
+    held = plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
+    if plan.budget_bytes is not None and (held is None or held > plan.budget_bytes):
+        raise ValueError(f"it holds {held} {plan.scope} bytes of {plan.budget_bytes}")
     if any(not kept.shape or kept.shape[0] != plan.micro_batch for kept in plan.kept):
         raise ValueError(f"its kept tensors are not of its micro-batch of {plan.micro_batch}")
 

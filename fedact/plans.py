@@ -131,14 +131,11 @@ def plans_from_json(by_method: Any) -> dict[str, Plans]:
 
 
 def _sensible(plan: Plan) -> Plan:
-    """Return the plan, or raise ConfigError where it trains on nothing or over its budget."""
+    """Return the plan, or raise ConfigError where it trains on no examples."""
     if plan.status == "skipped":
         return plan
     if not 1 <= plan.micro_batch <= plan.batch_size:
         raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
-    held = plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
-    if plan.budget_bytes is not None and (held is None or held > plan.budget_bytes):
-        raise ConfigError(f"not a plan: it holds {held} {plan.scope} bytes of {plan.budget_bytes}")
     return plan
 
 

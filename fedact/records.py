@@ -103,9 +103,10 @@ class RunFolder:
                 if file != kept:
                     file.unlink()
 
-    def check_links(self) -> None:
-        """Raise ConfigError where writing would lead out of the folder."""
-        for path in (self.config, self.plans, self.records, self.path / "checkpoints"):
+    def check_links(self, inside: Path) -> None:
+        """Raise ConfigError where writing would lead out of the run's folder, which may be a link itself."""
+        own = (self.config, self.plans, self.records, self.path / "checkpoints")
+        for path in own if self.path == inside else (self.path, *own):
             if path.is_symlink():
                 raise ConfigError(f"{path} is a link: a run is written into its own folder alone")
 

@@ -16,10 +16,7 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
 
     Raises ConfigError for a folder that is not a run of the config's.
     """
-    folder.check_links()
     folder.sweep()
-    if not folder.records.exists():
-        return {}
     rows = folder.cut_unfinished()
     if not rows:
         folder.records.unlink()

@@ -39,7 +39,7 @@ def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
     with Locks() as locks:
         locks.take(out)
-        RunFolder(out).check_links()
+        RunFolder(out).check_links(inside=out)
         sweep(out)
         return _run_seeds(make_config(read_toml(file)), out, locks, open_grid)
 
@@ -87,7 +87,7 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     """Run what is left to do of one seed; returns False where that is nothing."""
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
     own = config.model_copy(update={"seed": seed, "seeds": 1})
-    done = _done(folder, own, locks)
+    done = _done(folder, own, out, locks)
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
     # Nothing is written before what a seed stands on and its plans are there.
@@ -96,6 +96,7 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     _keep_config(simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), out)
     make_folder(folder.path)
     locks.take(folder.path)
+    folder.sweep()
     if not folder.records.exists():
         simulation.open_folder()
     with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
@@ -103,8 +104,9 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     return True
 
 
-def _done(folder: RunFolder, config: Config, locks: Locks) -> dict[str, int]:
+def _done(folder: RunFolder, config: Config, out: Path, locks: Locks) -> dict[str, int]:
     """Return each method's last finished round in a run that goes on; a new one has none."""
+    folder.check_links(inside=out)
     if not folder.records.exists():
         return {}
     locks.take(folder.path)

@@ -55,3 +55,19 @@ def in_scope(memory: Memory, scope: str) -> int:
 
 def plan_for(budget, size=8, method="exact", layers="auto", scope="saved", **data) -> Plan:
     return fedact.make_plan(net(), budget, batch(size, **data), method, layers, scope)
+
+
+def plan_row(**fields) -> dict:
+    """Return a plan on paper as it stands in plans.json, with a name, a shape and a cap for each of ``kept``'s methods."""
+    kept = [{"name": str(n), "shape": [2], "cap_bytes": 7, **each} for n, each in enumerate(fields.pop("kept", []))]
+    named = {
+        "method": "exact",
+        "status": "ok",
+        "scope": "saved",
+        "fixed": True,
+        "kept": kept,
+        "batch_size": 8,
+        "micro_batch": 2,
+    }
+    sizes = ("budget", "saved", "state", "peak", "paper", "vanilla_saved", "weight", "gradient", "optimizer")
+    return {"layers": 3, **dict.fromkeys((f"{size}_bytes" for size in sizes), 7), **named, **fields}

@@ -13,6 +13,7 @@ from fedact.models import MODELS
 from fedact.records import ROUND_FIELDS, RunFolder
 from fedact.simulate import main
 from fedact.surgery import trained_layers
+from tests.planned import plan_row
 from tests.test_records import HEADER, client, round_
 from tests.test_simulate import TINY, rows, timeless
 
@@ -110,7 +111,7 @@ def run(tmp_path) -> fedact.records.Run:
         "1000": {**plan, "budget_bytes": 1_000, "layers": 0},
         "1000@2": {**plan, "budget_bytes": 1_000, "layers": 0, "reason": "micro-batch 8 to 1", "kept": []},
     }
-    folder.plans.write_text(json.dumps({"exact": plans}))
+    folder.plans.write_text(json.dumps({"exact": {key: plan_row(**each) for key, each in plans.items()}}))
     return fedact.load_run(tmp_path)
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fedact.errors import ConfigError
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
+from tests.planned import plan_row
 
 HEADER = {"kind": "run", "schema": 1, "config": {"clients": 2}}
 
@@ -119,12 +120,13 @@ def test_methods_that_differ_have_checkpoints_that_differ(folder):
 def test_load_run_gives_data_frames_with_every_field(folder):
     folder.append([HEADER, round_(0)])
     folder.append([client(1, 0, saved_bytes=7), client(1, 1), round_(1)])
-    (folder.path / "plans.json").write_text('{"exact": {"7": {}}}')
+    plans = {"exact": {"7": plan_row()}}
+    folder.plans.write_text(json.dumps(plans))
     run = load_run(folder.path)
     assert (tuple(run.clients.columns), tuple(run.rounds.columns)) == (CLIENT_FIELDS, ROUND_FIELDS)
     assert (len(run.clients), run.rounds["round"].tolist()) == (2, [0, 1])
     assert run.clients["saved_bytes"].isna().tolist() == [False, True]
-    assert (run.config, run.plans) == ({"clients": 2}, {"exact": {"7": {}}})
+    assert (run.config, run.plans) == ({"clients": 2}, plans)
 
 
 def test_load_run_leaves_out_an_unfinished_round(folder):
@@ -151,7 +153,7 @@ def test_a_folder_without_a_run_is_refused(folder, text):
         _ = load_run(folder.path).config
 
 
-@pytest.mark.parametrize("text", ["", "{broken", "[]"])
+@pytest.mark.parametrize("text", ["", "{broken", "[]", "[" * 10**5, '{"exact": {"7": {}}}', '{"exact": {"07": null}}'])
 def test_broken_plans_are_refused(folder, text):
     folder.append([HEADER, round_(0)])
     folder.plans.write_text(text)

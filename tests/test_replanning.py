@@ -193,7 +193,9 @@ def halved(experiment: Experiment, plan: Plan, tensors) -> Plan:
     if plan.budget_bytes != 20_000:
         return plan
     weight = float(sum(tensor.double().abs().sum() for tensor in tensors.values()))
-    return replace(plan, micro_batch=max(1, plan.micro_batch // 2), expected_error=weight)
+    half = max(1, plan.micro_batch // 2)
+    kept = tuple(replace(each, shape=(half, *each.shape[1:])) for each in plan.kept)
+    return replace(plan, micro_batch=half, kept=kept, expected_error=weight)
 
 
 @pytest.fixture(scope="module")
