@@ -23,6 +23,8 @@ from fedact.toml import read_table
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+MOST_SHOWN = 200
+"""Characters of a value that is wrong."""
 
 
 class Config(BaseModel):
@@ -97,7 +99,7 @@ class Config(BaseModel):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
     seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="cpu or cuda")
     threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None, description="threads that a client computes with [the cores, at most 4]"
     )
@@ -241,4 +243,9 @@ def _explain(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not name or message.startswith("--"):
         return str(message)
-    return f"--{name.replace('_', '-')} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"--{name.replace('_', '-')} is {_shortened(detail['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

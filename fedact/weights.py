@@ -81,11 +81,20 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     if strange:
         shown = ", ".join(strange[:MOST_PRINTED]) + (" ..." if len(strange) > MOST_PRINTED else "")
         raise ConfigError(f"--weights {origin} belong to another model: {len(strange)} tensors do not fit ({shown})")
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise ConfigError(f"--weights {origin} hold numbers that are not finite, in {bad[0]}")
+    # A tensor that is not loaded is not looked at: by its shape alone it may be of any size.
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
+    _check_numbers(fitting, own, origin)
     model.load_state_dict(fitting, strict=False)
+
+
+def _check_numbers(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+    """Raise ConfigError for tensors that are no plain numbers in memory, or not finite."""
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            raise ConfigError(f"--weights {origin} hold {tensor.dtype} in {name}, where there should be {own[name].dtype}")
+        if not tensor.isfinite().all():
+            raise ConfigError(f"--weights {origin} hold numbers that are not finite, in {name}")
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,7 +1,7 @@
 """Command lines in forked children of one process that has imported everything, each killed when it is due.
 
-Reads a JSON object a line, {"arguments", "log", "kill_after"}, and answers with the exit code (negative for a signal) and the
-seconds it took. Every plan that is looked at is made again, so that runs with --replan write plans and states as they go.
+Reads a JSON object a line, {"arguments", "log", "kill_after"}, and answers with the exit code (negative for a signal) and
+the seconds it took. Every plan that is looked at is made again, so that runs with --replan write plans as they go.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401
 import pandas  # noqa: F401
@@ -60,5 +59,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    assert Path.cwd().is_dir()
     serve()

@@ -174,7 +174,7 @@ def test_missing_cifar_names_what_to_put_where(tmp_path, monkeypatch, name, erro
     def fail(*arguments, **settings):
         raise error
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
     with pytest.raises(ConfigError) as caught:
         DATASETS[name](request(tmp_path / "nothing"))
     words = ("python.tar.gz", CIFAR[name][0].base_folder, str(tmp_path / "nothing"))

@@ -1,5 +1,8 @@
-"""CIFAR-10 and CIFAR-100 through torchvision."""
+"""CIFAR-10 and CIFAR-100: torchvision's files and checksums, read as bytes."""
 
+import hashlib
+import pickletools
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ from fedact.data.request import Request
 from fedact.errors import ConfigError
 
 ARCHIVES = {10: ("cifar-10-python.tar.gz", "cifar-10-batches-py"), 100: ("cifar-100-python.tar.gz", "cifar-100-python")}
+LABELS = {10: "labels", 100: "fine_labels"}
+PIXELS = 3 * 32 * 32
+IN_A_LIST = ("EMPTY_LIST", "MARK", "APPENDS", "APPEND", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+"""What stands among the numbers of a list."""
 
 
 def load(request: Request, classes: int) -> Source:
@@ -21,20 +28,59 @@ def load(request: Request, classes: int) -> Source:
     from torchvision import datasets
 
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
-    return Source(_part(kind, request.path, True, classes), _part(kind, request.path, False, classes), classes)
-
-
-def _part(kind: Any, path: Path, train: bool, classes: int) -> Examples:
-    archive, folder = ARCHIVES[classes]
+    parts = (kind.train_list, kind.test_list)
     try:
-        # Nothing is downloaded where every file is there with its checksum.
-        data = kind(path, train=train, download=True)
+        _fetch(kind, request.path)
+        files = [[_verified(request.path / kind.base_folder / name, md5) for name, md5 in part] for part in parts]
     except (OSError, RuntimeError) as error:
+        archive, folder = ARCHIVES[classes]
         raise ConfigError(
-            f"CIFAR-{classes} is not complete in {path} and could not be downloaded ({error}): "
+            f"CIFAR-{classes} is not complete in {request.path} and could not be downloaded ({error}): "
             f"put {archive} there, or its folder {folder}, or name another --data-dir"
         ) from None
-    return Examples(data.data, np.asarray(data.targets, dtype=np.int64))
+    train, test = (_joined([_examples(file, LABELS[classes]) for file in part]) for part in files)
+    return Source(train, test, classes)
+
+
+def _fetch(kind: Any, path: Path) -> None:
+    """Download and unpack the archive, unless every file is there."""
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+    files = [*kind.train_list, *kind.test_list]
+    if not all(check_integrity(path / kind.base_folder / name, md5) for name, md5 in files):
+        download_and_extract_archive(kind.url, path, filename=kind.filename, md5=kind.tgz_md5)
+
+
+def _verified(file: Path, md5: str) -> bytes:
+    """Return a file's bytes; raises RuntimeError where they are not the published ones."""
+    content = file.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise RuntimeError(f"{file} is not the published file")
+    return content
+
+
+def _examples(content: bytes, key: str) -> Examples:
+    """Return the images and labels in a pickled batch, whose operations are read and never run."""
+    operations = [(operation.name, value) for operation, value, _ in pickletools.genops(content)]
+    pixels = max((value for _, value in operations if isinstance(value, str | bytes)), key=len)
+    raw = pixels.encode("latin-1") if isinstance(pixels, str) else pixels
+    labels = np.fromiter(_numbers_after(operations, key), dtype=np.int64)
+    images = np.frombuffer(raw, np.uint8).reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
+    return Examples(np.ascontiguousarray(images), labels)
+
+
+def _numbers_after(operations: list[tuple[str, Any]], key: str) -> Iterator[int]:
+    """Yield the numbers of the list that follows a key."""
+    start = next(place for place, (_, value) in enumerate(operations) if value == key)
+    for name, value in operations[start + 1 :]:
+        if name.startswith("BININT"):
+            yield value
+        elif name not in IN_A_LIST:
+            return
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    return Examples(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 cifar10 = partial(load, classes=10)

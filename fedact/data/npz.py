@@ -1,7 +1,7 @@
 """Any data set in one ``.npz`` file: x_train, y_train, x_test, y_test."""
 
 import zipfile
-import zlib
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from fedact.data.request import Request
 from fedact.errors import ConfigError
 
 MOST_CLASSES = 100_000
+ALWAYS_FINE, MOST_UNPACKED = 10**9, 100
+"""A file may unpack to so many bytes, and to more where it is at most so many times its own size."""
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -23,20 +25,38 @@ def load(request: Request) -> Source:
     if not file.is_file():
         raise ConfigError(f"--data-dir names no npz file: {file} does not exist or is a folder")
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ConfigError(f"{file} holds one array: an npz data set holds {', '.join(KEYS)}")
-        with loaded as arrays:
-            missing = [key for key in KEYS if key not in arrays]
-            if missing:
-                raise ConfigError(f"{file} lacks {', '.join(missing)}: an npz data set holds {', '.join(KEYS)}")
+        with zipfile.ZipFile(file) as archive:
+            promised = {key: _promised(archive, f"{key}.npy") for key in KEYS if f"{key}.npy" in archive.namelist()}
+        _check_promises(promised, file)
+        with np.load(file, allow_pickle=False) as arrays:
             x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{file} cannot be read as npz: {error}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever reading raises, the file is broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{file} cannot be read as npz: {reason}") from None
     train, test = _checked(x_train, y_train, file, "train"), _checked(x_test, y_test, file, "test")
     return Source(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
+
+
+def _promised(archive: zipfile.ZipFile, name: str) -> int:
+    """Return how many bytes an array takes by its header; raises ValueError where that is not what the archive holds."""
+    with archive.open(name) as opened:
+        version = np.lib.format.read_magic(opened)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(opened)
+        size, held = prod(shape) * dtype.itemsize, archive.getinfo(name).file_size - opened.tell()
+    if size != held and not dtype.hasobject:
+        raise ValueError(f"the header of {name} promises {size:,} bytes, but there are {held:,}")
+    return size
+
+
+def _check_promises(promised: dict[str, int], file: Path) -> None:
+    if missing := [key for key in KEYS if key not in promised]:
+        raise ConfigError(f"{file} lacks {', '.join(missing)}: an npz data set holds {', '.join(KEYS)}")
+    unpacked, packed = sum(promised.values()), file.stat().st_size
+    if unpacked > max(ALWAYS_FINE, MOST_UNPACKED * packed):
+        raise ConfigError(f"{file} would take {unpacked:,} bytes, far more than its {packed:,}: no images shrink like that")
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, file: Path, part: str) -> Examples:
