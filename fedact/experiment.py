@@ -82,6 +82,8 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     source = _limited(config, _source(config))
     server, clients = _server_and_clients(config, source.train)
+    if config.batch_size > len(source.train):
+        raise ConfigError(f"--batch-size {config.batch_size} is more than the {len(source.train):,} examples to train on")
     parts = _parts(config, clients.labels)
     config, weights, preprocessing = _resolved(config)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):

@@ -12,6 +12,8 @@ from fedact.config import Config
 from fedact.errors import ConfigError, nearest
 
 BAD_INPUT, INTERRUPTED = 2, 130
+MOST_SAID = 2000
+"""Characters of an error."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,11 +57,18 @@ def through(door: Callable[[list[str]], int], arguments: list[str] | None) -> in
     try:
         return door(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
-        print("fedact:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("fedact:", one_line(str(error)), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\nfedact: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks, and without its middle where it is long."""
+    line = " ".join(text.splitlines())
+    half = MOST_SAID // 2
+    return line if len(line) <= MOST_SAID else f"{line[:half]} ... {line[-half:]}"
 
 
 def check_file(flag: str, file: Path | None, suffix: str = "") -> None:

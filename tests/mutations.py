@@ -89,9 +89,8 @@ def in_bytes(file: Path, random_: random.Random) -> None:
     file.write_bytes(content)
 
 
-def as_a_link(file: Path, random_: random.Random) -> None:
+def as_a_link(file: Path, random_: random.Random, away: Path) -> None:
     """Put a link in the file's place: to its old content, to a secret, to a folder, to itself, to nothing."""
-    away = file.parent.parent / "outside"
     where = random_.choice([away / file.name, away / "secret.txt", away, file, away / "new.txt"])
     if where == away / file.name:
         where.write_bytes(file.read_bytes())
@@ -308,7 +307,7 @@ def promising(file: Path, random_: random.Random) -> None:
             )
 
 
-MUTATIONS: dict[str, list[Callable[[Path, random.Random], None]]] = {
+MUTATIONS: dict[str, list[Callable[..., None]]] = {
     "config": [in_toml, in_toml, in_toml, in_bytes, deep_toml, as_a_link],
     "devices": [in_toml, in_toml, in_bytes, deep_toml, as_a_link],
     "records": [in_json_lines, in_json_lines, in_json_lines, lines_moved, in_bytes, as_a_link],
@@ -323,9 +322,11 @@ MUTATIONS: dict[str, list[Callable[[Path, random.Random], None]]] = {
 """What can go wrong with each kind of file."""
 
 
-def mutate(kind: str, number: int, file: Path) -> str:
-    """Change a file in the number-th way; returns what was done."""
+def mutate(kind: str, number: int, file: Path, away: Path) -> None:
+    """Change a file in the number-th way; links lead to another folder."""
     random_ = random.Random(f"{kind} {number}")
     way = MUTATIONS[kind][number % len(MUTATIONS[kind])]
-    way(file, random_)
-    return way.__name__
+    if way is as_a_link:
+        as_a_link(file, random_, away)
+    else:
+        way(file, random_)

@@ -10,7 +10,10 @@ from fedact.data.examples import Examples, Source
 from fedact.data.request import Request
 from fedact.errors import ConfigError
 
-MOST_CLASSES = 100_000
+MOST_CLASSES, FEW_CLASSES = 100_000, 1000
+"""Up to the second there may be fewer training examples than classes."""
+LONGEST = 50
+"""Sides: a longer strip would be scaled up to far more pixels than are kept of it."""
 ALWAYS_FINE, MOST_UNPACKED = 10**9, 100
 """A file may unpack to so many bytes, and to more where it is at most so many times its own size."""
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -36,7 +39,12 @@ def load(request: Request) -> Source:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{file} cannot be read as npz: {reason}") from None
     train, test = _checked(x_train, y_train, file, "train"), _checked(x_test, y_test, file, "test")
-    return Source(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if classes > max(FEW_CLASSES, len(train)):
+        raise ConfigError(
+            f"{file} has {len(train):,} examples to train on, but labels up to {classes - 1:,}: too many classes"
+        )
+    return Source(train, test, classes)
 
 
 def _promised(archive: zipfile.ZipFile, name: str) -> int:
@@ -68,6 +76,8 @@ def _checked(images: np.ndarray, labels: np.ndarray, file: Path, part: str) -> E
         raise ConfigError(f"y_{part} of {file} must be {len(images)} whole numbers, not {labels.dtype} {labels.shape}")
     if not images.size:
         raise ConfigError(f"x_{part} of {file} is empty: {images.shape}")
+    if max(images.shape[1:3]) > LONGEST * min(images.shape[1:3]):
+        raise ConfigError(f"x_{part} of {file} holds images of {images.shape[1:3]} pixels: no side is {LONGEST} others long")
     if labels.min() < 0 or labels.max() >= MOST_CLASSES:
         raise ConfigError(f"y_{part} of {file} holds a label that is not between 0 and {MOST_CLASSES - 1:,}")
     return Examples(images, labels.astype(np.int64))

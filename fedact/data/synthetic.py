@@ -4,6 +4,7 @@ import numpy as np
 
 from fedact.data.examples import Examples, Source
 from fedact.data.request import Request
+from fedact.errors import ConfigError
 
 CLASSES = 10
 SIDE = 32
@@ -11,10 +12,15 @@ COARSE = 4
 DEFAULT_EXAMPLES = 2000
 DEFAULT_TEST_EXAMPLES = 500
 NOISE = 40.0
+MOST_EXAMPLES = 5_000_000
+"""15 GB."""
 
 
 def load(request: Request) -> Source:
-    """Return as many examples as were asked for (2,000 and 500 by default)."""
+    """Return as many examples as were asked for (2,000 and 500 by default); raises ConfigError for too many."""
+    count = (request.max_examples or DEFAULT_EXAMPLES) + (request.max_test_examples or DEFAULT_TEST_EXAMPLES)
+    if count > MOST_EXAMPLES:
+        raise ConfigError(f"--dataset synthetic: {count:,} examples were asked for, and at most {MOST_EXAMPLES:,} are made")
     prototypes = request.generator.normal(size=(CLASSES, COARSE, COARSE, 3))
     train = _examples(prototypes, request.max_examples or DEFAULT_EXAMPLES, request.generator)
     test = _examples(prototypes, request.max_test_examples or DEFAULT_TEST_EXAMPLES, request.generator)
