@@ -27,6 +27,7 @@ from fedact.weights import Weights, from_file, from_torchvision, load_into, plai
 
 SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
+LARGE_BATCH = 10_000
 SMALL_RESOLUTION = 64
 
 
@@ -82,8 +83,9 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     source = _limited(config, _source(config))
     server, clients = _server_and_clients(config, source.train)
-    if config.batch_size > len(source.train):
-        raise ConfigError(f"--batch-size {config.batch_size} is more than the {len(source.train):,} examples to train on")
+    # A batch of examples is made for planning, whatever there are to train on.
+    if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
+        raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
     parts = _parts(config, clients.labels)
     config, weights, preprocessing = _resolved(config)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):

@@ -56,7 +56,7 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     weights = imagenet_weights(model)
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True)
+        tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a wrong hash, or a broken file
         how = (
             f"{place} is broken ({error}): delete it" if place.exists() else f"there is no {place}, nor a download ({error})"

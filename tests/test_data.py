@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -223,3 +224,76 @@ def test_a_loader_gives_inputs_and_labels_in_the_order_asked_for():
     x, y = loader(np.array([3, 0, 3]))
     assert (len(loader), y.tolist()) == (4, [3, 0, 3])
     torch.testing.assert_close(x[:, 0, 0, 0] * 255, torch.tensor([3.0, 0, 3]))
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_as_python_2_pickled_it_is_read_as_torchvision_reads_it(tmp_path, monkeypatch, name):
+    """The published files are of protocol 2, with the pixels as one raw string; torchvision unpickles them."""
+    kind, key, *_, classes = CIFAR[name]
+    tiny_cifar(tmp_path, monkeypatch, name)
+    random = np.random.default_rng(1)
+    for part in ("train_list", "test_list"):
+        entries = []
+        for file, _ in getattr(kind, part):
+            content = as_python_2_did(random.integers(0, 256, (1200, 3072)).astype(np.uint8), key, classes)
+            (tmp_path / kind.base_folder / file).write_bytes(content)
+            entries.append([file, hashlib.md5(content).hexdigest()])
+        monkeypatch.setattr(kind, part, entries)
+    found = DATASETS[name](request(tmp_path))
+    for examples, train in ((found.train, True), (found.test, False)):
+        theirs = kind(tmp_path, train=train)
+        assert np.array_equal(examples.images, theirs.data)
+        assert examples.labels.tolist() == theirs.targets
+
+
+def as_python_2_did(data: np.ndarray, key: str, classes: int) -> bytes:
+    """Return a batch in the operations of Python 2's cPickle: labels in lists of a thousand, an ndarray's state."""
+
+    def text(word: str) -> bytes:
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    labels = [position % classes for position in range(len(data))]
+    thousands = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
+    numbers = b"".join(b"(" + b"".join(b"K" + bytes([label]) for label in some) + b"e" for some in thousands)
+    shape = b"M" + len(data).to_bytes(2, "little") + b"M\x00\x0c\x86"
+    kind = (
+        b"cnumpy\ndtype\nq\x09"
+        + text("u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + text("|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    raw = b"T" + data.nbytes.to_bytes(4, "little") + data.tobytes()
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x06cnumpy\nndarray\nq\x07K\x00\x85" + text("b") + b"\x87R(K\x01"
+    names = b"](" + text("leptodactylus_pentadactylus_s_000004.png") * 3 + b"e"
+    pairs = text("batch_label") + b"q\x02" + text("training batch 1 of 5") + text(key) + b"q\x04]q\x05" + numbers
+    return (
+        b"\x80\x02}q\x01("
+        + pairs
+        + text("data")
+        + array
+        + shape
+        + kind
+        + b"\x89"
+        + raw
+        + b"tb"
+        + text("filenames")
+        + names
+        + b"u."
+    )
+
+
+def test_a_batch_that_would_run_code_is_only_read(tmp_path, monkeypatch):
+    tiny_cifar(tmp_path, monkeypatch, "cifar10")
+    file, _ = datasets.CIFAR10.test_list[0]
+    place = tmp_path / datasets.CIFAR10.base_folder / file
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "code ran",))
+
+    batch = {"x": Payload(), "data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 9]}
+    place.write_bytes(pickle.dumps(batch))
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [[file, hashlib.md5(place.read_bytes()).hexdigest()]])
+    assert DATASETS["cifar10"](request(tmp_path)).test.labels.tolist() == [0, 1, 2, 9]
+    assert not (tmp_path / "code ran").exists()
