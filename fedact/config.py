@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from fedact.budgets import in_bytes, parse_budget
 from fedact.devices import read_devices
-from fedact.errors import ConfigError, nearest
+from fedact.errors import ConfigError, nearest, shortened
 from fedact.faults import make_faults
 from fedact.partition import largest_remainder
 from fedact.privacy import make_privacy
@@ -23,8 +23,6 @@ from fedact.toml import read_table
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-MOST_SHOWN = 200
-"""Characters of a value that is wrong."""
 
 
 class Config(BaseModel):
@@ -243,9 +241,4 @@ def _explain(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not name or message.startswith("--"):
         return str(message)
-    return f"--{name.replace('_', '-')} is {_shortened(detail['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return f"--{name.replace('_', '-')} is {shortened(detail['input'])}: {message[0].lower()}{message[1:]}"

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_SHOWN = 200
+"""Characters of a value that is wrong."""
+
 
 class ConfigError(ValueError):
     """Bad input: one line that says what is wrong, what was given and what is allowed."""
@@ -22,6 +25,12 @@ class NoReply(Exception):
 
 class BadReply(NoReply):
     """A reply that must not reach the model."""
+
+
+def shortened(value: object) -> str:
+    """Return a value as it is shown in an error, without the end of a long one."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

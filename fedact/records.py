@@ -96,12 +96,13 @@ class RunFolder:
         sweep(self.path / "checkpoints")
 
     def prune(self, done: dict[str, int]) -> None:
-        """Remove the checkpoints of other rounds than each method's last finished one."""
+        """Remove what was kept after other rounds than each method's last finished one."""
         for method, last in done.items():
-            kept = self.checkpoint(method, last)
-            for file in kept.parent.glob(f"{_slug(method)}-round-*.safetensors"):
-                if file != kept:
-                    file.unlink()
+            kept = self.checkpoint(method, last), self.server_state(method, last)
+            for what in ("round", "server"):
+                for file in kept[0].parent.glob(f"{_slug(method)}-{what}-*.safetensors"):
+                    if file not in kept:
+                        file.unlink()
 
     def check_links(self, inside: Path) -> None:
         """Raise ConfigError where writing would lead out of the run's folder, which may be a link itself."""

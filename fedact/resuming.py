@@ -7,7 +7,7 @@ from fedact.errors import ConfigError
 from fedact.planning import canonical_methods
 from fedact.records import Row, RunFolder
 
-FREE = ("out", "devices")
+FREE = ("out", "devices", "cache_size", "ray_address")
 """What a run does not follow from."""
 
 
