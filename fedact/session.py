@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedact import plots, report
+from fedact import report
 from fedact.config import Config, make_config, read_toml
 from fedact.errors import ConfigError
 from fedact.flags import log_to_stderr
@@ -100,6 +100,9 @@ def _done(folder: RunFolder) -> dict[str, int]:
 
 def _finish(out: Path, console: Console, worked: bool) -> int:
     """Show the table, draw the figures, and tell a run with failed clients from a good one."""
+    # Only the end draws: a run reaches its first round half a second earlier.
+    from fedact import plots
+
     run = load_run(out)
     console.print(report.summary(run))
     files = plots.save_figures(run, out) if worked else [out / f"{name}.png" for name in plots.FIGURES]
