@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fedact.data.request import Request
 from fedact.data.synthetic import CLASSES, COARSE, NOISE, SIDE, load
 from fedact.partition import MIN_CLIENT_EXAMPLES, Dirichlet, Iid, Shards, deal
 from fedact.parts import HeldOutParts, Parts, bounds_of, hold_out
+from fedact.report import partition_table
 from fedact.seeds import Purpose, generator
 
 seeds = st.integers(0, 2**32 - 1)
@@ -162,3 +164,30 @@ def imported() -> set[str]:
 def test_nothing_is_imported_before_the_first_round_that_only_its_end_needs(library, imported):
     assert "torch" in imported
     assert library not in imported
+
+
+def cells(table) -> list[list[str]]:
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def test_a_table_of_few_clients_has_a_line_for_each():
+    labels = np.arange(300) % 10
+    parts = HeldOutParts(deal(Dirichlet(), labels, 20, np.random.default_rng(0)), 0)
+    table = cells(partition_table(labels, parts))
+    assert [row[:3] for row in table] == [[str(c), str(len(t)), str(len(h))] for c, (t, h) in enumerate(parts)]
+    for (training, held_out), row in zip(parts, table, strict=True):
+        counts = np.bincount(labels[np.concatenate([training, held_out])], minlength=10)
+        assert row[3] == ", ".join(f"{label}: {count}" for label, count in enumerate(counts) if count)
+
+
+def test_a_table_of_many_clients_accounts_for_all_of_them():
+    labels = np.arange(30_000) % 3
+    table = cells(partition_table(labels, HeldOutParts(deal(Shards(), labels, 1000, np.random.default_rng(0)), 0)))
+    assert len(table) == 21
+    assert table[-1][0] == "980 others"
+    counted = Counter()
+    for row in table:
+        counted.update(
+            {int(k): int(v) for k, v in (each.split(": ") for each in row[3].removeprefix("together ").split(", "))}
+        )
+    assert counted == Counter(labels.tolist())
