@@ -1,8 +1,11 @@
 """What 100,000 clients must not cost: other results, objects kept for each client, copies of the data, imports."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config import make_config
-from fedact.data import Examples
+from fedact.data import Examples, Rows, in_blocks
 from fedact.data.request import Request
 from fedact.data.synthetic import CLASSES, COARSE, NOISE, SIDE, load
 from fedact.partition import MIN_CLIENT_EXAMPLES, Dirichlet, Iid, Shards, deal
 from fedact.parts import HeldOutParts, Parts, bounds_of, hold_out
+from fedact.prefix_cache import fingerprint
 from fedact.report import partition_table
 from fedact.seeds import Purpose, generator
 
@@ -191,3 +195,91 @@ def test_a_table_of_many_clients_accounts_for_all_of_them():
             {int(k): int(v) for k, v in (each.split(": ") for each in row[3].removeprefix("together ").split(", "))}
         )
     assert counted == Counter(labels.tolist())
+
+
+@given(st.integers(0, 3), st.integers(1, 5000))
+def test_images_in_blocks_are_all_of_them_in_order(seed, count):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), dtype=np.uint8)
+    rows = np.random.default_rng(seed).integers(0, count, count)
+    assert np.array_equal(np.concatenate(list(in_blocks(images))), images)
+    assert np.array_equal(np.concatenate(list(in_blocks(Rows(images, rows)))), images[rows])
+
+
+def test_rows_and_their_copy_have_one_fingerprint():
+    images, rows = np.arange(9000, dtype=np.uint8).reshape(-1, 1, 1, 3), np.arange(0, 3000, 2)
+    assert fingerprint("a", Rows(images, rows)) == fingerprint("a", images[rows])
+    assert fingerprint("a", Rows(images, rows)) != fingerprint("a", images[rows + 1])
+
+
+TINY = [
+    "--dataset", "synthetic", "--weights", "none", "--layers", "0", "--budget", "none", "--method", "vanilla", "--width", "0.25",
+    "--resolution", "32", "--local-epochs", "1", "--max-test-examples", "100", "--rounds", "2",
+]  # fmt: skip
+CHILD = """
+import resource, sys, time
+from fedact import records
+started, append = time.process_time(), records.RunFolder.append
+def timed(self, rows):
+    append(self, rows)
+    print(f"MARK {time.process_time() - started:.1f}")
+records.RunFolder.append = timed
+from fedact.simulate import main
+code = main(sys.argv[1:])
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """seconds: the child's CPU time when the header, round 0, round 1 and so on were written; peak: its largest RSS, bytes."""
+
+    seconds: list[float]
+    peak: float
+    rows: list[dict]
+
+
+def measured(folder: Path, clients: int, sampled: int, examples: int) -> Measured:
+    fleet = ["--clients", str(clients), "--sample-fraction", str(sampled / clients), "--max-examples", str(examples)]
+    command = [sys.executable, "-c", CHILD, *TINY, *fleet, "--out", str(folder)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {
+        word: [float(line.split()[1]) for line in out.splitlines() if line.startswith(word)] for word in ("MARK", "PEAK")
+    }
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    result = Measured(found["MARK"], found["PEAK"][0] * 1024, rows)
+    print(
+        f"{clients:>7,} clients, {sampled} a round, {examples:>9,} examples: start-up {result.seconds[0]:.1f} s, "
+        f"last round {result.seconds[-1] - result.seconds[-2]:.1f} s, peak RSS {result.peak / 1e6:,.0f} MB"
+    )
+    return result
+
+
+def clients_by_round(rows: list[dict]) -> list[int]:
+    return [row["clients"] for row in rows if row["kind"] == "round"]
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_need_no_more_memory_than_twenty(tmp_path):
+    few, many = measured(tmp_path / "few", 20, 20, 11_000), measured(tmp_path / "many", 1000, 100, 11_000)
+    assert many.peak < few.peak + 100e6
+    assert clients_by_round(few.rows) == [0, 20, 20]
+    assert clients_by_round(many.rows) == [0, 100, 100]
+    assert {row["status"] for row in many.rows if row["kind"] == "client"} == {"head-only"}
+
+
+@pytest.mark.slow
+def test_a_round_has_as_many_rows_as_clients_were_sampled_of_a_thousand(tmp_path):
+    for sampled in (25, 50, 100, 200):
+        run = measured(tmp_path / str(sampled), 1000, sampled, 11_000)
+        assert clients_by_round(run.rows) == [0, sampled, sampled]
+        numbers = [[row["client"] for row in run.rows if row["kind"] == "client" and row["round"] == n] for n in (1, 2)]
+        assert all(len(set(each)) == sampled and max(each) < 1000 for each in numbers)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_clients_need_their_images_and_little_else(tmp_path):
+    few, many = measured(tmp_path / "few", 20, 20, 11_000), measured(tmp_path / "many", 100_000, 100, 1_001_000)
+    images = (1_001_000 - 11_000) * SIDE * SIDE * 3
+    assert many.peak < few.peak + images + 200e6
+    assert clients_by_round(many.rows) == [0, 100, 100]

@@ -1,5 +1,6 @@
 """Labelled images in memory, and how they become a model's input."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+    def __getitem__(self, positions: np.ndarray | slice) -> np.ndarray:
         chosen: np.ndarray = self.array[self.rows[positions]]
         return chosen
 
@@ -56,6 +59,12 @@ class Examples:
             return self
         whole = self.images if isinstance(self.images, Rows) else Rows(self.images, np.arange(len(self)))
         return Examples(Rows(whole.array, whole.rows[positions]), self.labels[positions])
+
+
+def in_blocks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
+    """Yield the rows in order, some thousands at a time: no more of them are copied at once."""
+    for start in range(0, len(array), ROWS_AT_ONCE):
+        yield array[start : start + ROWS_AT_ONCE]
 
 
 @dataclass(frozen=True, eq=False)
