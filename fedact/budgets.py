@@ -3,10 +3,15 @@
 A list, ``64KB/none/512KB``, has one budget for each client, in their order.
 """
 
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest
+from fedact.partition import largest_remainder
+from fedact.seeds import Purpose, generator
 from fedact.sizes import parse_bytes
 
 EXAMPLE = "256KB:10,512KB:6"
@@ -33,6 +38,17 @@ def parse_budget(text: str) -> tuple[tuple[int | None, float], ...]:
 
 def _one(size: str) -> int | None:
     return None if size.lower() == "none" else parse_bytes(size)
+
+
+@lru_cache(maxsize=4)
+def dealt_budgets(budget: str, clients: int, seed: int) -> tuple[int | None, ...]:
+    """Return each client's budget in bytes, for a budget without names."""
+    sizes, shares = zip(*parse_budget(budget), strict=True)
+    if "/" in budget:
+        return sizes
+    counts = largest_remainder(np.asarray(shares), clients)
+    dealt = np.repeat(np.arange(len(sizes)), counts)[generator(seed, Purpose.BUDGETS).permutation(clients)]
+    return tuple(sizes[which] for which in dealt)
 
 
 def in_bytes(text: str, devices: Path | None = None) -> str:

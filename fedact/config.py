@@ -4,17 +4,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedact.budgets import in_bytes, parse_budget
+from fedact.budgets import dealt_budgets, in_bytes, parse_budget
 from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest, shortened
 from fedact.faults import make_faults
-from fedact.partition import largest_remainder
 from fedact.privacy import make_privacy
-from fedact.seeds import Purpose, generator
 from fedact.sizes import parse_bytes
 from fedact.spec import spell, spelled_settings, split
 from fedact.strategies import make_strategy
@@ -197,13 +194,7 @@ class Config(BaseModel):
 
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""
-        sizes, shares = zip(*parse_budget(self.budget), strict=True)
-        if "/" in self.budget:
-            return sizes
-        counts = largest_remainder(np.asarray(shares), self.clients)
-        dealt = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
-        order = generator(self.seed, Purpose.BUDGETS).permutation(self.clients)
-        return tuple(dealt[position] for position in order)
+        return dealt_budgets(self.budget, self.clients, self.seed)
 
     def to_toml(self) -> str:
         """Return the whole config; reading it back gives an equal one."""

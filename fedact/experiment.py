@@ -15,7 +15,8 @@ from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
 from fedact.errors import ConfigError, unknown
 from fedact.frozen import FrozenPart
 from fedact.models import MODELS, SCALABLE
-from fedact.partition import PARTITIONS, deal, halves, hold_out, in_proportions_of, stratified
+from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.parts import HeldOutParts
 from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
 from fedact.pretraining import pretrained
@@ -45,7 +46,7 @@ class Experiment:
     start: dict[str, Tensor]
     preprocessing: Preprocessing
     train: Examples
-    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    parts: HeldOutParts
     test: Examples
     calibration: Examples
     model: nn.Module = field(repr=False)
@@ -97,7 +98,7 @@ def prepare(config: Config) -> Experiment:
     _check_model(config, model)
     test = source.test
     if config.weights == "pretrain":
-        if missing := sorted(set(clients.labels) - set(test.labels)):
+        if len(missing := np.setdiff1d(clients.labels, test.labels)):
             raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
         test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
         _pretrain(config, model, server, preprocessing)
@@ -157,7 +158,10 @@ def _limited(config: Config, source: Source) -> Source:
     random = generator(config.seed, Purpose.DATA, client=1)
 
     def some(examples: Examples, most: int | None) -> Examples:
-        return examples if most is None else examples.take(stratified(examples.labels, most, random))
+        if most is None:
+            return examples
+        chosen = stratified(examples.labels, most, random)
+        return examples if len(chosen) == len(examples) else examples.take(chosen)
 
     return Source(some(source.train, config.max_examples), some(source.test, config.max_test_examples), source.classes)
 
@@ -167,18 +171,16 @@ def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Exam
     random = generator(config.seed, Purpose.HALVES)
     if config.weights == "pretrain":
         first, second = halves(train.labels, random)
-        return train.take(first), train.take(second)
+        return train.only(first), train.only(second)
     if config.calibration >= len(train):
         raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")
     own = stratified(train.labels, config.calibration, random)
-    return train.take(own), train.take(np.setdiff1d(np.arange(len(train)), own))
+    return train.take(own), train.only(np.setdiff1d(np.arange(len(train)), own))
 
 
-def _parts(config: Config, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def _parts(config: Config, labels: np.ndarray) -> HeldOutParts:
     rule = build("partition", PARTITIONS, config.partition)
-    dealt = deal(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION))
-    held = (generator(config.seed, Purpose.HOLD_OUT, client=client) for client in range(config.clients))
-    return tuple(hold_out(positions, random) for positions, random in zip(dealt, held, strict=True))
+    return HeldOutParts(deal(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed)
 
 
 def _resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:

@@ -1,18 +1,18 @@
 """Who holds which examples; parameter names as in flwr-datasets."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
 from fedact.errors import ConfigError
+from fedact.parts import Parts, bounds_of
 
 MIN_CLIENT_EXAMPLES = 10
 """Enough to train on some and to hold some out."""
-HELD_OUT_SHARE = 0.2
 LARGEST_ALPHA = 1_000_000
-
-Parts = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Partition(ABC):
 
     @abstractmethod
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
-        """Return one array of positions a client; every position is dealt once."""
+        """Return each client's positions; every position is dealt once."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Iid(Partition):
     """Equal shares of a shuffled deck."""
 
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
-        return np.array_split(generator.permutation(len(labels)), clients)
+        return Parts(generator.permutation(len(labels)), bounds_of(even_sizes(len(labels), clients)))
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Dirichlet(Partition):
             raise ConfigError(f"dirichlet: alpha is above 0 and at most {LARGEST_ALPHA:,}, not {self.alpha:g}")
 
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
-        parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+        dealt, owners = [], []
         for label in np.unique(labels):
             positions = generator.permutation(np.flatnonzero(labels == label))
             shares = generator.dirichlet(np.full(clients, self.alpha))
             cuts = (np.cumsum(shares)[:-1] * len(positions)).astype(int)
-            for part, piece in zip(parts, np.split(positions, cuts), strict=True):
-                part.append(piece)
-        return [np.concatenate(part) for part in parts]
+            dealt.append(positions)
+            owners.append(np.repeat(np.arange(clients), np.diff(cuts, prepend=0, append=len(positions))))
+        return Parts.by_owner(np.concatenate(dealt), np.concatenate(owners), clients)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ class Shards(Partition):
                 f"shards: {clients} clients with per_client={self.per_client} need {clients * self.per_client} shards, "
                 f"but there are {len(labels)} examples"
             )
-        shards = sorted_shards(labels, clients * self.per_client)
-        dealt = generator.permutation(len(shards)).reshape(clients, self.per_client)
-        return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
+        sizes = even_sizes(len(labels), clients * self.per_client)
+        turns = np.argsort(generator.permutation(len(sizes)))
+        in_turn = Parts.by_owner(np.argsort(labels, kind="stable"), np.repeat(turns, sizes), len(sizes))
+        return Parts(in_turn.order, in_turn.bounds[:: self.per_client])
 
 
 PARTITIONS: dict[str, type[Partition]] = {"iid": Iid, "dirichlet": Dirichlet, "shards": Shards}
@@ -89,19 +90,31 @@ def deal(partition: Partition, labels: np.ndarray, clients: int, generator: np.r
             f"{clients} clients need at least {MIN_CLIENT_EXAMPLES} examples each, but there are {len(labels)}: "
             f"at most {most} clients, or more examples"
         )
-    parts = [list(part) for part in partition.split(labels, clients, generator)]
-    for part in parts:
-        while len(part) < MIN_CLIENT_EXAMPLES:
-            largest = max(parts, key=len)
-            part.append(largest.pop(int(generator.integers(len(largest)))))
-    return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+    parts = partition.split(labels, clients, generator)
+    owners = np.empty(len(labels), dtype=np.int64)
+    owners[parts.order] = parts.owners()
+    for position, client in _gifts(parts, generator):
+        owners[position] = client
+    return Parts.by_owner(np.arange(len(labels)), owners, clients)
 
 
-def hold_out(positions: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return (training, held-out) positions of one client."""
-    order = generator.permutation(positions)
-    held = max(2, round(HELD_OUT_SHARE * len(positions)))
-    return np.sort(order[held:]), np.sort(order[:held])
+def _gifts(parts: Parts, generator: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Yield (position, client that gets it) until nobody holds too few: each comes from who holds the most then."""
+    order, sizes = parts.order.copy(), parts.sizes
+    # Somebody holds more than the minimum while another holds less, so only those can ever give.
+    rich = [(-int(sizes[client]), int(client)) for client in np.flatnonzero(sizes > MIN_CLIENT_EXAMPLES)]
+    heapify(rich)
+    for client in np.flatnonzero(sizes < MIN_CLIENT_EXAMPLES):
+        for _ in range(MIN_CLIENT_EXAMPLES - int(sizes[client])):
+            size, giver = -rich[0][0], rich[0][1]
+            own = order[parts.bounds[giver] :][:size]
+            chosen = int(generator.integers(size))
+            yield int(own[chosen]), int(client)
+            own[chosen:-1] = own[chosen + 1 :]
+            if size - 1 > MIN_CLIENT_EXAMPLES:
+                heapreplace(rich, (1 - size, giver))
+            else:
+                heappop(rich)
 
 
 def halves(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +133,9 @@ def halves(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarr
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def sorted_shards(labels: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return the positions sorted by label, cut into ``count`` nearly equal pieces."""
-    return np.array_split(np.argsort(labels, kind="stable"), count)
+def even_sizes(total: int, pieces: int) -> np.ndarray:
+    """Return the sizes of nearly equal pieces, the larger ones first."""
+    return total // pieces + (np.arange(pieces) < total % pieces)
 
 
 def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:

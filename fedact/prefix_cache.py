@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedact.crossing import Layout, Positions
+from fedact.data import Rows, in_blocks
 
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Makes the values of some examples, a few at a time."""
@@ -118,22 +119,16 @@ def _make_room(folder: Path, own: Path, others_bytes: int) -> None:
         del sizes[each]
 
 
-def fingerprint(*parts: str | bytes | np.ndarray | Tensor) -> str:
+def fingerprint(*parts: str | bytes | np.ndarray | Rows | Tensor) -> str:
     """Return what tells these apart from any others."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in _bytes_of(parts):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _bytes_of(parts: Iterable[str | bytes | np.ndarray | Tensor]) -> Iterator[bytes]:
     for part in parts:
-        if isinstance(part, str):
-            yield part.encode()
-        elif isinstance(part, bytes):
-            yield part
+        if isinstance(part, str | bytes):
+            text = part.encode() if isinstance(part, str) else part
+            digest.update(len(text).to_bytes(8, "little") + text)
         else:
             array = part.detach().cpu().numpy() if isinstance(part, Tensor) else part
-            yield f"{array.dtype} {array.shape}".encode()
-            yield np.ascontiguousarray(array).tobytes()
+            digest.update(f"{array.dtype} {array.shape} ".encode())
+            for block in in_blocks(array if array.shape else array[None]):  # type: ignore[index]
+                digest.update(block.tobytes())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact import checkpoints
-from fedact.data import Examples, Loader, Preprocessing
+from fedact.data import Examples, Loader, Preprocessing, in_blocks
 from fedact.disk import sweep
 from fedact.errors import ConfigError
 
@@ -96,7 +96,8 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator) -> 
 
 def _fingerprint(model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(RECIPE), torch.__version__]).encode())
-    digest.update(np.ascontiguousarray(examples.images).tobytes())
+    for block in in_blocks(examples.images):
+        digest.update(block.tobytes())
     digest.update(examples.labels.tobytes())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())

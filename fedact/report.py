@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedact.parts import HeldOutParts
 from fedact.plans import Plan
 from fedact.records import Row, Run
 from fedact.sizes import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_CLIENTS, FIRST_CLIENTS = 200, 20
+"""Up to how many clients each has a line of its own, and how many still have one where there are more."""
 
 
 class LiveReport:
@@ -142,16 +146,24 @@ def plan_table(plan: Plan) -> Table:
     return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
-def partition_table(labels: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Table:
-    """Return how many examples of each class each client holds."""
-    classes = np.unique(labels)
-    rows = []
-    for client, (training, held_out) in enumerate(parts):
-        own = labels[np.concatenate([training, held_out])]
-        counts = [(label, np.count_nonzero(own == label)) for label in classes]
-        spelled = ", ".join(f"{label}: {count}" for label, count in counts if count)
-        rows.append((str(client), str(len(training)), str(len(held_out)), spelled))
+def partition_table(labels: np.ndarray, parts: HeldOutParts) -> Table:
+    """Return how many examples of each class each client holds; of many clients, the first ones and what the others span."""
+    sizes = parts.sizes()
+    shown = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
+    rows = [
+        (str(client), *(str(size[client]) for size in sizes), _by_class(labels[parts.dealt[client]]))
+        for client in range(shown)
+    ]
+    if shown < len(parts):
+        others = labels[parts.dealt.order[parts.dealt.bounds[shown] :]]
+        spans = (f"{size[shown:].min()} to {size[shown:].max()}" for size in sizes)
+        rows.append((f"{len(parts) - shown:,} others", *spans, f"together {_by_class(others)}"))
     return listing("Who holds what", ("client", "to train", "held out", "examples by class"), rows)
+
+
+def _by_class(labels: np.ndarray) -> str:
+    classes, counts = np.unique(labels, return_counts=True)
+    return ", ".join(f"{label}: {count}" for label, count in zip(classes, counts, strict=True))
 
 
 def _by_budget(plans: list[Row], tell: Callable[[Row], str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedact import plots, report
+from fedact import report
 from fedact.config import Config, make_config, read_toml
 from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.errors import ConfigError
@@ -130,6 +130,9 @@ def _keep_config(config: Config, out: Path) -> None:
 
 def _finish(out: Path, console: Console, worked: bool) -> int:
     """Show the table, draw the figures, and tell a run with failed clients from a good one."""
+    # Only the end draws: a run reaches its first round half a second earlier.
+    from fedact import plots
+
     run = load_run(out)
     console.print(report.summary(run))
     files = [out / f"{name}.png" for name in plots.FIGURES]

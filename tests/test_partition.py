@@ -11,13 +11,13 @@ from fedact.partition import (
     Iid,
     Shards,
     deal,
+    even_sizes,
     halves,
-    hold_out,
     in_proportions_of,
     largest_remainder,
-    sorted_shards,
     stratified,
 )
+from fedact.parts import hold_out
 from fedact.spec import build
 
 RULES = [Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(1e-5), Dirichlet(1000.0), Shards(), Shards(1), Shards(7)]
@@ -110,11 +110,9 @@ def test_more_shards_than_examples_are_refused():
         deal(Shards(1000), np.arange(100) % 10, 2, rng())
 
 
-@given(labelled, st.integers(1, 50))
-def test_sorted_shards_are_nearly_equal_and_in_order(labels, count):
-    shards = sorted_shards(labels, count)
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert np.all(np.diff(labels[np.concatenate(shards)]) >= 0)
+@given(st.integers(0, 500), st.integers(1, 50))
+def test_even_sizes_are_those_of_numpys_array_split(total, pieces):
+    assert even_sizes(total, pieces).tolist() == [len(piece) for piece in np.array_split(np.arange(total), pieces)]
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.integers(0, 10**6))

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 from fedact.compression.method import State
@@ -36,6 +35,9 @@ class Tucker(Truncated):
         return clipped | {largest: min(clipped[largest], prod(rank for mode, rank in clipped.items() if mode != largest))}
 
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
+        # The import takes as long as a small round.
+        from tensorly.decomposition import partial_tucker
+
         ranks = self.ranks_of(x)
         array = finite(x).detach().cpu().double().numpy()
         # A tensor of zeros has no relative error to converge.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fedact.data import cifar, digits, npz, synthetic
-from fedact.data.examples import Examples, Loader, Preprocessing, Source
+from fedact.data.examples import Examples, Loader, Preprocessing, Rows, Source, in_blocks
 from fedact.data.request import Request
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
@@ -15,4 +15,4 @@ DATASETS: dict[str, Callable[[Request], Source]] = {
 }
 """The one table of data sets."""
 
-__all__ = ["DATASETS", "Examples", "Loader", "Preprocessing", "Request", "Source"]
+__all__ = ["DATASETS", "Examples", "Loader", "Preprocessing", "Request", "Rows", "Source", "in_blocks"]

@@ -1,6 +1,8 @@
 """Labelled images in memory, and how they become a model's input."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,20 +10,61 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of an array, copied only where they are asked for."""
+
+    array: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: np.ndarray | slice) -> np.ndarray:
+        chosen: np.ndarray = self.array[self.rows[positions]]
+        return chosen
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.rows], dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """images: uint8 (examples, height, width, 3); labels: int64 (examples,)."""
+    """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,)."""
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "Examples":
-        """Return the examples at these positions."""
+        """Return a copy of the examples at these positions."""
         return Examples(self.images[positions], self.labels[positions])
+
+    def only(self, positions: np.ndarray) -> "Examples":
+        """Return the examples at these positions without copying their images."""
+        if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
+            return self
+        whole = self.images if isinstance(self.images, Rows) else Rows(self.images, np.arange(len(self)))
+        return Examples(Rows(whole.array, whole.rows[positions]), self.labels[positions])
+
+
+def in_blocks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
+    """Yield the rows in order, some thousands at a time: no more of them are copied at once."""
+    for start in range(0, len(array), ROWS_AT_ONCE):
+        yield array[start : start + ROWS_AT_ONCE]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +101,8 @@ class Loader:
     device: str = "cpu"
 
     def __call__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        chosen = self.examples.take(positions)
-        return self.preprocessing(chosen.images).to(self.device), self.labels(positions)
+        images = self.examples.images[positions]
+        return self.preprocessing(images).to(self.device), self.labels(positions)
 
     def labels(self, positions: np.ndarray) -> Tensor:
         """Return the labels alone."""

@@ -1,0 +1,96 @@
+"""Each client's examples as two arrays for all of them: a client takes a few bytes, and no object, until it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from fedact.seeds import Purpose, generator
+
+HELD_OUT_SHARE = 0.2
+FEWEST_HELD_OUT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(Sequence[np.ndarray]):
+    """The positions that each client holds.
+
+    order: int64, all positions, one client's after the other's. bounds: int64 (clients + 1,), where each one's begin, and
+    the end.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+
+    @classmethod
+    def by_owner(cls, positions: np.ndarray, owners: np.ndarray, clients: int) -> "Parts":
+        """Return the parts in which ``owners[i]`` holds ``positions[i]``; each one's keep the order they are given in."""
+        sizes = np.bincount(owners, minlength=clients)
+        return cls(positions[np.argsort(owners, kind="stable")], bounds_of(sizes))
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, client: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, client: slice) -> "list[np.ndarray]": ...
+    def __getitem__(self, client: int | slice) -> "np.ndarray | list[np.ndarray]":
+        if isinstance(client, slice):
+            return [self[each] for each in range(len(self))[client]]
+        own = range(len(self))[client]
+        return self.order[self.bounds[own] : self.bounds[own + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many positions each client holds."""
+        return np.diff(self.bounds)
+
+    def owners(self) -> np.ndarray:
+        """Return who holds each position of ``order``."""
+        return np.repeat(np.arange(len(self)), self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutParts(Sequence[tuple[np.ndarray, np.ndarray]]):
+    """Each client's (training, held-out) positions, told apart when they are asked for: always in the same way."""
+
+    dealt: Parts
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.dealt)
+
+    @overload
+    def __getitem__(self, client: int) -> tuple[np.ndarray, np.ndarray]: ...
+    @overload
+    def __getitem__(self, client: slice) -> list[tuple[np.ndarray, np.ndarray]]: ...
+    def __getitem__(self, client: int | slice) -> tuple[np.ndarray, np.ndarray] | list[tuple[np.ndarray, np.ndarray]]:
+        if isinstance(client, slice):
+            return [self[each] for each in range(len(self))[client]]
+        own = range(len(self))[client]
+        return hold_out(self.dealt[own], generator(self.seed, Purpose.HOLD_OUT, client=own))
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many examples each client trains on, and how many it holds out."""
+        held = held_out_sizes(self.dealt.sizes)
+        return self.dealt.sizes - held, held
+
+
+def bounds_of(sizes: np.ndarray) -> np.ndarray:
+    """Return where pieces of these sizes begin, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def hold_out(positions: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training, held-out) positions of one client."""
+    order = generator.permutation(positions)
+    held = int(held_out_sizes(np.array(len(positions))))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def held_out_sizes(sizes: np.ndarray) -> np.ndarray:
+    """Return how many of so many examples are held out."""
+    held: np.ndarray = np.maximum(FEWEST_HELD_OUT, np.rint(HELD_OUT_SHARE * sizes).astype(np.int64))
+    return held
