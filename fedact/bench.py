@@ -69,7 +69,9 @@ def _main(arguments: list[str]) -> int:
         raise ConfigError("--layers is a whole number here, not auto")
     methods = list(config.method) if "method" in given else None
     if (rounds := options.pop("rounds")) is not None:
-        return _run_rounds(make_config({"method": ["exact"], **given, **STEADY, "rounds": rounds + 1}), options["json"])
+        return _run_rounds(
+            make_config({"method": ["exact"], "layers": LAYERS, **given, **STEADY, "rounds": rounds + 1}), options["json"]
+        )
     return _run(config, methods, options)
 
 

@@ -213,7 +213,9 @@ def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: P
     random = generator(config.seed, Purpose.PRETRAINING)
     name = f"{config.model} {config.width} {config.seed}"
     folder = cache_folder() / "pretrained"
-    model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder))
+    # Dropout draws from torch's own generator.
+    with torch_seed(config.seed, Purpose.PRETRAINING):
+        model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder))
 
 
 @lru_cache(maxsize=1)
