@@ -29,13 +29,16 @@ RUNS = {
         *SMALL, "--rounds", "3", "--layers", "2", "--method", "lance:variance=0.8", "--replan", "1", "--budget", "60KB",
     ],
     "mixed budgets": [*SMALL, "--clients", "3", "--rounds", "2", "--method", "exact", "--budget", "1KB:1,6KB:1,none:1"],
+    "a server that remembers": [
+        *SMALL, "--rounds", "3", "--layers", "1", "--method", "exact", "--strategy", "fedadam", "--faults", "drop=0.3",
+    ],
     "pretrained digits": [
         "--max-examples", "400", "--max-test-examples", "100", "--width", "0.1", "--resolution", "16", "--clients", "3",
         "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "1", "--method", "exact",
     ],
 }  # fmt: skip
 KILLED = -signal.SIGKILL
-KILLS_EACH = 9
+KILLS_EACH = 8
 MOST_KILLS = 3
 """Of one run: when it was started, and when it went on."""
 
