@@ -49,9 +49,9 @@ def group_for(examples: float) -> int:
     return next((size for size in (LEAST_GROUP, 2 * LEAST_GROUP) if examples <= size), LARGEST_GROUP)
 
 
-def layouts(split: Split, load: Load, positions: Positions, group: int) -> tuple[Layout, ...] | None:
+def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
     """Return how the values that cross are kept, None where they cannot be kept example by example."""
-    x, _ = load(_padded(positions[:group], group))
+    x, _ = load(_padded(positions[:LEAST_GROUP], LEAST_GROUP))
     values = split.prefix(x)
     if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):
         return None

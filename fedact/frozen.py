@@ -1,15 +1,16 @@
 """Training from where the frozen part of a model ends: its output is made once for all epochs, or read from a cache."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedact.chunks import in_chunks
-from fedact.crossing import Layout, Positions, layouts, made
+from fedact.crossing import LEAST_GROUP, Layout, Positions, group_for, layouts, made
 from fedact.data import Loader
 from fedact.memory import measure_memory, stored_bytes
 from fedact.plans import Plan
@@ -17,16 +18,27 @@ from fedact.prefix import Split, in_place_of_forward, split
 from fedact.prefix_cache import PrefixCache
 from fedact.surgery import states
 
+HELD_BYTES = 2**28
+"""How many bytes of a client's crossing values stay in memory for its epochs; of a larger one they are made each time."""
+
 Batches = Callable[[Positions], tuple["Crossed", Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Crossed:
-    """A batch's values that cross from a frozen part into the rest; peak_bytes: asks for that part's, on a device."""
+    """A batch's values that cross from a frozen part into the rest; peak_of: what that part's run on examples peaks at."""
 
     split: Split
     values: tuple[Tensor, ...]
-    peak_bytes: Callable[[], int]
+    positions: Positions
+    peak_of: Callable[[Positions], int]
+
+    def __getitem__(self, part: slice) -> "Crossed":
+        return Crossed(self.split, tuple(value[part] for value in self.values), self.positions[part], self.peak_of)
+
+    def peak_bytes(self) -> int:
+        """Return what the frozen part's run on this batch peaks at, on a device."""
+        return self.peak_of(self.positions)
 
     def through(self) -> Tensor:
         """Return what the model makes of the batch."""
@@ -52,6 +64,10 @@ class FrozenPart:
     prefix_chunk: int
     group: int
     peaks: dict[int, int] = field(default_factory=dict)
+
+    def holds(self, examples: int) -> bool:
+        """Tell whether the values of so many examples may lie in memory at once."""
+        return examples * sum(layout.nbytes for layout in self.layouts) <= HELD_BYTES
 
     def held(self, loader: Loader) -> Batches:
         """Return what gives batches of the loader's examples as Crossed, all of them made here and now."""
@@ -80,7 +96,7 @@ class FrozenPart:
     def _batch(self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions) -> tuple[Crossed, Tensor]:
         kept = zip(self.layouts, take(chosen), strict=True)
         values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
-        return Crossed(self.split, values, partial(self._peak, loader, chosen)), loader.labels(chosen)
+        return Crossed(self.split, values, chosen, partial(self._peak, loader)), loader.labels(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
         """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""
@@ -92,8 +108,14 @@ class FrozenPart:
         return self.peaks[len(chosen)] + stored_bytes(states(self.split.model).values())
 
 
-def frozen_part(model: nn.Module, plan: Plan, loader: Loader, group: int) -> FrozenPart | None:
-    """Return the frozen part of a model that carries a plan, None where it cannot be run apart; loader: some examples."""
+def frozen_part(model: nn.Module, plan: Plan, loader: Loader, examples: float) -> FrozenPart | None:
+    """Return the frozen part of a model that carries a plan, None where it cannot be run apart.
+
+    loader: some examples. examples: how many a client holds.
+    """
     parts = split(model)
-    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(len(loader)), group)
-    return None if parts is None or kept_as is None else FrozenPart(parts, kept_as, plan.prefix_chunk, group)
+    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(min(len(loader), LEAST_GROUP)))
+    if parts is None or kept_as is None:
+        return None
+    small = FrozenPart(parts, kept_as, plan.prefix_chunk, LEAST_GROUP)
+    return replace(small, group=group_for(examples)) if small.holds(ceil(examples)) else small

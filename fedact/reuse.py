@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedact.config import cache_folder
-from fedact.crossing import Positions, group_for
+from fedact.crossing import Positions
 from fedact.data import Loader
 from fedact.experiment import Experiment
 from fedact.frozen import FrozenPart, frozen_part
@@ -41,14 +41,14 @@ def _batches(experiment: Experiment, plan: Plan, which: str, positions: Position
     cache = _cache(experiment, plan, part, which)
     if cache is not None:
         return part.cached(loader, cache, positions)
-    return part.held(loader) if which == "train" else part.passing(loader)
+    return part.held(loader) if which == "train" and part.holds(len(positions)) else part.passing(loader)
 
 
 def _part(experiment: Experiment, plan: Plan, loader: Loader) -> FrozenPart | None:
     """Return the frozen part under a plan, found once: the process has one model, and tracing it takes long."""
     if plan not in experiment.frozen:
-        group = group_for(len(experiment.train) / experiment.config.clients)
-        experiment.frozen[plan] = frozen_part(experiment.model, plan, loader, group)
+        each = len(experiment.train) / experiment.config.clients
+        experiment.frozen[plan] = frozen_part(experiment.model, plan, loader, each)
     return experiment.frozen[plan]
 
 

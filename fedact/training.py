@@ -111,9 +111,9 @@ def train_locally(
     losses: list[float] = []
     memories: list[Memory] = []
     for chosen in _epochs(examples, recipe, generator):
-        total = 0.0
-        for part, last in _micro_batches(chosen, plan.micro_batch):
-            x, y = batches(part)
+        total, (inputs, labels) = 0.0, batches(chosen)
+        for part, last in _micro_batches(len(chosen), plan.micro_batch):
+            x, y = inputs[part], labels[part]
             step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, pull)
             # With a state, a first step, which has none to start from, may hold other bytes.
             shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
@@ -170,7 +170,7 @@ def _epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> It
         yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))
 
 
-def _micro_batches(chosen: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yield a batch's micro-batches, each with whether it is the last."""
-    for start in range(0, len(chosen), size):
-        yield chosen[start : start + size], start + size >= len(chosen)
+def _micro_batches(examples: int, size: int) -> Iterator[tuple[slice, bool]]:
+    """Yield where a batch's micro-batches lie, each with whether it is the last."""
+    for start in range(0, examples, size):
+        yield slice(start, start + size), start + size >= examples

@@ -89,7 +89,7 @@ def test_what_becomes_of_an_example_does_not_depend_on_the_others(memory_format)
     def load(positions):
         return images[torch.from_numpy(positions)], torch.zeros(len(positions))
 
-    kept_as = layouts(cut, load, np.arange(40), 16)
+    kept_as = layouts(cut, load, np.arange(40))
     whole = torch.cat([values[0] for _, values in made(cut, load, np.arange(40), kept_as, 16)])
     some = np.array([39, 3, 17])
     ((_, (few,)),) = made(cut, load, some, kept_as, 16)

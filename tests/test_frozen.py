@@ -1,0 +1,74 @@
+"""Training from where the frozen part ends."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedact import frozen
+from fedact.data import Examples, Loader, Preprocessing
+from fedact.frozen import Crossed, frozen_part
+from fedact.planner import make_plan
+from fedact.plans import Plan
+from fedact.surgery import apply
+
+EXAMPLES = 40
+
+
+@pytest.fixture(scope="module")
+def loader() -> Loader:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (EXAMPLES, 8, 8, 3), dtype=np.uint8)
+    return Loader(Examples(images, random.integers(0, 3, EXAMPLES)), Preprocessing(8, 8, (0.5,) * 3, (0.5,) * 3))
+
+
+@pytest.fixture(scope="module")
+def planned(loader) -> tuple[nn.Module, Plan]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3)
+        )
+    plan = make_plan(model.eval(), None, loader(np.arange(8)), "exact", 1)
+    return apply(model, plan), plan
+
+
+def test_the_rest_goes_on_as_the_whole_model_would(loader, planned):
+    model, plan = planned
+    batches = frozen_part(model, plan, loader, EXAMPLES).held(loader)
+    chosen = np.array([5, 39, 0])
+    crossed, labels = batches(chosen)
+    x, y = loader(chosen)
+    assert torch.equal(labels, y)
+    torch.testing.assert_close(crossed.through(), model(x))
+    torch.testing.assert_close(crossed[1:].through(), model(x[1:]))
+
+
+def test_values_are_the_same_whether_held_or_made_each_time(loader, planned):
+    part = frozen_part(*planned, loader, EXAMPLES)
+    for chosen in (np.arange(EXAMPLES), np.array([7]), np.array([30, 2])):
+        (held, _), (passing, _) = part.held(loader)(chosen), part.passing(loader)(chosen)
+        assert all(map(torch.equal, held.values, passing.values))
+
+
+def test_a_client_too_large_to_be_held_is_run_in_the_smallest_groups(loader, planned, monkeypatch):
+    assert frozen_part(*planned, loader, EXAMPLES).group > frozen.LEAST_GROUP
+    monkeypatch.setattr(frozen, "HELD_BYTES", 1000)
+    part = frozen_part(*planned, loader, EXAMPLES)
+    assert part.group == frozen.LEAST_GROUP
+    assert not part.holds(EXAMPLES)
+
+
+def test_the_peak_is_that_of_as_many_examples(loader, planned):
+    crossed, _ = frozen_part(*planned, loader, EXAMPLES).held(loader)(np.arange(16))
+    assert isinstance(crossed, Crossed)
+    # The first convolution's output, and the ReLU's.
+    whole, part = crossed.peak_bytes(), crossed[:4].peak_bytes()
+    assert whole == 4 * part
+    assert part >= 4 * 8 * 36 * 4
+
+
+def test_nothing_is_cut_where_every_layer_is_trained(loader):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    plan = make_plan(model, None, loader(np.arange(8)), "exact", 1)
+    assert frozen_part(apply(model, plan), plan, loader, EXAMPLES) is None
