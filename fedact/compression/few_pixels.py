@@ -3,7 +3,6 @@
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,11 +38,6 @@ def depthwise_weight_gradient(
     return gradient
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a 1 x 1 convolution with stride 1 as a matrix product."""
-    return _images(F.linear(_rows(x), weight.flatten(1), bias), x)
-
-
 def pointwise_weight_gradient(x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the weight gradient of a 1 x 1 convolution with stride 1 as a matrix product."""
     return (_rows(grad_output).T @ _rows(x)).view(weight.shape)
@@ -51,12 +45,8 @@ def pointwise_weight_gradient(x: Tensor, grad_output: Tensor, weight: Tensor) ->
 
 def pointwise_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the input gradient of a 1 x 1 convolution with stride 1 as a matrix product."""
-    return _images(_rows(grad_output) @ weight.flatten(1), grad_output)
-
-
-def _images(rows: Tensor, like: Tensor) -> Tensor:
-    """Return rows of pixels as images in channels-last order, as many and as large as others."""
-    return rows.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+    rows = _rows(grad_output) @ weight.flatten(1)
+    return rows.view(len(grad_output), *grad_output.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:

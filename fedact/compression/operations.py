@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fedact.compression.few_pixels import (
     depthwise_weight_gradient,
     has_few,
-    pointwise,
     pointwise_input_gradient,
     pointwise_weight_gradient,
 )
@@ -109,10 +108,7 @@ class Convolution:
     def forward(
         self, x: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "batch outputs rows columns"]:
-        padded = self.pad(x)
-        if has_few(padded) and self._is_pointwise(weight):
-            return pointwise(padded, weight, bias)
-        return F.conv2d(padded, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(self.pad(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
         padded = self.pad(x)
