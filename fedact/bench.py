@@ -48,7 +48,7 @@ def parser() -> Parser:
     for name, (default, _, says) in COUNTS.items():
         result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
     result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
-    result.add_argument("--rounds", type=int, metavar="N", help=ROUNDS_HELP)
+    result.add_argument("--rounds", type=int, default=SUPPRESS, metavar="N", help=ROUNDS_HELP)
     for name, says in MODES.items():
         result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
     result.add_files(FILES)
@@ -62,13 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
-    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", "rounds", *FILES, *MODES)}
+    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
+    rounds = given.pop("rounds", None)
     _check(options)
     config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
     methods = list(config.method) if "method" in given else None
-    if (rounds := options.pop("rounds")) is not None:
+    if rounds is not None:
+        if rounds < 1:
+            raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
         return _run_rounds(
             make_config({"method": ["exact"], "layers": LAYERS, **given, **STEADY, "rounds": rounds + 1}), options["json"]
         )
@@ -82,8 +85,6 @@ def _check(options: dict[str, Any]) -> None:
             raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
     if options["micro_batch"] is not None and options["micro_batch"] < 1:
         raise ConfigError(f"--micro-batch is a whole number from 1, not {options['micro_batch']}")
-    if options["rounds"] is not None and options["rounds"] < 1:
-        raise ConfigError(f"--rounds is a whole number from 1, not {options['rounds']}")
     check_file("json", options["json"])
     check_file("figure", options["figure"], ".png")
     for other in ("sweep", "figure", "micro_batch"):
