@@ -50,7 +50,7 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
     model = experiment.model_under(plan, arrays.to_torch_state_dict(), seed)
     load_states(model, plan, states.to_torch_state_dict())
-    trained, accuracy = _train(experiment, plan, client, number)
+    trained, accuracy = _train(experiment, plan, client, number, list(arrays))
     tensors = {name: parameter.detach() for name, parameter in trained_parameters(experiment.model).items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
@@ -71,10 +71,10 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     return Message(reply, reply_to=message)
 
 
-def _train(experiment: Experiment, plan: Plan, client: int, number: int) -> tuple[LocalTraining, float]:
+def _train(experiment: Experiment, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, float]:
     config = experiment.config
     own, held_out = experiment.parts[client]
-    training, testing = client_batches(experiment, plan, own, held_out)
+    training, testing = client_batches(experiment, plan, own, held_out, moving)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
         experiment.model,

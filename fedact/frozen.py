@@ -1,8 +1,8 @@
 """Training from where the frozen part of a model ends: its output is made once for all epochs, or read from a cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
 
 import numpy as np
@@ -64,6 +64,23 @@ class FrozenPart:
     prefix_chunk: int
     group: int
     peaks: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the outermost modules that the part calls."""
+        return tuple(str(node.target) for node in self.split.parts.before.find_nodes(op="call_module"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the model that the part's output follows from, by name."""
+        model, graph = self.split.model, self.split.parts.before
+        modules = tuple(f"{name}." for name in self.modules)
+        alone = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+        named = (*model.named_parameters(), *model.named_buffers())
+        return {name: tensor for name, tensor in named if name.startswith(modules) or name in alone}
+
+    def reads(self, names: Collection[str]) -> bool:
+        """Tell whether the part's output follows from one of these tensors."""
+        return not self.tensors().keys().isdisjoint(names)
 
     def holds(self, examples: int) -> bool:
         """Tell whether the values of so many examples may lie in memory at once."""

@@ -1,6 +1,7 @@
 """Which batches a plan's model is run on: images, or where it can be what its frozen part made of them."""
 
 import logging
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -16,29 +17,35 @@ from fedact.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 from fedact.training import Batches
 
 
-def client_batches(experiment: Experiment, plan: Plan, own: Positions, held_out: Positions) -> tuple[Batches, Batches]:
+def client_batches(
+    experiment: Experiment, plan: Plan, own: Positions, held_out: Positions, moving: Collection[str]
+) -> tuple[Batches, Batches]:
     """Return batches of a client's training and held-out examples, for the experiment's model, which carries the plan.
 
-    The frozen part is run once for all of them, whatever the number of epochs.
+    The frozen part is run once for all of them, whatever the number of epochs. moving: the tensors that some client trains.
     """
-    all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]))
+    all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]), moving)
     return all_batches, lambda chosen: all_batches(chosen + len(own))
 
 
-def test_batches(experiment: Experiment, plan: Plan | None) -> Batches:
-    """Return batches of the server's test examples, for the experiment's model, which carries the plan or none."""
+def test_batches(experiment: Experiment, plan: Plan | None, moving: Collection[str]) -> Batches:
+    """Return batches of the server's test examples, for the experiment's model, which carries the plan or none.
+
+    moving: the tensors that some client trains.
+    """
     if plan is None:
         return Loader(experiment.test, experiment.preprocessing, experiment.config.device)
-    return _batches(experiment, plan, "test", np.arange(len(experiment.test)))
+    return _batches(experiment, plan, "test", np.arange(len(experiment.test)), moving)
 
 
-def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions) -> Batches:
+def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
     examples = experiment.train if which == "train" else experiment.test
     loader = Loader(examples.take(positions), experiment.preprocessing, experiment.config.device)
     part = _part(experiment, plan, loader)
     if part is None:
         return loader
-    cache = _cache(experiment, plan, part, which)
+    # What one plan freezes another may train: then it changes from round to round, and nothing of it may be kept.
+    cache = None if part.reads(moving) else _cache(experiment, plan, part, which)
     if cache is not None:
         return part.cached(loader, cache, positions)
     return part.held(loader) if which == "train" and part.holds(len(positions)) else part.passing(loader)
@@ -73,17 +80,20 @@ def _opened(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache
 
 def _made_by(experiment: Experiment, part: FrozenPart) -> str:
     """Return what tells a frozen part, with all that its values' last bits follow from, from any other."""
-    model, graph = part.split.model, part.split.parts.before
-    called = [model.get_submodule(str(node.target)) for node in graph.find_nodes(op="call_module")]
-    tensors = [tensor for module in called for tensor in (*module.parameters(), *module.buffers())]
-    code = [str(graph), *(_described(module) for module in called), repr(experiment.preprocessing), str(part.group)]
+    called = [part.split.model.get_submodule(name) for name in part.modules]
+    code = [
+        str(part.split.parts.before),
+        *(_described(module) for module in called),
+        repr(experiment.preprocessing),
+        str(part.group),
+    ]
     machine = [
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
         str(torch.get_num_threads()),
         experiment.config.device,
     ]
-    return fingerprint(*code, *machine, *tensors)
+    return fingerprint(*code, *machine, *part.tensors().values())
 
 
 def _described(module: nn.Module) -> str:

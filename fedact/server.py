@@ -139,7 +139,7 @@ class PartialFedAvg(FedAvg):
         experiment, plan = self.run.experiment, self.run.deepest_plan
         # The frozen part under the plan that trains the most is frozen under every plan.
         model = experiment.model_with(tensors) if plan is None else experiment.model_under(plan, tensors)
-        accuracy, loss = evaluate(model, test_batches(experiment, plan), len(experiment.test))
+        accuracy, loss = evaluate(model, test_batches(experiment, plan, tensors), len(experiment.test))
         return {"accuracy": accuracy, "loss": loss}
 
 

@@ -72,3 +72,10 @@ def test_nothing_is_cut_where_every_layer_is_trained(loader):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     plan = make_plan(model, None, loader(np.arange(8)), "exact", 1)
     assert frozen_part(apply(model, plan), plan, loader, EXAMPLES) is None
+
+
+def test_the_frozen_part_reads_what_lies_before_the_cut_and_nothing_after(loader, planned):
+    part = frozen_part(*planned, loader, EXAMPLES)
+    assert set(part.tensors()) == {"0.weight", "0.bias"}
+    assert part.reads(["0.weight", "5.bias"])
+    assert not part.reads(["2.weight", "5.bias"])

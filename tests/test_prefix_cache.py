@@ -128,6 +128,19 @@ def test_a_run_has_the_same_rows_with_a_new_cache_a_warm_one_and_none(size, with
     assert sum(file.stat().st_size for file in files) <= (10**9 if size == "1GB" else 20_000)
 
 
+MIXED = [*TINY, "--layers", "auto", "--budget", "6KB:2,none:2", "--method", "exact", "--lr", "0.5", "--rounds", "3"]
+
+
+def test_what_one_plan_freezes_and_another_trains_is_never_kept(tmp_path):
+    for size in ("4GB", "none"):
+        assert main([*MIXED, "--cache-size", size, "--out", str(tmp_path / size)]) == 0
+    rows = timeless(tmp_path / "none")
+    assert len({row["trained_layers"] for row in rows if row["kind"] == "client"}) > 1
+    assert timeless(tmp_path / "4GB") == rows
+    names = [sorted((tmp_path / size / "checkpoints").iterdir()) for size in ("4GB", "none")]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*names, strict=True))
+
+
 @pytest.mark.parametrize("change", [["--resolution", "40"], ["--seed", "1"], ["--width", "0.35"], ["--max-examples", "170"]])
 def test_other_weights_data_or_resolution_never_meet_a_stale_value(change, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "cache"))
