@@ -7,6 +7,7 @@ for replies every 0.1 seconds. Its backend is what it is made of: one pool of Ra
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -25,6 +26,9 @@ Loader = Callable[[], Answer]
 CONNECT_SECONDS = 10.0
 RESTARTS = 3
 """How often a worker that died (out of memory, say) is started again."""
+NOT_STARTED = "The actor is restarting"
+"""What Ray says of a message that never reached its worker; one that was under way when its worker died is lost."""
+RESTART_SECONDS, PAUSE_SECONDS = 60.0, 0.2
 
 
 def check_ray(config: Config) -> None:
@@ -85,11 +89,16 @@ class RayGrid(LocalGrid):
 
     def reply(self, message: Message) -> Message:
         reply: Message
-        try:
-            reply, _ = self.backend.process_message(message, self.context_of(message))
-        except Exception as error:  # the worker itself died
-            return failure(message, f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        return reply
+        end = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                reply, _ = self.backend.process_message(message, self.context_of(message))
+            except Exception as error:  # the worker itself died
+                if NOT_STARTED not in str(error) or time.monotonic() > end:
+                    return failure(message, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                time.sleep(PAUSE_SECONDS)
+            else:
+                return reply
 
 
 def start_backend(config: Config, load: Loader) -> Any:

@@ -109,7 +109,7 @@ def test_workers_stay_and_prepare_once_and_one_that_dies_is_an_error_not_the_end
     key = config.model_dump_json(exclude={"out", "devices", "method"})
 
     def order(number):
-        asked = ConfigRecord({"round": number, "client": number % 4, "plan": plan, "experiment": key})
+        asked = ConfigRecord({"round": number, "client": number % 4, "plan": plan, "experiment": key, "privacy": "none"})
         return RecordDict({"arrays": ArrayRecord({}), "states": ArrayRecord({}), "config": asked})
 
     with RayGrid(config, load_answer_with_its_process) as grid:
