@@ -11,8 +11,10 @@ from fedact.flags import Parser, check_file, through
 
 FIELDS = (
     "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
-    "device", "clients", "partition", "local_epochs", "budget", "cache_size", "threads",
+    "device", "threads",
 )  # fmt: skip
+FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
+"""Fields of Config that say what fleet ``--rounds`` times."""
 LAYERS, LAYERS_ALONE = 4, 6
 METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
 LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
@@ -42,7 +44,7 @@ MODES = {
 def parser() -> Parser:
     """Return the command line: the fields of Config that say what is measured, then how, and where to."""
     result = Parser("bench", __doc__ or "")
-    result.add_fields(FIELDS)
+    result.add_fields((*FIELDS, *FLEET))
     result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)
     result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
     for name, (default, _, says) in COUNTS.items():
@@ -65,17 +67,25 @@ def _main(arguments: list[str]) -> int:
     options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
     rounds = given.pop("rounds", None)
     _check(options)
-    config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given})
+    steady = _steady(rounds, given)
+    config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
     methods = list(config.method) if "method" in given else None
     if rounds is not None:
-        if rounds < 1:
-            raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
-        return _run_rounds(
-            make_config({"method": ["exact"], "layers": LAYERS, **given, **STEADY, "rounds": rounds + 1}), options["json"]
-        )
+        return _run_rounds(config, methods or ["exact"], options["json"])
     return _run(config, methods, options)
+
+
+def _steady(rounds: int | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config with timed rounds says beside what was given; raises ConfigError for a fleet without them."""
+    if rounds is None:
+        for name in (name for name in FLEET if name in given):
+            raise ConfigError(f"--{name.replace('_', '-')} is of the fleet whose rounds --rounds N times: give that too")
+        return {}
+    if rounds < 1:
+        raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
+    return {**STEADY, "rounds": rounds + 1}
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -93,10 +103,10 @@ def _check(options: dict[str, Any]) -> None:
             raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{flag} out")
 
 
-def _run_rounds(config: Config, file: Path | None) -> int:
+def _run_rounds(config: Config, methods: list[str], file: Path | None) -> int:
     from fedact.round_bench import run_round_bench
 
-    return run_round_bench(config, list(config.method), file)
+    return run_round_bench(config, methods, file)
 
 
 def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:

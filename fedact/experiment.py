@@ -80,10 +80,7 @@ def prepare(config: Config) -> Experiment:
 
     Raises ConfigError for whatever the config names that is not there or does not fit.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    source = _limited(config, _source(config))
-    server, clients = _server_and_clients(config, source.train)
+    source, server, clients = _dealt(config)
     # A batch of examples is made for planning, whatever there are to train on.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
@@ -114,10 +111,7 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     config: complete, see ``Experiment``. There are no examples of the server's. Raises ConfigError as ``prepare`` does, and
     for a start that is another model's.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    source = _limited(config, _source(config))
-    _, clients = _server_and_clients(config, source.train)
+    source, _, clients = _dealt(config)
     parts = _parts(config, clients.labels)
     model = MODELS[config.model](source.classes, config.width or 1.0).to(memory_format=torch.channels_last)
     own = model.state_dict()
@@ -126,6 +120,14 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     _check_model(config, model)
     nothing = clients.take(np.arange(0))
     return Experiment(config, start, preprocessing, clients, parts, nothing, nothing, model.to(config.device))
+
+
+def _dealt(config: Config) -> tuple[Source, Examples, Examples]:
+    """Return the data, the server's own examples and the clients'; sets how many threads this process computes with."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    source = _limited(config, _source(config))
+    return source, *_server_and_clients(config, source.train)
 
 
 def _check_model(config: Config, model: nn.Module) -> None:

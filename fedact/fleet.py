@@ -160,12 +160,11 @@ class FleetGrid(Grid):
         self.fleet = fleet
         self.start = experiment.start
         self.start_name = digest(experiment.start)
-        common = {
+        self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(exclude={"out", "devices", "method", "data_dir", "ray_address"}),
             "start": self.start_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),
         }
-        self.common: dict[str, str] = common
 
     def __enter__(self) -> Self:
         return self

@@ -70,8 +70,9 @@ class FrozenPart:
         """The names of the outermost modules that the part calls."""
         return tuple(str(node.target) for node in self.split.parts.before.find_nodes(op="call_module"))
 
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the model that the part's output follows from, by name."""
+        """The tensors of the model that the part's output follows from, by name."""
         model, graph = self.split.model, self.split.parts.before
         modules = tuple(f"{name}." for name in self.modules)
         alone = {str(node.target) for node in graph.find_nodes(op="get_attr")}
@@ -80,7 +81,7 @@ class FrozenPart:
 
     def reads(self, names: Collection[str]) -> bool:
         """Tell whether the part's output follows from one of these tensors."""
-        return not self.tensors().keys().isdisjoint(names)
+        return not self.tensors.keys().isdisjoint(names)
 
     def holds(self, examples: int) -> bool:
         """Tell whether the values of so many examples may lie in memory at once."""

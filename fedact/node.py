@@ -1,6 +1,5 @@
 """A real device: what it says of itself in --node-config, and what it stands on. It takes no path from the server."""
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from fedact.data import Preprocessing
 from fedact.errors import ConfigError, unknown
 from fedact.experiment import Experiment, prepare_with
 from fedact.plans import Plan
+from fedact.prefix_cache import fingerprint
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "method")
@@ -74,11 +74,7 @@ def _one_size(text: str) -> str:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the name of a start: it changes with every name, shape and bit of it."""
-    result = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        result.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        result.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return result.hexdigest()[:32]
+    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
 def held_starts() -> list[str]:

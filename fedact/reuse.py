@@ -40,7 +40,7 @@ def test_batches(experiment: Experiment, plan: Plan | None, moving: Collection[s
 
 def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
     examples = experiment.train if which == "train" else experiment.test
-    loader = Loader(examples.take(positions), experiment.preprocessing, experiment.config.device)
+    loader = Loader(examples.only(positions), experiment.preprocessing, experiment.config.device)
     part = _part(experiment, plan, loader)
     if part is None:
         return loader
@@ -93,7 +93,7 @@ def _made_by(experiment: Experiment, part: FrozenPart) -> str:
         str(torch.get_num_threads()),
         experiment.config.device,
     ]
-    return fingerprint(*code, *machine, *part.tensors().values())
+    return fingerprint(*code, *machine, *part.tensors.values())
 
 
 def _described(module: nn.Module) -> str:

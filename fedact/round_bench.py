@@ -4,7 +4,6 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,13 +18,14 @@ from fedact.averaging import RunningMean
 from fedact.client import recipe
 from fedact.config import Config
 from fedact.data import Loader
+from fedact.disk import write_whole
 from fedact.experiment import Experiment
-from fedact.records import Row, RunFolder, write_whole
+from fedact.records import Row, RunFolder
 from fedact.report import listing
 from fedact.runtime import Simulation
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, restore, trained_parameters
-from fedact.training import Recipe
+from fedact.training import Recipe, epochs
 
 UNSTEADY = 2
 """Rounds that are not timed: evaluation alone, then what is measured and kept once."""
@@ -102,14 +102,8 @@ def plain_round(experiment: Experiment, model: nn.Module, names: set[str], numbe
 def _train(model: nn.Module, loader: Loader, how: Recipe, random: np.random.Generator) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, how.lr, how.momentum, weight_decay=how.weight_decay)
-    for x, y in _batches(loader, how, random):
+    for x, y in map(loader, epochs(len(loader), how, random)):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, how.clip_norm)
         optimizer.step()
-
-
-def _batches(loader: Loader, how: Recipe, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    for _ in range(how.local_epochs):
-        order = random.permutation(len(loader))
-        yield from map(loader, np.split(order, range(how.batch_size, len(order), how.batch_size)))

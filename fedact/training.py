@@ -1,6 +1,7 @@
 """One client's local fine-tuning, in plain PyTorch, every step under the ledger."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,6 +63,10 @@ def scores_of(model: nn.Module, x: Inputs) -> Tensor:
     return x.through() if isinstance(x, Crossed) else model(x)
 
 
+def _threads(x: Inputs) -> AbstractContextManager[None]:
+    return threads_for(x.values[0] if isinstance(x, Crossed) else x)
+
+
 def micro_step(
     model: nn.Module,
     x: Inputs,
@@ -76,7 +81,7 @@ def micro_step(
 
     The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
     """
-    with threads_for(x.values[0] if isinstance(x, Crossed) else x):
+    with _threads(x):
         value = loss(scores_of(model, x), y) * (len(y) / batch_examples)
         value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
@@ -110,7 +115,7 @@ def train_locally(
     optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     memories: list[Memory] = []
-    for chosen in _epochs(examples, recipe, generator):
+    for chosen in epochs(examples, recipe, generator):
         total, (inputs, labels) = 0.0, batches(chosen)
         for part, last in _micro_batches(len(chosen), plan.micro_batch):
             x, y = inputs[part], labels[part]
@@ -155,7 +160,7 @@ def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, 
         model.eval()
     for start in range(0, examples, EVALUATION_BATCH):
         x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
-        with threads_for(x.values[0] if isinstance(x, Crossed) else x):
+        with _threads(x):
             scores = scores_of(model, x)
         correct += int((scores.argmax(1) == y).sum())
         total += float(F.cross_entropy(scores, y, reduction="sum"))
@@ -164,7 +169,8 @@ def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, 
     return correct / examples, total / examples
 
 
-def _epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:
+def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the positions of a client's batches, epoch after epoch."""
     for _ in range(recipe.local_epochs):
         order = generator.permutation(examples)
         yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))

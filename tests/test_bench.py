@@ -71,6 +71,7 @@ def test_equal_cosine_writes_the_least_bytes_by_layer_and_the_ratios(tmp_path, c
         (["--batch-size", "1000"], "300"),
         (["--strategy", "fedavg"], "unknown argument"),
         (["--rounds", "0"], "whole number from 1"),
+        (["--clients", "3"], "--rounds"),
         (["--equal-cosine", "--sweep"], "leave --sweep out"),
         (["--equal-cosine", "--layers", "0"], "at least 1"),
         (["--equal-cosine", "--method", "exact"], "no setting"),

@@ -14,6 +14,7 @@ from fedact.records import ROUND_FIELDS, RunFolder
 from fedact.simulate import main
 from fedact.surgery import trained_layers
 from tests.planned import plan_row
+from tests.stopping import stopping_after
 from tests.test_records import HEADER, client, round_
 from tests.test_simulate import TINY, rows, timeless
 
@@ -77,15 +78,7 @@ def test_measuring_less_often_changes_nothing_else(mixed, tmp_path):
 
 
 def test_resuming_between_two_measurements_ends_the_same(mixed, tmp_path, monkeypatch):
-    finish = server.PartialFedAvg.finish_round
-
-    def break_off(self, server_round, arrays):
-        result = finish(self, server_round, arrays)
-        if server_round == 4:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(server.PartialFedAvg, "finish_round", break_off)
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(4))
     assert main(["--config", str(mixed / "config.toml"), "--out", str(tmp_path / "run")]) == 130
     monkeypatch.undo()
     assert main(["--resume", str(tmp_path / "run")]) == 0

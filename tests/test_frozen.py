@@ -76,6 +76,6 @@ def test_nothing_is_cut_where_every_layer_is_trained(loader):
 
 def test_the_frozen_part_reads_what_lies_before_the_cut_and_nothing_after(loader, planned):
     part = frozen_part(*planned, loader, EXAMPLES)
-    assert set(part.tensors()) == {"0.weight", "0.bias"}
+    assert set(part.tensors) == {"0.weight", "0.bias"}
     assert part.reads(["0.weight", "5.bias"])
     assert not part.reads(["2.weight", "5.bias"])

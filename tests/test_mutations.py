@@ -20,6 +20,7 @@ from fedact.errors import ConfigError
 from fedact.models import MODELS
 from tests.mutations import MUTATIONS, mutate
 from tests.refusal import quiet_home  # noqa: F401
+from tests.stopping import stopping_after
 from tests.test_kill import SMALL
 
 COMMAND = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "60KB", "--method", "lance:variance=0.8"]
@@ -56,18 +57,6 @@ def bounded() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, memory)
-
-
-def stopping_after(number: int):
-    finish = server.PartialFedAvg.finish_round
-
-    def finish_and_stop(self, server_round, arrays):
-        result = finish(self, server_round, arrays)
-        if server_round == number:
-            raise KeyboardInterrupt
-        return result
-
-    return finish_and_stop
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from fedact import planning, server
 from fedact.config import read_toml
 from fedact.simulate import main
 from tests.refusal import refused
+from tests.stopping import stopping_after
 from tests.test_kill import SMALL, contents
-from tests.test_mutations import CHECKPOINT, COMMAND, STATES, stopping_after
+from tests.test_mutations import CHECKPOINT, COMMAND, STATES
 from tests.test_simulate import rows
 
 METHOD = "lance:variance=0.8"

@@ -11,6 +11,7 @@ from fedact.checkpoints import load
 from fedact.planning import make_plans
 from fedact.simulate import main
 from fedact.strategies import STRATEGIES
+from tests.stopping import stopping_after
 from tests.test_replanning import COMMAND as SMALL
 from tests.test_simulate import rows, timeless
 
@@ -55,15 +56,7 @@ def clients(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(strategy, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", *FLEET, "--strategy", strategy)
-    finish = server.PartialFedAvg.finish_round
-
-    def break_off(self, server_round, arrays):
-        result = finish(self, server_round, arrays)
-        if server_round == 1:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(server.PartialFedAvg, "finish_round", break_off)
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(1))
     assert main([*FLEET, "--strategy", strategy, "--out", str(tmp_path / "cut")]) == 130
     monkeypatch.undo()
     assert main(["--resume", str(tmp_path / "cut")]) == 0
@@ -78,13 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(strategy, tmp_path
 
 
 def test_a_run_without_its_servers_state_is_refused(tmp_path, monkeypatch, capsys):
-    finish = server.PartialFedAvg.finish_round
-
-    def break_off(self, server_round, arrays):
-        finish(self, server_round, arrays)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server.PartialFedAvg, "finish_round", break_off)
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(0))
     assert main([*FLEET, "--strategy", "fedadam", "--out", str(tmp_path / "run")]) == 130
     monkeypatch.undo()
     (tmp_path / "run/checkpoints/vanilla-server-0000.safetensors").unlink()
