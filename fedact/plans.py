@@ -43,7 +43,8 @@ class Plan:
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
-    where none was asked for.
+    where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
+    vanilla_step_flops: what plain training of the same layers takes (``stopwatch.count_flops`` says what counts).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -70,6 +71,8 @@ class Plan:
     prefix_chunk: Count = 0
     expected_error: Measure | None = None
     slowdown: Measure | None = None
+    step_flops: Count | None = None
+    vanilla_step_flops: Count | None = None
 
     @property
     def error_per_layer(self) -> float | None:

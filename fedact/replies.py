@@ -101,7 +101,9 @@ FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num-examples": (_is_count, "a whole number"),
     "accuracy": (_is_share, "a share"),
     "train-loss": (_is_amount, "finite and at least 0"),
+    "steps": (_is_count, "a whole number"),
     **{f"{name}-bytes": (_is_count, "a whole number") for name in ("saved", "state", "peak", "paper", "upload", "download")},
+    **{f"{name}-bytes-{of}": (_is_amount, "finite and at least 0") for name in ("saved", "paper") for of in ("mean", "std")},
     "seconds": (_is_amount, "finite and at least 0"),
 }
 """The one table of what a reply says beside its tensors, and what it must be."""

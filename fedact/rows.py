@@ -42,6 +42,11 @@ class ClientRow(TypedDict, total=False):
     state_bytes: Count | None
     peak_bytes: Count | None
     paper_bytes: Count | None
+    steps: Count | None
+    saved_bytes_mean: Number | None
+    saved_bytes_std: Number | None
+    paper_bytes_mean: Number | None
+    paper_bytes_std: Number | None
     plan: str | None
     trained_layers: Count | None
     micro_batch: Count | None

@@ -6,12 +6,14 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedact.replay import Batch, Prefix, part_step, parts, record, step
 from fedact.seeds import Purpose, generator
+from fedact.training import Loss
 
 Clock = Callable[[], float]
 
@@ -106,7 +108,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count_flops(model: nn.Module, batch: Batch, prefix: Prefix) -> int:
+def count_flops(model: nn.Module, batch: Batch, prefix: Prefix | None = None, loss: Loss = F.cross_entropy) -> int:
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
     They are those of convolutions and matrix products, two a multiplication and addition, and of decompositions, which
@@ -120,7 +122,7 @@ def count_flops(model: nn.Module, batch: Batch, prefix: Prefix) -> int:
         before = counter.total
 
     with FlopCounter() as counter:
-        step(model, batch, prefix, reached)
+        step(model, batch, prefix, reached, loss)
     model.zero_grad()
     return int(counter.total) - before
 

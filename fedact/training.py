@@ -49,13 +49,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a round of local training came to: the mean loss, and the largest bytes over all its steps."""
+    """What a round of local training came to: the mean loss, and the bytes of its steps, one a micro-batch.
+
+    Bytes are the largest over all steps; of what a step's ranks decide also the mean and the standard deviation over them.
+    """
 
     loss: float
+    steps: int
     saved_bytes: int
+    saved_bytes_mean: float
+    saved_bytes_std: float
     state_bytes: int
     peak_bytes: int
     paper_bytes: int
+    paper_bytes_mean: float
+    paper_bytes_std: float
 
 
 def scores_of(model: nn.Module, x: Inputs) -> Tensor:
@@ -133,8 +141,24 @@ def train_locally(
             memories.append(known[shape])
         losses.append(total)
         optimizer.zero_grad()
+    return _summed_up(losses, memories)
+
+
+def _summed_up(losses: list[float], memories: list[Memory]) -> LocalTraining:
     most = largest(memories)
-    return LocalTraining(float(np.mean(losses)), most.saved_bytes, most.state_bytes, most.peak_bytes, most.paper_bytes)
+    saved, paper = (np.array([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes"))
+    return LocalTraining(
+        loss=float(np.mean(losses)),
+        steps=len(memories),
+        saved_bytes=most.saved_bytes,
+        saved_bytes_mean=float(saved.mean()),
+        saved_bytes_std=float(saved.std()),
+        state_bytes=most.state_bytes,
+        peak_bytes=most.peak_bytes,
+        paper_bytes=most.paper_bytes,
+        paper_bytes_mean=float(paper.mean()),
+        paper_bytes_std=float(paper.std()),
+    )
 
 
 def bytes_in_scope(memory: Memory, scope: str) -> int:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import fedact
 from fedact.measurement import installed, measure_methods
 from fedact.replay import record
 from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
@@ -63,6 +64,23 @@ def test_flops_of_the_trained_part_are_counted_as_by_hand():
     assert count_flops(models["exact"], (x, y), prefix) == by_hand
     filtered = pointwise + 2 * pointwise // 4
     assert count_flops(models["gradient_filter:patch=2"], (x, y), prefix) == 2 * depthwise + filtered + 3 * head
+
+
+def test_a_plan_says_what_a_batch_computes_and_what_plain_training_does():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 1, bias=False), nn.Flatten(),
+        nn.Linear(96, 5),
+    )  # fmt: skip
+    depthwise, pointwise, head = 2 * 8 * 16 * (8 * 1 * 9), 2 * 8 * 16 * (6 * 8), 2 * 8 * (96 * 5)
+    by_hand = 2 * depthwise + 3 * pointwise + 3 * head
+    x, y = batch(8)
+    at_once = fedact.make_plan(model, None, (x, y), "exact", layers=2)
+    in_parts = fedact.make_plan(model, at_once.saved_bytes // 2, (x, y), "exact", layers=2)
+    decomposed = fedact.make_plan(model, None, (x, y), "hosvd:variance=0.9", layers=2)
+    assert in_parts.micro_batch < 8
+    assert at_once.step_flops == in_parts.step_flops == by_hand
+    assert {plan.vanilla_step_flops for plan in (at_once, in_parts, decomposed)} == {by_hand}
+    assert decomposed.step_flops > by_hand
 
 
 def test_recomputation_and_decompositions_are_counted():

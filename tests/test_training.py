@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from statistics import mean, pstdev
 
 import numpy as np
 import pytest
@@ -196,6 +197,17 @@ def test_the_result_is_the_largest_of_every_figure():
     assert result.saved_bytes == max(m.saved_bytes for m in measured.values())
     assert result.peak_bytes == max(m.peak_bytes for m in measured.values())
     assert result.paper_bytes == max(m.paper_bytes for m in measured.values()) > 0
+
+
+def test_mean_and_deviation_are_over_the_steps_whose_ranks_follow_the_data(monkeypatch):
+    found, real = [], training.within_budget
+    monkeypatch.setattr(training, "within_budget", lambda memory, plan: found.append(memory) or real(memory, plan))
+    result = run(plan_for("hosvd:variance=0.8", micro_batch=3))[1]
+    saved, paper = [m.saved_bytes for m in found], [m.paper_bytes for m in found]
+    assert result.steps == len(found) > 3
+    assert (result.saved_bytes_mean, result.saved_bytes_std) == pytest.approx((mean(saved), pstdev(saved)))
+    assert (result.paper_bytes_mean, result.paper_bytes_std) == pytest.approx((mean(paper), pstdev(paper)))
+    assert result.paper_bytes_std > 0
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------------

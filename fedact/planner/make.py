@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import AUTO, Method, choose_method, method_name
+from fedact.compression.exact import Vanilla
 from fedact.errors import ConfigError
 from fedact.layers.base import has_weights
 from fedact.memory import stored_bytes
 from fedact.planner.giving_way import GivingWay
-from fedact.planner.pace import Pace
+from fedact.planner.pace import Pace, batch_flops
 from fedact.planner.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
 from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
@@ -125,6 +126,8 @@ def _plan(problem: Problem, found: Found, asked: int) -> Plan:
         prefix_chunk=found.prefix_chunk,
         expected_error=_error(problem, methods, found.micro_batch),
         slowdown=found.slowdown,
+        step_flops=batch_flops(problem, methods, found.micro_batch, found.prefix_chunk),
+        vanilla_step_flops=batch_flops(problem, dict.fromkeys(methods, Vanilla()), 1),
         **_common(problem, list(methods)),
     )
 

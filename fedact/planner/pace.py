@@ -1,4 +1,4 @@
-"""How long a batch takes under a plan, relative to plain training of the same layers at once; and what takes too long."""
+"""How long a batch takes under a plan, relative to plain training of the same layers at once; and what it computes."""
 
 import time
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from fedact.compression.exact import Vanilla
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.search import Found
+from fedact.stopwatch import count_flops
 from fedact.surgery import install
 from fedact.training import micro_step
 
@@ -48,6 +49,15 @@ def _seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk:
         taken.append(_now(x) - begin)
         model.zero_grad()
     return min(taken[1:]) * ceil(problem.batch_size / micro_batch)
+
+
+def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
+    """Return the floating-point operations of a batch in micro-batches, from the first trained layer on."""
+    model, examples = install(problem.model, methods, prefix_chunk=prefix_chunk), problem.examples(micro_batch)
+    if any(method.reads_state for method in methods.values()):
+        # What a method finds in a first step only is no part of the others.
+        count_flops(model, examples, loss=problem.loss)
+    return round(count_flops(model, examples, loss=problem.loss) * problem.batch_size / micro_batch)
 
 
 def _now(x: torch.Tensor) -> float:
