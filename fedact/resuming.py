@@ -1,6 +1,8 @@
 """What a run on disk has done, looked at closely before anything goes on from it."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from fedact.config import Config, make_config
 from fedact.errors import ConfigError
@@ -9,6 +11,36 @@ from fedact.records import Row, RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address")
 """What a run does not follow from."""
+GROWING = ("method", "seeds")
+"""What may be added to a run."""
+
+
+def grown(given: Config, out: Path, begun: Config) -> Config:
+    """Return the config with which the run in a folder goes on, when it is started again: methods and seeds may be added.
+
+    Raises ConfigError where the run was begun with other settings; what was not given, it may say.
+    """
+    given = _with_absolute_paths(given)
+    for name in Config.model_fields:
+        now, then = getattr(given, name), getattr(begun, name)
+        if name not in (*FREE, *GROWING) and now not in (None, then):
+            raise ConfigError(
+                f"--out {out} holds a run with {name} {then}, not {now}: name a new folder, or go on with --resume {out}"
+            )
+    if given.seeds > begun.seeds == 1:
+        raise ConfigError(f"--out {out} holds a run of one seed, to which none can be added: name a new folder")
+    methods = dict.fromkeys([*begun.method, *canonical_methods(given)])
+    return begun.model_copy(update={"method": tuple(methods), "seeds": max(given.seeds, begun.seeds)})
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return the config with its paths written as a run on disk writes them."""
+    paths: dict[str, Any] = {}
+    if config.data_dir is not None:
+        paths["data_dir"] = config.data_path().absolute()
+    if config.weights not in ("none", "pretrain", "imagenet"):
+        paths["weights"] = str(Path(config.weights).expanduser().absolute())
+    return config.model_copy(update=paths)
 
 
 def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
@@ -34,6 +66,8 @@ def _check_config(header: Row, config: Config, folder: RunFolder) -> None:
     began = make_config(header["config"])
     for name in Config.model_fields:
         now, then = getattr(config, name), getattr(began, name)
+        if name == "method" and set(then) <= set(now):
+            continue
         if name not in FREE and now not in (None, then):
             raise ConfigError(
                 f"{folder.config} says {name} {now}, but the run in {folder.records} began with {then}: start another run"

@@ -35,7 +35,8 @@ PACKAGES = ("fedact", "flwr", "torch", "torchvision", "numpy", "tensorly")
 class Simulation:
     """One seed of a run: what it stands on, its plans, and the folder it writes to."""
 
-    def __init__(self, config: Config, folder: RunFolder | None = None) -> None:
+    def __init__(self, config: Config, folder: RunFolder | None = None, done: dict[str, int] | None = None) -> None:
+        """Prepare a seed; done: each method's last finished round in the folder."""
         if config.runtime == "ray":
             check_ray(config)
         self.methods = canonical_methods(config)
@@ -47,29 +48,38 @@ class Simulation:
         settings = {"out": None, "method": tuple(self.methods)}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
-        started = folder is not None and folder.records.exists()
-        self.plans: dict[str, Plans] = (
-            self._plans_on_disk() if started else {method: make_plans(self.experiment, method) for method in self.methods}
-        )
+        self.done = done or {}
+        self.started = folder is not None and folder.records.exists()
+        known = self._plans_on_disk() if self.started else {}
+        self.added = [method for method in self.methods if method not in known]
+        self.plans: dict[str, Plans] = {
+            method: known[method] if method in known else make_plans(self.experiment, method) for method in self.methods
+        }
 
     def _plans_on_disk(self) -> dict[str, Plans]:
-        """Return the plans that a run began with and made again since; raises ConfigError where one is missing."""
+        """Return the plans that a run began with and made again since; raises ConfigError where one is missing.
+
+        A method that has neither plans nor rounds yet was added since.
+        """
         plans = plans_from_json(self.folder.read_plans())
-        for method in self.methods:
+        known = [method for method in self.methods if method in plans or method in self.done]
+        for method in known:
             for key in map(plan_key, self.config.client_budgets()):
                 if key not in plans.get(method, {}):
                     raise ConfigError(f"{self.folder.plans} lacks the plan {key!r} of {method}")
             for key, plan in plans[method].items():
                 check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan {key!r} of {method}")
-        return {method: plans[method] for method in self.methods}
+        return {method: plans[method] for method in known}
 
     def open_folder(self) -> None:
-        """Write what stands before the first round."""
-        write_whole(self.folder.config, self.config.to_toml())
-        write_whole(self.folder.plans, plans_json(self.plans))
-        self.folder.append([self._header()])
+        """Write what stands before the first round of the run, or of the methods that were added to it."""
+        if self.added:
+            write_whole(self.folder.config, self.config.to_toml())
+            write_whole(self.folder.plans, plans_json(self.plans))
+        if not self.started:
+            self.folder.append([self._header()])
 
-    def run(self, on_round: OnRound, done: dict[str, int] | None = None, open_grid: OpenGrid | None = None) -> None:
+    def run(self, on_round: OnRound, open_grid: OpenGrid | None = None) -> None:
         """Run every method's rounds that are not done; open_grid: by default as the config's runtime says."""
         app = ServerApp()
 
@@ -78,7 +88,7 @@ class Simulation:
             for method in self.methods:
                 book = PlanBook(method, self.experiment, self.folder, self.plans)
                 job = MethodRun(method, self.config, self.experiment, self.key, book, self.folder, on_round)
-                run_method(grid, job, (done or {}).get(method))
+                run_method(grid, job, self.done.get(method))
 
         with (open_grid or grid_of)(self.experiment) as grid:
             app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))

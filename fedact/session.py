@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +14,7 @@ from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.errors import ConfigError
 from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run
-from fedact.resuming import finished_rounds
+from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -20,10 +22,13 @@ MOST_REASONS = 3
 
 
 def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> int:
-    """Run a config into a new folder and return the exit code; a folder that holds anything is never written over.
+    """Run a config into a new folder and return the exit code; a folder that holds anything else is never written over.
 
-    open_grid: the way to the clients, by default as the config's runtime says.
+    A run that was begun there with the same settings goes on: what is finished is not run again, and methods and seeds may
+    have been added. open_grid: the way to the clients, by default as the config's runtime says.
     """
+    if RunFolder(out).config.is_file():
+        return _go_on(out, partial(grown, config, out), open_grid)
     _check_empty(out)
     nearest = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -37,11 +42,15 @@ def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
+    return _go_on(out, lambda begun: begun, open_grid)
+
+
+def _go_on(out: Path, change: Callable[[Config], Config], open_grid: OpenGrid | None) -> int:
     with Locks() as locks:
         locks.take(out)
         RunFolder(out).check_links(inside=out)
         sweep(out)
-        return _run_seeds(make_config(read_toml(file)), out, locks, open_grid)
+        return _run_seeds(change(make_config(read_toml(RunFolder(out).config))), out, locks, open_grid)
 
 
 def show_plans(config: Config) -> int:
@@ -91,16 +100,15 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
     # Nothing is written before what a seed stands on and its plans are there.
-    simulation = Simulation(own, folder)
+    simulation = Simulation(own, folder, done)
     _take_new(out, locks)
     _keep_config(simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), out)
     make_folder(folder.path)
     locks.take(folder.path)
     folder.sweep()
-    if not folder.records.exists():
-        simulation.open_folder()
+    simulation.open_folder()
     with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
-        simulation.run(live.on_round, done, open_grid)
+        simulation.run(live.on_round, open_grid)
     return True
 
 
@@ -124,8 +132,9 @@ def _take_new(out: Path, locks: Locks) -> None:
 
 def _keep_config(config: Config, out: Path) -> None:
     """Keep the config of several seeds beside their folders, for --resume from any folder."""
-    if config.seeds > 1 and not RunFolder(out).config.exists():
-        write_whole(RunFolder(out).config, config.to_toml())
+    file = RunFolder(out).config
+    if config.seeds > 1 and (not file.exists() or make_config(read_toml(file)) != config):
+        write_whole(file, config.to_toml())
 
 
 def _finish(out: Path, console: Console, worked: bool) -> int:
