@@ -105,6 +105,9 @@ class Config(BaseModel):
     cache_size: str = Field(
         "1GB", description="most bytes on disk for what frozen layers made of images, kept between runs; or none"
     )
+    tensorboard: Annotated[bool, Field(strict=True)] = Field(
+        False, description="also write the rounds as TensorBoard scalars into the run's folder"
+    )
     out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
     @field_validator("method", mode="before")
@@ -122,7 +125,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _sensible(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "train_norm":
+        if isinstance(value, bool) and info.field_name not in ("train_norm", "tensorboard"):
             raise ValueError("true and false are no setting")
         if isinstance(value, str | Path):
             try:

@@ -161,7 +161,9 @@ class FleetGrid(Grid):
         self.start = experiment.start
         self.start_name = digest(experiment.start)
         self.common: dict[str, str] = {
-            "experiment": experiment.config.model_dump_json(exclude={"out", "devices", "method", "data_dir", "ray_address"}),
+            "experiment": experiment.config.model_dump_json(
+                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard"}
+            ),
             "start": self.start_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),
         }

@@ -49,6 +49,10 @@ class RunFolder:
         """Return where what a method's server remembers after a round lies."""
         return self.path / "checkpoints" / f"{_slug(method)}-server-{number:04d}.safetensors"
 
+    def tensorboard(self, method: str) -> Path:
+        """Return where a method's TensorBoard events lie."""
+        return self.path / "tensorboard" / _slug(method)
+
     def states(self, method: str, key: str) -> Path:
         """Return where the states lie that a method found for a plan that was made again."""
         return self.path / "checkpoints" / f"{_slug(method)}-states-{key}.safetensors"

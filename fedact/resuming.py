@@ -9,10 +9,12 @@ from fedact.errors import ConfigError
 from fedact.planning import canonical_methods
 from fedact.records import Row, RunFolder
 
-FREE = ("out", "devices", "cache_size", "ray_address")
+FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
 """What a run does not follow from."""
 GROWING = ("method", "seeds")
 """What may be added to a run."""
+AS_GIVEN = ("cache_size", "ray_address", "tensorboard")
+"""What may be another when a run goes on."""
 
 
 def grown(given: Config, out: Path, begun: Config) -> Config:
@@ -30,7 +32,8 @@ def grown(given: Config, out: Path, begun: Config) -> Config:
     if given.seeds > begun.seeds == 1:
         raise ConfigError(f"--out {out} holds a run of one seed, to which none can be added: name a new folder")
     methods = dict.fromkeys([*begun.method, *canonical_methods(given)])
-    return begun.model_copy(update={"method": tuple(methods), "seeds": max(given.seeds, begun.seeds)})
+    other = {name: getattr(given, name) for name in AS_GIVEN}
+    return begun.model_copy(update={"method": tuple(methods), "seeds": max(given.seeds, begun.seeds), **other})
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -43,7 +43,7 @@ class Simulation:
         # Every process of the run computes with as many threads: another number gives other roundings.
         config = config.model_copy(update={"threads": config.threads or default_threads()})
         # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
-        self.key = config.model_dump_json(exclude={"out", "devices", "method"})
+        self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard"})
         self.experiment: Experiment = shared(self.key)
         settings = {"out": None, "method": tuple(self.methods)}
         self.config = self.experiment.config.model_copy(update=settings)

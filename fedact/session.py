@@ -3,8 +3,10 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +18,7 @@ from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
+from fedact.tensorboard_log import TensorBoardLog, check_tensorboard
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MOST_REASONS = 3
@@ -74,6 +77,8 @@ def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | No
     log_to_stderr()
     if config.runtime == "flower" and open_grid is None:
         raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
+    if config.tensorboard:
+        check_tensorboard()
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
@@ -107,9 +112,19 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     locks.take(folder.path)
     folder.sweep()
     simulation.open_folder()
-    with report.LiveReport(console, simulation.methods, simulation.config.rounds, done) as live:
-        simulation.run(live.on_round, open_grid)
+    with ExitStack() as watched:
+        watchers: list[Any] = [report.LiveReport(console, simulation.methods, simulation.config.rounds, done)]
+        if config.tensorboard:
+            watchers.append(TensorBoardLog(folder, simulation.methods, done))
+        for watcher in watchers:
+            watched.enter_context(watcher)
+        simulation.run(partial(_tell, watchers), open_grid)
     return True
+
+
+def _tell(watchers: list[Any], row: Row, clients: list[Row]) -> None:
+    for watcher in watchers:
+        watcher.on_round(row, clients)
 
 
 def _done(folder: RunFolder, config: Config, out: Path, locks: Locks) -> dict[str, int]:

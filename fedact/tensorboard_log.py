@@ -1,0 +1,72 @@
+"""Rounds as TensorBoard scalars, beside the records: an extra, for who watches runs there."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any, Self
+
+from fedact.errors import ConfigError
+from fedact.records import Row, RunFolder
+
+OF_ROUND = ("accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max", "seconds")
+OF_CLIENTS = ("train_loss", "accuracy", "saved_bytes", "upload_bytes")
+
+
+def check_tensorboard() -> None:
+    """Raise ConfigError where TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs the package tensorboard: pip install 'fedact[tensorboard]'")
+
+
+class TensorBoardLog:
+    """Writes a folder of events a method into a run's folder. Use as a context manager."""
+
+    def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int]) -> None:
+        check_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writers: dict[str, Any] = {}
+        self.stack = ExitStack()
+        for method in methods:
+            place = folder.tensorboard(method)
+            # A killed process may have left a round too few or too many: the records know.
+            if place.is_dir():
+                shutil.rmtree(place)
+            self.writers[method] = SummaryWriter(str(place))
+            self.stack.callback(self.writers[method].close)
+        self._catch_up(folder.rows() if done else [])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def on_round(self, row: Row, clients: list[Row]) -> None:
+        """Write a finished round."""
+        writer, step = self.writers[row["method"]], row["round"]
+        for name, value in {**_of_round(row), **_of_clients(clients)}.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def _catch_up(self, rows: Iterable[Row]) -> None:
+        """Write the rounds that are finished already."""
+        clients: list[Row] = []
+        for row in rows:
+            if row["kind"] == "client":
+                clients.append(row)
+            elif row["kind"] == "round":
+                self.on_round(row, clients)
+                clients = []
+
+
+def _of_round(row: Row) -> dict[str, float]:
+    return {f"round/{name}": row[name] for name in OF_ROUND if row.get(name) is not None}
+
+
+def _of_clients(clients: list[Row]) -> dict[str, float]:
+    """Return the mean over the clients that measured a figure, and how many failed."""
+    found = {name: [row[name] for row in clients if row.get(name) is not None] for name in OF_CLIENTS}
+    means = {f"clients/{name}_mean": sum(values) / len(values) for name, values in found.items() if values}
+    return means | ({"clients/failed": sum(row["status"] == "failed" for row in clients)} if clients else {})
