@@ -45,7 +45,7 @@ class Simulation:
         # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
         self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard"})
         self.experiment: Experiment = shared(self.key)
-        settings = {"out": None, "method": tuple(self.methods)}
+        settings = {"out": None, "method": tuple(self.methods), "tensorboard": config.tensorboard}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         self.done = done or {}
