@@ -12,7 +12,7 @@ from fedact.compression import AUTO, METHODS, Method
 from fedact.data import DATASETS
 from fedact.devices import read_devices
 from fedact.faults import Faults
-from fedact.models import MODELS
+from fedact.models import MODELS, others
 from fedact.partition import PARTITIONS
 from fedact.privacy import PRIVACY
 from fedact.report import listing
@@ -40,7 +40,8 @@ def show_tables(devices: str | None = None) -> int:
         ]
         console.print(listing(title, ("name", "what it does"), rules, lines=True))
     console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
-    console.print(listing("Models", ("name", ""), [(name, _first_line(entry)) for name, entry in MODELS.items()]))
+    models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
+    console.print(listing("Models", ("name", ""), [*models, ("torchvision's", f"by name: {', '.join(others())}")]))
     data = [(name, _module_line(entry)) for name, entry in DATASETS.items()]
     console.print(listing("Data sets", ("name", ""), data))
     known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]

@@ -14,7 +14,7 @@ from fedact.config import Config, cache_folder
 from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
 from fedact.errors import ConfigError, unknown
 from fedact.frozen import FrozenPart
-from fedact.models import MODELS, SCALABLE
+from fedact.models import RESOLUTIONS, SCALABLE, check_model_name, make_model
 from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.parts import HeldOutParts
 from fedact.plans import Plan
@@ -87,7 +87,7 @@ def prepare(config: Config) -> Experiment:
     parts = _parts(config, clients.labels)
     config, weights, preprocessing = _resolved(config)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
-        model = MODELS[config.model](source.classes, config.width or 1.0)
+        model = make_model(config.model, source.classes, config.width)
     # A third faster on CPUs than the default layout.
     model.to(memory_format=torch.channels_last)
     if weights:
@@ -113,7 +113,7 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     """
     source, _, clients = _dealt(config)
     parts = _parts(config, clients.labels)
-    model = MODELS[config.model](source.classes, config.width or 1.0).to(memory_format=torch.channels_last)
+    model = make_model(config.model, source.classes, config.width).to(memory_format=torch.channels_last)
     own = model.state_dict()
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in start.items()}:
         raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")
@@ -141,8 +141,7 @@ def _check_model(config: Config, model: nn.Module) -> None:
 
 def check_names(config: Config) -> None:
     """Raise ConfigError for a model, data set or partition that is in no table."""
-    if config.model not in MODELS:
-        raise unknown("model", config.model, MODELS)
+    check_model_name(config.model)
     if config.width is not None and config.model not in SCALABLE:
         raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
     if config.dataset not in DATASETS:
@@ -198,7 +197,7 @@ def _resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     else:
         file = Path(config.weights).expanduser()
         filled["weights"] = str(file.absolute())
-        weights = from_file(file, config.resolution)
+        weights = from_file(file, config.resolution, RESOLUTIONS.get(config.model, 224))
         preprocessing = weights.preprocessing
     filled["resolution"] = preprocessing.resolution
     return config.model_copy(update=filled), weights, preprocessing

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fedact.data import Preprocessing
 from fedact.errors import ConfigError
-from fedact.models import imagenet_weights
-from fedact.surgery import head
+from fedact.models import imagenet_weights, is_auxiliary
+from fedact.models.mcunet import MCUNet
+from fedact.surgery import convolutions, head
 
 HALF = (0.5, 0.5, 0.5)
 MOST_PRINTED = 3
@@ -32,10 +33,11 @@ def plain_preprocessing(resolution: int) -> Preprocessing:
     return Preprocessing(resolution, resolution, HALF, HALF)
 
 
-def from_file(file: Path, resolution: int | None) -> Weights:
+def from_file(file: Path, resolution: int | None, usual: int = 224) -> Weights:
     """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
 
-    Raises ConfigError for a missing or broken file. A given resolution overrides the file's.
+    Raises ConfigError for a missing or broken file. A given resolution overrides the file's; ``usual`` is taken where there is
+    neither.
     """
     if not file.is_file():
         raise ConfigError(
@@ -43,7 +45,7 @@ def from_file(file: Path, resolution: int | None) -> Weights:
         )
     try:
         tensors, metadata = _read(file)
-        own = _preprocessing(metadata)
+        own = _preprocessing(metadata, usual)
     except Exception as error:  # whatever reading raises, the file is broken: unpickling hostile bytes raises anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--weights {file} cannot be read: {reason}") from None
@@ -53,7 +55,10 @@ def from_file(file: Path, resolution: int | None) -> Weights:
 
 def from_torchvision(model: str, resolution: int | None) -> Weights:
     """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing."""
-    weights = imagenet_weights(model)
+    try:
+        weights = imagenet_weights(model)
+    except ValueError:
+        raise ConfigError(f"--weights imagenet: torchvision has none of {model}; name a file, or none or pretrain") from None
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -65,6 +70,7 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     preset = weights.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     side = resolution or crop
+    tensors = {name: tensor for name, tensor in tensors.items() if not is_auxiliary(model, name)}
     return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
 
 
@@ -74,7 +80,8 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    heads = tuple(f"{name}." for name in head(model))
+    tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else tensors
+    heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
     strange = sorted(map(str, tensors.keys() ^ own.keys()))
     misshapen = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
     strange += sorted(name for name in misshapen if not name.startswith(heads))
@@ -107,9 +114,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, {}
 
 
-def _preprocessing(metadata: dict[str, str]) -> Preprocessing:
+def _preprocessing(metadata: dict[str, str], usual: int) -> Preprocessing:
     mean, std = (_numbers(metadata.get(key), HALF) for key in ("mean", "std"))
-    (side,) = _numbers(metadata.get("resolution"), (224.0,))
+    (side,) = _numbers(metadata.get("resolution"), (float(usual),))
     if not (len(mean) == len(std) == 3 and all(map(isfinite, (*mean, *std))) and min(std) > 0):
         raise ValueError(f"its metadata must hold three means and three positive stds, not {mean} and {std}")
     if side not in range(SMALLEST_SIDE, LARGEST_SIDE + 1):
