@@ -36,8 +36,8 @@ def plain_preprocessing(resolution: int) -> Preprocessing:
 def from_file(file: Path, resolution: int | None, usual: int = 224) -> Weights:
     """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
 
-    Raises ConfigError for a missing or broken file. A given resolution overrides the file's; ``usual`` is taken where there is
-    neither.
+    Raises ConfigError for a missing or broken file. A given resolution overrides the file's; where there is neither, it is
+    the usual one.
     """
     if not file.is_file():
         raise ConfigError(
