@@ -1,0 +1,69 @@
+"""One layer's activation taken apart: its spectra, and what a part of its variance costs and gives."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedact.compression import make_method
+from fedact.compression.hosvd import HOSVD
+from fedact.compression.tucker import SOLVERS, rank_for_variance
+from fedact.equal_cosine import Captured
+from fedact.fidelity import spread
+from fedact.memory import stored_bytes
+
+MODES = ("batch", "channel", "height", "width")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What truncating a tensor keeps.
+
+    variance: the explained variance asked for in every mode, kept_variance: of the whole tensor. ranks: one a mode. bytes:
+    of core and factors. error: ||g' - g||^2 / ||g||^2 of the weight gradient g' made from them; cosine: with the exact one.
+    """
+
+    variance: float
+    kept_variance: float
+    ranks: tuple[int, ...]
+    bytes: int
+    error: float
+    cosine: float
+
+
+def spectra(x: Float[Tensor, "batch channel height width"]) -> dict[str, Float[Tensor, " rank"]]:
+    """Return each mode's share of variance by component, the largest first; each adds up to 1."""
+    found = {name: SOLVERS["gram"](x, mode).eigenvalues for mode, name in enumerate(MODES)}
+    return {name: values / values.sum() for name, values in found.items()}
+
+
+def components_for(x: Tensor, variance: float) -> dict[str, tuple[int, int]]:
+    """Return by mode how many components explain this share of the variance, and of how many."""
+    return {name: (rank_for_variance(share, variance), len(share)) for name, share in spectra(x).items()}
+
+
+def cuts(layer: Captured, variances: Iterable[float], settings: str = "") -> list[Cut]:
+    """Return what HOSVD keeps of a layer's input at each explained variance.
+
+    settings: of HOSVD beside the variance, such as ``,bits=8``.
+    """
+    return [_cut(layer, variance, settings) for variance in variances]
+
+
+def _cut(layer: Captured, variance: float, settings: str) -> Cut:
+    method = make_method(f"hosvd:variance={variance}{settings}")
+    assert isinstance(method, HOSVD)
+    compressed = method.compress(layer.x)
+    gradient = method.weight_gradient(compressed, layer.grad_output, layer.weight, layer.operation)
+    lost = torch.linalg.vector_norm(layer.x - method.reconstruct(compressed)).square()
+    found = spread([gradient], layer.exact)
+    return Cut(
+        variance=variance,
+        kept_variance=1 - float(lost / layer.x.square().sum()),
+        ranks=tuple(rank for rank, _ in components_for(layer.x, variance).values()),
+        bytes=stored_bytes(compressed.tensors),
+        error=(found.bias + found.variance) / found.length,
+        cosine=found.cosine,
+    )
