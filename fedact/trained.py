@@ -19,7 +19,7 @@ def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.M
     last = {row["method"]: row["round"] for row in folder.rows() if row["kind"] == "round"}
     if not last or (method or next(iter(last))) not in last:
         raise ConfigError(
-            f"{run.path} has no finished round of {method or 'any method'}, but of {', '.join(last) or 'none'}"
+            f"{run.path} finished no round of {method or 'any method'}, but of {', '.join(last) or 'none'}"
         )
     name = method or next(iter(last))
     experiment = prepare(make_config(run.config))

@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, tmp_path, monkeypatch):
-    assert main([*BOTH, "--rounds", "1", "--out", str(tmp_path / "run")]) == 0
+    assert main([*BOTH, "--rounds", "1", "--layers", "2", "--out", str(tmp_path / "run")]) == 0
     monkeypatch.setenv("FEDACT_RUN", str(tmp_path / "run"))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
