@@ -110,7 +110,7 @@ def _run_rounds(config: Config, methods: list[str], file: Path | None) -> int:
 
 
 def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:
-    from fedact.comparison import Options, run_bench, run_equal_cosine
+    from fedact.bench_session import Options, run_bench, run_equal_cosine
 
     chosen = Options(**options)
     return (run_equal_cosine if chosen.equal_cosine else run_bench)(config, methods, chosen)

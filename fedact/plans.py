@@ -44,7 +44,8 @@ class Plan:
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
-    vanilla_step_flops: what plain training of the same layers takes (``stopwatch.count_flops`` says what counts).
+    vanilla_step_flops: what plain training of the same layers takes (``stopwatch.count_flops`` says what counts). by_layer:
+    saved bytes without state by the module that keeps them, "" for the loss.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -73,6 +74,7 @@ class Plan:
     slowdown: Measure | None = None
     step_flops: Count | None = None
     vanilla_step_flops: Count | None = None
+    by_layer: tuple[tuple[str, Count], ...] = ()
 
     @property
     def error_per_layer(self) -> float | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "CLIENT_FIELDS", "ROUND_FIELDS", "Row", "Run", "RunFolder", "complete", "finished", "load_run", "read_rows",
+    "CLIENT_FIELDS", "ROUND_FIELDS", "Row", "Run", "RunFolder", "complete", "finished", "load_run", "make_run", "read_rows",
     "run_folders", "write_whole",
 ]  # fmt: skip
 
@@ -137,17 +137,23 @@ def load_run(path: str | Path) -> Run:
 
     Raises ConfigError where the folder holds no run.
     """
-    import pandas as pd
-
     folders = run_folders(Path(path))
     rows = [row for folder in folders for row in folder.rows()]
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("run", "client", "round")}
+    return make_run(Path(path), rows, folders[0].read_plans() if folders[0].plans.exists() else {})
+
+
+def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) -> Run:
+    """Return a run from its rows; raises ConfigError where there are none."""
+    import pandas as pd
+
+    by_kind: dict[str, list[Row]] = {"run": [], "client": [], "round": []}
+    for row in rows:
+        by_kind[row["kind"]].append(row)
     if not by_kind["run"]:
         raise ConfigError(f"{path} holds no run: its records.jsonl is empty")
     clients = pd.DataFrame(by_kind["client"], columns=list(CLIENT_FIELDS))
     rounds = pd.DataFrame(by_kind["round"], columns=list(ROUND_FIELDS))
-    plans = folders[0].read_plans() if folders[0].plans.exists() else {}
-    return Run(Path(path), rounds, clients, by_kind["run"], plans)
+    return Run(path, rounds, clients, by_kind["run"], plans)
 
 
 def run_folders(path: Path) -> list[RunFolder]:

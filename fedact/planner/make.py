@@ -126,6 +126,7 @@ def _plan(problem: Problem, found: Found, asked: int) -> Plan:
         prefix_chunk=found.prefix_chunk,
         expected_error=_error(problem, methods, found.micro_batch),
         slowdown=found.slowdown,
+        by_layer=tuple(memory.by_layer.items()),
         step_flops=batch_flops(problem, methods, found.micro_batch, found.prefix_chunk),
         vanilla_step_flops=batch_flops(problem, dict.fromkeys(methods, Vanilla()), 1),
         **_common(problem, list(methods)),
