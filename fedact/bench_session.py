@@ -61,7 +61,7 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     timed = _timed(experiment, options.steps)
     found = measure_methods(models, yardstick, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
     title = _title(experiment.config, f"last {config.layers} layers")
-    _show(cost_table(title, found, options.micro_batch), gradient_table(found))
+    show(cost_table(title, found, options.micro_batch), gradient_table(found))
     _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
     if options.figure:
         write_whole(options.figure, png(error_against_bytes(title, found)))
@@ -83,7 +83,7 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     found = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
     ratios = compare(found)
     title = _title(experiment.config, f"{len(layers)} convolutions, one at a time")
-    _show(least_table(title, found), ratio_table(ratios))
+    show(least_table(title, found), ratio_table(ratios))
     rows: dict[str, Sequence[Any]] = {"least": [asdict(each) for each in found], "ratios": [asdict(each) for each in ratios]}
     _write(options.json, experiment.config, rows)
     return 0
@@ -119,7 +119,7 @@ def _title(config: Config, layers: str) -> str:
     return f"{config.model}, {data} at {config.resolution} px, batch {config.batch_size}, {layers}"
 
 
-def _show(*tables: Table) -> None:
+def show(*tables: Table) -> None:
     """Print tables, in a file or a pipe as wide as they are."""
     console = Console()
     if not console.is_terminal:

@@ -1,0 +1,48 @@
+"""python -m fedact.compare: runs side by side, as tables, figures and one report.html that opens offline."""
+
+import sys
+from pathlib import Path
+
+from fedact.errors import ConfigError
+from fedact.flags import Parser, through
+
+ACCURACY_HELP = "what 'rounds to an accuracy' asks for, such as 0.9 or 90%% [95 %% of the best final accuracy]"
+
+
+def parser() -> Parser:
+    """Return the command line: the runs, and where to write."""
+    result = Parser("compare", __doc__ or "")
+    result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--out of fedact.simulate)")
+    result.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures and the report [the first run's]")
+    result.add_argument("--accuracy", metavar="VALUE", help=ACCURACY_HELP)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return through(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    given = parser().settings(arguments)
+    target = None if given["accuracy"] is None else read_share("--accuracy", given["accuracy"])
+    if given["out"] is not None and given["out"].exists() and not given["out"].is_dir():
+        raise ConfigError(f"--out {given['out']} is no folder")
+    from fedact.compare_session import run_compare
+
+    return run_compare(given["runs"], given["out"], target)
+
+
+def read_share(flag: str, text: str) -> float:
+    """Return a share that is written as 0.9 or 90%; raises ConfigError for what is none."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{flag} is a share such as 0.9 or 90%, not {text!r}")
+    return share
+
+
+if __name__ == "__main__":
+    sys.exit(main())

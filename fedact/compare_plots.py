@@ -1,0 +1,199 @@
+"""Figures of a comparison: functions that take cases and return a Figure."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from fedact.case_figures import figures_of
+from fedact.comparison import Case
+from fedact.labels import Point, obstacles, write
+from fedact.plots import COLORS, short_size
+
+PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
+MARKERS = "osD^vP*Xp<"
+FRONTIER = "#D0D0D0"
+PERCENT = 100
+LEAST_SPAN = 5
+"""Points of accuracy that an axis shows at least."""
+LETTERS, BESIDE = 120, 8
+"""How many letters a line of a legend has room for, and what a line's mark and its distance to the next take."""
+Cases = Sequence[Case]
+
+
+def accuracy_by_round(cases: Cases) -> Figure:
+    """Return the global model's test accuracy by round: the mean over seeds, with a standard deviation as a band."""
+    figure, axes = _by_round("test accuracy (%)", "The global model on the server's test set (band: one standard deviation)")
+    for case, style in zip(cases, _styles(cases), strict=True):
+        seeds = case.rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"]
+        mean, spread = seeds.mean() * PERCENT, (seeds.std() * PERCENT).fillna(0)
+        axes.plot(mean.index, mean, **style, label=case.label)
+        axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
+    _cut_off_the_start(axes, cases)
+    legend_below(figure)
+    return figure
+
+
+def memory_by_round(cases: Cases) -> Figure:
+    """Return the activation memory of the largest client by round."""
+    figure, axes = _by_round("saved bytes", "Activation memory of the largest client")
+    for case, style in zip(cases, _styles(cases), strict=True):
+        largest = case.clients.dropna(subset=["saved_bytes"]).groupby("round")["saved_bytes"].max().astype(float)
+        if len(largest):
+            axes.plot(largest.index, largest, **style, label=case.label)
+    _size_axis(axes, "y")
+    legend_below(figure)
+    return figure
+
+
+def accuracy_against_memory(cases: Cases) -> Figure:
+    """Return final accuracy over saved bytes, a point a case, with what no other case beats in both as the frontier."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _plain(axes, "saved bytes (the largest client)", "test accuracy at the end (%)")
+    found = [(case, style, figures_of(case, 1)) for case, style in zip(cases, _styles(cases), strict=True)]
+    found = [each for each in found if each[2]["saved_bytes"] and each[2]["accuracy"] is not None]
+    points = [(float(each["saved_bytes"]), PERCENT * each["accuracy"]) for *_, each in found]
+    best = frontier(points)
+    if best:
+        axes.step(*zip(*best, strict=True), where="post", color=FRONTIER, linewidth=5, zorder=1, label="frontier")
+    for (_, style, each), (size, accuracy) in zip(found, points, strict=True):
+        spread = PERCENT * (each["accuracy_std"] or 0)
+        axes.errorbar(
+            size, accuracy, yerr=spread or None, **{**style, "linewidth": 1.2, "markersize": 7}, capsize=3, zorder=3
+        )
+    _size_axis(axes, "x")
+    axes.margins(x=0.12, y=0.12)
+    heading(figure, "Accuracy against activation memory (bars: one standard deviation over seeds)")
+    figure.draw_without_rendering()
+    _name(axes, found, points)
+    return figure
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Return the (bytes, accuracy) that no other point beats in both, the fewest bytes first."""
+    best: list[Point] = []
+    for size, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((size, accuracy))
+    return best
+
+
+def clients_spread(cases: Cases) -> Figure:
+    """Return each client's accuracy on its own held-out examples after the last round it trained in, a row a case."""
+    figure = Figure(figsize=(9, 1.4 + 0.45 * len(cases)), layout="constrained")
+    axes = figure.add_subplot()
+    _plain(axes, "accuracy of a client on its own held-out examples (%)", "")
+    random = np.random.default_rng(np.random.SeedSequence([0]))
+    for place, (case, style) in enumerate(zip(cases, _styles(cases), strict=True)):
+        own = case.clients.dropna(subset=["accuracy"])
+        last = own.loc[own.groupby(["seed", "client"])["round"].idxmax()]["accuracy"].astype(float) * PERCENT
+        if last.empty:
+            continue
+        box = {"color": style["color"], "linewidth": 1.2}
+        axes.boxplot(last, positions=[place], orientation="horizontal", widths=0.55, showfliers=False, whis=(0, 100),
+                     boxprops=box, whiskerprops=box, capprops=box, medianprops={**box, "linewidth": 2.5})  # fmt: skip
+        axes.plot(last, place + random.uniform(-0.18, 0.18, len(last)), ".", color=style["color"], alpha=0.35, markersize=5)
+    axes.set_yticks(range(len(cases)), [case.label for case in cases])
+    axes.set_ylim(len(cases) - 0.4, -0.6)
+    heading(figure, "Spread over clients, after their last training (box: quartiles; ends: the worst and the best)")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Cases], Figure]] = {
+    "accuracy-by-round": accuracy_by_round,
+    "memory-by-round": memory_by_round,
+    "accuracy-against-memory": accuracy_against_memory,
+    "clients": clients_spread,
+}
+"""The one table of a comparison's figures, by file name; those of single layers are in layer_plots.py."""
+
+
+def _name(axes: Axes, found: Sequence[Any], points: Sequence[Point]) -> None:
+    taken: list[Bbox] = []
+    for point, (_, _, each) in zip(points, found, strict=True):
+        spread = PERCENT * (each["accuracy_std"] or 0)
+        taken += obstacles(axes, [(point[0], point[1] - spread), point, (point[0], point[1] + spread)])
+    for (case, style, _), point in zip(found, points, strict=True):
+        write(case.label, [(axes, point)], taken, color=style["color"], fontsize=9)
+    for first, second in pairwise(frontier(points)):
+        middle = ((first[0] * second[0]) ** 0.5, first[1])
+        write("frontier", [(axes, middle)], taken, must=False, color="#888888", fontsize=9, style="italic")
+        break
+
+
+def _by_round(ylabel: str, title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    _plain(axes, "round", ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    heading(figure, title)
+    return figure, axes
+
+
+def _cut_off_the_start(axes: Axes, cases: Cases) -> None:
+    """Leave what came before training below the axis where it would press all that followed into a narrow band."""
+    means = [case.rounds.groupby("round")["accuracy"].mean().dropna() * PERCENT for case in cases]
+    later = [value for mean in means for number, value in mean.items() if number]
+    before = [mean[0] for mean in means if 0 in mean.index]
+    if not later or not before:
+        return
+    low, high = min(later), max(later)
+    span = max(high - low, LEAST_SPAN)
+    if min(before) < low - span:
+        axes.set_ylim(low - 0.25 * span, high + 0.1 * span)
+        axes.set_xlim(left=0.5)
+        lowest, highest = f"{min(before):.1f}", f"{max(before):.1f}"
+        says = f"before training: {lowest} %" if lowest == highest else f"before training: {lowest} to {highest} %"
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
+        axes.annotate(says, (1, 0), (-6, 5), **place, fontsize=9, color="#666666")
+
+
+def _plain(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+
+
+def _size_axis(axes: Axes, which: str) -> None:
+    """Make an axis of bytes logarithmic, with plain sizes at its marks."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: Figure, size: float = 9) -> None:
+    """Write the legend under the figure, in as many columns as its names leave room for."""
+    names = [str(text) for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
+    if names:
+        columns = max(1, LETTERS // (max(map(len, names)) + BESIDE))
+        figure.legend(frameon=False, fontsize=size, loc="outside lower left", ncols=min(columns, len(names)))
+
+
+def heading(figure: Figure, text: str) -> None:
+    """Write a title that begins at the figure's left edge, however wide the names beside its axes are."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5)
+
+
+def _styles(cases: Cases) -> list[dict[str, Any]]:
+    """Return a line for each case, later ones thinner, so that one which lies upon another leaves it in sight."""
+    return [
+        {
+            "color": PALETTE[place % len(PALETTE)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "linewidth": (width := max(1.1, 2.6 - 0.25 * place)),
+            "markersize": width + 2.5,
+            "linestyle": "-" if place < len(PALETTE) else "--",
+        }
+        for place in range(len(cases))
+    ]

@@ -1,0 +1,119 @@
+"""The comparison's tables: which figures, under which names, and how they are written."""
+
+import csv
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+from rich.table import Table
+
+from fedact.case_figures import Figures
+from fedact.report import listing
+from fedact.sizes import format_bytes
+
+Cell = Callable[[Figures], str]
+PERCENT = 100
+
+
+def percent(share: float | None) -> str:
+    """Return a share as it stands in a table."""
+    return "-" if share is None else f"{PERCENT * share:.1f} %"
+
+
+def accuracy(figures: Figures) -> str:
+    """Return the final accuracy, with the standard deviation over seeds where there are several."""
+    spread = figures["accuracy_std"]
+    return (
+        percent(figures["accuracy"]) if spread is None else f"{PERCENT * figures['accuracy']:.1f} ± {PERCENT * spread:.1f} %"
+    )
+
+
+def _bytes(name: str) -> Cell:
+    return lambda figures: format_bytes(figures[name])
+
+
+def _number(name: str, form: str) -> Cell:
+    return lambda figures: "-" if figures[name] is None else format(figures[name], form)
+
+
+def _rounds_to(figures: Figures) -> str:
+    needed = figures["rounds_to_target"]
+    return f"not in {figures['rounds']}" if needed is None else f"{needed:.3g}"
+
+
+def _flops(figures: Figures) -> str:
+    ratio = figures["flops_ratio"]
+    return "-" if ratio is None else f"{figures['step_flops'] / 1e9:.3g} ({ratio:.2f}x)"
+
+
+def _ratio(figures: Figures) -> str:
+    ratio = figures["times_less_than_vanilla"]
+    return "-" if ratio is None else f"{ratio:.1f}x"
+
+
+LEARNED: dict[str, Cell] = {
+    "method": lambda figures: str(figures["case"]),
+    "accuracy": accuracy,
+    "before": lambda figures: percent(figures["accuracy_before"]),
+    "best": lambda figures: percent(figures["accuracy_best"]),
+    "worst client": lambda figures: percent(figures["worst_client_accuracy"]),
+    "rounds to target": _rounds_to,
+    "loss": _number("loss", ".3f"),
+    "seeds": _number("seeds", "d"),
+    "rounds": _number("rounds", "d"),
+    "client rows": lambda figures: str(figures["client_rows"]),
+}
+TAKEN: dict[str, Cell] = {
+    "method": lambda figures: str(figures["case"]),
+    "saved bytes": _bytes("saved_bytes"),
+    "less than vanilla": _ratio,
+    "peak bytes": _bytes("peak_bytes"),
+    "paper bytes": _bytes("paper_bytes"),
+    "budget held": lambda figures: str(figures["budget_held"]),
+    "layers": _number("trained_layers", "d"),
+    "micro-batch": _number("micro_batch", "d"),
+    "bytes sent": _bytes("upload_bytes"),
+    "GFLOP a batch": _flops,
+    "seconds": _number("seconds", ".0f"),
+}
+TABLES = {"What was learned": LEARNED, "What it took (the largest client)": TAKEN}
+"""The tables by title: a cell for each column."""
+HOW_TO_READ = {
+    "accuracy": "of the global model on the server's test set at the end; mean and sample standard deviation over seeds",
+    "worst client": "the least accurate client's model on its own held-out examples after its last training",
+    "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
+    "saved bytes": "activation memory: the most that a step of any client held for its backward pass, measured",
+    "less than vanilla": "what plain training of the same layers on a whole batch keeps, over saved bytes",
+    "peak bytes": "the most bytes alive at any moment above weights, gradients, optimizer state and images",
+    "paper bytes": "the papers' figure: 4 bytes x stored elements of the trained convolutions' inputs, nothing else",
+    "bytes sent": "by all clients in all rounds, mean over seeds",
+    "GFLOP a batch": "forward and backward from the first trained layer on, decompositions included; relative to vanilla",
+    "seconds": "of all rounds on this machine, mean over seeds; other machines and loads give others",
+}
+"""What a column means, where its name does not say it."""
+
+
+def tables(found: Sequence[Figures], target: float) -> list[Table]:
+    """Return the comparison as tables for a terminal."""
+    result = []
+    for title, columns in TABLES.items():
+        rows = [tuple(cell(figures) for cell in columns.values()) for figures in found]
+        named = tuple(name.replace("target", percent(target)) for name in columns)
+        table = listing(title, named, rows)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        result.append(table)
+    return result
+
+
+def as_csv(found: Sequence[Figures]) -> str:
+    """Return every figure, unrounded, a line a case."""
+    text = StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _plain(value) for name, value in figures.items()} for figures in found)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None else value

@@ -1,0 +1,167 @@
+"""Several runs side by side: what could be read, what differs, and a case for every method of every run."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedact.errors import ConfigError
+from fedact.records import Row, Run, RunFolder, make_run, run_folders
+from fedact.spec import spelled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OWN = (
+    "out",
+    "seed",
+    "seeds",
+    "method",
+    "devices",
+    "cache_size",
+    "ray_address",
+    "runtime",
+    "tensorboard",
+    "threads",
+    "data_dir",
+)
+"""Settings that tell no two experiments apart."""
+SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
+"""Settings without which accuracies are not of the same thing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One method of one run, all of its seeds.
+
+    label: the method, with what tells this run from others that have the same one. plans: as they stand in plans.json.
+    """
+
+    label: str
+    method: str
+    run: Run
+    rounds: "pd.DataFrame"
+    clients: "pd.DataFrame"
+    plans: dict[str, Row]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(int(seed) for seed in self.rounds["seed"].unique())
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What was found: cases in the order of the runs, what is not whole, what could not be read, and what differs.
+
+    differing: by run, the settings that are not the same in all of them.
+    """
+
+    cases: list[Case]
+    notes: list[str]
+    refused: list[str]
+    differing: dict[str, dict[str, str]]
+
+    @property
+    def runs(self) -> list[Run]:
+        return list(dict.fromkeys(case.run for case in self.cases))
+
+    def not_the_same(self) -> list[str]:
+        """Return the settings that keep accuracies from being compared, where they differ."""
+        return [name for name in SAME if len({str(run.config.get(name)) for run in self.runs}) > 1]
+
+
+def compare_runs(paths: Iterable[Path]) -> Comparison:
+    """Read the runs in these folders; what cannot be read is said, and the rest is there."""
+    runs, notes, refused = [], [], []
+    for path in dict.fromkeys(paths):
+        run, own_notes, own_refused = _read(path)
+        notes += own_notes
+        refused += own_refused
+        if run is not None:
+            runs.append(run)
+    differing = differences(runs)
+    cases = [case for run in runs for case in _cases(run, runs, differing[str(run.path)])]
+    return Comparison(cases, notes, refused, differing if any(differing.values()) else {})
+
+
+def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
+    """Return a run with its readable seeds, what is not whole in it, and what could not be read."""
+    notes: list[str] = []
+    refused: list[str] = []
+    try:
+        folders = run_folders(path)
+    except ConfigError as error:
+        return None, [], [str(error)]
+    rows: list[Row] = []
+    plans: dict[str, dict[str, Row]] = {}
+    for folder in folders:
+        try:
+            rows += folder.rows()
+        except ConfigError as error:
+            refused.append(str(error))
+            continue
+        try:
+            plans = plans or folder.read_plans()
+        except ConfigError as error:
+            notes.append(f"{error}; what plans say is missing")
+    if not any(row["kind"] == "round" for row in rows):
+        return None, notes, refused or [f"{path} holds no finished round"]
+    run = make_run(path, rows, plans)
+    return run, notes + list(_unfinished(run, folders)), refused
+
+
+def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
+    """Yield what a run that was stopped, or goes on at this moment, has not done yet."""
+    config = run.config
+    for row in run.headers:
+        seed, rounds = row["config"].get("seed"), row["config"].get("rounds")
+        own = run.rounds[run.rounds["seed"] == seed]
+        done = own.groupby("method")["round"].max().to_dict()
+        for method in dict.fromkeys([*row["config"].get("method", ()), *done]):
+            last = done.get(method)
+            if rounds is not None and (last is None or last < rounds):
+                has = "has not begun" if last is None else f"is at round {last} of {rounds}"
+                yield f"{run.path} is not finished: {method}, seed {seed}, {has}"
+    if (wanted := config.get("seeds", 1)) > len(folders):
+        yield f"{run.path} is not finished: {len(folders)} of {wanted} seeds have begun"
+
+
+def differences(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Return for each run the settings that are not the same in all runs; empty for one run."""
+    names = dict.fromkeys(name for run in runs for name in run.config if name not in OWN)
+    values = {name: {_written(run.config.get(name)) for run in runs} for name in names}
+    return {str(run.path): {name: _written(run.config.get(name)) for name in names if len(values[name]) > 1} for run in runs}
+
+
+def _cases(run: Run, runs: Sequence[Run], own: dict[str, str]) -> list[Case]:
+    # Two cases of one name need more to be told apart, and then all others say the same of themselves.
+    named = [method for each in runs for method in each.rounds["method"].unique()]
+    alike = len(set(named)) < len(named)
+    return [
+        Case(
+            _label(str(method), run, own) if alike else str(method),
+            str(method),
+            run,
+            rounds,
+            run.clients[(run.clients["method"] == method) & run.clients["seed"].isin(rounds["seed"])],
+            run.plans.get(str(method), {}),
+        )
+        for method, every in run.rounds.groupby("method", sort=False)
+        for rounds in [_farthest(every)]
+    ]
+
+
+def _farthest(rounds: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rounds of the seeds that have come farthest: a mean with those still on their way says nothing."""
+    last = rounds.groupby("seed")["round"].max()
+    return rounds[rounds["seed"].isin(last[last == last.max()].index)]
+
+
+def _label(method: str, run: Run, own: dict[str, str]) -> str:
+    """Return the method with the run's own settings, or its folder where they say nothing."""
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items())
+    return f"{method} ({settings or run.path.name})"
+
+
+def _written(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else spelled(value)

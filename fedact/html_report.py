@@ -1,0 +1,66 @@
+"""report.html: the whole comparison in one file that needs no network and runs no script."""
+
+import shlex
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedact.case_figures import Figures
+from fedact.compare_table import HOW_TO_READ, TABLES, percent
+from fedact.comparison import Comparison
+from fedact.records import Run
+
+
+def html_report(
+    comparison: Comparison, found: Sequence[Figures], target: float, pictures: Mapping[str, bytes], command: str
+) -> str:
+    """Return the report's HTML; whatever runs on disk say is escaped.
+
+    pictures: PNG files by name. command: what makes the comparison again.
+    """
+    template = Environment(
+        loader=PackageLoader("fedact", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("report.html.jinja")
+    runs = comparison.runs
+    return template.render(
+        title="fedact: " + ", ".join(dict.fromkeys(_what(run) for run in runs)),
+        subtitle=f"{len(found)} methods in {len(runs)} run{'s'[: len(runs) > 1]}",
+        notes=comparison.notes,
+        refused=comparison.refused,
+        not_the_same=comparison.not_the_same(),
+        tables=[_table(title, found, target) for title in TABLES],
+        figures=[{"name": name, "data": b64encode(content).decode()} for name, content in pictures.items()],
+        differing=comparison.differing,
+        differing_names=list(dict.fromkeys(name for own in comparison.differing.values() for name in own)),
+        how_to_read=HOW_TO_READ,
+        commands=[*(line for run in runs for line in commands(run)), command],
+        versions=_versions(runs),
+    )
+
+
+def commands(run: Run) -> list[str]:
+    """Return the ways to make a run again: as it was started, and from its folder."""
+    again = f"python -m fedact.simulate --config {shlex.quote(str(run.path / 'config.toml'))} --out NEW_FOLDER"
+    began = dict.fromkeys(str(row["command"]) for row in run.headers if row.get("command"))
+    return [*began, again]
+
+
+def _what(run: Run) -> str:
+    config = run.config
+    return f"{config.get('model', 'a model')} on {config.get('dataset', 'some data')} at {config.get('resolution', '?')} px"
+
+
+def _table(title: str, found: Sequence[Figures], target: float) -> dict[str, Any]:
+    columns = TABLES[title]
+    return {
+        "title": title,
+        "columns": [name.replace("target", percent(target)) for name in columns],
+        "rows": [[cell(figures) for cell in columns.values()] for figures in found],
+    }
+
+
+def _versions(runs: Sequence[Run]) -> dict[str, Any]:
+    by_run = {str(run.path): dict(run.headers[0].get("versions") or {}) for run in runs}
+    return {"runs": by_run, "names": list(dict.fromkeys(name for found in by_run.values() for name in found))}
