@@ -46,6 +46,9 @@ def figures_of(case: Case, target: float) -> Figures:
         "download_bytes": _a_seed(case.clients, "download_bytes"),
         "seconds": _a_seed(case.rounds, "seconds"),
         "seconds_a_round": _mean(case.rounds[case.rounds["round"] > 0]["seconds"]),
+        **_over_steps(case, "paper_bytes"),
+        **_over_steps(case, "saved_bytes"),
+        "seconds_an_epoch": _an_epoch(case),
         "budget_held": budget_held(case.clients, case.run.config.get("scope", "saved")),
         "client_rows": _counts(case.clients["status"]),
     }
@@ -86,6 +89,29 @@ def _plans(case: Case) -> Figures:
         "flops_ratio": flops / plain if flops and plain else None,
         "expected_error": _most_of(case, "expected_error"),
     }
+
+
+def _over_steps(case: Case, name: str) -> Figures:
+    """Return the mean and the standard deviation over every step of every client, and an epoch's steps added up."""
+    columns = ["steps", f"{name}_mean", f"{name}_std"]
+    rows = case.clients[[*columns, "seed", "client", "round"]].dropna().astype(float)
+    if rows.empty:
+        return dict.fromkeys((f"{name}_mean", f"{name}_std", f"{name}_an_epoch"))
+    steps, means, spreads = (rows[column] for column in columns)
+    mean = (steps * means).sum() / steps.sum()
+    square = (steps * (spreads**2 + means**2)).sum() / steps.sum()
+    epochs = len(rows) * case.run.config.get("local_epochs", 1)
+    return {
+        f"{name}_mean": float(mean),
+        f"{name}_std": float(max(square - mean**2, 0) ** 0.5),
+        f"{name}_an_epoch": float((steps * means).sum() / epochs),
+    }
+
+
+def _an_epoch(case: Case) -> float | None:
+    """Return the mean seconds of a client's pass over its examples."""
+    seconds = _mean(case.clients["seconds"])
+    return None if seconds is None else seconds / case.run.config.get("local_epochs", 1)
 
 
 def _most_of(case: Case, name: str) -> Any:

@@ -8,12 +8,15 @@ from fedact.flags import Parser, through
 
 ACCURACY_HELP = "what 'rounds to an accuracy' asks for, such as 0.9 or 90%% [95 %% of the best final accuracy]"
 
+REPLICATION_HELP = "also print memory as the paper's replication reports it, beside what is really held"
+
 
 def parser() -> Parser:
     """Return the command line: the runs, and where to write."""
     result = Parser("compare", __doc__ or "")
     result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--out of fedact.simulate)")
     result.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures and the report [the first run's]")
+    result.add_argument("--replication", action="store_true", help=REPLICATION_HELP)
     result.add_argument("--accuracy", metavar="VALUE", help=ACCURACY_HELP)
     return result
 
@@ -30,7 +33,7 @@ def _main(arguments: list[str]) -> int:
         raise ConfigError(f"--out {given['out']} is no folder")
     from fedact.compare_session import run_compare
 
-    return run_compare(given["runs"], given["out"], target)
+    return run_compare(given["runs"], given["out"], target, given["replication"])
 
 
 def read_share(flag: str, text: str) -> float:

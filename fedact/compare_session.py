@@ -22,10 +22,11 @@ from fedact.plots import png
 BAD_INPUT = 2
 
 
-def run_compare(paths: Sequence[Path], out: Path | None, target: float | None) -> int:
+def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, replication: bool = False) -> int:
     """Compare runs and return the exit code: 2 where one of them could not be read, though the rest was compared.
 
     out: the folder of what is written, by default the first run's. target: the accuracy that "rounds to" asks for.
+    replication: also print the columns of the paper's replication.
     Raises ConfigError where no run could be read, or the folder cannot be written to.
     """
     comparison = compare_runs(paths)
@@ -33,7 +34,7 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None) -
         raise ConfigError("; ".join(comparison.refused))
     wanted = target_accuracy(comparison.cases) if target is None else target
     found = [figures_of(case, wanted) for case in comparison.cases]
-    _tell(comparison, found, wanted)
+    _tell(comparison, found, wanted, replication)
     folder = out or comparison.runs[0].path
     make_folder(folder)
     pictures = {name: png(figure) for name, figure in _figures(comparison.cases).items()}
@@ -52,8 +53,8 @@ def _figures(cases: Sequence[Case]) -> dict[str, Figure]:
     return figures | ({"memory-by-layer": layers} if layers else {})
 
 
-def _tell(comparison: Comparison, found: Sequence[Figures], target: float) -> None:
-    show(*tables(found, target))
+def _tell(comparison: Comparison, found: Sequence[Figures], target: float, replication: bool) -> None:
+    show(*tables(found, target, replication))
     for run, settings in comparison.differing.items():
         print(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}")
     if names := comparison.not_the_same():

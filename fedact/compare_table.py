@@ -12,7 +12,7 @@ from fedact.report import listing
 from fedact.sizes import format_bytes
 
 Cell = Callable[[Figures], str]
-PERCENT = 100
+PERCENT, BYTES_PER_MB = 100, 1e6
 
 
 def percent(share: float | None) -> str:
@@ -34,6 +34,10 @@ def _bytes(name: str) -> Cell:
 
 def _number(name: str, form: str) -> Cell:
     return lambda figures: "-" if figures[name] is None else format(figures[name], form)
+
+
+def _megabytes(name: str) -> Cell:
+    return lambda figures: "-" if figures[name] is None else f"{figures[name] / BYTES_PER_MB:,.3f}"
 
 
 def _rounds_to(figures: Figures) -> str:
@@ -78,6 +82,24 @@ TAKEN: dict[str, Cell] = {
 }
 TABLES = {"What was learned": LEARNED, "What it took (the largest client)": TAKEN}
 """The tables by title: a cell for each column."""
+REPLICATION: dict[str, Cell] = {
+    "method": lambda figures: str(figures["case"]),
+    "layers": _number("trained_layers", "d"),
+    "accuracy": accuracy,
+    "peak MB": _megabytes("paper_bytes"),
+    "mean": _megabytes("paper_bytes_mean"),
+    "std": _megabytes("paper_bytes_std"),
+    "total an epoch": _megabytes("paper_bytes_an_epoch"),
+    "held: peak MB": _megabytes("saved_bytes"),
+    "held: mean": _megabytes("saved_bytes_mean"),
+    "held: std": _megabytes("saved_bytes_std"),
+    "alive: peak MB": _megabytes("peak_bytes"),
+    "seconds an epoch": _number("seconds_an_epoch", ".1f"),
+}
+REPLICATION_TITLE = (
+    "As the replication reports it (compressed inputs of the trained convolutions alone), and what is really held"
+)
+"""The columns of the paper's independent replication by its own definitions, and the honest ones beside them."""
 HOW_TO_READ = {
     "accuracy": "of the global model on the server's test set at the end; mean and sample standard deviation over seeds",
     "worst client": "the least accurate client's model on its own held-out examples after its last training",
@@ -88,15 +110,22 @@ HOW_TO_READ = {
     "paper bytes": "the papers' figure: 4 bytes x stored elements of the trained convolutions' inputs, nothing else",
     "bytes sent": "by all clients in all rounds, mean over seeds",
     "GFLOP a batch": "forward and backward from the first trained layer on, decompositions included; relative to vanilla",
+    "peak MB, mean, std": "paper bytes over the steps of all clients; an epoch's steps added up are its total",
+    "held, alive": "the same for saved bytes, and the largest peak bytes",
     "seconds": "of all rounds on this machine, mean over seeds; other machines and loads give others",
 }
 """What a column means, where its name does not say it."""
 
 
-def tables(found: Sequence[Figures], target: float) -> list[Table]:
+def all_tables(replication: bool) -> dict[str, dict[str, Cell]]:
+    """Return the tables by title, with the replication's where it is wanted."""
+    return TABLES | ({REPLICATION_TITLE: REPLICATION} if replication else {})
+
+
+def tables(found: Sequence[Figures], target: float, replication: bool = False) -> list[Table]:
     """Return the comparison as tables for a terminal."""
     result = []
-    for title, columns in TABLES.items():
+    for title, columns in all_tables(replication).items():
         rows = [tuple(cell(figures) for cell in columns.values()) for figures in found]
         named = tuple(name.replace("target", percent(target)) for name in columns)
         table = listing(title, named, rows)

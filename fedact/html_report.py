@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedact.case_figures import Figures
-from fedact.compare_table import HOW_TO_READ, TABLES, percent
+from fedact.compare_table import HOW_TO_READ, Cell, all_tables, percent
 from fedact.comparison import Comparison
 from fedact.records import Run
 
@@ -30,7 +30,7 @@ def html_report(
         notes=comparison.notes,
         refused=comparison.refused,
         not_the_same=comparison.not_the_same(),
-        tables=[_table(title, found, target) for title in TABLES],
+        tables=[_table(title, columns, found, target) for title, columns in all_tables(replication=True).items()],
         figures=[{"name": name, "data": b64encode(content).decode()} for name, content in pictures.items()],
         differing=comparison.differing,
         differing_names=list(dict.fromkeys(name for own in comparison.differing.values() for name in own)),
@@ -52,8 +52,7 @@ def _what(run: Run) -> str:
     return f"{config.get('model', 'a model')} on {config.get('dataset', 'some data')} at {config.get('resolution', '?')} px"
 
 
-def _table(title: str, found: Sequence[Figures], target: float) -> dict[str, Any]:
-    columns = TABLES[title]
+def _table(title: str, columns: Mapping[str, Cell], found: Sequence[Figures], target: float) -> dict[str, Any]:
     return {
         "title": title,
         "columns": [name.replace("target", percent(target)) for name in columns],

@@ -66,6 +66,25 @@ def test_figures_are_those_of_the_records(runs, tmp_path, capsys):
     assert table(tmp_path / "out")[0]["times_less_than_vanilla"] == "1.0"
 
 
+def test_the_replications_columns_are_over_all_steps(runs, tmp_path, capsys):
+    _, out, _ = compared(capsys, runs / "b", "--out", tmp_path / "out", "--replication")
+    assert "As the replication reports it" in out.replace("\n", " ")
+    clients = fedact.load_run(runs / "b").clients
+    for row in table(tmp_path / "out"):
+        own = clients[clients["method"] == row["method"]]
+        each = [
+            (mean, spread)
+            for steps, mean, spread in zip(own["steps"], own["paper_bytes_mean"], own["paper_bytes_std"], strict=True)
+            for _ in range(int(steps))
+        ]
+        mean = statistics.mean(mean for mean, _ in each)
+        variance = statistics.mean((own - mean) ** 2 + spread**2 for own, spread in each)
+        assert float(row["paper_bytes_mean"]) == pytest.approx(mean)
+        assert float(row["paper_bytes_std"]) == pytest.approx(variance**0.5, abs=1)
+        assert float(row["paper_bytes_an_epoch"]) == pytest.approx(mean * len(each) / len(own))
+        assert float(row["seconds_an_epoch"]) == pytest.approx(own["seconds"].mean())
+
+
 def test_everything_is_written_where_asked_and_nothing_else_changes(runs, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (runs / "a").rglob("*")}
     compared(capsys, runs / "a", runs / "b", "--out", tmp_path / "out")
