@@ -37,9 +37,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
     """
     names = convolutions(model)
     if not 0 <= layers <= len(names):
-        raise ConfigError(
-            f"the model has {len(names)} convolution{'s'[: len(names) != 1]}: layers is at least 0 and at most that, not {layers}"
-        )
+        raise ConfigError(f"the model has {len(names)} convolutions: layers is at least 0 and at most that, not {layers}")
     trained = names[len(names) - layers :] + head(model)
     if not trained:
         raise ConfigError("the model has no linear head: layers must be at least 1, not 0")

@@ -154,15 +154,9 @@ def test_weights_with_auxiliary_heads_load_without_them(name):
     assert torch.equal(model.get_submodule(first).weight, source.get_submodule(first).weight)
 
 
-@pytest.mark.parametrize(
-    ("name", "today", "published"),
-    [
-        ("densenet121", "denselayer1.norm1.", "denselayer1.norm.1."),
-        ("densenet121", "denselayer1.conv2.", "denselayer1.conv.2."),
-    ],
-)
-def test_published_names_are_those_of_today(name, today, published):
-    source, model = make_model(name, CLASSES), make_model(name, CLASSES)
+@pytest.mark.parametrize(("today", "published"), [("layer1.norm1.", "layer1.norm.1."), ("layer1.conv2.", "layer1.conv.2.")])
+def test_published_densenet_names_are_those_of_today(today, published):
+    source, model = make_model("densenet121", CLASSES), make_model("densenet121", CLASSES)
     tensors = {key.replace(today, published): tensor for key, tensor in source.state_dict().items()}
     assert tensors.keys() != source.state_dict().keys()
     load_into(model, tensors, "torchvision's")
