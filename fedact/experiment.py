@@ -22,9 +22,9 @@ from fedact.prefix_cache import PrefixCache
 from fedact.pretraining import pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.surgery import apply, carries, restore, trained_layers
+from fedact.surgery import apply, carries, head, restore, trained_layers
 from fedact.training import Measured
-from fedact.weights import Weights, from_file, from_torchvision, load_into, plain_preprocessing
+from fedact.weights import Weights, fill, from_file, from_torchvision, load_into, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
@@ -57,7 +57,7 @@ class Experiment:
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return the process's model, plain and in eval mode: the start, with these tensors in their places."""
         restore(self.model).zero_grad()
-        self.model.load_state_dict({**self.start, **tensors})
+        fill(self.model, {**self.start, **tensors})
         return self.model.eval()
 
     def model_under(self, plan: Plan, tensors: Mapping[str, Tensor], seed: int = 0) -> nn.Module:
@@ -93,6 +93,7 @@ def prepare(config: Config) -> Experiment:
     if weights:
         load_into(model, weights.tensors, config.weights)
     _check_model(config, model)
+    _check_images(config.model, model, preprocessing.resolution)
     test = source.test
     if config.weights == "pretrain":
         if len(missing := np.setdiff1d(clients.labels, test.labels)):
@@ -132,11 +133,21 @@ def _dealt(config: Config) -> tuple[Source, Examples, Examples]:
 
 def _check_model(config: Config, model: nn.Module) -> None:
     """Raise ConfigError for more layers than there are, or a device that is not there."""
-    trained_layers(model, 0 if config.layers == "auto" else config.layers)
+    trained_layers(model, (0 if head(model) else 1) if config.layers == "auto" else config.layers)
     if config.device != "cpu" and torch.device(config.device).index not in (None, *range(torch.cuda.device_count())):
         raise ConfigError(f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"--device {config.device}: CUDA is not available here; allowed is cpu")
+
+
+def _check_images(name: str, model: nn.Module, side: int) -> None:
+    """Raise ConfigError where a model takes no images of so many pixels a side."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--resolution {side}: {name} takes no images of that size: {reason}") from None
 
 
 def check_names(config: Config) -> None:
@@ -216,7 +227,7 @@ def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: P
     folder = cache_folder() / "pretrained"
     # Dropout draws from torch's own generator.
     with torch_seed(config.seed, Purpose.PRETRAINING):
-        model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder))
+        fill(model, pretrained(model, name, half, preprocessing, random, folder))
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ from fedact.runtime import Simulation
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, restore, trained_parameters
 from fedact.training import Recipe, epochs
+from fedact.weights import fill
 
 UNSTEADY = 2
 """Rounds that are not timed: evaluation alone, then what is measured and kept once."""
@@ -89,7 +90,7 @@ def plain_round(experiment: Experiment, model: nn.Module, names: set[str], numbe
     """Return the mean of what every client trains in a round, from the start, in plain PyTorch."""
     mean = RunningMean()
     for client, (own, _) in enumerate(experiment.parts):
-        model.load_state_dict(experiment.start)
+        fill(model, experiment.start)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
         random = generator(experiment.config.seed, Purpose.LOCAL_TRAINING, number, client)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedact.compression.method import owned
 from fedact.errors import BudgetError
 from fedact.frozen import Crossed
 from fedact.memory import Memory, largest, measure_memory
@@ -127,6 +128,9 @@ def train_locally(
         total, (inputs, labels) = 0.0, batches(chosen)
         for part, last in _micro_batches(len(chosen), plan.micro_batch):
             x, y = inputs[part], labels[part]
+            if isinstance(x, Tensor):
+                # A first layer that keeps its images would have to copy them from a view; alone, they are the raw images.
+                x = owned(x)
             step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, pull)
             # With a state, a first step, which has none to start from, may hold other bytes.
             shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))

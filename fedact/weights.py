@@ -1,6 +1,7 @@
 """A model's starting weights, and the preprocessing that goes with them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fedact.data import Preprocessing
 from fedact.errors import ConfigError
-from fedact.models import imagenet_weights, is_auxiliary
+from fedact.models import imagenet_weights, own_layout
 from fedact.models.mcunet import MCUNet
 from fedact.surgery import convolutions, head
 
@@ -70,7 +71,6 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     preset = weights.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     side = resolution or crop
-    tensors = {name: tensor for name, tensor in tensors.items() if not is_auxiliary(model, name)}
     return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
 
 
@@ -80,7 +80,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else tensors
+    tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
     strange = sorted(map(str, tensors.keys() ^ own.keys()))
     misshapen = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
@@ -91,7 +91,15 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     # A tensor that is not loaded is not looked at: by its shape alone it may be of any size.
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
     _check_numbers(fitting, own, origin)
-    model.load_state_dict(fitting, strict=False)
+    fill(model, fitting)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into a model by their names; what is not among them stays. Raises RuntimeError for what does not fit."""
+    # MNASNet asks for the version of its layout, which goes with a model's own state_dict and with no plain mapping.
+    own = model.state_dict()
+    own.update(tensors)
+    model.load_state_dict(own)
 
 
 def _check_numbers(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from fedact.errors import ConfigError, nearest
-from fedact.models.classifiers import build, imagenet_weights, is_auxiliary, names
+from fedact.models.classifiers import build, imagenet_weights, names, own_layout
 
 __all__ = [
     "MODELS",
@@ -13,9 +13,9 @@ __all__ = [
     "SCALABLE",
     "check_model_name",
     "imagenet_weights",
-    "is_auxiliary",
     "make_model",
     "others",
+    "own_layout",
 ]
 
 

@@ -1,11 +1,22 @@
 """torchvision's classifiers, by their names there."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-"""Networks with heads that only the training from scratch needs, and the names of their tensors."""
+AUXILIARY = ("googlenet", "inception_v3")
+"""Networks with further heads that only the training from scratch needs."""
+
+RENAMED = {
+    r"(\.denselayer\d+\.(?:norm|conv))\.(\d)\.": r"\1\2.",
+    r"\.mlp\.linear_1\.": ".mlp.0.",
+    r"\.mlp\.linear_2\.": ".mlp.3.",
+}
+"""Names in torchvision's published files (DenseNet, ViT) that its models of today spell otherwise."""
+
+COUNTER = "num_batches_tracked"
 
 
 def names() -> list[str]:
@@ -34,6 +45,20 @@ def imagenet_weights(name: str) -> Any:
     return get_model_weights(name).DEFAULT
 
 
-def is_auxiliary(model: str, tensor: str) -> bool:
-    """Tell whether a tensor of a model's ImageNet weights belongs to a head that is not built here."""
-    return tensor.startswith(tuple(AUXILIARY.get(model, ())))
+def own_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by the names that a model has today, without those of heads that it was built without."""
+    counters = {name: count for name, count in model.state_dict().items() if name.endswith(f".{COUNTER}")}
+    built = {str(name): tensor for name, tensor in tensors.items() if not _left_out(model, str(name))}
+    named = {_spelled_today(name): tensor for name, tensor in built.items()}
+    # Files from before batch norm counted its batches have the rest of it.
+    return {**{name: count for name, count in counters.items() if name.replace(COUNTER, "running_var") in named}, **named}
+
+
+def _left_out(model: nn.Module, tensor: str) -> bool:
+    return getattr(model, tensor.partition(".")[0], model) is None
+
+
+def _spelled_today(name: str) -> str:
+    for old, today in RENAMED.items():
+        name = re.sub(old, today, name)
+    return name
