@@ -70,10 +70,10 @@ class Comparison:
         return [name for name in SAME if len({str(run.config.get(name)) for run in self.runs}) > 1]
 
 
-def compare_runs(paths: Iterable[Path]) -> Comparison:
+def compare_runs(paths: Iterable[str | Path]) -> Comparison:
     """Read the runs in these folders; what cannot be read is said, and the rest is there."""
     runs, notes, refused = [], [], []
-    for path in dict.fromkeys(paths):
+    for path in dict.fromkeys(map(Path, paths)):
         run, own_notes, own_refused = _read(path)
         notes += own_notes
         refused += own_refused
