@@ -244,7 +244,7 @@ def test_links_to_pictures_are_pictures(pictures, tmp_path):
 
 def test_pictures_that_find_no_room_are_refused_before_any_is_decoded(pictures, tmp_path, monkeypatch, seen):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(ConfigError, match="9,216 bytes, but .* has 1,000: lower --max-examples"):
+    with pytest.raises(ConfigError, match=r"9,216 bytes, but .* has 1,000: lower --max-examples"):
         kept(pictures, np.arange(12), tmp_path / "cache")
     assert seen == []
 
@@ -313,7 +313,7 @@ def test_a_killed_decoder_is_gone_on_with(pictures, tmp_path, seen):
     rows = kept(pictures, np.arange(12), tmp_path / "cache")
     again = len(seen)
     assert np.array_equal(np.asarray(rows), pictures[:])
-    assert 6 <= again < 12
+    assert again == 6
 
 
 def test_two_processes_at_once_decode_each_picture_once_and_read_the_same(pictures, tmp_path):
