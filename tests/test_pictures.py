@@ -105,6 +105,11 @@ def test_kept_pictures_are_those_of_the_files_and_are_decoded_once(pictures, see
     assert np.array_equal(np.asarray(more), pictures[np.array([2, 5])])
 
 
+def test_no_rows_are_kept_as_no_rows(pictures, tmp_path, seen):
+    assert np.asarray(kept(pictures, np.arange(0), tmp_path / "cache")).shape == (0, 16, 16, 3)
+    assert seen == []
+
+
 def test_only_what_a_run_uses_takes_room(pictures, tmp_path):
     big = Pictures(pictures.root, pictures.files, 512)
     kept(big, np.array([3]), tmp_path / "cache")

@@ -60,7 +60,7 @@ def kept(pictures: Pictures, rows: np.ndarray, folder: Path) -> Rows:
     One process decodes at a time, and what it has marked is there for the others and for the next, however it ends.
     """
     own = folder / _key(pictures)
-    if len(_missing(own, pictures, rows)):
+    if not _is_reserved(own, pictures) or len(_missing(own, pictures, rows)):
         _make_folder(own)
         with _alone(own):
             _reserve(own, pictures)
