@@ -1,7 +1,7 @@
 """From a config to everything a run stands on: data, who holds it, the model's start and its preprocessing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config import Config, cache_folder
-from fedact.data import DATASETS, Examples, Preprocessing, Request, Source
+from fedact.data import DATASETS, Examples, Preprocessing, Request, Source, settled
 from fedact.errors import ConfigError, unknown
 from fedact.frozen import FrozenPart
 from fedact.models import RESOLUTIONS, SCALABLE, check_model_name, make_model
@@ -75,17 +75,19 @@ class Experiment:
         return apply(self.model, plan, seed)
 
 
-def prepare(config: Config) -> Experiment:
+def prepare(config: Config, side: int | None = None) -> Experiment:
     """Load the data, deal it to the clients and make the model's start.
 
-    Raises ConfigError for whatever the config names that is not there or does not fit.
+    side: pixels of a decoded picture, by default as many as the preprocessing takes. Raises ConfigError for whatever the
+    config names that is not there or does not fit.
     """
-    source, server, clients = _dealt(config)
+    check_names(config)
+    config, weights, preprocessing = _resolved(config)
+    source, server, clients = _dealt(config, side or preprocessing.resize)
     # A batch of examples is made for planning, whatever there are to train on.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
     parts = _parts(config, clients.labels)
-    config, weights, preprocessing = _resolved(config)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
         model = make_model(config.model, source.classes, config.width)
     # A third faster on CPUs than the default layout.
@@ -98,7 +100,7 @@ def prepare(config: Config) -> Experiment:
     if config.weights == "pretrain":
         if len(missing := np.setdiff1d(clients.labels, test.labels)):
             raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
-        test = test.take(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
+        test = test.only(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
         _pretrain(config, model, server, preprocessing)
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
@@ -112,7 +114,8 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     config: complete, see ``Experiment``. There are no examples of the server's. Raises ConfigError as ``prepare`` does, and
     for a start that is another model's.
     """
-    source, _, clients = _dealt(config)
+    check_names(config)
+    source, _, clients = _dealt(config, preprocessing.resize)
     parts = _parts(config, clients.labels)
     model = make_model(config.model, source.classes, config.width).to(memory_format=torch.channels_last)
     own = model.state_dict()
@@ -123,11 +126,11 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     return Experiment(config, start, preprocessing, clients, parts, nothing, nothing, model.to(config.device))
 
 
-def _dealt(config: Config) -> tuple[Source, Examples, Examples]:
+def _dealt(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     """Return the data, the server's own examples and the clients'; sets how many threads this process computes with."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    source = _limited(config, _source(config))
+    source = settled(_limited(config, _source(config, side)), cache_folder() / "decoded")
     return source, *_server_and_clients(config, source.train)
 
 
@@ -160,22 +163,20 @@ def check_names(config: Config) -> None:
     build("partition", PARTITIONS, config.partition)
 
 
-def _source(config: Config) -> Source:
-    check_names(config)
+def _source(config: Config, side: int) -> Source:
     random = generator(config.seed, Purpose.DATA)
-    return DATASETS[config.dataset](Request(config.data_path(), config.max_examples, config.max_test_examples, random))
+    request = Request(config.data_path(), config.max_examples, config.max_test_examples, random, side)
+    return DATASETS[config.dataset](request)
 
 
 def _limited(config: Config, source: Source) -> Source:
+    """Return as many examples as were asked for, chosen by their labels alone: nothing is decoded yet."""
     random = generator(config.seed, Purpose.DATA, client=1)
-
-    def some(examples: Examples, most: int | None) -> Examples:
-        if most is None:
-            return examples
-        chosen = stratified(examples.labels, most, random)
-        return examples if len(chosen) == len(examples) else examples.take(chosen)
-
-    return Source(some(source.train, config.max_examples), some(source.test, config.max_test_examples), source.classes)
+    asked = ((source.train, config.max_examples), (source.test, config.max_test_examples))
+    train, test = (
+        examples if most is None else examples.only(stratified(examples.labels, most, random)) for examples, most in asked
+    )
+    return replace(source, train=train, test=test)
 
 
 def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Examples]:

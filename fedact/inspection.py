@@ -89,7 +89,7 @@ def prepared(config: Config) -> Experiment:
     wanted = config.resolution or SMALL_RESOLUTION
     if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION:
         return prepare(config)
-    small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}))
+    small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}), side=wanted)
     whole = small.config.model_copy(update={"resolution": wanted})
     return replace(small, config=whole, preprocessing=plain_preprocessing(wanted))
 

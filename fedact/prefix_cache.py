@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedact.crossing import Layout, Positions
-from fedact.data import Rows, in_blocks
+from fedact.data import Images, in_blocks
 
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Makes the values of some examples, a few at a time."""
@@ -119,7 +119,7 @@ def _make_room(folder: Path, own: Path, others_bytes: int) -> None:
         del sizes[each]
 
 
-def fingerprint(*parts: str | bytes | np.ndarray | Rows | Tensor) -> str:
+def fingerprint(*parts: str | bytes | Images | Tensor) -> str:
     """Return what tells these apart from any others."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -129,6 +129,6 @@ def fingerprint(*parts: str | bytes | np.ndarray | Rows | Tensor) -> str:
         else:
             array = part.detach().cpu().numpy() if isinstance(part, Tensor) else part
             digest.update(f"{array.dtype} {array.shape} ".encode())
-            for block in in_blocks(array if array.shape else array[None]):  # type: ignore[index]
+            for block in in_blocks(array if array.shape else np.asarray(array)[None]):
                 digest.update(block.tobytes())
     return digest.hexdigest()

@@ -2,17 +2,34 @@
 
 from collections.abc import Callable
 
-from fedact.data import cifar, digits, npz, synthetic
-from fedact.data.examples import Examples, Loader, Preprocessing, Rows, Source, in_blocks
+from fedact.data import cifar, cub200, digits, flowers102, folder, imagenet, npz, pets, synthetic
+from fedact.data.decoded import settled
+from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
 from fedact.data.request import Request
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
     "digits": digits.load,
     "synthetic": synthetic.load,
     "npz": npz.load,
+    "folder": folder.load,
+    "imagenet": imagenet.load,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
+    "cub200": cub200.load,
+    "flowers102": flowers102.load,
+    "pets": pets.load,
 }
 """The one table of data sets."""
 
-__all__ = ["DATASETS", "Examples", "Loader", "Preprocessing", "Request", "Rows", "Source", "in_blocks"]
+__all__ = [
+    "DATASETS",
+    "Examples",
+    "Images",
+    "Loader",
+    "Preprocessing",
+    "Request",
+    "Rows",
+    "Source",
+    "in_blocks",
+    "settled",
+]

@@ -39,7 +39,17 @@ def load(request: Request, classes: int) -> Source:
             f"put {archive} there, or its folder {folder}, or name another --data-dir"
         ) from None
     train, test = (_joined([_examples(file, LABELS[classes]) for file in part]) for part in files)
-    return Source(train, test, classes)
+    return Source(train, test, classes, _names(request.path / kind.base_folder, kind.meta))
+
+
+def _names(folder: Path, meta: dict[str, str]) -> tuple[str, ...]:
+    """Return the classes' names, none where their file is not there as published: nothing is learned from them."""
+    try:
+        content = _verified(folder / meta["filename"], meta["md5"])
+    except (OSError, RuntimeError):
+        return ()
+    operations = [(operation.name, value) for operation, value, _ in pickletools.genops(content)]
+    return tuple(_listed_after(operations, meta["key"], str))
 
 
 def _fetch(kind: Any, path: Path) -> None:
@@ -64,16 +74,16 @@ def _examples(content: bytes, key: str) -> Examples:
     operations = [(operation.name, value) for operation, value, _ in pickletools.genops(content)]
     pixels = max((value for _, value in operations if isinstance(value, str | bytes)), key=len)
     raw = pixels.encode("latin-1") if isinstance(pixels, str) else pixels
-    labels = np.fromiter(_numbers_after(operations, key), dtype=np.int64)
+    labels = np.fromiter(_listed_after(operations, key, int), dtype=np.int64)
     images = np.frombuffer(raw, np.uint8).reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
     return Examples(np.ascontiguousarray(images), labels)
 
 
-def _numbers_after(operations: list[tuple[str, Any]], key: str) -> Iterator[int]:
-    """Yield the numbers of the list that follows a key."""
+def _listed_after(operations: list[tuple[str, Any]], key: str, kind: type) -> Iterator[Any]:
+    """Yield what is of a kind in the list that follows a key."""
     start = next(place for place, (_, value) in enumerate(operations) if value == key)
     for name, value in operations[start + 1 :]:
-        if name.startswith("BININT"):
+        if name not in IN_A_LIST and type(value) is kind:
             yield value
         elif name not in IN_A_LIST:
             return

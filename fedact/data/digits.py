@@ -29,4 +29,4 @@ def load(request: Request) -> Source:
     everything = Examples(np.repeat(gray, 3, axis=3), table[:, PIXELS].astype(np.int64))
     test = stratified(everything.labels, round(TEST_SHARE * len(everything)), request.generator)
     train = np.setdiff1d(np.arange(len(everything)), test)
-    return Source(everything.take(train), everything.take(test), classes=10)
+    return Source(everything.take(train), everything.take(test), classes=10, names=tuple("0123456789"))

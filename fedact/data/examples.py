@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-ROWS_AT_ONCE = 4096
+from fedact.data.pictures import Pictures
+
+BYTES_AT_ONCE = 32_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of an array, copied only where they are asked for."""
 
-    array: np.ndarray
+    array: np.ndarray | Pictures
     rows: np.ndarray
 
     @property
@@ -39,11 +42,14 @@ class Rows:
         return np.asarray(self.array[self.rows], dtype)
 
 
+Images = np.ndarray | Pictures | Rows
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,)."""
 
-    images: np.ndarray | Rows
+    images: Images
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -61,19 +67,22 @@ class Examples:
         return Examples(Rows(whole.array, whole.rows[positions]), self.labels[positions])
 
 
-def in_blocks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
-    """Yield the rows in order, some thousands at a time: no more of them are copied at once."""
-    for start in range(0, len(array), ROWS_AT_ONCE):
-        yield array[start : start + ROWS_AT_ONCE]
+def in_blocks(array: Images) -> Iterator[np.ndarray]:
+    """Yield the rows in order, some megabytes at a time: no more of them are copied at once."""
+    each = max(1, prod(array.shape[1:]) * array.dtype.itemsize)
+    at_once = max(1, BYTES_AT_ONCE // each)
+    for start in range(0, len(array), at_once):
+        yield array[start : start + at_once]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: what may be trained on, what is only tested on, and the names of its classes."""
+    """A data set: what may be trained on, what is only tested on, and the classes' names, none where they are not known."""
 
     train: Examples
     test: Examples
     classes: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Any folder of pictures: train/<class>/ and val/<class>/ or test/<class>/ in --data-dir, or the classes alone."""
+
+import numpy as np
+
+from fedact.data.class_folders import both, class_names, labelled
+from fedact.data.examples import Source
+from fedact.data.request import Request
+from fedact.errors import ConfigError
+from fedact.partition import stratified
+
+TEST_SHARE = 0.25
+
+
+def load(request: Request) -> Source:
+    """Return the pictures by class; without folders for testing a quarter is for that, stratified.
+
+    Raises ConfigError for missing or empty folders, and for classes that are not the same in both. With val and test, val is
+    what is tested on.
+    """
+    parts = [name for name in ("train", "val", "test") if (request.path / name).is_dir()]
+    if not parts:
+        return _quartered(request)
+    if parts[0] != "train" or len(parts) == 1:
+        lacks = "neither val nor test" if parts[0] == "train" else "no train"
+        raise ConfigError(f"--data-dir {request.path} has a folder {parts[0]}, but {lacks}")
+    train, test, names = both(request.path / "train", request.path / parts[1], request.side)
+    return Source(train, test, len(names), tuple(names))
+
+
+def _quartered(request: Request) -> Source:
+    names = class_names(request.path)
+    everything = labelled(request.path, names, request.side)
+    test = stratified(everything.labels, round(TEST_SHARE * len(everything)), request.generator)
+    train = np.setdiff1d(np.arange(len(everything)), test)
+    return Source(everything.only(train), everything.only(test), len(names), tuple(names))

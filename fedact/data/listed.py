@@ -1,0 +1,45 @@
+"""Pictures that text files list, with their labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedact.data.examples import Examples
+from fedact.data.pictures import Pictures
+from fedact.errors import ConfigError
+
+
+def lines(file: Path, words: int) -> list[list[str]]:
+    """Return the words of each line that is no comment, at least so many; raises ConfigError for a line of fewer."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for row in rows:
+        if len(row) < words:
+            raise ConfigError(f"{file} has the line {' '.join(row)!r}, where each is of {words} words")
+    if not rows:
+        raise ConfigError(f"{file} is empty")
+    return rows
+
+
+def whole(text: str, allowed: range, file: Path) -> int:
+    """Return a number of a text file; raises ConfigError where it is none that is allowed."""
+    if not (text.isascii() and text.isdigit() and int(text) in allowed):
+        raise ConfigError(f"{file} holds {text!r}, where a number from {allowed.start} to {allowed.stop - 1} is due")
+    return int(text)
+
+
+def listed(root: Path, files: Sequence[str], labels: Sequence[int], side: int, source: Path) -> Examples:
+    """Return pictures with their labels; raises ConfigError for one that is not there, or where there is none.
+
+    source: the file that lists them.
+    """
+    if not files:
+        raise ConfigError(f"{source} names no picture")
+    for file in files:
+        if not (root / file).is_file():
+            raise ConfigError(f"{source} names {root / file}, which is not there")
+    return Examples(Pictures(root, tuple(files), side), np.array(labels, np.int64))

@@ -1,0 +1,36 @@
+"""Oxford-IIIT Pets, breeds of cats and dogs: torchvision's folder oxford-iiit-pet in --data-dir, else downloaded."""
+
+from pathlib import Path
+
+from fedact.data.examples import Examples, Source
+from fedact.data.fetching import fetch
+from fedact.data.listed import lines, listed, whole
+from fedact.data.request import Request
+
+BREEDS = 37
+ARCHIVES = ("images.tar.gz", "annotations.tar.gz")
+
+
+def load(request: Request) -> Source:
+    """Return the pets of trainval.txt, and those of test.txt for testing.
+
+    Raises ConfigError, with what to put where, if they are missing and cannot be downloaded, and for a broken list.
+    """
+    from torchvision import datasets
+
+    folder = request.path / "oxford-iiit-pet"
+    needed = [folder / "images", folder / "annotations" / "trainval.txt", folder / "annotations" / "test.txt"]
+    fetch("Oxford-IIIT Pets", datasets.OxfordIIITPet, request.path, needed, f"{' and '.join(ARCHIVES)} unpacked in {folder}")
+    train, names = _examples(folder, "trainval.txt", request.side)
+    test, others = _examples(folder, "test.txt", request.side)
+    known = {**others, **names}
+    return Source(train, test, BREEDS, tuple(known.get(label, f"breed {label + 1}") for label in range(BREEDS)))
+
+
+def _examples(folder: Path, name: str, side: int) -> tuple[Examples, dict[int, str]]:
+    """Return the pictures that a file lists, and what it calls their classes."""
+    file = folder / "annotations" / name
+    pairs = [(row[0], whole(row[1], range(1, BREEDS + 1), file) - 1) for row in lines(file, 2)]
+    pictures = [f"{picture}.jpg" for picture, _ in pairs]
+    breeds = {label: picture.rsplit("_", 1)[0].replace("_", " ").title() for picture, label in pairs}
+    return listed(folder / "images", pictures, [label for _, label in pairs], side, file), breeds
