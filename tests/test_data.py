@@ -167,6 +167,9 @@ def test_cifar_is_read_from_torchvisions_layout(tmp_path, monkeypatch, name):
     assert np.array_equal(source.train.images, expected)
     assert source.train.labels.tolist() == [0, 1, 2, classes - 1] * len(files)
     assert (len(source.test), source.classes, source.train.labels.dtype) == (4, classes, np.int64)
+    assert source.names == tuple(str(label) for label in range(classes))
+    (tmp_path / kind.base_folder / kind.meta["filename"]).write_bytes(b"damaged")
+    assert DATASETS[name](request(tmp_path)).names == ()
 
 
 @pytest.mark.parametrize("name", CIFAR)

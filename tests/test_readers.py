@@ -11,12 +11,13 @@ from scipy.io import savemat
 from torchvision import datasets
 
 import fedact
-from fedact import server
+from fedact import pretraining, server
 from fedact.config import make_config
 from fedact.data import DATASETS, Examples, Request
-from fedact.data.pictures import Pictures
+from fedact.data.pictures import Pictures, decode
 from fedact.errors import ConfigError
-from fedact.experiment import prepare
+from fedact.experiment import prepare, prepare_with
+from fedact.inspection import prepared
 from fedact.simulate import main
 from tests.picture_sets import CLASSES, write_cub, write_flowers, write_folder, write_imagenet, write_pets, write_picture
 from tests.stopping import stopping_after
@@ -320,6 +321,28 @@ def test_only_the_examples_of_a_run_are_decoded(tmp_path, monkeypatch):
     assert np.bincount(experiment.test.labels).tolist() == [2, 2, 2]
     expected = np.stack([real(file, 16) for file in sorted(file for file in seen if "val" in file.parts)])
     assert np.array_equal(np.asarray(experiment.test.images), expected)
+
+
+SMALL = {"dataset": "imagenet", "width": 0.1, "resolution": 16, "calibration": 4, "clients": 2, "partition": "iid"}
+
+
+def test_a_device_alone_reads_the_pictures_that_the_server_deals_it(tmp_path):
+    config = make_config({**SMALL, "weights": "none", "data_dir": write_imagenet(tmp_path, 20)})
+    server = prepare(config)
+    device = prepare_with(server.config, server.start, server.preprocessing)
+    assert np.array_equal(np.asarray(device.train.images), np.asarray(server.train.images))
+    assert np.array_equal(device.train.labels, server.train.labels)
+
+
+def test_a_plan_for_many_pixels_has_pictures_of_so_many_though_fewer_are_pretrained_on(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(pretraining, "_train", lambda model, loader, random: trained.append(loader(np.array([0]))[0].shape))
+    settings = {**SMALL, "data_dir": write_imagenet(tmp_path, 20, 8), "resolution": 96}
+    experiment = prepared(make_config(settings))
+    assert trained == [(1, 3, 64, 64)]
+    assert experiment.calibration.images.shape == (4, 96, 96, 3)
+    originals = {decode(file, 96).tobytes() for file in (tmp_path / "train").rglob("*.JPEG")}
+    assert {picture.tobytes() for picture in experiment.calibration.images[:]} <= originals
 
 
 def test_the_list_shows_the_data_sets(capsys):
