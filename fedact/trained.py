@@ -18,9 +18,7 @@ def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.M
     folder = run_folders(run.path)[0]
     last = {row["method"]: row["round"] for row in folder.rows() if row["kind"] == "round"}
     if not last or (method or next(iter(last))) not in last:
-        raise ConfigError(
-            f"{run.path} finished no round of {method or 'any method'}, but of {', '.join(last) or 'none'}"
-        )
+        raise ConfigError(f"{run.path} finished no round of {method or 'any method'}, but of {', '.join(last) or 'none'}")
     name = method or next(iter(last))
     experiment = prepare(make_config(run.config))
     tensors = checkpoints.load(folder.checkpoint(name, last[name]))

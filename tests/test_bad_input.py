@@ -131,7 +131,13 @@ SETTINGS = [
     (["--partition", "dirichlet:alpha=low"], "low"),
     (["--partition", "shards:per_client=0"], "per_client"),
     (["--partition", "shards:per_client=1.5"], "1.5"),
-    (["--partition", "iid:alpha=1"], "no settings"),
+    (["--partition", "iid:alpha=1"], "allowed are min_partition_size"),
+    (["--partition", "pathalogical"], "did you mean 'pathological'"),
+    (["--partition", "pathological:num_classes_per_partition=11"], "but there are 10 classes"),
+    (["--partition", "pathological", "--clients", "4"], "hold at most 8 of 10 classes"),
+    (["--partition", "pathological:class_assignment_mode=first"], "did you mean"),
+    (["--partition", "iid:min_partition_size=2"], "at least 3"),
+    (["--partition", "linear:min_partition_size=1000"], "at most 0 clients"),
     *[
         (["--strategy", f"fedadam:{name}={bad}"], name)
         for name in ("eta", "tau")
