@@ -104,7 +104,9 @@ class Pathological(Partition):
         each, mode = self.num_classes_per_partition, self.class_assignment_mode
         what = f"pathological: {clients} clients with num_classes_per_partition={each}"
         if each > classes:
-            raise ConfigError(f"pathological: num_classes_per_partition={each}, but there are {classes} classes")
+            raise ConfigError(
+                f"pathological: num_classes_per_partition={each}, but the clients' examples have {classes} classes"
+            )
         if clients * each < classes:
             raise ConfigError(
                 f"{what} hold at most {clients * each} of {classes} classes: more clients, or more classes each"

@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fedact.errors import ConfigError, unknown
+from fedact.errors import ConfigError, nearest, unknown
 
 Entry = TypeVar("Entry")
 
@@ -89,7 +89,7 @@ def _read(kind: Any, value: str, key: str, text: str) -> Any:
         except (ValueError, KeyError, StopIteration):
             continue
     named = [spelled(allowed) for choice in choices if get_origin(choice) is Literal for allowed in get_args(choice)]
-    allowed = f": allowed are {', '.join(named)}" if named else ""
+    allowed = f": allowed are {', '.join(named)}{nearest(value, named)}" if named else ""
     raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}{allowed}")
 
 

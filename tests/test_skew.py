@@ -74,8 +74,8 @@ def test_a_class_that_nobody_drew_takes_the_place_of_one_drawn_twice():
 @pytest.mark.parametrize(
     ("rule", "clients", "said"),
     [
-        (Pathological(11), 20, "but there are 10 classes"),
-        (Pathological(10**30), 20, "but there are 10 classes"),
+        (Pathological(11), 20, "examples have 10 classes"),
+        (Pathological(10**30), 20, "examples have 10 classes"),
         (Pathological(3), 3, "hold at most 9 of 10 classes"),
         (Pathological(3, "deterministic"), 7, "hold the first 9 of 10 classes"),
     ],
