@@ -57,6 +57,7 @@ class Config(BaseModel):
         None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]"
     )
     weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
+    pretrain_epochs: Positive = Field(12, description="passes of --weights pretrain over the server's half")
     task: Literal["classification"] = Field("classification", description="what is learned")
     dataset: str = Field("digits", description="data set")
     data_dir: Path | None = Field(
@@ -71,8 +72,9 @@ class Config(BaseModel):
     )
     batch_size: Positive = Field(16, description="examples an optimizer step")
     local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
-    lr: Rate = Field(0.1, description="learning rate of the first round")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate over the rounds")
+    lr: Rate = Field(0.1, description="learning rate of the first round after the warm-up")
+    schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="learning rate over the rounds")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds over which the learning rate rises first")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1e-4, description="weight decay of the clients' SGD"
@@ -153,6 +155,12 @@ class Config(BaseModel):
     def _seeds_fit(self) -> "Config":
         if self.seed + self.seeds > 2**32:
             raise ValueError(f"the last of {self.seeds} seeds from {self.seed} must lie below 2^32")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "Config":
+        if self.warmup_rounds and self.warmup_rounds >= self.rounds:
+            raise ValueError(f"--warmup-rounds {self.warmup_rounds} must be fewer than the {self.rounds} rounds (--rounds)")
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, strati
 from fedact.parts import HeldOutParts
 from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
-from fedact.pretraining import pretrained
+from fedact.pretraining import PretrainingRecipe, pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
 from fedact.surgery import apply, carries, restore, trained_layers
@@ -213,10 +213,10 @@ def _width(config: Config) -> float | None:
 def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
     random = generator(config.seed, Purpose.PRETRAINING)
     name = f"{config.model} {config.width} {config.seed}"
-    folder = cache_folder() / "pretrained"
+    folder, recipe = cache_folder() / "pretrained", PretrainingRecipe(epochs=config.pretrain_epochs)
     # Dropout draws from torch's own generator.
     with torch_seed(config.seed, Purpose.PRETRAINING):
-        model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder))
+        model.load_state_dict(pretrained(model, name, half, preprocessing, random, folder, recipe))
 
 
 @lru_cache(maxsize=1)

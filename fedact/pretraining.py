@@ -43,12 +43,13 @@ def pretrained(
     preprocessing: Preprocessing,
     generator: np.random.Generator,
     folder: Path,
+    recipe: PretrainingRecipe = RECIPE,
 ) -> dict[str, Tensor]:
     """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
 
     name: what, beside examples, preprocessing, recipe and starting weights, tells one checkpoint from another.
     """
-    file = folder / f"{_fingerprint(model, name, examples, preprocessing)}.safetensors"
+    file = folder / f"{_fingerprint(model, name, examples, preprocessing, recipe)}.safetensors"
     if (kept := _kept(file, model)) is not None:
         return kept
     try:
@@ -56,8 +57,8 @@ def pretrained(
         sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
-    log.info(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
-    _train(model, Loader(examples, preprocessing), generator)
+    log.info(f"pretraining on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
+    _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)
     return weights
@@ -76,14 +77,14 @@ def _kept(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
     return kept
 
 
-def _train(model: nn.Module, loader: Loader, generator: np.random.Generator) -> None:
-    steps = -(-len(loader) // RECIPE.batch_size)
+def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, recipe: PretrainingRecipe) -> None:
+    steps = -(-len(loader) // recipe.batch_size)
     optimizer = torch.optim.SGD(
-        model.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay, nesterov=True
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.lr, total_steps=RECIPE.epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.epochs * steps)
     model.train()
-    for _ in range(RECIPE.epochs):
+    for _ in range(recipe.epochs):
         # Nearly equal batches: batch norm cannot train on a last batch of one example.
         for positions in np.array_split(generator.permutation(len(loader)), steps):
             x, y = loader(positions)
@@ -94,8 +95,10 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator) -> 
     model.eval()
 
 
-def _fingerprint(model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing) -> str:
-    digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(RECIPE), torch.__version__]).encode())
+def _fingerprint(
+    model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe
+) -> str:
+    digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(recipe), torch.__version__]).encode())
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())
     digest.update(examples.labels.tobytes())
