@@ -138,7 +138,7 @@ SETTINGS = [
     (["--partition", "pathalogical"], "did you mean 'pathological'"),
     (["--partition", "pathological:num_classes_per_partition=11"], "examples have 8 classes"),
     (["--partition", "pathological", "--clients", "3"], "hold at most 6 of 8 classes"),
-    (["--partition", "pathological:class_assignment_mode=first"], "did you mean"),
+    (["--partition", "pathological:class_assignment_mode=radnom"], "did you mean 'random'"),
     (["--partition", "iid:min_partition_size=2"], "at least 3"),
     (["--partition", "linear:min_partition_size=1000"], "at most 0 clients"),
     *[
