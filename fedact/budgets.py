@@ -10,7 +10,7 @@ import numpy as np
 
 from fedact.devices import read_devices
 from fedact.errors import ConfigError, nearest
-from fedact.partition import largest_remainder
+from fedact.parts import largest_remainder
 from fedact.seeds import Purpose, generator
 from fedact.sizes import parse_bytes
 

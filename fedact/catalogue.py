@@ -1,6 +1,5 @@
 """--list: what there is to choose from, straight from the tables."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from fedact.partition import PARTITIONS
 from fedact.privacy import PRIVACY
 from fedact.report import listing
 from fedact.sizes import format_bytes
-from fedact.spec import spelled
+from fedact.spec import settings_of, spelled
 from fedact.strategies import STRATEGIES
 
 
@@ -57,7 +56,7 @@ def _described(method: type[Method]) -> str:
 
 def _settings(entry: type) -> str:
     kinds = get_type_hints(entry)
-    return ", ".join(_setting(field.name, field.default, kinds[field.name]) for field in dataclasses.fields(entry)) or "none"
+    return ", ".join(_setting(field.name, field.default, kinds[field.name]) for field in settings_of(entry)) or "none"
 
 
 def _setting(name: str, default: Any, kind: Any) -> str:

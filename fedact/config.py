@@ -57,7 +57,7 @@ class Config(BaseModel):
         None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]"
     )
     weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
-    pretrain_epochs: Positive = Field(12, description="passes of the server over its half, with --weights pretrain")
+    pretrain_epochs: Positive = Field(12, description="passes of --weights pretrain over the server's half")
     task: Literal["classification"] = Field("classification", description="what is learned")
     dataset: str = Field("digits", description="data set")
     data_dir: Path | None = Field(
@@ -72,7 +72,7 @@ class Config(BaseModel):
     )
     batch_size: Positive = Field(16, description="examples an optimizer step")
     local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
-    lr: Rate = Field(0.1, description="learning rate of the first round")
+    lr: Rate = Field(0.1, description="learning rate of the first round after the warm-up")
     schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="learning rate over the rounds")
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds over which the learning rate rises first")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
@@ -159,8 +159,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "Config":
-        if self.warmup_rounds >= max(self.rounds, 1):
-            raise ValueError(f"--warmup-rounds is below the {self.rounds} rounds, not {self.warmup_rounds}")
+        if self.warmup_rounds and self.warmup_rounds >= self.rounds:
+            raise ValueError(f"--warmup-rounds {self.warmup_rounds} must be fewer than the {self.rounds} rounds (--rounds)")
         return self
 
     @model_validator(mode="after")

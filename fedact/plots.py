@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedact.disk import write_whole
+from fedact.partition_plots import who_holds_what
 from fedact.records import Run
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -75,16 +76,30 @@ def _budgets(axes: Axes, budgets: list[int]) -> None:
         axes.set_ylim(bottom=0, top=1.15 * top)
 
 
-FIGURES: dict[str, Callable[[Run], Figure]] = {"accuracy": accuracy_by_round, "memory": memory_by_round}
+def partition_of_run(run: Run) -> Figure:
+    """Return who holds what; the run must have kept it."""
+    return who_holds_what(run.partition)
+
+
+FIGURES: dict[str, Callable[[Run], Figure]] = {
+    "accuracy": accuracy_by_round,
+    "memory": memory_by_round,
+    "partition": partition_of_run,
+}
 """The one table of figures, by file name."""
+
+
+def figure_files(run: Run, folder: Path) -> dict[str, Path]:
+    """Return the file of each figure that can be drawn of a run; an old one does not say who holds what."""
+    return {name: folder / f"{name}.png" for name in FIGURES if name != "partition" or not run.partition.empty}
 
 
 def save_figures(run: Run, folder: Path) -> list[Path]:
     """Draw every figure into a folder and return the files."""
-    files = [folder / f"{name}.png" for name in FIGURES]
-    for file, draw in zip(files, FIGURES.values(), strict=True):
-        write_whole(file, png(draw(run)))
-    return files
+    files = figure_files(run, folder)
+    for name, file in files.items():
+        write_whole(file, png(FIGURES[name](run)))
+    return list(files.values())
 
 
 def png(figure: Figure) -> bytes:

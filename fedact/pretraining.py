@@ -42,7 +42,7 @@ def pretrained(
     preprocessing: Preprocessing,
     generator: np.random.Generator,
     folder: Path,
-    recipe: PretrainingRecipe = PretrainingRecipe(),
+    recipe: PretrainingRecipe = RECIPE,
 ) -> dict[str, Tensor]:
     """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
 
@@ -56,7 +56,7 @@ def pretrained(
         sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
-    log.info(f"pretraining on {len(examples):,} examples, once; it will be kept as {file}")
+    log.info(f"pretraining on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
     _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)

@@ -1,14 +1,16 @@
-"""A run on disk: config.toml, plans.json, records.jsonl and checkpoints. Nothing is ever half-written."""
+"""A run on disk: config.toml, plans.json, partition.csv, records.jsonl and checkpoints. Nothing is ever half-written."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedact.disk import append_lines, cut, sweep, write_whole
 from fedact.errors import ConfigError
+from fedact.holdings import COLUMNS, no_holdings, read_holdings
 from fedact.plans import plans_from_json
 from fedact.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row
 
@@ -40,6 +42,10 @@ class RunFolder:
     @property
     def plans(self) -> Path:
         return self.path / "plans.json"
+
+    @property
+    def partition(self) -> Path:
+        return self.path / "partition.csv"
 
     def checkpoint(self, method: str, number: int) -> Path:
         """Return where a method's trained tensors after a round lie."""
@@ -110,7 +116,7 @@ class RunFolder:
 
     def check_links(self, inside: Path) -> None:
         """Raise ConfigError where writing would lead out of the run's folder, which may be a link itself."""
-        own = (self.config, self.plans, self.records, self.path / "checkpoints")
+        own = (self.config, self.plans, self.partition, self.records, self.path / "checkpoints")
         for path in own if self.path == inside else (self.path, *own):
             if path.is_symlink():
                 raise ConfigError(f"{path} is a link: a run is written into its own folder alone")
@@ -118,13 +124,18 @@ class RunFolder:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run read back: one row a round, one row a client and round, the ``run`` rows, and the plans by method and budget."""
+    """A run read back: one row a round, one row a client and round, the ``run`` rows, and the plans by method and budget.
+
+    partition: how many examples of a label a client holds under a seed, one row for each that holds any; empty for a run
+    from before this was kept.
+    """
 
     path: Path
     rounds: "pd.DataFrame"
     clients: "pd.DataFrame"
     headers: list[Row]
     plans: dict[str, dict[str, Row]] = field(default_factory=dict)
+    partition: "pd.DataFrame" = field(default_factory=no_holdings)
 
     @property
     def config(self) -> Row:
@@ -138,8 +149,18 @@ def load_run(path: str | Path) -> Run:
     Raises ConfigError where the folder holds no run.
     """
     folders = run_folders(Path(path))
-    rows = [row for folder in folders for row in folder.rows()]
-    return make_run(Path(path), rows, folders[0].read_plans() if folders[0].plans.exists() else {})
+    by_folder = {folder.path: folder.rows() for folder in folders}
+    run = make_run(Path(path), chain(*by_folder.values()), folders[0].read_plans() if folders[0].plans.exists() else {})
+    return replace(run, partition=_holdings(by_folder))
+
+
+def _holdings(by_folder: dict[Path, list[Row]]) -> "pd.DataFrame":
+    """Return who holds what under every seed that has begun, from the rows in each one's folder."""
+    import pandas as pd
+
+    seeds = {path: rows[0]["config"].get("seed", 0) for path, rows in by_folder.items() if rows}
+    found = [read_holdings(RunFolder(path).partition).assign(seed=seed) for path, seed in seeds.items()]
+    return pd.concat(found, ignore_index=True)[["seed", *COLUMNS]]
 
 
 def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) -> Run:

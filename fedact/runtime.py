@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedact.config import Config
 from fedact.disk import write_whole
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment, shared
+from fedact.holdings import holdings_csv
 from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.plan_check import check_plan
 from fedact.planning import canonical_methods, make_plans
@@ -50,6 +52,8 @@ class Simulation:
         self.folder = folder or RunFolder(Path())
         self.done = done or {}
         self.started = folder is not None and folder.records.exists()
+        if self.started:
+            self._check_partition()
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
         self.plans: dict[str, Plans] = {
@@ -71,11 +75,28 @@ class Simulation:
                 check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan {key!r} of {method}")
         return {method: plans[method] for method in known}
 
+    @cached_property
+    def partition(self) -> str:
+        """The text of partition.csv."""
+        dealt = self.experiment.parts.dealt
+        return holdings_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
+
+    def _check_partition(self) -> None:
+        """Raise ConfigError where the clients of the run on disk held something else; an old run does not say what."""
+        file = self.folder.partition
+        try:
+            if file.exists() and file.read_bytes() != self.partition.encode():
+                raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+
     def open_folder(self) -> None:
         """Write what stands before the first round of the run, or of the methods that were added to it."""
         if self.added:
             write_whole(self.folder.config, self.config.to_toml())
             write_whole(self.folder.plans, plans_json(self.plans))
+        if not (self.started and self.folder.partition.exists()):
+            write_whole(self.folder.partition, self.partition)
         if not self.started:
             self.folder.append([self._header()])
 

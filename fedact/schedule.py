@@ -4,18 +4,24 @@ from math import cos, pi
 
 from fedact.config import Config
 
-POLY_POWER = 0.9
+POWER = 0.9
+"""Of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""
 
 
 def learning_rate(config: Config, number: int) -> float:
     """Return the learning rate of round ``number``, which counts from 1.
 
-    Over the warm-up rounds it rises in equal steps to the whole; the schedule begins with the round after.
+    It rises by equal steps over the warm-up, the round after which is the first to have the whole of it; the schedule then
+    runs over the rounds that are left.
     """
     warmup = config.warmup_rounds
     if number <= warmup:
         return config.lr * number / (warmup + 1)
-    done = (number - 1 - warmup) / (config.rounds - warmup)
-    if config.schedule == "cosine":
-        return config.lr * (1 + cos(pi * done)) / 2
-    return config.lr * float((1 - done) ** POLY_POWER) if config.schedule == "poly" else config.lr
+    return config.lr * _factor(config.schedule, (number - 1 - warmup) / (config.rounds - warmup))
+
+
+def _factor(schedule: str, done: float) -> float:
+    """Return what is left of the learning rate when this share of the rounds is done, which is below 1."""
+    if schedule == "cosine":
+        return (1 + cos(pi * done)) / 2
+    return (1 - done) ** POWER if schedule == "poly" else 1.0

@@ -159,7 +159,7 @@ def _finish(out: Path, console: Console, worked: bool) -> int:
 
     run = load_run(out)
     console.print(report.summary(run))
-    files = [out / f"{name}.png" for name in plots.FIGURES]
+    files = list(plots.figure_files(run, out).values())
     if worked or not all(file.exists() for file in files):
         plots.save_figures(run, out)
     console.print(f"records, plans and figures are in {out} ({', '.join(file.name for file in files)})", soft_wrap=True)

@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fedact.errors import ConfigError, unknown
+from fedact.errors import ConfigError, nearest, unknown
 
 Entry = TypeVar("Entry")
 
@@ -43,7 +43,7 @@ def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
 def fill(entry: type[Entry], what: str, written: Mapping[str, str], text: str) -> Entry:
     """Return an entry made with settings as they were written; raises ConfigError as ``build`` does."""
     types_of = get_type_hints(entry)
-    fields = {field.name: types_of[field.name] for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
+    fields = {field.name: types_of[field.name] for field in settings_of(entry)}
     for key in written:
         if key not in fields:
             raise (
@@ -55,18 +55,23 @@ def fill(entry: type[Entry], what: str, written: Mapping[str, str], text: str) -
 
 
 def spell(name: str, entry: Any) -> str:
-    """Return the full, canonical name: every setting that differs from its default, in field order."""
+    """Return the full, canonical name: every setting that differs from its default, in their order."""
     settings = spelled_settings(entry)
     return f"{name}:{settings}" if settings else name
 
 
 def spelled_settings(entry: Any) -> str:
-    """Return ``key=value,...`` of every setting that differs from its default, in field order."""
+    """Return ``key=value,...`` of every setting that differs from its default, in their order."""
     return ",".join(
         f"{field.name}={spelled(getattr(entry, field.name))}"
-        for field in dataclasses.fields(entry)
+        for field in settings_of(entry)
         if getattr(entry, field.name) != field.default
     )
+
+
+def settings_of(entry: Any) -> "list[dataclasses.Field[Any]]":
+    """Return the settings in the order of the fields; keyword-only ones, which others of its kind have too, come last."""
+    return sorted(dataclasses.fields(entry), key=lambda field: field.kw_only is True)
 
 
 def _read(kind: Any, value: str, key: str, text: str) -> Any:
@@ -84,7 +89,7 @@ def _read(kind: Any, value: str, key: str, text: str) -> Any:
         except (ValueError, KeyError, StopIteration):
             continue
     named = [spelled(allowed) for choice in choices if get_origin(choice) is Literal for allowed in get_args(choice)]
-    allowed = f": allowed are {', '.join(named)}" if named else ""
+    allowed = f": allowed are {', '.join(named)}{nearest(value, named)}" if named else ""
     raise ConfigError(f"setting {key} of {text!r} cannot be {value!r}{allowed}")
 
 

@@ -146,6 +146,17 @@ def lines_moved(file: Path, random_: random.Random) -> None:
     file.write_text("".join(lines))
 
 
+def numbers_in_rows(file: Path, random_: random.Random) -> None:
+    """Put another number into a table of numbers, or something that is none."""
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    row = rows[random_.randrange(1, len(rows))]
+    place = random_.randrange(len(row))
+    row[place] = random_.choice(
+        ["0", "1", "-1", "1.0", "1e3", "007", "", " 1", "\u0663", "nan", str(10**18), str(2**70), "1,1"]
+    )
+    file.write_text("".join(",".join(row) + "\n" for row in rows))
+
+
 def not_long(key: Any, new: Any) -> bool:
     return key not in LONG or not isinstance(new, int | float) or not 3 <= new < float("inf")
 
@@ -312,6 +323,7 @@ MUTATIONS: dict[str, list[Callable[..., None]]] = {
     "devices": [in_toml, in_toml, in_bytes, deep_toml, as_a_link],
     "records": [in_json_lines, in_json_lines, in_json_lines, lines_moved, in_bytes, as_a_link],
     "plans": [in_json, in_json, in_json, in_bytes, as_a_link],
+    "partition": [numbers_in_rows, lines_moved, in_bytes, as_a_link],
     "resumed config": [in_toml, in_toml, in_bytes, as_a_link],
     "checkpoint": [in_safetensors, in_header, in_bytes, as_a_link],
     "states": [in_safetensors, in_header, in_bytes, as_a_link],

@@ -73,6 +73,9 @@ NUMBERS = [
     (["--lr", "-0.1"], "lr"),
     (["--lr", "fast"], "fast"),
     (["--momentum", "1"], "momentum"),
+    (["--warmup-rounds", "10"], "--warmup-rounds 10 must be fewer than the 10 rounds"),
+    (["--warmup-rounds", "-1"], "warmup-rounds"),
+    (["--pretrain-epochs", "0"], "pretrain-epochs"),
     (["--momentum", "nan"], "momentum"),
     (["--weight-decay", "nan"], "weight-decay"),
     (["--clip-norm", "nan"], "clip-norm"),
@@ -131,7 +134,13 @@ SETTINGS = [
     (["--partition", "dirichlet:alpha=low"], "low"),
     (["--partition", "shards:per_client=0"], "per_client"),
     (["--partition", "shards:per_client=1.5"], "1.5"),
-    (["--partition", "iid:alpha=1"], "no settings"),
+    (["--partition", "iid:alpha=1"], "allowed are min_partition_size"),
+    (["--partition", "pathalogical"], "did you mean 'pathological'"),
+    (["--partition", "pathological:num_classes_per_partition=11"], "examples have 8 classes"),
+    (["--partition", "pathological", "--clients", "3"], "hold at most 6 of 8 classes"),
+    (["--partition", "pathological:class_assignment_mode=radnom"], "did you mean 'random'"),
+    (["--partition", "iid:min_partition_size=2"], "at least 3"),
+    (["--partition", "linear:min_partition_size=1000"], "at most 0 clients"),
     *[
         (["--strategy", f"fedadam:{name}={bad}"], name)
         for name in ("eta", "tau")

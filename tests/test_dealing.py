@@ -7,64 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedact.class_skew import Dirichlet, Shards
 from fedact.config import make_config
 from fedact.data import Examples, Rows, in_blocks
 from fedact.data.request import Request
 from fedact.data.synthetic import CLASSES, COARSE, NOISE, SIDE, load
-from fedact.partition import MIN_CLIENT_EXAMPLES, Dirichlet, Iid, Shards, deal
+from fedact.partition import PARTITIONS, deal
 from fedact.parts import HeldOutParts, Parts, bounds_of, hold_out
 from fedact.prefix_cache import fingerprint
 from fedact.report import partition_table
+from fedact.rule import ENOUGH_EXAMPLES
 from fedact.seeds import Purpose, generator
+from tests.dealing import cases, deal_plainly, split_plainly
 
 seeds = st.integers(0, 2**32 - 1)
-labelled = st.lists(st.integers(0, 9), min_size=10, max_size=300).map(np.array)
-rules = st.sampled_from(
-    [Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(1e-5), Dirichlet(1000.0), Shards(), Shards(1), Shards(7)]
-)
 
 
-def split_plainly(rule, labels, clients, random):
-    """Deal as the definitions say, with a list for each client."""
-    if isinstance(rule, Iid):
-        return np.array_split(random.permutation(len(labels)), clients)
-    if isinstance(rule, Shards):
-        shards = np.array_split(np.argsort(labels, kind="stable"), clients * rule.per_client)
-        hands = random.permutation(len(shards)).reshape(clients, rule.per_client)
-        return [np.concatenate([shards[shard] for shard in hand]) for hand in hands]
-    parts = [[] for _ in range(clients)]
-    for label in np.unique(labels):
-        positions = random.permutation(np.flatnonzero(labels == label))
-        cuts = (np.cumsum(random.dirichlet(np.full(clients, rule.alpha)))[:-1] * len(positions)).astype(int)
-        for part, piece in zip(parts, np.split(positions, cuts), strict=True):
-            part.append(piece)
-    return [np.concatenate(part) for part in parts]
-
-
-def deal_plainly(rule, labels, clients, random):
-    """Whoever holds most, the first of several, gives one at random as long as somebody is short."""
-    parts = [list(part) for part in split_plainly(rule, labels, clients, random)]
-    for part in parts:
-        while len(part) < MIN_CLIENT_EXAMPLES:
-            largest = max(parts, key=len)
-            part.append(largest.pop(int(random.integers(len(largest)))))
-    return [sorted(part) for part in parts]
-
-
-@given(rules, labelled, st.data(), seeds)
-def test_dealing_is_what_lists_and_a_search_for_the_largest_give(rule, labels, data, seed):
-    clients = data.draw(st.integers(1, len(labels) // MIN_CLIENT_EXAMPLES))
-    first, second = (np.random.default_rng(seed) for _ in range(2))
-    parts = deal(rule, labels, clients, first)
-    assert [part.tolist() for part in parts] == deal_plainly(rule, labels, clients, second)
+@given(cases())
+def test_dealing_is_what_lists_and_a_search_for_the_largest_give(case):
+    first, second = case.random(), case.random()
+    parts = deal(case.rule, case.labels, case.clients, first)
+    assert [part.tolist() for part in parts] == deal_plainly(case.rule, case.labels, case.clients, second)
     assert first.bit_generator.state == second.bit_generator.state
 
 
-@given(rules, labelled, st.data(), seeds)
-def test_a_rule_splits_in_the_order_of_its_definition(rule, labels, data, seed):
-    clients = data.draw(st.integers(1, len(labels) // MIN_CLIENT_EXAMPLES))
-    expected = split_plainly(rule, labels, clients, np.random.default_rng(seed))
-    parts = rule.split(labels, clients, np.random.default_rng(seed))
+@given(cases())
+def test_a_rule_splits_in_the_order_of_its_definition(case):
+    expected = split_plainly(case.rule, case.labels, case.clients, case.random())
+    parts = case.rule.split(case.labels, case.clients, case.random())
     assert [part.tolist() for part in parts] == [part.tolist() for part in expected]
 
 
@@ -90,12 +60,13 @@ def test_parts_are_a_sequence():
         parts[3]
 
 
-def test_a_client_that_nobody_asks_for_costs_a_few_bytes():
+@pytest.mark.parametrize("name", ["dirichlet", "pathological", "quantity"])
+def test_a_client_that_nobody_asks_for_costs_a_few_bytes(name):
     labels = np.arange(1_000_000) % 10
-    parts = deal(Dirichlet(), labels, 50_000, np.random.default_rng(0))
+    parts = deal(PARTITIONS[name](), labels, 50_000, np.random.default_rng(0))
     assert len(parts) == 50_000
     assert parts.order.nbytes + parts.bounds.nbytes < 8 * (len(labels) + 50_001) + 1
-    assert parts.sizes.min() == MIN_CLIENT_EXAMPLES
+    assert parts.sizes.min() >= ENOUGH_EXAMPLES
     assert np.array_equal(np.sort(parts.order), np.arange(len(labels)))
 
 

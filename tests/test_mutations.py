@@ -91,7 +91,7 @@ STATES = "checkpoints/lance-variance-0.8-states-60000@2.safetensors"
 CHECKPOINT = "checkpoints/lance-variance-0.8-round-0002.safetensors"
 IN_THE_RUN = {
     "records": "records.jsonl", "plans": "plans.json", "resumed config": "config.toml", "checkpoint": CHECKPOINT,
-    "states": STATES,
+    "states": STATES, "partition": "partition.csv",
 }  # fmt: skip
 FILES = {"config": "config.toml", "devices": "boards.toml", "npz": "data.npz"}
 FILES |= {"safetensors": "weights.safetensors", "pth": "weights.pth"}
@@ -143,7 +143,9 @@ def check_run(out: Path, code: int) -> None:
     assert set(run.rounds["method"]) == set(run.config["method"])
     for figures in (run.rounds["accuracy"], run.clients["accuracy"]):
         assert figures.dropna().between(0, 1).all()
-    assert {"config.toml", "plans.json", "accuracy.png", "memory.png"} <= {path.name for path in out.iterdir()}
+    assert {"config.toml", "plans.json", "partition.csv", "accuracy.png", "memory.png"} <= {
+        path.name for path in out.iterdir()
+    }
     failed = run.clients[(run.clients["status"] == "failed") & run.clients["fault"].isna()]
     assert (code == 1) == (len(failed) > 0)
     assert failed["reason"].str.contains("diverged").all()

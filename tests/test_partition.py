@@ -3,24 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedact.class_skew import Dirichlet, Shards
 from fedact.errors import ConfigError
-from fedact.partition import (
-    MIN_CLIENT_EXAMPLES,
-    PARTITIONS,
-    Dirichlet,
-    Iid,
-    Shards,
-    deal,
-    even_sizes,
-    halves,
-    in_proportions_of,
-    largest_remainder,
-    stratified,
-)
-from fedact.parts import hold_out
-from fedact.spec import build
+from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.parts import even_sizes, hold_out, largest_remainder
+from fedact.size_skew import Iid
+from fedact.spec import build, spell
+from tests.dealing import RULES, cases
 
-RULES = [Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(1e-5), Dirichlet(1000.0), Shards(), Shards(1), Shards(7)]
 labelled = st.lists(st.integers(0, 9), min_size=10, max_size=300).map(np.array)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -29,26 +19,25 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@given(st.sampled_from(RULES), labelled, st.data(), seeds)
-def test_every_position_is_dealt_exactly_once_and_nobody_gets_too_few(rule, labels, data, seed):
-    clients = data.draw(st.integers(1, len(labels) // MIN_CLIENT_EXAMPLES))
-    parts = deal(rule, labels, clients, rng(seed))
-    assert len(parts) == clients
-    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
-    assert min(map(len, parts)) >= MIN_CLIENT_EXAMPLES
+@given(cases())
+def test_every_position_is_dealt_exactly_once_and_nobody_gets_too_few(case):
+    parts = deal(case.rule, case.labels, case.clients, case.random())
+    assert len(parts) == case.clients
+    assert sorted(np.concatenate(parts)) == list(range(len(case.labels)))
+    assert min(map(len, parts)) >= case.rule.min_partition_size
     assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in parts)
 
 
-@given(st.sampled_from(RULES), labelled, seeds)
-def test_the_same_seed_deals_the_same(rule, labels, seed):
-    first, second = (deal(rule, labels, len(labels) // MIN_CLIENT_EXAMPLES, rng(seed)) for _ in range(2))
+@given(cases())
+def test_the_same_seed_deals_the_same(case):
+    first, second = (deal(case.rule, case.labels, case.clients, case.random()) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_another_seed_deals_otherwise():
     labels = np.arange(500) % 10
     for rule in RULES:
-        first, second = (deal(rule, labels, 5, rng(seed)) for seed in (0, 1))
+        first, second = (deal(rule, labels, 20, rng(seed)) for seed in (0, 1))
         assert any(not np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -64,10 +53,43 @@ def test_the_least_possible_number_of_examples_is_dealt_evenly():
     assert [len(part) for part in parts] == [10] * 10
 
 
-@pytest.mark.parametrize("text", ["dirichlet:alpha=inf", "dirichlet:alpha=nan", "dirichlet:alpha=0", "shards:per_client=0"])
-def test_settings_without_a_meaning_are_refused(text):
-    with pytest.raises(ConfigError, match=r"alpha|per_client"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *[
+            (f"{name}:alpha={bad}", "alpha is above 0")
+            for name in ("dirichlet", "quantity")
+            for bad in ("inf", "nan", "0", "-1")
+        ],
+        ("shards:per_client=0", "per_client is at least 1"),
+        ("pathological:num_classes_per_partition=0", "num_classes_per_partition is at least 1"),
+        ("pathological:class_assignment_mode=alphabetic", "allowed are random, deterministic, first-deterministic"),
+        ("dirichlet:self_balancing=maybe", "self_balancing"),
+        *[(f"{name}:min_partition_size=2", "min_partition_size is at least 3") for name in PARTITIONS],
+        *[(f"{name}:min_partition_size=0.5", "0.5") for name in PARTITIONS],
+    ],
+)
+def test_settings_without_a_meaning_are_refused(text, said):
+    with pytest.raises(ConfigError, match=said):
         build("partition", PARTITIONS, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *PARTITIONS, "dirichlet:alpha=0.1", "shards:per_client=3", "iid:min_partition_size=4", "quantity:alpha=2",
+        "dirichlet:alpha=0.1,self_balancing=true,min_partition_size=25",
+        "pathological:num_classes_per_partition=3,class_assignment_mode=first-deterministic",
+    ],
+)  # fmt: skip
+def test_a_partition_is_spelled_as_it_was_written_and_without_what_is_the_default(text):
+    assert spell(text.split(":")[0], build("partition", PARTITIONS, text)) == text
+
+
+def test_the_names_of_partitions_and_settings_in_runs_that_are_there_mean_the_same():
+    assert build("partition", PARTITIONS, "dirichlet:alpha=0.3") == Dirichlet()
+    assert build("partition", PARTITIONS, "shards:per_client=2,min_partition_size=10") == Shards()
+    assert spell("dirichlet", Dirichlet()) == "dirichlet"
 
 
 def test_an_even_dirichlet_is_even():
@@ -108,6 +130,16 @@ def test_a_client_of_two_shards_sees_few_classes():
 def test_more_shards_than_examples_are_refused():
     with pytest.raises(ConfigError, match="per_client"):
         deal(Shards(1000), np.arange(100) % 10, 2, rng())
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_the_minimum_of_every_partition_is_ten_and_can_be_another(name):
+    labels = np.arange(300) % 10
+    assert build("partition", PARTITIONS, name).min_partition_size == 10
+    parts = deal(build("partition", PARTITIONS, f"{name}:min_partition_size=15"), labels, 20, rng())
+    assert [len(part) for part in parts] == [15] * 20
+    with pytest.raises(ConfigError, match="at most 18 clients"):
+        deal(build("partition", PARTITIONS, f"{name}:min_partition_size=16"), labels, 20, rng())
 
 
 @given(st.integers(0, 500), st.integers(1, 50))

@@ -42,7 +42,8 @@ def both(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_what_the_contract_says(both):
     assert sorted(path.name for path in both.iterdir()) == [
-        "accuracy.png", "checkpoints", "config.toml", "memory.png", "plans.json", "records.jsonl",
+        "accuracy.png", "checkpoints", "config.toml", "memory.png", "partition.csv", "partition.png", "plans.json",
+        "records.jsonl",
     ]  # fmt: skip
     header, *others = rows(both)
     assert header["kind"] == "run"

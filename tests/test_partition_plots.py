@@ -1,0 +1,69 @@
+"""The figure of who holds what shows the numbers that it was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedact.partition_plots import MOST_BARS, MOST_COLUMNS, who_holds_what
+from fedact.plots import png
+
+
+def held(clients: int, classes: int, seed: int = 0) -> pd.DataFrame:
+    counts = np.random.default_rng(seed).integers(0, 9, (clients, classes))
+    counts[:, -1] += 1
+    client, label = np.nonzero(counts)
+    return pd.DataFrame({"seed": seed, "client": client, "label": 2 * label, "examples": counts[client, label]})
+
+
+@pytest.mark.parametrize("clients", [1, 4, 20, MOST_BARS])
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_few_clients_have_a_bar_each_with_a_piece_for_each_class(clients, classes):
+    partition = held(clients, classes)
+    (axes,) = who_holds_what(partition).axes
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+    table = partition.pivot_table("examples", "client", "label", "sum", fill_value=0)
+    assert heights == {str(label): table[label].tolist() for label in table}
+    tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
+    assert tops == partition.groupby("client")["examples"].sum().tolist()
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(4, 100), (20, 11), (MOST_BARS + 1, 2), (100, 10), (MOST_COLUMNS, 100)])
+def test_more_of_them_have_a_column_each_and_what_is_not_held_is_blank(clients, classes):
+    partition = held(clients, classes)
+    top, below, _ = who_holds_what(partition).axes
+    assert [bar.get_height() for bar in top.patches] == partition.groupby("client")["examples"].sum().tolist()
+    shown = below.images[0].get_array()
+    table = partition.pivot_table("examples", "label", "client", "sum", fill_value=0).to_numpy()
+    assert np.array_equal(shown.filled(0), table)
+    assert np.array_equal(np.ma.getmaskarray(shown), table == 0)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 100])
+def test_of_very_many_clients_each_is_counted_once_by_size_and_by_classes(classes):
+    partition = held(MOST_COLUMNS + 1, classes)
+    for axes, expected in zip(who_holds_what(partition).axes, ("sum", "count"), strict=True):
+        figures = partition.groupby("client")["examples"].agg(expected)
+        edges = np.array([bar.get_x() for bar in axes.patches] + [axes.patches[-1].get_x() + axes.patches[-1].get_width()])
+        assert [bar.get_height() for bar in axes.patches] == np.histogram(figures, edges)[0].tolist()
+        assert sum(bar.get_height() for bar in axes.patches) == MOST_COLUMNS + 1
+
+
+def test_sizes_that_are_far_apart_are_all_in_the_picture():
+    sizes = np.array([10] * 990 + [10**number for number in range(1, 6)] * 2)
+    partition = pd.DataFrame({"seed": 0, "client": np.arange(1000), "label": 0, "examples": sizes})
+    left, _ = who_holds_what(partition).axes
+    assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
+    assert sum(bar.get_height() for bar in left.patches) == 1000
+
+
+def test_of_several_seeds_the_first_is_drawn_and_the_title_says_so():
+    both = pd.concat([held(4, 3, 7), held(4, 3, 8)])
+    figure = who_holds_what(both)
+    assert "under seed 7, the first of 2" in figure.get_suptitle()
+    tops = [bar.get_y() + bar.get_height() for bar in figure.axes[0].containers[-1]]
+    assert tops == held(4, 3, 7).groupby("client")["examples"].sum().tolist()
+
+
+@pytest.mark.parametrize("clients", [1, 4, 100, 1000])
+def test_a_figure_can_be_kept(clients):
+    assert png(who_holds_what(held(clients, 12))).startswith(b"\x89PNG")

@@ -1,0 +1,57 @@
+"""How long the server pretrains, and which checkpoint it finds again."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedact import experiment, pretraining
+from fedact.config import make_config
+from fedact.data import Examples
+from fedact.pretraining import PretrainingRecipe, pretrained
+from fedact.weights import plain_preprocessing
+
+EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def trained(folder, *recipe) -> nn.Module:
+    own = model()
+    own.steps = 0
+    own.register_forward_hook(lambda module, *_: setattr(module, "steps", module.steps + 1))
+    pretrained(own, "a name", EXAMPLES, plain_preprocessing(8), np.random.default_rng(0), folder, *recipe)
+    return own
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_it_takes_so_many_passes(epochs, tmp_path):
+    # 40 examples in batches of at most 32 are two steps.
+    assert trained(tmp_path, PretrainingRecipe(epochs=epochs)).steps == 2 * epochs
+
+
+def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_again(tmp_path):
+    assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 2
+    assert trained(tmp_path, PretrainingRecipe(epochs=2)).steps == 4
+    assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 0
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_the_default_run_finds_the_checkpoint_of_the_recipe_as_it_always_was(tmp_path, monkeypatch):
+    # What fingerprints are made of: another key or value would pretrain everything anew.
+    recipe = {"epochs": 12, "batch_size": 32, "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
+    assert asdict(PretrainingRecipe(epochs=make_config({}).pretrain_epochs)) == recipe
+    monkeypatch.setattr(pretraining, "_train", lambda *arguments: None)
+    monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "run"))
+    own = model()
+    name = f"{make_config({}).model} None 0"
+    experiment._pretrain(make_config({}), own, EXAMPLES, plain_preprocessing(8))
+    pretrained(model(), name, EXAMPLES, plain_preprocessing(8), np.random.default_rng(0), tmp_path)
+    names = [[file.name for file in folder.glob("*.safetensors")] for folder in (tmp_path, tmp_path / "run" / "pretrained")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
