@@ -42,7 +42,7 @@ def pretrained(
     preprocessing: Preprocessing,
     generator: np.random.Generator,
     folder: Path,
-    recipe: PretrainingRecipe = RECIPE,
+    recipe: PretrainingRecipe = PretrainingRecipe(),
 ) -> dict[str, Tensor]:
     """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
 
