@@ -57,9 +57,13 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     """Return the plan, or one made again for the same budget, method and layers where its gradient error has grown too much.
 
     tensors: the global model's trained tensors, with which the error is measured on the server's own examples. A plan that
-    was skipped or whose gradient is exact is returned unseen; one made again has no larger error than the old one now has.
+    was skipped, whose gradient is exact, or that no budget bounds is returned unseen; one made again has no larger
+    error than the old one now has.
     """
     if plan.status == "skipped" or not plan.expected_error:
+        return plan
+    if plan.budget_bytes is None and not is_calibrated(plan):
+        # Given settings that nothing bounds come out the same again.
         return plan
     example = calibration_batch(experiment)
     error = expected_error(experiment.model_with(tensors), plan, example)

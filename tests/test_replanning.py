@@ -104,6 +104,18 @@ def plan(request, experiment) -> Plan:
     return made
 
 
+def test_given_settings_that_no_budget_bounds_are_not_looked_at(experiment, monkeypatch):
+    unbounded = Experiment(**{**vars(experiment), "config": experiment.config.model_copy(update={"budget": "none"})})
+    (plan,) = make_plans(unbounded, "quantize:bits=4").values()
+    (calibrated,) = make_plans(unbounded, "lance:variance=0.8").values()
+    looked = []
+    monkeypatch.setattr(planning, "expected_error", lambda model, plan, example: looked.append(plan.method) or 0.0)
+    assert plan.expected_error > 0
+    assert remake(unbounded, plan, {}) is plan
+    assert remake(unbounded, calibrated, {}) is calibrated
+    assert looked == ["lance:variance=0.8"]
+
+
 def moved(experiment: Experiment, by: float = 0.02) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     start = {name: t for name, t in experiment.start.items() if name.startswith(("features.17", "features.18"))}
