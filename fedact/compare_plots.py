@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedact.case_figures import figures_of
 from fedact.comparison import Case
 from fedact.labels import Point, obstacles, write
 from fedact.plots import COLORS, short_size
+from fedact.shown import drawn
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
 MARKERS = "osD^vP*Xp<"
@@ -24,6 +26,11 @@ LEAST_SPAN = 5
 """Points of accuracy that an axis shows at least."""
 LETTERS, BESIDE = 120, 8
 """How many letters a line of a legend has room for, and what a line's mark and its distance to the next take."""
+MOST_NAMED = 12
+"""Points with their names beside them; more have a legend."""
+ROW_LETTERS = 40
+LEGEND_LINE = 0.17
+"""Inches."""
 Cases = Sequence[Case]
 
 
@@ -33,7 +40,7 @@ def accuracy_by_round(cases: Cases) -> Figure:
     for case, style in zip(cases, _styles(cases), strict=True):
         seeds = case.rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"]
         mean, spread = seeds.mean() * PERCENT, (seeds.std() * PERCENT).fillna(0)
-        axes.plot(mean.index, mean, **style, label=case.label)
+        axes.plot(mean.index, mean, **style, label=drawn(case.label))
         axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
     _cut_off_the_start(axes, cases)
     legend_below(figure)
@@ -46,7 +53,7 @@ def memory_by_round(cases: Cases) -> Figure:
     for case, style in zip(cases, _styles(cases), strict=True):
         largest = case.clients.dropna(subset=["saved_bytes"]).groupby("round")["saved_bytes"].max().astype(float)
         if len(largest):
-            axes.plot(largest.index, largest, **style, label=case.label)
+            axes.plot(largest.index, largest, **style, label=drawn(case.label))
     _size_axis(axes, "y")
     legend_below(figure)
     return figure
@@ -64,16 +71,25 @@ def accuracy_against_memory(cases: Cases) -> Figure:
     best = frontier(points)
     if best:
         axes.step(*zip(*best, strict=True), where="post", color=FRONTIER, linewidth=5, zorder=1, label="frontier")
-    for (_, style, each), (size, accuracy) in zip(found, points, strict=True):
+    for (case, style, each), (size, accuracy) in zip(found, points, strict=True):
         spread = PERCENT * (each["accuracy_std"] or 0)
         axes.errorbar(
-            size, accuracy, yerr=spread or None, **{**style, "linewidth": 1.2, "markersize": 7}, capsize=3, zorder=3
+            size,
+            accuracy,
+            yerr=spread or None,
+            **{**style, "linewidth": 1.2, "markersize": 7},
+            capsize=3,
+            zorder=3,
+            label=drawn(case.label),
         )
     _size_axis(axes, "x")
     axes.margins(x=0.12, y=0.12)
     heading(figure, "Accuracy against activation memory (bars: one standard deviation over seeds)")
-    figure.draw_without_rendering()
-    _name(axes, found, points)
+    if _have_room([case.label for case, *_ in found]):
+        figure.draw_without_rendering()
+        _name(axes, found, points)
+    else:
+        legend_below(figure)
     return figure
 
 
@@ -88,7 +104,9 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 def clients_spread(cases: Cases) -> Figure:
     """Return each client's accuracy on its own held-out examples after the last round it trained in, a row a case."""
-    figure = Figure(figsize=(9, 1.4 + 0.45 * len(cases)), layout="constrained")
+    names = [fill(drawn(case.label), ROW_LETTERS) for case in cases]
+    tallest = max(name.count("\n") for name in names)
+    figure = Figure(figsize=(9, 1.4 + max(0.45, 0.2 * (tallest + 1)) * len(cases)), layout="constrained")
     axes = figure.add_subplot()
     _plain(axes, "accuracy of a client on its own held-out examples (%)", "")
     random = np.random.default_rng(np.random.SeedSequence([0]))
@@ -101,7 +119,7 @@ def clients_spread(cases: Cases) -> Figure:
         axes.boxplot(last, positions=[place], orientation="horizontal", widths=0.55, showfliers=False, whis=(0, 100),
                      boxprops=box, whiskerprops=box, capprops=box, medianprops={**box, "linewidth": 2.5})  # fmt: skip
         axes.plot(last, place + random.uniform(-0.18, 0.18, len(last)), ".", color=style["color"], alpha=0.35, markersize=5)
-    axes.set_yticks(range(len(cases)), [case.label for case in cases])
+    axes.set_yticks(range(len(cases)), names)
     axes.set_ylim(len(cases) - 0.4, -0.6)
     heading(figure, "Spread over clients, after their last training (box: quartiles; ends: the worst and the best)")
     return figure
@@ -116,13 +134,17 @@ FIGURES: dict[str, Callable[[Cases], Figure]] = {
 """The one table of a comparison's figures, by file name; those of single layers are in layer_plots.py."""
 
 
+def _have_room(labels: Sequence[str]) -> bool:
+    return len(labels) <= MOST_NAMED and max(map(len, labels), default=0) <= LETTERS // 2
+
+
 def _name(axes: Axes, found: Sequence[Any], points: Sequence[Point]) -> None:
     taken: list[Bbox] = []
     for point, (_, _, each) in zip(points, found, strict=True):
         spread = PERCENT * (each["accuracy_std"] or 0)
         taken += obstacles(axes, [(point[0], point[1] - spread), point, (point[0], point[1] + spread)])
     for (case, style, _), point in zip(found, points, strict=True):
-        write(case.label, [(axes, point)], taken, color=style["color"], fontsize=9)
+        write(drawn(case.label), [(axes, point)], taken, color=style["color"], fontsize=9)
     for first, second in pairwise(frontier(points)):
         middle = ((first[0] * second[0]) ** 0.5, first[1])
         write("frontier", [(axes, middle)], taken, must=False, color="#888888", fontsize=9, style="italic")
@@ -176,8 +198,10 @@ def legend_below(figure: Figure, size: float = 9) -> None:
     """Write the legend under the figure, in as many columns as its names leave room for."""
     names = [str(text) for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
     if names:
-        columns = max(1, LETTERS // (max(map(len, names)) + BESIDE))
-        figure.legend(frameon=False, fontsize=size, loc="outside lower left", ncols=min(columns, len(names)))
+        columns = min(len(names), max(1, LETTERS // (max(map(len, names)) + BESIDE)))
+        # The legend is below the axes, not in their place.
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(names) // columns)))
+        figure.legend(frameon=False, fontsize=size, loc="outside lower left", ncols=columns)
 
 
 def heading(figure: Figure, text: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from fedact.bench_session import show
 from fedact.case_figures import Figures, figures_of, target_accuracy
@@ -18,6 +17,7 @@ from fedact.errors import ConfigError
 from fedact.html_report import html_report
 from fedact.layer_plots import memory_by_layer
 from fedact.plots import png
+from fedact.shown import visible
 
 BAD_INPUT = 2
 
@@ -43,7 +43,7 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, r
     write_whole(folder / "comparison.csv", as_csv(found))
     command = shlex.join(["python", "-m", "fedact.compare", *sys.argv[1:]])
     write_whole(folder / "report.html", html_report(comparison, found, wanted, pictures, command))
-    Console().print(f"report.html, comparison.csv and {len(pictures)} figures are in {folder}", soft_wrap=True)
+    print(visible(f"report.html, comparison.csv and {len(pictures)} figures are in {folder}"))
     return BAD_INPUT if comparison.refused else 0
 
 
@@ -56,10 +56,10 @@ def _figures(cases: Sequence[Case]) -> dict[str, Figure]:
 def _tell(comparison: Comparison, found: Sequence[Figures], target: float, replication: bool) -> None:
     show(*tables(found, target, replication))
     for run, settings in comparison.differing.items():
-        print(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}")
+        print(visible(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}"))
     if names := comparison.not_the_same():
         print(f"These runs differ in {', '.join(names)}: their accuracies are not of the same thing.")
     for line in comparison.notes:
-        print(f"note: {line}")
+        print(visible(f"note: {line}"))
     for line in comparison.refused:
-        print(f"fedact: left out: {' '.join(line.split())}", file=sys.stderr)
+        print(visible(f"fedact: left out: {' '.join(line.split())}"), file=sys.stderr)

@@ -6,9 +6,11 @@ from io import StringIO
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedact.case_figures import Figures
 from fedact.report import listing
+from fedact.shown import visible
 from fedact.sizes import format_bytes
 
 Cell = Callable[[Figures], str]
@@ -126,7 +128,8 @@ def tables(found: Sequence[Figures], target: float, replication: bool = False) -
     """Return the comparison as tables for a terminal."""
     result = []
     for title, columns in all_tables(replication).items():
-        rows = [tuple(cell(figures) for cell in columns.values()) for figures in found]
+        # A Text is taken letter by letter: a name may hold what rich reads as markup.
+        rows = [tuple(Text(cell(figures)) for cell in columns.values()) for figures in found]
         named = tuple(name.replace("target", percent(target)) for name in columns)
         table = listing(title, named, rows)
         for column in table.columns[1:]:
@@ -145,4 +148,4 @@ def as_csv(found: Sequence[Figures]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return "" if value is None else value
+    return "" if value is None else visible(value) if isinstance(value, str) else value

@@ -1,11 +1,13 @@
 """Several runs side by side: what could be read, what differs, and a case for every method of every run."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedact.errors import ConfigError
+from fedact.headers import check_header
 from fedact.records import Row, Run, RunFolder, make_run, run_folders
 from fedact.spec import spelled
 
@@ -80,7 +82,7 @@ def compare_runs(paths: Iterable[str | Path]) -> Comparison:
         if run is not None:
             runs.append(run)
     differing = differences(runs)
-    cases = [case for run in runs for case in _cases(run, runs, differing[str(run.path)])]
+    cases = _told_apart([case for run in runs for case in _cases(run, runs, differing[str(run.path)])])
     return Comparison(cases, notes, refused, differing if any(differing.values()) else {})
 
 
@@ -96,7 +98,9 @@ def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
     plans: dict[str, dict[str, Row]] = {}
     for folder in folders:
         try:
-            rows += folder.rows()
+            own = folder.rows()
+            check_header(own, folder.records)
+            rows += own
         except ConfigError as error:
             refused.append(str(error))
             continue
@@ -149,6 +153,12 @@ def _cases(run: Run, runs: Sequence[Run], own: dict[str, str]) -> list[Case]:
         for method, every in run.rounds.groupby("method", sort=False)
         for rounds in [_farthest(every)]
     ]
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Return the cases, those that still have another's label with their run's path."""
+    count = Counter(case.label for case in cases)
+    return [case if count[case.label] == 1 else replace(case, label=f"{case.method} ({case.run.path})") for case in cases]
 
 
 def _farthest(rounds: "pd.DataFrame") -> "pd.DataFrame":

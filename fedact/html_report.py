@@ -3,14 +3,17 @@
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fedact.case_figures import Figures
 from fedact.compare_table import HOW_TO_READ, Cell, all_tables, percent
 from fedact.comparison import Comparison
 from fedact.records import Run
+from fedact.shown import visible
 
 
 def html_report(
@@ -21,7 +24,7 @@ def html_report(
     pictures: PNG files by name. command: what makes the comparison again.
     """
     template = Environment(
-        loader=PackageLoader("fedact", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("fedact", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_told
     ).get_template("report.html.jinja")
     runs = comparison.runs
     return template.render(
@@ -40,6 +43,10 @@ def html_report(
     )
 
 
+def _told(value: Any) -> Any:
+    return value if isinstance(value, Markup) else visible(value)
+
+
 def commands(run: Run) -> list[str]:
     """Return the ways to make a run again: as it was started, and from its folder."""
     again = f"python -m fedact.simulate --config {shlex.quote(str(run.path / 'config.toml'))} --out NEW_FOLDER"
@@ -49,7 +56,10 @@ def commands(run: Run) -> list[str]:
 
 def _what(run: Run) -> str:
     config = run.config
-    return f"{config.get('model', 'a model')} on {config.get('dataset', 'some data')} at {config.get('resolution', '?')} px"
+    data = config.get("dataset", "some data")
+    # Its name says what a file or a folder of the user's own is.
+    name = PurePath(str(config.get("data_dir"))).name if data in ("npz", "folder") else data
+    return f"{config.get('model', 'a model')} on {name} at {config.get('resolution', '?')} px"
 
 
 def _table(title: str, columns: Mapping[str, Cell], found: Sequence[Figures], target: float) -> dict[str, Any]:

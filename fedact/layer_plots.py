@@ -9,6 +9,7 @@ from fedact.compare_plots import PALETTE, heading, legend_below
 from fedact.comparison import Case
 from fedact.plots import short_size
 from fedact.records import Row
+from fedact.shown import drawn
 
 MOST_LAYERS, MOST_CASES = 10, 10
 OTHERS = "everything else"
@@ -30,13 +31,13 @@ def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
     for place, (case, plan) in enumerate(plans):
         sizes = _sizes(plan, layers)
         positions = [row + (place - (len(plans) - 1) / 2) * height for row in range(len(rows))]
-        label = f"{case.label}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
+        label = f"{drawn(case.label)}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
         axes.barh(positions, [max(size, 0.5) for size in sizes], height, color=PALETTE[place % len(PALETTE)], label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left=_left(plans, layers))
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [drawn(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedact.parts import HeldOutParts
 from fedact.plans import Plan
@@ -127,7 +128,7 @@ def budget_held(clients: "pd.DataFrame", scope: str) -> str:
     return f"{'yes' if held == len(bounded) else 'NO'} ({held}/{len(bounded)} rows)"
 
 
-def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], lines: bool = False) -> Table:
+def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text, ...]], lines: bool = False) -> Table:
     """Return a plain table, with lines between the rows where a row takes several."""
     table = Table(title=title, title_justify="left", show_lines=lines)
     for column in columns:
