@@ -123,7 +123,7 @@ def test_a_ladder_goes_from_an_eighth_to_eight_times_by_doubling(least, most):
 
 def test_what_is_pretrained_for_many_pixels_is_so_at_few(monkeypatch):
     sides = []
-    monkeypatch.setattr(pretraining, "_train", lambda model, loader, random: sides.append(loader.preprocessing.resolution))
+    monkeypatch.setattr(pretraining, "_train", lambda model, loader, *_: sides.append(loader.preprocessing.resolution))
     settings = {"max_examples": 500, "model": "mobilenet_v2", "batch_size": 2, "dataset": "digits"}
     few, many = (prepared(make_config({**settings, "resolution": side})) for side in (32, 80))
     assert sides == [32, 64]

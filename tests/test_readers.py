@@ -336,7 +336,7 @@ def test_a_device_alone_reads_the_pictures_that_the_server_deals_it(tmp_path):
 
 def test_a_plan_for_many_pixels_has_pictures_of_so_many_though_fewer_are_pretrained_on(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(pretraining, "_train", lambda model, loader, random: trained.append(loader(np.array([0]))[0].shape))
+    monkeypatch.setattr(pretraining, "_train", lambda model, loader, *_: trained.append(loader(np.array([0]))[0].shape))
     settings = {**SMALL, "data_dir": write_imagenet(tmp_path, 20, 8), "resolution": 96}
     experiment = prepared(make_config(settings))
     assert trained == [(1, 3, 64, 64)]
