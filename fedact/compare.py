@@ -1,6 +1,8 @@
 """python -m fedact.compare: runs side by side, as tables, figures and one report.html that opens offline."""
 
+import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 from fedact.errors import ConfigError
@@ -29,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
     target = None if given["accuracy"] is None else read_share("--accuracy", given["accuracy"])
-    if given["out"] is not None and given["out"].exists() and not given["out"].is_dir():
+    if given["out"] is not None and os.path.exists(given["out"]) and not os.path.isdir(given["out"]):
         raise ConfigError(f"--out {given['out']} is no folder")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal or a pipe that knows ASCII alone shows the rest as question marks.
+        sys.stdout.reconfigure(errors="replace")
     from fedact.compare_session import run_compare
 
     return run_compare(given["runs"], given["out"], target, given["replication"])

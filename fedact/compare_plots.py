@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from matplotlib.transforms import Bbox
 from fedact.case_figures import figures_of
 from fedact.comparison import Case
 from fedact.labels import Point, obstacles, write
-from fedact.plots import COLORS, short_size
-from fedact.shown import drawn
+from fedact.plots import COLORS, FEW_DECADES, short_size
+from fedact.shown import drawn, folded
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
 MARKERS = "osD^vP*Xp<"
@@ -38,7 +37,10 @@ def accuracy_by_round(cases: Cases) -> Figure:
     """Return the global model's test accuracy by round: the mean over seeds, with a standard deviation as a band."""
     figure, axes = _by_round("test accuracy (%)", "The global model on the server's test set (band: one standard deviation)")
     for case, style in zip(cases, _styles(cases), strict=True):
-        seeds = case.rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"]
+        measured = case.rounds.dropna(subset=["accuracy"])
+        if measured.empty:
+            continue
+        seeds = measured.groupby("round")["accuracy"]
         mean, spread = seeds.mean() * PERCENT, (seeds.std() * PERCENT).fillna(0)
         axes.plot(mean.index, mean, **style, label=drawn(case.label))
         axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
@@ -54,7 +56,7 @@ def memory_by_round(cases: Cases) -> Figure:
         largest = case.clients.dropna(subset=["saved_bytes"]).groupby("round")["saved_bytes"].max().astype(float)
         if len(largest):
             axes.plot(largest.index, largest, **style, label=drawn(case.label))
-    _size_axis(axes, "y")
+    size_axis(axes, "y")
     legend_below(figure)
     return figure
 
@@ -82,7 +84,7 @@ def accuracy_against_memory(cases: Cases) -> Figure:
             zorder=3,
             label=drawn(case.label),
         )
-    _size_axis(axes, "x")
+    size_axis(axes, "x")
     axes.margins(x=0.12, y=0.12)
     heading(figure, "Accuracy against activation memory (bars: one standard deviation over seeds)")
     if _have_room([case.label for case, *_ in found]):
@@ -104,7 +106,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 def clients_spread(cases: Cases) -> Figure:
     """Return each client's accuracy on its own held-out examples after the last round it trained in, a row a case."""
-    names = [fill(drawn(case.label), ROW_LETTERS) for case in cases]
+    names = [folded(drawn(case.label), ROW_LETTERS) for case in cases]
     tallest = max(name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.4 + max(0.45, 0.2 * (tallest + 1)) * len(cases)), layout="constrained")
     axes = figure.add_subplot()
@@ -155,7 +157,7 @@ def _by_round(ylabel: str, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.add_subplot()
     _plain(axes, "round", ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     heading(figure, title)
     return figure, axes
 
@@ -185,11 +187,12 @@ def _plain(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _size_axis(axes: Axes, which: str) -> None:
+def size_axis(axes: Axes, which: str) -> None:
     """Make an axis of bytes logarithmic, with plain sizes at its marks."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -214,7 +217,8 @@ def _styles(cases: Cases) -> list[dict[str, Any]]:
     return [
         {
             "color": PALETTE[place % len(PALETTE)],
-            "marker": MARKERS[place % len(MARKERS)],
+            # A color that comes again has another mark.
+            "marker": MARKERS[(place + place // len(PALETTE)) % len(MARKERS)],
             "linewidth": (width := max(1.1, 2.6 - 0.25 * place)),
             "markersize": width + 2.5,
             "linestyle": "-" if place < len(PALETTE) else "--",

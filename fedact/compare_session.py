@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -37,14 +38,32 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, r
     _tell(comparison, found, wanted, replication)
     folder = out or comparison.runs[0].path
     make_folder(folder)
-    pictures = {name: png(figure) for name, figure in _figures(comparison.cases).items()}
-    for name, content in pictures.items():
-        write_whole(folder / f"compare-{name}.png", content)
-    write_whole(folder / "comparison.csv", as_csv(found))
+    pictures = _pictures(comparison.cases)
     command = shlex.join(["python", "-m", "fedact.compare", *sys.argv[1:]])
-    write_whole(folder / "report.html", html_report(comparison, found, wanted, pictures, command))
+    files: dict[str, str | bytes] = {f"compare-{name}.png": content for name, content in pictures.items()}
+    files["comparison.csv"] = as_csv(found)
+    files["report.html"] = html_report(comparison, found, wanted, pictures, command)
+    _write(folder, files)
     print(visible(f"report.html, comparison.csv and {len(pictures)} figures are in {folder}"))
     return BAD_INPUT if comparison.refused else 0
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write the files, or raise ConfigError; nothing is written where a folder has the name of one."""
+    if taken := [name for name in files if (folder / name).is_dir()]:
+        raise ConfigError(f"{folder / taken[0]} is a folder: a file is to be written there")
+    try:
+        for name, content in files.items():
+            write_whole(folder / name, content)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from None
+
+
+def _pictures(cases: Sequence[Case]) -> dict[str, bytes]:
+    with warnings.catch_warnings():
+        # A letter that matplotlib's font lacks is a box in a figure; the tables have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return {name: png(figure) for name, figure in _figures(cases).items()}
 
 
 def _figures(cases: Sequence[Case]) -> dict[str, Figure]:

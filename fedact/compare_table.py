@@ -129,7 +129,7 @@ def tables(found: Sequence[Figures], target: float, replication: bool = False) -
     result = []
     for title, columns in all_tables(replication).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.
-        rows = [tuple(Text(cell(figures)) for cell in columns.values()) for figures in found]
+        rows = [tuple(Text(visible(cell(figures))) for cell in columns.values()) for figures in found]
         named = tuple(name.replace("target", percent(target)) for name in columns)
         table = listing(title, named, rows)
         for column in table.columns[1:]:

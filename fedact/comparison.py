@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedact.errors import ConfigError
-from fedact.headers import check_header
+from fedact.headers import SAME, check_another_seed, check_header
 from fedact.records import Row, Run, RunFolder, make_run, run_folders
 from fedact.spec import spelled
 
@@ -28,8 +28,6 @@ OWN = (
     "data_dir",
 )
 """Settings that tell no two experiments apart."""
-SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
-"""Settings without which accuracies are not of the same thing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +98,7 @@ def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
         try:
             own = folder.rows()
             check_header(own, folder.records)
+            check_another_seed(own, rows, folder.records)
             rows += own
         except ConfigError as error:
             refused.append(str(error))

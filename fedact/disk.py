@@ -52,8 +52,8 @@ def cut(file: Path, length: int) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder that outlasts a power cut; raises ConfigError where it cannot be made or written to."""
-    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     try:
+        new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None

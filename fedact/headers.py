@@ -9,6 +9,8 @@ from typing_extensions import TypedDict
 from fedact.errors import ConfigError
 from fedact.rows import Count, Row
 
+SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
+"""Settings without which accuracies are not of the same thing."""
 LAX = ConfigDict(strict=True, extra="allow")
 
 
@@ -40,3 +42,20 @@ def check_header(rows: Sequence[Row], where: object) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{where}, line 1: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def check_another_seed(rows: Sequence[Row], others: Sequence[Row], where: object) -> None:
+    """Raise ConfigError where these rows are not those of another seed of the same run as the others."""
+    if not rows or not others:
+        return
+    own, first = rows[0]["config"], others[0]["config"]
+    if strange := [name for name in SAME if own.get(name) != first.get(name)]:
+        raise ConfigError(
+            f"{where} is of another run: its {strange[0]} is {own.get(strange[0])}, not {first.get(strange[0])}"
+        )
+    if again := _seeds(rows) & _seeds(others):
+        raise ConfigError(f"{where} holds seed {min(again)} once more")
+
+
+def _seeds(rows: Sequence[Row]) -> set[int]:
+    return {row["seed"] for row in rows if row["kind"] != "run"}

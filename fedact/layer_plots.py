@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fedact.compare_plots import PALETTE, heading, legend_below
+from fedact.compare_plots import PALETTE, heading, legend_below, size_axis
 from fedact.comparison import Case
 from fedact.plots import short_size
 from fedact.records import Row
@@ -13,6 +12,8 @@ from fedact.shown import drawn
 
 MOST_LAYERS, MOST_CASES = 10, 10
 OTHERS = "everything else"
+MOST_LETTERS = 85
+"""Of a name in the legend, which also says how many bytes and which micro-batch."""
 
 
 def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
@@ -31,12 +32,11 @@ def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
     for place, (case, plan) in enumerate(plans):
         sizes = _sizes(plan, layers)
         positions = [row + (place - (len(plans) - 1) / 2) * height for row in range(len(rows))]
-        label = f"{drawn(case.label)}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
+        label = f"{drawn(case.label, MOST_LETTERS)}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
         axes.barh(positions, [max(size, 0.5) for size in sizes], height, color=PALETTE[place % len(PALETTE)], label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left=_left(plans, layers))
+    size_axis(axes, "x")
     axes.set_yticks(range(len(rows)), [drawn(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)

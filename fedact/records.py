@@ -65,6 +65,9 @@ class RunFolder:
 
     def read_plans(self) -> dict[str, dict[str, Row]]:
         """Return plans.json by method and budget; raises ConfigError where it is missing or broken."""
+        if self.plans.exists() and not self.plans.is_file():
+            # Opening a pipe waits for somebody to write into it.
+            raise ConfigError(f"{self.plans} is no file")
         try:
             plans = json.loads(self.plans.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -179,8 +182,11 @@ def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) 
 
 def run_folders(path: Path) -> list[RunFolder]:
     """Return the folder of each seed of a run; raises ConfigError where there is none."""
-    candidates = [path, *sorted(path.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))]
-    folders = [RunFolder(folder) for folder in candidates if RunFolder(folder).records.is_file()]
+    try:
+        candidates = [path, *sorted(path.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))]
+        folders = [RunFolder(folder) for folder in candidates if RunFolder(folder).records.is_file()]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if not folders:
         raise ConfigError(f"{path} holds no run: there is no records.jsonl in it")
     return folders

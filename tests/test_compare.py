@@ -290,7 +290,8 @@ def test_each_figure_shows_every_case(runs):
     memory = compare_plots.memory_by_round(cases).axes[0]
     assert [max(line.get_ydata()) for line in memory.lines] == [case.clients["saved_bytes"].max() for case in cases]
     clients = compare_plots.clients_spread(cases).axes[0]
-    assert [label.get_text().replace("\n", " ") for label in clients.get_yticklabels()] == [case.label for case in cases]
+    names = ["".join(label.get_text().split()) for label in clients.get_yticklabels()]
+    assert names == ["".join(case.label.split()) for case in cases]
     layers = memory_by_layer(cases).axes[0]
     assert layers.get_yticklabels()[0].get_text() == "classifier.1"
     for container, case in zip(layers.containers, cases, strict=True):
