@@ -10,6 +10,7 @@ from fedact.errors import ConfigError
 from fedact.headers import SAME, check_another_seed, check_header
 from fedact.records import Row, Run, RunFolder, make_run, run_folders
 from fedact.spec import spelled
+from fedact.toml import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +116,6 @@ def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
 
 def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
     """Yield what a run that was stopped, or goes on at this moment, has not done yet."""
-    config = run.config
     for row in run.headers:
         seed, rounds = row["config"].get("seed"), row["config"].get("rounds")
         own = run.rounds[run.rounds["seed"] == seed]
@@ -125,8 +125,18 @@ def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
             if rounds is not None and (last is None or last < rounds):
                 has = "has not begun" if last is None else f"is at round {last} of {rounds}"
                 yield f"{run.path} is not finished: {method}, seed {seed}, {has}"
-    if (wanted := config.get("seeds", 1)) > len(folders):
+    if (wanted := _seeds_wanted(run)) > len(folders):
         yield f"{run.path} is not finished: {len(folders)} of {wanted} seeds have begun"
+
+
+def _seeds_wanted(run: Run) -> int:
+    """Return how many seeds a run is to have: config.toml beside their folders says it, the seeds' own headers do not."""
+    try:
+        wanted = read_table("config", run.path / "config.toml").get("seeds")
+    except ConfigError:
+        # A comparison needs nothing else from it.
+        return 1
+    return wanted if isinstance(wanted, int) else 1
 
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

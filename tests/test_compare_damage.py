@@ -197,3 +197,19 @@ def test_plans_beside_a_record_are_not_a_pipe_for_a_resumed_run_either(tmp_path)
     (tmp_path / "plans.json").mkdir()
     with pytest.raises(ValueError, match="is no file"):
         RunFolder(tmp_path).read_plans()
+
+
+@pytest.mark.parametrize("content", ["seeds = 3", None, "= =", 'seeds = "x"', b"\xff"])
+def test_seeds_that_have_not_begun_are_said_where_the_config_tells_of_them(tmp_path, capsys, content):
+    write_run(tmp_path / "run/seed-0")
+    if content is not None:
+        (tmp_path / "run/config.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, out, _ = compared(capsys, tmp_path / "run", "--out", tmp_path / "out")
+    assert (code, "1 of 3 seeds have begun" in out) == (0, content == "seeds = 3")
+
+
+def test_one_seed_compared_alone_is_whole(tmp_path, capsys):
+    write_run(tmp_path / "run/seed-0")
+    (tmp_path / "run/config.toml").write_text("seeds = 3")
+    _, out, _ = compared(capsys, tmp_path / "run/seed-0", "--out", tmp_path / "out")
+    assert "not finished" not in out
