@@ -29,6 +29,8 @@ OWN = (
     "data_dir",
 )
 """Settings that tell no two experiments apart."""
+MOST_SETTINGS = 4
+"""In a name; the table of what differs has all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +179,8 @@ def _farthest(rounds: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _label(method: str, run: Run, own: dict[str, str]) -> str:
-    """Return the method with the run's own settings, or its folder where they say nothing."""
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items())
+    """Return the method with the run's own settings, or its folder where there are none, or too many for a name."""
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if len(own) <= MOST_SETTINGS)
     return f"{method} ({settings or run.path.name})"
 
 

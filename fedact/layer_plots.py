@@ -24,7 +24,7 @@ def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
     plans = [(case, plan) for case in cases if (plan := _deepest(case)) is not None][:MOST_CASES]
     if not plans:
         return None
-    layers = list(dict.fromkeys(name for _, plan in plans for name in reversed(_kept(plan))))[:MOST_LAYERS]
+    layers = _last_first([plan for _, plan in plans])[:MOST_LAYERS]
     rows = [*layers, OTHERS]
     height = 0.8 / len(plans)
     figure = Figure(figsize=(9, 1.6 + max(0.35, 0.13 * len(plans)) * len(rows)), layout="constrained")
@@ -52,8 +52,16 @@ def _deepest(case: Case) -> Row | None:
     return max(plans, key=lambda plan: int(plan["layers"]), default=None)
 
 
-def _kept(plan: Row) -> list[str]:
-    return [str(kept["name"]) for kept in plan["kept"]]
+def _last_first(plans: Sequence[Row]) -> list[str]:
+    """Return the layers whose input some plan keeps something of, as their names count, the last one first."""
+    kept = dict.fromkeys(str(each["name"]) for plan in plans for each in plan["kept"])
+    held = {name for plan in plans for name, size in plan["by_layer"] if size}
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in kept))
+
+    def place(name: str) -> tuple[int, list[tuple[int, str]]]:
+        return parts.index(name.partition(".")[0]), [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
+
+    return sorted(kept.keys() & held, key=place, reverse=True)
 
 
 def _sizes(plan: Row, layers: Sequence[str]) -> list[int]:
