@@ -37,7 +37,7 @@ def figures_of(case: Case, target: float) -> Figures:
         "accuracy_std": _std(last["accuracy"]),
         "accuracy_best": _mean(case.rounds.groupby("seed")["accuracy"].max()),
         "loss": _mean(last["loss"]),
-        "worst_client_accuracy": _mean(_last_with(case, "worst_client_accuracy")),
+        "worst_client_accuracy": _mean(_last(case, "worst_client_accuracy")["worst_client_accuracy"]),
         "target_accuracy": target,
         "rounds_to_target": _rounds_to(case, target),
         **_bytes(case),
@@ -54,15 +54,10 @@ def figures_of(case: Case, target: float) -> Figures:
     }
 
 
-def _last(case: Case) -> "pd.DataFrame":
-    """Return each seed's last round in which the global model was measured."""
-    measured = case.rounds.dropna(subset=["accuracy"])
+def _last(case: Case, name: str = "accuracy") -> "pd.DataFrame":
+    """Return each seed's last round in which this was measured."""
+    measured = case.rounds.dropna(subset=[name])
     return measured.loc[measured.groupby("seed")["round"].idxmax()]
-
-
-def _last_with(case: Case, name: str) -> "pd.Series[float]":
-    found = case.rounds.dropna(subset=[name])
-    return found.loc[found.groupby("seed")["round"].idxmax()][name]
 
 
 def _rounds_to(case: Case, target: float) -> float | None:
