@@ -14,8 +14,9 @@ from fedact.plans import Plan
 from fedact.swapping import PLAN, has_statistics, install, restore, trained_parameters
 
 __all__ = [
-    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
-    "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
+    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",
+    "load_states", "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers",
+    "trained_parameters",
 ]  # fmt: skip
 
 
@@ -153,6 +154,11 @@ def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Te
     for handle in handles:
         handle.remove()
     return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
+
+
+def is_lean(model: nn.Module) -> bool:
+    """Tell whether a model carries a method that keeps less than plain training does."""
+    return any(isinstance(module, Keeping) for module in model.modules())
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:

@@ -34,22 +34,21 @@ def plain_preprocessing(resolution: int) -> Preprocessing:
     return Preprocessing(resolution, resolution, HALF, HALF)
 
 
-def from_file(file: Path, resolution: int | None, usual: int = 224) -> Weights:
+def from_file(file: Path, resolution: int | None, usual: int = 224, key: str = "weights") -> Weights:
     """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
 
     Raises ConfigError for a missing or broken file. A given resolution overrides the file's; where there is neither, it is
-    the usual one.
+    the usual one. key: the setting that named the file.
     """
+    flag = f"--{key.replace('_', '-')} {file}"
     if not file.is_file():
-        raise ConfigError(
-            f"--weights {file}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file"
-        )
+        raise ConfigError(f"{flag}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
     try:
         tensors, metadata = _read(file)
         own = _preprocessing(metadata, usual)
     except Exception as error:  # whatever reading raises, the file is broken: unpickling hostile bytes raises anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--weights {file} cannot be read: {reason}") from None
+        raise ConfigError(f"{flag} cannot be read: {reason}") from None
     side = resolution or own.resolution
     return Weights(tensors, replace(own, resolution=side, resize=side))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedact.data import cifar, cub200, digits, flowers102, folder, imagenet, npz, pets, synthetic
+from fedact.data.augmented import Augmented, centred
 from fedact.data.decoded import settled
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
 from fedact.data.request import Request
@@ -23,6 +24,7 @@ DATASETS: dict[str, Callable[[Request], Source]] = {
 
 __all__ = [
     "DATASETS",
+    "Augmented",
     "Examples",
     "Images",
     "Loader",
@@ -30,6 +32,7 @@ __all__ = [
     "Request",
     "Rows",
     "Source",
+    "centred",
     "in_blocks",
     "settled",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedact.compression.exact import Exact
 from fedact.replay import Batch, record, step
 from fedact.surgery import head, install, kept_inputs, smooth_activations
-from fedact.training import Loss
+from fedact.tasks import Loss
 
 HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9
 """How the head is fitted to the other half: a fresh one tells no layer before it what to learn."""
