@@ -150,6 +150,10 @@ class Run:
     def score_name(self) -> str:
         return score_name(self.config)
 
+    @property
+    def classes(self) -> list[str] | None:
+        return self.headers[0].get("classes")
+
 
 def load_run(path: str | Path) -> Run:
     """Return a run's rounds and clients as pandas DataFrames; all seeds of a run with several.
