@@ -22,7 +22,8 @@ def target_accuracy(cases: Sequence[Case]) -> float:
 def figures_of(case: Case, target: float) -> Figures:
     """Return a case's figures, None where there is nothing to tell; bytes are those of the largest client and round.
 
-    accuracy: of the global model at the end, the mean over seeds; accuracy_std: their sample standard deviation.
+    accuracy: the score of the global model at the end, whatever the task calls it, the mean over seeds; accuracy_std: their
+    sample standard deviation.
     rounds_to_target: the mean over seeds of the first round that reaches the target; None where one does not.
     """
     last = _last(case)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedact.errors import ConfigError
 from fedact.flags import Parser, through
 
-ACCURACY_HELP = "what 'rounds to an accuracy' asks for, such as 0.9 or 90%% [95 %% of the best final accuracy]"
+ACCURACY_HELP = "the accuracy or mean IoU that 'rounds to' asks for, such as 0.9 or 90%% [95 %% of the best at the end]"
 
 REPLICATION_HELP = "also print memory as the paper's replication reports it, beside what is really held"
 

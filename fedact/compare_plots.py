@@ -12,8 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from fedact.case_figures import figures_of
-from fedact.comparison import Case
+from fedact.class_plots import iou_by_class, last_class_iou
+from fedact.comparison import Case, score_of
 from fedact.labels import Point, obstacles, write
+from fedact.legends import LETTERS, heading, legend_below
 from fedact.plots import COLORS, FEW_DECADES, short_size
 from fedact.shown import drawn, folded
 
@@ -22,20 +24,17 @@ MARKERS = "osD^vP*Xp<"
 FRONTIER = "#D0D0D0"
 PERCENT = 100
 LEAST_SPAN = 5
-"""Points of accuracy that an axis shows at least."""
-LETTERS, BESIDE = 120, 8
-"""How many letters a line of a legend has room for, and what a line's mark and its distance to the next take."""
+"""Points of the score that an axis shows at least."""
 MOST_NAMED = 12
 """Points with their names beside them; more have a legend."""
 ROW_LETTERS = 40
-LEGEND_LINE = 0.17
-"""Inches."""
 Cases = Sequence[Case]
 
 
 def accuracy_by_round(cases: Cases) -> Figure:
-    """Return the global model's test accuracy by round: the mean over seeds, with a standard deviation as a band."""
-    figure, axes = _by_round("test accuracy (%)", "The global model on the server's test set (band: one standard deviation)")
+    """Return the global model's score on the test set by round: the mean over seeds, with a standard deviation as a band."""
+    title = "The global model on the server's test set (band: one standard deviation)"
+    figure, axes = _by_round(f"test {score_of(cases)} (%)", title)
     for case, style in zip(cases, _styles(cases), strict=True):
         measured = case.rounds.dropna(subset=["accuracy"])
         if measured.empty:
@@ -62,11 +61,11 @@ def memory_by_round(cases: Cases) -> Figure:
 
 
 def accuracy_against_memory(cases: Cases) -> Figure:
-    """Return final accuracy over saved bytes, a point a case, with what no other case beats in both as the frontier."""
+    """Return the final score over saved bytes, a point a case, with what no other case beats in both as the frontier."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _plain(axes, "saved bytes (the largest client)", "test accuracy at the end (%)")
+    _plain(axes, "saved bytes (the largest client)", f"test {score_of(cases)} at the end (%)")
     found = [(case, style, figures_of(case, 1)) for case, style in zip(cases, _styles(cases), strict=True)]
     found = [each for each in found if each[2]["saved_bytes"] and each[2]["accuracy"] is not None]
     points = [(float(each["saved_bytes"]), PERCENT * each["accuracy"]) for *_, each in found]
@@ -86,7 +85,8 @@ def accuracy_against_memory(cases: Cases) -> Figure:
         )
     size_axis(axes, "x")
     axes.margins(x=0.12, y=0.12)
-    heading(figure, "Accuracy against activation memory (bars: one standard deviation over seeds)")
+    score = score_of(cases)
+    heading(figure, f"{score[0].upper()}{score[1:]} against activation memory (bars: one standard deviation over seeds)")
     if _have_room([case.label for case, *_ in found]):
         figure.draw_without_rendering()
         _name(axes, found, points)
@@ -105,12 +105,12 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def clients_spread(cases: Cases) -> Figure:
-    """Return each client's accuracy on its own held-out examples after the last round it trained in, a row a case."""
+    """Return each client's score on its own held-out examples after the last round it trained in, a row a case."""
     names = [folded(drawn(case.label), ROW_LETTERS) for case in cases]
     tallest = max(name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.4 + max(0.45, 0.2 * (tallest + 1)) * len(cases)), layout="constrained")
     axes = figure.add_subplot()
-    _plain(axes, "accuracy of a client on its own held-out examples (%)", "")
+    _plain(axes, f"{score_of(cases)} of a client on its own held-out examples (%)", "")
     random = np.random.default_rng(np.random.SeedSequence([0]))
     for place, (case, style) in enumerate(zip(cases, _styles(cases), strict=True)):
         own = case.clients.dropna(subset=["accuracy"])
@@ -127,13 +127,22 @@ def clients_spread(cases: Cases) -> Figure:
     return figure
 
 
+def class_iou(cases: Cases) -> Figure | None:
+    """Return each class's IoU at the end, a bar a case, in the order of vanilla's; None where no case has one."""
+    found = {case.label: last_class_iou(case.rounds, case.run.classes) for case in cases}
+    colors = [PALETTE[place % len(PALETTE)] for place, case in enumerate(cases) if found[case.label]]
+    shown = {label: own for label, own in found.items() if own}
+    plain = [case.label for case in cases if case.method == "vanilla" and case.label in shown]
+    return iou_by_class(shown, colors, next(iter([*plain, *shown]))) if shown else None
+
+
 FIGURES: dict[str, Callable[[Cases], Figure]] = {
     "accuracy-by-round": accuracy_by_round,
     "memory-by-round": memory_by_round,
     "accuracy-against-memory": accuracy_against_memory,
     "clients": clients_spread,
 }
-"""The one table of a comparison's figures, by file name; those of single layers are in layer_plots.py."""
+"""The one table of a comparison's figures, by file name; not in it are those that not every run has, by class and layer."""
 
 
 def _have_room(labels: Sequence[str]) -> bool:
@@ -195,21 +204,6 @@ def size_axis(axes: Axes, which: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
     axis.set_minor_formatter(NullFormatter())
-
-
-def legend_below(figure: Figure, size: float = 9) -> None:
-    """Write the legend under the figure, in as many columns as its names leave room for."""
-    names = [str(text) for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
-    if names:
-        columns = min(len(names), max(1, LETTERS // (max(map(len, names)) + BESIDE)))
-        # The legend is below the axes, not in their place.
-        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(names) // columns)))
-        figure.legend(frameon=False, fontsize=size, loc="outside lower left", ncols=columns)
-
-
-def heading(figure: Figure, text: str) -> None:
-    """Write a title that begins at the figure's left edge, however wide the names beside its axes are."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5)
 
 
 def _styles(cases: Cases) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fedact.bench_session import show
 from fedact.case_figures import Figures, figures_of, target_accuracy
-from fedact.compare_plots import FIGURES
+from fedact.compare_plots import FIGURES, class_iou
 from fedact.compare_table import as_csv, tables
 from fedact.comparison import Case, Comparison, compare_runs
 from fedact.disk import make_folder, write_whole
@@ -26,7 +26,7 @@ BAD_INPUT = 2
 def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, replication: bool = False) -> int:
     """Compare runs and return the exit code: 2 where one of them could not be read, though the rest was compared.
 
-    out: the folder of what is written, by default the first run's. target: the accuracy that "rounds to" asks for.
+    out: the folder of what is written, by default the first run's. target: the score that "rounds to" asks for.
     replication: also print the columns of the paper's replication.
     Raises ConfigError where no run could be read, or the folder cannot be written to.
     """
@@ -68,16 +68,16 @@ def _pictures(cases: Sequence[Case]) -> dict[str, bytes]:
 
 def _figures(cases: Sequence[Case]) -> dict[str, Figure]:
     figures = {name: draw(cases) for name, draw in FIGURES.items()}
-    layers = memory_by_layer(cases)
-    return figures | ({"memory-by-layer": layers} if layers else {})
+    of_some = {"class-iou": class_iou(cases), "memory-by-layer": memory_by_layer(cases)}
+    return figures | {name: figure for name, figure in of_some.items() if figure is not None}
 
 
 def _tell(comparison: Comparison, found: Sequence[Figures], target: float, replication: bool) -> None:
-    show(*tables(found, target, replication))
+    show(*tables(found, target, replication, comparison.score_name))
     for run, settings in comparison.differing.items():
         print(visible(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}"))
     if names := comparison.not_the_same():
-        print(f"These runs differ in {', '.join(names)}: their accuracies are not of the same thing.")
+        print(f"These runs differ in {', '.join(names)}: their scores are not of the same thing.")
     for line in comparison.notes:
         print(visible(f"note: {line}"))
     for line in comparison.refused:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedact.case_figures import Figures
 from fedact.report import listing
+from fedact.scores import SCORE_NAMES
 from fedact.shown import visible
 from fedact.sizes import format_bytes
 
@@ -104,7 +105,7 @@ REPLICATION_TITLE = (
 """The columns of the paper's independent replication by its own definitions, and the honest ones beside them."""
 HOW_TO_READ = {
     "accuracy": "of the global model on the server's test set at the end; mean and sample standard deviation over seeds",
-    "worst client": "the least accurate client's model on its own held-out examples after its last training",
+    "worst client": "the worst client's model on its own held-out examples after its last training",
     "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
     "saved bytes": "activation memory: the most that a step of any client held for its backward pass, measured",
     "less than vanilla": "what plain training of the same layers on a whole batch keeps, over saved bytes",
@@ -117,6 +118,7 @@ HOW_TO_READ = {
     "seconds": "of all rounds on this machine, mean over seeds; other machines and loads give others",
 }
 """What a column means, where its name does not say it."""
+OF_MEAN_IOU = "intersection over union of a class's pixels as they are and as predicted, the mean over classes; "
 
 
 def all_tables(replication: bool) -> dict[str, dict[str, Cell]]:
@@ -124,13 +126,24 @@ def all_tables(replication: bool) -> dict[str, dict[str, Cell]]:
     return TABLES | ({REPLICATION_TITLE: REPLICATION} if replication else {})
 
 
-def tables(found: Sequence[Figures], target: float, replication: bool = False) -> list[Table]:
-    """Return the comparison as tables for a terminal."""
+def titled(column: str, target: float, score: str) -> str:
+    """Return a column's title: the score by its name, and the target that was asked for."""
+    return column.replace("target", percent(target)).replace("accuracy", score)
+
+
+def how_to_read(score: str) -> dict[str, str]:
+    """Return what the columns mean, the score by its name."""
+    own = {"accuracy": OF_MEAN_IOU + HOW_TO_READ["accuracy"]} if score == SCORE_NAMES["segmentation"] else {}
+    return {name.replace("accuracy", score): text.replace("accuracy", score) for name, text in (HOW_TO_READ | own).items()}
+
+
+def tables(found: Sequence[Figures], target: float, replication: bool = False, score: str = "accuracy") -> list[Table]:
+    """Return the comparison as tables for a terminal; score: what the runs' score is called."""
     result = []
     for title, columns in all_tables(replication).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.
         rows = [tuple(Text(visible(cell(figures))) for cell in columns.values()) for figures in found]
-        named = tuple(name.replace("target", percent(target)) for name in columns)
+        named = tuple(titled(name, target, score) for name in columns)
         table = listing(title, named, rows)
         for column in table.columns[1:]:
             column.justify = "right"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedact.errors import ConfigError
 from fedact.headers import SAME, check_another_seed, check_header
 from fedact.records import Row, Run, RunFolder, make_run, run_folders
+from fedact.scores import SCORE_NAMES, task_of
 from fedact.spec import spelled
 from fedact.toml import read_table
 
@@ -68,13 +69,21 @@ class Comparison:
     def runs(self) -> list[Run]:
         return list(dict.fromkeys(case.run for case in self.cases))
 
+    @property
+    def score_name(self) -> str:
+        """What the score of every case is called."""
+        return score_of(self.cases)
+
     def not_the_same(self) -> list[str]:
-        """Return the settings that keep accuracies from being compared, where they differ."""
+        """Return the settings that keep scores from being compared, where they differ."""
         return [name for name in SAME if len({str(run.config.get(name)) for run in self.runs}) > 1]
 
 
 def compare_runs(paths: Iterable[str | Path]) -> Comparison:
-    """Read the runs in these folders; what cannot be read is said, and the rest is there."""
+    """Read the runs in these folders; what cannot be read is said, and the rest is there.
+
+    Raises ConfigError for runs of different tasks: their scores are not the same figure.
+    """
     runs, notes, refused = [], [], []
     for path in dict.fromkeys(map(Path, paths)):
         run, own_notes, own_refused = _read(path)
@@ -82,9 +91,23 @@ def compare_runs(paths: Iterable[str | Path]) -> Comparison:
         refused += own_refused
         if run is not None:
             runs.append(run)
+    _check_one_task(runs)
     differing = differences(runs)
     cases = _told_apart([case for run in runs for case in _cases(run, runs, differing[str(run.path)])])
     return Comparison(cases, notes, refused, differing if any(differing.values()) else {})
+
+
+def score_of(cases: Sequence[Case]) -> str:
+    """Return what the score of these cases is called: they are all of one task."""
+    return next((case.run.score_name for case in cases), SCORE_NAMES["classification"])
+
+
+def _check_one_task(runs: Sequence[Run]) -> None:
+    """Raise ConfigError where one run classifies and another segments."""
+    for run in runs[1:]:
+        own, first = task_of(run.config), task_of(runs[0].config)
+        if own != first:
+            raise ConfigError(f"{runs[0].path} is a run of {first} and {run.path} one of {own}: compare them one by one")
 
 
 def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:

@@ -10,7 +10,7 @@ from fedact.errors import ConfigError
 from fedact.rows import Count, Row
 
 SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
-"""Settings without which accuracies are not of the same thing."""
+"""Settings without which scores are not of the same thing."""
 LAX = ConfigDict(strict=True, extra="allow")
 
 

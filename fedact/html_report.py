@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedact.case_figures import Figures
-from fedact.compare_table import HOW_TO_READ, Cell, all_tables, percent
+from fedact.compare_table import Cell, all_tables, how_to_read, titled
 from fedact.comparison import Comparison
 from fedact.records import Run
 from fedact.shown import visible
@@ -26,18 +26,18 @@ def html_report(
     template = Environment(
         loader=PackageLoader("fedact", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_told
     ).get_template("report.html.jinja")
-    runs = comparison.runs
+    runs, score = comparison.runs, comparison.score_name
     return template.render(
         title="fedact: " + ", ".join(dict.fromkeys(_what(run) for run in runs)),
         subtitle=f"{len(found)} methods in {len(runs)} run{'s'[: len(runs) > 1]}",
         notes=comparison.notes,
         refused=comparison.refused,
         not_the_same=comparison.not_the_same(),
-        tables=[_table(title, columns, found, target) for title, columns in all_tables(replication=True).items()],
+        tables=[_table(title, columns, found, target, score) for title, columns in all_tables(replication=True).items()],
         figures=[{"name": name, "data": b64encode(content).decode()} for name, content in pictures.items()],
         differing=comparison.differing,
         differing_names=list(dict.fromkeys(name for own in comparison.differing.values() for name in own)),
-        how_to_read=HOW_TO_READ,
+        how_to_read=how_to_read(score),
         commands=[*(line for run in runs for line in commands(run)), command],
         versions=_versions(runs),
     )
@@ -62,10 +62,10 @@ def _what(run: Run) -> str:
     return f"{config.get('model', 'a model')} on {name} at {config.get('resolution', '?')} px"
 
 
-def _table(title: str, columns: Mapping[str, Cell], found: Sequence[Figures], target: float) -> dict[str, Any]:
+def _table(title: str, columns: Mapping[str, Cell], found: Sequence[Figures], target: float, score: str) -> dict[str, Any]:
     return {
         "title": title,
-        "columns": [name.replace("target", percent(target)) for name in columns],
+        "columns": [titled(name, target, score) for name in columns],
         "rows": [[cell(figures) for cell in columns.values()] for figures in found],
     }
 

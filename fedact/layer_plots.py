@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from fedact.compare_plots import PALETTE, heading, legend_below, size_axis
+from fedact.compare_plots import PALETTE, size_axis
 from fedact.comparison import Case
+from fedact.legends import heading, legend_below
 from fedact.plots import short_size
 from fedact.records import Row
 from fedact.shown import drawn

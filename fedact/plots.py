@@ -10,9 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedact.class_plots import iou_by_class, last_class_iou
 from fedact.disk import write_whole
 from fedact.partition_plots import who_holds_what
 from fedact.records import Run
+from fedact.scores import task_of
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's palette, which people with any colour vision can tell apart."""
@@ -29,8 +31,8 @@ FAR_APART = 8
 
 
 def accuracy_by_round(run: Run) -> Figure:
-    """Return the global model's test accuracy by round, a line a method, the mean over seeds."""
-    figure, axes = _axes("test accuracy (%)")
+    """Return the global model's score on the test set by round, a line a method, the mean over seeds."""
+    figure, axes = _axes(f"test {run.score_name} (%)")
     measured = run.rounds.dropna(subset=["accuracy"])
     for position, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * 100
@@ -81,25 +83,55 @@ def partition_of_run(run: Run) -> Figure:
     return who_holds_what(run.partition)
 
 
+def class_iou_of_run(run: Run) -> Figure:
+    """Return each class's IoU at the end, a bar a method, in the order of vanilla's; the run must have kept it."""
+    by_method = run.rounds.groupby("method", sort=False)
+    found = {str(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
+    shown = {method: own for method, own in found.items() if own}
+    return iou_by_class(shown, COLORS, "vanilla" if "vanilla" in shown else next(iter(shown)))
+
+
+def predictions_of_run(run: Run) -> Figure:
+    """Return predictions beside the ground truth; raises ConfigError where the run's data or its model is gone."""
+    # What only reads records does without the models and the data.
+    from fedact.predicted import predictions_of
+
+    return predictions_of(run)
+
+
 FIGURES: dict[str, Callable[[Run], Figure]] = {
     "accuracy": accuracy_by_round,
     "memory": memory_by_round,
     "partition": partition_of_run,
+    "class_iou": class_iou_of_run,
+    "predictions": predictions_of_run,
 }
 """The one table of figures, by file name."""
+ONLY_OF: dict[str, Callable[[Run], bool]] = {
+    "partition": lambda run: not run.partition.empty,
+    "class_iou": lambda run: not run.rounds["class_iou"].dropna().empty,
+    "predictions": lambda run: task_of(run.config) == "segmentation",
+}
+"""Of which runs the figures are that not every run has: an old one does not say who holds what."""
 
 
 def figure_files(run: Run, folder: Path) -> dict[str, Path]:
-    """Return the file of each figure that can be drawn of a run; an old one does not say who holds what."""
-    return {name: folder / f"{name}.png" for name in FIGURES if name != "partition" or not run.partition.empty}
+    """Return the file of each figure that can be drawn of a run."""
+    return {name: folder / f"{name}.png" for name in FIGURES if name not in ONLY_OF or ONLY_OF[name](run)}
 
 
-def save_figures(run: Run, folder: Path) -> list[Path]:
-    """Draw every figure into a folder and return the files."""
-    files = figure_files(run, folder)
-    for name, file in files.items():
-        write_whole(file, png(FIGURES[name](run)))
-    return list(files.values())
+def save_figures(run: Run, folder: Path) -> dict[str, str]:
+    """Draw every figure into a folder; return why one could not be drawn, by its name, where that happened."""
+    failed = {}
+    for name, file in figure_files(run, folder).items():
+        try:
+            content = png(FIGURES[name](run))
+        except Exception as error:
+            # The run is done and stays whole whatever is wrong with a picture of it.
+            failed[name] = " ".join(str(error).split()) or type(error).__name__
+            continue
+        write_whole(file, content)
+    return failed
 
 
 def png(figure: Figure) -> bytes:

@@ -13,6 +13,7 @@ from fedact.errors import ConfigError
 from fedact.holdings import COLUMNS, no_holdings, read_holdings
 from fedact.plans import plans_from_json
 from fedact.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row
+from fedact.scores import score_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +146,14 @@ class Run:
         """The run's whole config."""
         return dict(self.headers[0]["config"])
 
+    @property
+    def score_name(self) -> str:
+        return score_name(self.config)
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.headers[0].get("classes")
+
 
 def load_run(path: str | Path) -> Run:
     """Return a run's rounds and clients as pandas DataFrames; all seeds of a run with several.
@@ -172,7 +181,7 @@ def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) 
 
     by_kind: dict[str, list[Row]] = {"run": [], "client": [], "round": []}
     for row in rows:
-        by_kind[row["kind"]].append(row)
+        by_kind[row["kind"]].append(row if row["kind"] == "run" else {"class_iou": None, **row})
     if not by_kind["run"]:
         raise ConfigError(f"{path} holds no run: its records.jsonl is empty")
     clients = pd.DataFrame(by_kind["client"], columns=list(CLIENT_FIELDS))
@@ -205,7 +214,9 @@ def _slug(method: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return null for what JSON has no number for."""
+    """Return null for what JSON has no number for, in a list too."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

@@ -1,7 +1,7 @@
 """What comes back from the clients, put in order and checked before any of it touches the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,12 @@ def in_order(replies: Iterable[Message], clients: Mapping[int, int]) -> Iterator
 
 
 def read_reply(
-    reply: Message | None, expected: Mapping[str, Tensor], plan: Plan, examples: int
+    reply: Message | None, expected: Mapping[str, Tensor], plan: Plan, examples: int, classes: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a reply's tensors, and its figures with a record's field names.
 
     expected: tensors of the names, shapes and types that the plan trains. plan: whose budget its bytes must keep. examples:
-    how many the client trains on.
+    how many the client trains on. classes: for how many it says an IoU, none where the task is to classify.
     Raises BadReply for anything else, and for what is not finite; NoReply where the client failed or did not answer.
     """
     if reply is None:
@@ -51,7 +51,7 @@ def read_reply(
     arrays, metrics = reply.content.get("arrays"), reply.content.get("metrics")
     if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise BadReply("the reply holds no tensors or no figures")
-    return _tensors(arrays, expected), _figures(metrics, plan, examples)
+    return _tensors(arrays, expected), _figures(metrics, plan, examples, classes)
 
 
 def _raise_failure(record: Any) -> None:
@@ -107,11 +107,14 @@ FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (_is_amount, "finite and at least 0"),
 }
 """The one table of what a reply says beside its tensors, and what it must be."""
+CLASS_IOU = "class-iou"
+"""What it also says where the task is to segment: a list, NaN for a class that is not there."""
 
 
-def _figures(metrics: MetricRecord, plan: Plan, examples: int) -> dict[str, Any]:
-    if wrong := sorted(set(FIGURES) ^ set(metrics)):
-        raise BadReply(f"figure {wrong[0]!r} is {'missing' if wrong[0] in FIGURES else 'none that a reply has'}")
+def _figures(metrics: MetricRecord, plan: Plan, examples: int, classes: int | None) -> dict[str, Any]:
+    wanted = {*FIGURES, *([] if classes is None else [CLASS_IOU])}
+    if wrong := sorted(wanted ^ set(metrics)):
+        raise BadReply(f"figure {wrong[0]!r} is {'missing' if wrong[0] in wanted else 'none that a reply has'}")
     for name, (holds, must) in FIGURES.items():
         if not holds(metrics[name]):
             raise BadReply(f"figure {name!r} is {_shown(metrics[name])}, and must be {must}")
@@ -120,7 +123,18 @@ def _figures(metrics: MetricRecord, plan: Plan, examples: int) -> dict[str, Any]
     held = int(metrics[f"{plan.scope}-bytes"])  # type: ignore[arg-type]
     if plan.budget_bytes is not None and held > plan.budget_bytes:
         raise BadReply(f"the client says a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
-    return {name.replace("-", "_"): metrics[name] for name in FIGURES}
+    figures = {name.replace("-", "_"): metrics[name] for name in FIGURES}
+    return figures if classes is None else figures | {"class_iou": _class_iou(metrics[CLASS_IOU], classes)}
+
+
+def _class_iou(values: Any, classes: int) -> list[float | None]:
+    """Return each class's IoU, None for one that is not there."""
+    if not isinstance(values, list) or len(values) != classes:
+        raise BadReply(f"figure {CLASS_IOU!r} is {_shown(values)}, and must be a list of {classes}, a share for each class")
+    shares = [None if isnan(value) else value for value in values]
+    if strange := [number for number, share in enumerate(shares) if share is not None and not _is_share(share)]:
+        raise BadReply(f"figure {CLASS_IOU!r} is {shares[strange[0]]} for class {strange[0]}, and must be a share or NaN")
+    return shares
 
 
 def _shown(value: Any) -> str:

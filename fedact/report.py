@@ -26,8 +26,12 @@ MOST_CLIENTS, FIRST_CLIENTS = 200, 20
 class LiveReport:
     """One bar a method on a terminal, one plain line a round elsewhere. Use as a context manager."""
 
-    def __init__(self, console: Console, methods: Iterable[str], rounds: int, done: dict[str, int]) -> None:
+    def __init__(
+        self, console: Console, methods: Iterable[str], rounds: int, done: dict[str, int], score: str = "accuracy"
+    ) -> None:
+        """score: what the run's score is called."""
         self.console = console
+        self.score = score
         self.rounds = rounds
         self.left = sum(rounds - done.get(method, -1) for method in methods)
         self.times: list[float] = [time.monotonic()]
@@ -51,8 +55,8 @@ class LiveReport:
         """Show a finished round."""
         self.left -= 1
         self.times.append(time.monotonic())
-        accuracy = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
-        state = f"round {row['round']}/{self.rounds}  accuracy {accuracy}  {fullest(clients)}"
+        reached = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
+        state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
             self.console.print(f"{row['method']}  {state}{self._time_left()}", soft_wrap=True, highlight=False)
@@ -97,8 +101,8 @@ def _figures(run: Run, method: str) -> dict[str, str]:
     by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
     statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
-        "accuracy before": f"{by_round.iloc[0]:.1f} %",
-        "accuracy after": f"{by_round.iloc[-1]:.1f} %",
+        f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %",
+        f"{run.score_name} after": f"{by_round.iloc[-1]:.1f} %",
         "activation memory": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),

@@ -24,6 +24,7 @@ class RunRow(TypedDict, total=False):
     kind: Required[Literal["run"]]
     schema: Required[Literal[1]]
     config: Required[dict[str, Any]]
+    classes: list[str] | None
 
 
 @with_config(EXACT)
@@ -53,6 +54,7 @@ class ClientRow(TypedDict, total=False):
     num_examples: Count | None
     train_loss: Number | None
     accuracy: Number | None
+    class_iou: list[Number | None] | None
     upload_bytes: Count | None
     download_bytes: Count | None
     fault: str | None
@@ -69,6 +71,7 @@ class RoundRow(TypedDict, total=False):
     seed: Required[Count]
     round: Required[Count]
     accuracy: Number | None
+    class_iou: list[Number | None] | None
     loss: Number | None
     worst_client_accuracy: Number | None
     saved_bytes_max: Count | None
@@ -103,16 +106,20 @@ def ends_something(row: Row | None) -> bool:
 def check_order(rows: Iterable[Row], where: object) -> None:
     """Raise ConfigError where a line is not what a run would have written there.
 
-    One header comes first; each method's rounds count from 0, each after the rows of its clients; there is one seed.
+    One header comes first; each method's rounds count from 0, each after the rows of its clients; there is one seed, and one
+    number of classes.
     """
     rounds: dict[str, int] = {}
     clients: list[Row] = []
     seed = None
+    classes: int | None = None
     for number, row in enumerate(rows, start=1):
         if (row["kind"] == "run") != (number == 1):
             raise ConfigError(f"{where}, line {number}: a run has one header, as its first line")
         if row["kind"] == "run":
+            classes = _length(row.get("classes"))
             continue
+        classes = _check_classes(row, classes, f"{where}, line {number}")
         seed = row["seed"] if seed is None else seed
         due = rounds.get(row["method"], -1) + 1
         if (row["round"], row["seed"]) != (due, seed):
@@ -123,6 +130,18 @@ def check_order(rows: Iterable[Row], where: object) -> None:
         else:
             _check_clients(clients, row, f"{where}, line {number}")
             rounds[row["method"]], clients = due, []
+
+
+def _check_classes(row: Row, classes: int | None, where: str) -> int | None:
+    """Return of how many classes the rows tell so far; raises ConfigError where this row tells of another number."""
+    own = _length(row.get("class_iou"))
+    if own is not None and own != (own if classes is None else classes):
+        raise ConfigError(f"{where}: class_iou has {own} classes, not {classes}")
+    return own if classes is None else classes
+
+
+def _length(values: list[Any] | None) -> int | None:
+    return None if values is None else len(values)
 
 
 def _check_clients(clients: list[Row], row: Row, where: str) -> None:

@@ -18,6 +18,7 @@ from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
+from fedact.scores import score_name
 from fedact.settings import make_config, read_toml
 from fedact.tensorboard_log import TensorBoardLog, check_tensorboard
 
@@ -113,10 +114,11 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     locks.take(folder.path)
     folder.sweep()
     simulation.open_folder()
+    score = score_name(dict(simulation.config))
     with ExitStack() as watched:
-        watchers: list[Any] = [report.LiveReport(console, simulation.methods, simulation.config.rounds, done)]
+        watchers: list[Any] = [report.LiveReport(console, simulation.methods, simulation.config.rounds, done, score)]
         if config.tensorboard:
-            watchers.append(TensorBoardLog(folder, simulation.methods, done))
+            watchers.append(TensorBoardLog(folder, simulation.methods, done, score))
         for watcher in watchers:
             watched.enter_context(watcher)
         simulation.run(partial(_tell, watchers), open_grid)
@@ -160,10 +162,12 @@ def _finish(out: Path, console: Console, worked: bool) -> int:
 
     run = load_run(out)
     console.print(report.summary(run))
-    files = list(plots.figure_files(run, out).values())
-    if worked or not all(file.exists() for file in files):
-        plots.save_figures(run, out)
-    console.print(f"records, plans and figures are in {out} ({', '.join(file.name for file in files)})", soft_wrap=True)
+    files = plots.figure_files(run, out)
+    missing = plots.save_figures(run, out) if worked or not all(file.exists() for file in files.values()) else {}
+    drawn = ", ".join(file.name for name, file in files.items() if name not in missing)
+    console.print(f"records, plans and figures are in {out} ({drawn})", soft_wrap=True)
+    for name, reason in missing.items():
+        print(f"fedact: {files[name]} was not drawn: {reason}", file=sys.stderr)
     # A simulated fault is what was asked for.
     really = (run.clients["status"] == "failed") & run.clients["fault"].isna()
     failed: list[Row] = run.clients[really].to_dict("records")  # type: ignore[assignment]

@@ -22,10 +22,12 @@ def check_tensorboard() -> None:
 class TensorBoardLog:
     """Writes a folder of events a method into a run's folder. Use as a context manager."""
 
-    def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int]) -> None:
+    def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int], score: str = "accuracy") -> None:
+        """score: what the run's score is called."""
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
+        self.score = score.replace(" ", "_")
         self.writers: dict[str, Any] = {}
         self.stack = ExitStack()
         for method in methods:
@@ -47,7 +49,7 @@ class TensorBoardLog:
         """Write a finished round."""
         writer, step = self.writers[row["method"]], row["round"]
         for name, value in {**_of_round(row), **_of_clients(clients)}.items():
-            writer.add_scalar(name, value, step)
+            writer.add_scalar(name.replace("accuracy", self.score), value, step)
         writer.flush()
 
     def _catch_up(self, rows: Iterable[Row]) -> None:

@@ -74,6 +74,48 @@ def test_a_number_that_json_does_not_have_is_never_written(folder):
     assert "Infinity" not in text
 
 
+def test_an_iou_of_each_class_comes_back_with_none_for_a_class_that_is_not_there(folder):
+    folder.append([{**HEADER, "classes": ["road", "sky", "car"]}, round_(0, class_iou=[0.5, float("nan"), 0.25])])
+    folder.append([client(1, class_iou=[None, 1.0, 0.0]), round_(1)])
+    assert "NaN" not in folder.records.read_text()
+    run = load_run(folder.path)
+    assert run.rounds["class_iou"].tolist() == [[0.5, None, 0.25], None]
+    assert run.clients["class_iou"].tolist() == [[None, 1.0, 0.0]]
+    assert run.headers[0]["classes"] == ["road", "sky", "car"]
+
+
+def test_a_run_from_before_there_were_classes_loads_with_none(folder):
+    old = [{name: value for name, value in complete(row).items() if name != "class_iou"} for row in (client(1), round_(1))]
+    lines = [HEADER, complete(round_(0)) | {"class_iou": None}, *old]
+    folder.records.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    run = load_run(folder.path)
+    assert run.rounds["class_iou"].tolist() == [None, None]
+    assert run.clients["class_iou"].tolist() == [None]
+
+
+@pytest.mark.parametrize("first", [{**HEADER, "classes": ["road", "sky"]}, HEADER])
+def test_rows_of_other_numbers_of_classes_are_no_run(folder, first):
+    told = [None, 0.5] if "classes" not in first else None
+    folder.append([first, round_(0, class_iou=told), client(1, class_iou=[0.1, 0.2, 0.3]), round_(1)])
+    with pytest.raises(ConfigError, match=r"line 3: class_iou has 3 classes, not 2"):
+        folder.rows()
+
+
+@pytest.mark.parametrize("class_iou", [0.5, "0.5", ["a"], [[0.5]], {"road": 0.5}])
+def test_a_class_iou_that_is_no_list_of_numbers_is_no_record(folder, class_iou):
+    folder.append([HEADER, round_(0, class_iou=class_iou)])
+    with pytest.raises(ConfigError, match="line 2, is no record"):
+        folder.rows()
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("segmentation", "mean IoU"), ("classification", "accuracy"), (None, "accuracy")]
+)
+def test_a_score_is_called_by_its_task_and_old_runs_classify(folder, task, name):
+    folder.append([{**HEADER, "config": {"task": task} if task else {}}, round_(0)])
+    assert load_run(folder.path).score_name == name
+
+
 rows = st.lists(st.sampled_from(["run", "client", "round"]).map(lambda kind: {"kind": kind}), max_size=12)
 
 

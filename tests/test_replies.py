@@ -132,6 +132,41 @@ def test_a_missing_figure_is_named(name):
         read(reply_with(figures={other: value for other, value in GOOD.items() if other != name}))
 
 
+def read_segmentation(class_iou, classes=3):
+    figures = {**GOOD, "class-iou": class_iou} if class_iou is not None else GOOD
+    return read_reply(reply_with(figures=figures), EXPECTED, plan_for("20KB"), examples=5, classes=classes)[1]
+
+
+def test_an_iou_for_each_class_is_read_with_none_for_a_class_that_is_not_there():
+    figures = read_segmentation([0.25, math.nan, 1.0])
+    assert figures == {**{name.replace("-", "_"): value for name, value in GOOD.items()}, "class_iou": [0.25, None, 1.0]}
+    assert read_segmentation([math.nan] * 3)["class_iou"] == [None] * 3
+    assert read_segmentation([0, 1, 1])["class_iou"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("class_iou", "said"),
+    [
+        (None, "'class-iou' is missing"),
+        (0.5, "is 0.5, and must be a list of 3"),
+        ([], "a list of 0, and must be a list of 3"),
+        ([0.5] * 4, "a list of 4, and must be a list of 3"),
+        ([0.5, 1.01, 0.5], "1.01 for class 1"),
+        ([0.5, math.nan, -0.01], "-0.01 for class 2"),
+        ([math.inf, 0.5, 0.5], "inf for class 0"),
+        ([2, 0, 0], "2 for class 0"),
+    ],
+)
+def test_a_class_iou_that_cannot_be_is_named(class_iou, said):
+    with pytest.raises(BadReply, match=said):
+        read_segmentation(class_iou)
+
+
+def test_a_classifiers_reply_has_no_class_iou():
+    with pytest.raises(BadReply, match="'class-iou' is none that a reply has"):
+        read_segmentation([0.5] * 3, classes=None)
+
+
 @pytest.mark.parametrize("gone", ["arrays", "metrics"])
 @pytest.mark.parametrize("instead", [None, ConfigRecord({"a": 1})])
 def test_a_reply_without_tensors_or_figures_is_none(gone, instead):

@@ -1,0 +1,91 @@
+"""A figure of how well each class is segmented, method by method."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedact.legends import heading, legend_below
+from fedact.shown import drawn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PERCENT = 100
+MOST_CLASSES, MOST_METHODS = 40, 10
+MOST_WRITTEN = 5
+"""Up to how many methods the bars of a class have room for their figures."""
+CLASS_LETTERS = 30
+ClassIoU = Mapping[str, float | None]
+"""The IoU of each class by name, None for a class that is neither there nor taken to be there."""
+
+
+def last_class_iou(rounds: "pd.DataFrame", names: Sequence[str] | None) -> dict[str, float | None]:
+    """Return each class's IoU after the last measured round of every seed, the mean over seeds; empty where none was kept.
+
+    rounds: of one method. names: of the classes, where they are known.
+    """
+    measured = rounds.dropna(subset=["class_iou"])
+    last = measured.loc[measured.groupby("seed")["round"].idxmax()]["class_iou"]
+    if not len(last):
+        return {}
+    shares = np.array([[np.nan if share is None else share for share in own] for own in last], dtype=float)
+    means = [float(column.mean()) if (column := own[~np.isnan(own)]).size else None for own in shares.T]
+    return dict(zip(class_names(names, len(means)), means, strict=True))
+
+
+def class_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """Return a name for each class: its own, or its number where that tells too few apart."""
+    numbered = [f"class {number}" for number in range(count)]
+    return list(names) if names and len(set(names)) == len(names) == count else numbered
+
+
+def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_by: str) -> Figure:
+    """Return a bar for each method and class, the classes in the order of one method's IoU.
+
+    order_by: the name of that method. Of more classes or methods than there is room for, the first.
+    """
+    shown = dict(list(methods.items())[:MOST_METHODS])
+    every = ranked(methods, order_by)
+    classes = every[:MOST_CLASSES]
+    height = 0.8 / len(shown)
+    figure = Figure(figsize=(8, 1.5 + max(0.3, 0.13 * len(shown)) * len(classes)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (method, shares) in enumerate(shown.items()):
+        found = [shares.get(name) for name in classes]
+        positions = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(classes))]
+        color = colors[place % len(colors)]
+        axes.barh(positions, [PERCENT * (share or 0) for share in found], height, color=color, label=drawn(method))
+        if len(shown) <= MOST_WRITTEN:
+            _write(axes, positions, found)
+    _furnish(axes, classes)
+    left_out = f" (the first {len(classes)} of {len(every)} classes)" if len(every) > len(classes) else ""
+    heading(figure, f"Intersection over union of each class at the end{left_out}")
+    legend_below(figure)
+    return figure
+
+
+def ranked(methods: Mapping[str, ClassIoU], order_by: str) -> list[str]:
+    """Return the classes that some method has an IoU of, the best of one method first, those that it lacks last."""
+    first = methods[order_by]
+    found = dict.fromkeys(name for shares in methods.values() for name, share in shares.items() if share is not None)
+    return sorted(found, key=lambda name: -1 if (share := first.get(name)) is None else share, reverse=True)
+
+
+def _write(axes: Axes, positions: Sequence[float], found: Sequence[float | None]) -> None:
+    for position, share in zip(positions, found, strict=True):
+        text = "not there" if share is None else f"{PERCENT * share:.1f}"
+        place = (PERCENT * (share or 0), position)
+        axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7, color="#444444")
+
+
+def _furnish(axes: Axes, classes: Sequence[str]) -> None:
+    axes.set_yticks(range(len(classes)), [drawn(name, CLASS_LETTERS) for name in classes])
+    axes.set_ylim(max(1, len(classes)) - 0.4, -0.6)
+    axes.set_xlim(0, PERCENT)
+    axes.set_xlabel("IoU (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
