@@ -6,14 +6,18 @@ from torch import nn
 
 from fedact.errors import ConfigError, nearest
 from fedact.models.classifiers import build, imagenet_weights, names, own_layout
+from fedact.models.segmenters import SEGMENTERS, check_segmenter_name, make_segmenter
 
 __all__ = [
     "MODELS",
     "RESOLUTIONS",
     "SCALABLE",
+    "SEGMENTERS",
     "check_model_name",
+    "check_segmenter_name",
     "imagenet_weights",
     "make_model",
+    "make_segmenter",
     "others",
     "own_layout",
 ]

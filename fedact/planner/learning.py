@@ -1,6 +1,7 @@
 """How much a step is expected to teach, by how many layers it trains: what decides ``layers="auto"``."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss
     """Fit the head alone, from zero, in steps as long as its inputs' length allows for without diverging."""
     for name in set(head(model)).intersection(trained):
         features = kept_inputs(model, [name], batch[0])[name]
-        rate = 1.0 / max(float(features.flatten(0, -2).square().sum(1).mean()), torch.finfo(torch.float32).tiny)
+        rate = 1.0 / max(_mean_square(model.get_submodule(name), features), torch.finfo(torch.float32).tiny)
         install(model, _exact(model, [name]))
         weights = list(model.get_submodule(name).parameters())
         for weight in weights:
@@ -62,6 +63,13 @@ def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss
             step(model, batch, prefix, loss=loss)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _mean_square(layer: nn.Module, features: Tensor) -> float:
+    """Return the mean squared length of what one of the layer's outputs is computed from."""
+    if isinstance(layer, nn.Conv2d):
+        return float(features.square().sum(1).mean()) * prod(layer.kernel_size)
+    return float(features.flatten(0, -2).square().sum(1).mean())
 
 
 def _exact(model: nn.Module, trained: Sequence[str]) -> dict[str, Exact]:
