@@ -11,8 +11,8 @@ from fedact.flags import Parser, check_file, through
 from fedact.settings import make_config
 
 FIELDS = (
-    "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",
-    "device", "threads",
+    "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
+    "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device", "threads",
 )  # fmt: skip
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
 """Fields of Config that say what fleet ``--rounds`` times."""

@@ -233,9 +233,9 @@ class Config(BaseModel):
         return Path(self.data_dir or default).expanduser()
 
     @property
-    def augments(self) -> bool:
-        """Whether clients never train on the same image twice."""
-        return self.crop is not None or self.flip
+    def data_name(self) -> str:
+        """What the data is called: a file or a folder of the user's own by its name."""
+        return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
 
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""

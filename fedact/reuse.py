@@ -30,9 +30,10 @@ def client_batches(
     The frozen part is run once for all of them, whatever the number of epochs, unless the training images are cropped or
     flipped at random. moving: the tensors that some client trains. random: for crops and flips.
     """
-    if experiment.config.augments:
-        loader = Loader(experiment.train.only(own), experiment.preprocessing, experiment.config.device)
-        augmented = Augmented(loader, experiment.config.crop, experiment.config.flip, random)
+    config = experiment.config
+    if config.crop is not None or config.flip:
+        loader = Loader(experiment.train.only(own), experiment.preprocessing, config.device)
+        augmented = Augmented(loader, config.crop, config.flip, random)
         return augmented, _batches(experiment, plan, "train", held_out, moving)
     all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]), moving)
     return all_batches, lambda chosen: all_batches(chosen + len(own))

@@ -1,5 +1,6 @@
 """What a model starts as: the network, the weights that are put into it, and the preprocessing that goes with them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     filled["resolution"] = preprocessing.resolution
     if config.task == "segmentation":
         # Nothing of a scene is cut away.
-        preprocessing = Preprocessing(*[preprocessing.resolution] * 2, preprocessing.mean, preprocessing.std, whole=True)
+        preprocessing = replace(preprocessing, resize=preprocessing.resolution, whole=True)
     return config.model_copy(update=filled), weights, preprocessing
 
 
