@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def settled(source: Source, folder: Path) -> Source:
-    """Return a data set as a run uses it: pictures and masks decoded and memory-mapped, rows of other arrays copied out of them.
+    """Return a data set as a run uses it: files decoded and memory-mapped, rows of other arrays copied out of them.
 
     folder: where decoded files are kept. Raises ConfigError that names the files which cannot be decoded.
     """
