@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedact.data.masks import VOID
+from fedact.data import VOID
 
 Scores = Float[Tensor, "examples classes height width"]
 Masks = Int[Tensor, "examples rows columns"]

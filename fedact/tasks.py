@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedact.data.masks import VOID
+from fedact.data import VOID
 from fedact.errors import ConfigError
 from fedact.pixel_loss import pixel_loss, scaled_up
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedact.data.masks import VOID
+from fedact.data import VOID
 from fedact.memory import measure_memory
 from fedact.pixel_loss import pixel_loss, scaled_up
 

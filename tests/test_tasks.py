@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedact.data import Augmented, centred
-from fedact.data.masks import VOID
+from fedact.data import VOID
 from fedact.tasks import TASKS, loss_under, predicted, task_loss
 
 pytest.importorskip("torchmetrics")
