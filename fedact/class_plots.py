@@ -17,7 +17,7 @@ PERCENT = 100
 MOST_CLASSES, MOST_METHODS = 40, 10
 MOST_WRITTEN = 5
 """Up to how many methods the bars of a class have room for their figures."""
-CLASS_LETTERS = 30
+CLASS_LETTERS, METHOD_LETTERS = 30, 95
 ClassIoU = Mapping[str, float | None]
 """The IoU of each class by name, None for a class that is neither there nor taken to be there."""
 
@@ -51,13 +51,13 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
     every = ranked(methods, order_by)
     classes = every[:MOST_CLASSES]
     height = 0.8 / len(shown)
-    figure = Figure(figsize=(8, 1.5 + max(0.3, 0.13 * len(shown)) * len(classes)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + max(0.3, 0.13 * len(shown)) * len(classes)), layout="constrained")
     axes = figure.add_subplot()
     for place, (method, shares) in enumerate(shown.items()):
         found = [shares.get(name) for name in classes]
         positions = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(classes))]
-        color = colors[place % len(colors)]
-        axes.barh(positions, [PERCENT * (share or 0) for share in found], height, color=color, label=drawn(method))
+        style = {"color": colors[place % len(colors)], "label": drawn(method, METHOD_LETTERS)}
+        axes.barh(positions, [PERCENT * (share or 0) for share in found], height, **style)
         if len(shown) <= MOST_WRITTEN:
             _write(axes, positions, found)
     _furnish(axes, classes)

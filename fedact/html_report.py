@@ -34,7 +34,10 @@ def html_report(
         refused=comparison.refused,
         not_the_same=comparison.not_the_same(),
         tables=[_table(title, columns, found, target, score) for title, columns in all_tables(replication=True).items()],
-        figures=[{"name": name, "data": b64encode(content).decode()} for name, content in pictures.items()],
+        figures=[
+            {"name": name.replace("accuracy", score), "data": b64encode(content).decode()}
+            for name, content in pictures.items()
+        ],
         differing=comparison.differing,
         differing_names=list(dict.fromkeys(name for own in comparison.differing.values() for name in own)),
         how_to_read=how_to_read(score),

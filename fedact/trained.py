@@ -1,6 +1,6 @@
 """A run's model as its rounds left it, with what the run stood on."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedact import checkpoints
 from fedact.errors import ConfigError
@@ -15,13 +15,25 @@ def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.M
     method: by its full name, by default the run's first. Raises ConfigError where the run has no such method, where its
     checkpoint is gone, or where its data is.
     """
-    folder = run_folders(run.path)[0]
-    last = {row["method"]: row["round"] for row in folder.rows() if row["kind"] == "round"}
+    _last_round(run, method)
+    experiment = prepare(make_config(run.config))
+    return experiment, experiment.model_with(trained_tensors(run, experiment, method))
+
+
+def trained_tensors(run: Run, experiment: Experiment, method: str | None = None) -> dict[str, Tensor]:
+    """Return what a method has trained of the experiment that a run's first seed stands on; raises as ``trained_model``."""
+    name, last = _last_round(run, method)
+    tensors = checkpoints.load(run_folders(run.path)[0].checkpoint(name, last))
+    like = {key: tensor for key, tensor in experiment.start.items() if key in tensors}
+    checkpoints.check_fit(tensors, like, f"the checkpoint of {run.path}")
+    return tensors
+
+
+def _last_round(run: Run, method: str | None) -> tuple[str, int]:
+    """Return a method's name and last finished round under the first seed."""
+    rows = run_folders(run.path)[0].rows()
+    last = {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
     if not last or (method or next(iter(last))) not in last:
         raise ConfigError(f"{run.path} finished no round of {method or 'any method'}, but of {', '.join(last) or 'none'}")
     name = method or next(iter(last))
-    experiment = prepare(make_config(run.config))
-    tensors = checkpoints.load(folder.checkpoint(name, last[name]))
-    like = {key: tensor for key, tensor in experiment.start.items() if key in tensors}
-    checkpoints.check_fit(tensors, like, f"the checkpoint of {run.path}")
-    return experiment, experiment.model_with(tensors)
+    return name, last[name]

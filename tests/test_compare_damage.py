@@ -35,7 +35,10 @@ def write_run(
             for client in trained
         ]
         accuracy = fields.get("accuracy", (number + place) / 200)
-        rows.append({"kind": "round", **common, "accuracy": accuracy, "clients": len(trained), "seconds": 1.0})
+        own = {"accuracy": accuracy, "clients": len(trained), "seconds": 1.0}
+        if "class_iou" in fields:
+            own["class_iou"] = fields["class_iou"](place)
+        rows.append({"kind": "round", **common, **own})
     folder.mkdir(parents=True)
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
