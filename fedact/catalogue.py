@@ -42,8 +42,8 @@ def show_tables(devices: str | None = None) -> int:
     models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
     named = [("torchvision's", f"by name: {', '.join(others())}"), ("with --task segmentation", ", ".join(SEGMENTERS))]
     console.print(listing("Models", ("name", ""), [*models, *named]))
-    for title, table in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
-        data = [(name, _module_line(entry)) for name, entry in table.items()]
+    for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
+        data = [(name, _module_line(entry)) for name, entry in sets.items()]
         console.print(listing(title, ("name", ""), data))
     known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]
     title = "Devices, for --budget: bytes of memory, and of it for activations"

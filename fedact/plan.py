@@ -10,7 +10,8 @@ from fedact.settings import make_config
 METHOD = "auto"
 FIELDS = (
     "task", "model", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir", "max_examples", "void",
-    "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "max_slowdown", "train_norm", "seed", "device",
+    "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "max_slowdown", "train_norm", "seed",
+    "device",
 )  # fmt: skip
 OWN = {
     "width": "width multiplier [1]",

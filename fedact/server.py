@@ -100,7 +100,7 @@ class PartialFedAvg(FedAvg):
         plan = self.run.plan_of(client, number)
         expected = {name: before[name] for name in self.run.names_of(plan)}
         try:
-            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client))
+            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
         except NoReply as error:
             return self.run.failed(number, client, error)
         collector.add(tensors, figures["num_examples"])

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedact.data import Augmented, centred
-from fedact.data import VOID
+from fedact.data import VOID, Augmented, centred
 from fedact.tasks import TASKS, loss_under, predicted, task_loss
 
 pytest.importorskip("torchmetrics")
