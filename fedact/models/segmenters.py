@@ -3,7 +3,7 @@
 Their scores come at the decoder's own resolution; whoever reads them scales them up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -15,14 +15,32 @@ from fedact.errors import ConfigError, unknown
 
 PACKAGE = "segmentation_models_pytorch"
 
+HEADS = ("fc.", "classifier.")
+"""What the heads of torchvision's classifiers are called."""
+
 Images = Float[Tensor, "batch 3 height width"]
 Scores = Float[Tensor, "batch classes rows columns"]
 
 
-class Segmenter(nn.Module):
+class SegmentationNetwork(nn.Module):
+    """Scores (examples, classes, rows, columns) of images, by an encoder that was once part of a classifier.
+
+    head_name: the layer, or the layers, that make the scores. encoder_name: the encoder's, within the network.
+    """
+
+    head_name: str | tuple[str, ...]
+    encoder_name: str
+
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a classifier's weights (in torchvision's layout) by their names here, without its head's."""
+        raise NotImplementedError
+
+
+class Segmenter(SegmentationNetwork):
     """An encoder that returns a list of feature maps, a decoder that makes one of them, and a head."""
 
     head_name = "segmentation_head.0"
+    encoder_name = "encoder"
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module) -> None:
         super().__init__()
@@ -32,11 +50,15 @@ class Segmenter(nn.Module):
         scores: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
         return scores
 
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"encoder.{name}": tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
 
-class BackboneSegmenter(nn.Module):
+
+class BackboneSegmenter(SegmentationNetwork):
     """One of torchvision's networks: a backbone that returns named feature maps, and a classifier of one of them."""
 
-    head_name = "classifier.4"
+    head_name: str | tuple[str, ...] = "classifier.4"
+    encoder_name = "backbone"
     aux_classifier = None
     """Published weights have one, which only their training needed."""
 
@@ -48,11 +70,15 @@ class BackboneSegmenter(nn.Module):
         scores: Tensor = self.classifier(self.backbone(x)["out"])
         return scores
 
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {name.removeprefix("features."): tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+        return {f"backbone.{name}": tensor for name, tensor in kept.items()}
+
 
 class LiteSegmenter(BackboneSegmenter):
     """torchvision's LR-ASPP, whose scores are the sum of two heads'."""
 
-    head_name = ("classifier.low_classifier", "classifier.high_classifier")  # type: ignore[assignment]
+    head_name = ("classifier.low_classifier", "classifier.high_classifier")
 
     def forward(self, x: Images) -> Scores:
         scores: Tensor = self.classifier(self.backbone(x))
@@ -97,6 +123,11 @@ def make_segmenter(name: str, classes: int) -> nn.Module:
     """
     check_segmenter_name(name)
     return SEGMENTERS[name](classes)
+
+
+def encoder_of(name: str) -> str:
+    """Return the name of the classifier that a network in the table has its encoder from: what follows the decoder's."""
+    return name.partition("_")[2]
 
 
 def check_segmenter_name(name: str) -> None:
