@@ -51,7 +51,10 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
     every = ranked(methods, order_by)
     classes = every[:MOST_CLASSES]
     height = 0.8 / len(shown)
-    figure = Figure(figsize=(9, 1.5 + max(0.3, 0.13 * len(shown)) * len(classes)), layout="constrained")
+    figure = Figure(
+        figsize=(9, 1.5 + max(0.3, (0.13 if len(shown) <= MOST_WRITTEN else 0.09) * len(shown)) * len(classes)),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     for place, (method, shares) in enumerate(shown.items()):
         found = [shares.get(name) for name in classes]
