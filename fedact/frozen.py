@@ -114,7 +114,7 @@ class FrozenPart:
     def _batch(self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions) -> tuple[Crossed, Tensor]:
         kept = zip(self.layouts, take(chosen), strict=True)
         values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
-        return Crossed(self.split, values, chosen, partial(self._peak, loader)), loader.labels(chosen)
+        return Crossed(self.split, values, chosen, partial(self._peak, loader)), loader.targets(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
         """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""

@@ -2,9 +2,24 @@
 
 from collections.abc import Callable
 
-from fedact.data import cifar, cub200, digits, flowers102, folder, imagenet, npz, pets, synthetic
+from fedact.data import (
+    cifar,
+    cityscapes,
+    cub200,
+    digits,
+    flowers102,
+    folder,
+    imagenet,
+    npz,
+    pets,
+    scene_folder,
+    synthetic,
+    synthetic_scenes,
+    voc2012,
+)
 from fedact.data.decoded import settled
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
+from fedact.data.masks import VOID
 from fedact.data.request import Request
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
@@ -19,10 +34,20 @@ DATASETS: dict[str, Callable[[Request], Source]] = {
     "flowers102": flowers102.load,
     "pets": pets.load,
 }
-"""The one table of data sets."""
+"""The one table of data sets of labelled pictures."""
+
+SEGMENTATION_DATASETS: dict[str, Callable[[Request], Source]] = {
+    "synthetic": synthetic_scenes.load,
+    "folder": scene_folder.load,
+    "voc2012": voc2012.load,
+    "cityscapes": cityscapes.load,
+}
+"""The one table of data sets whose pixels are labelled."""
 
 __all__ = [
     "DATASETS",
+    "SEGMENTATION_DATASETS",
+    "VOID",
     "Examples",
     "Images",
     "Loader",

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how they become a model's input."""
+"""Labelled images, with a mask each where a task has them, and how they become a model's input."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.data.pictures import Pictures
+from fedact.data.files import Files
 
 BYTES_AT_ONCE = 32_000_000
 
@@ -20,7 +20,7 @@ BYTES_AT_ONCE = 32_000_000
 class Rows:
     """Some rows of an array, copied only where they are asked for."""
 
-    array: np.ndarray | Pictures
+    array: np.ndarray | Files
     rows: np.ndarray
 
     @property
@@ -42,29 +42,39 @@ class Rows:
         return np.asarray(self.array[self.rows], dtype)
 
 
-Images = np.ndarray | Pictures | Rows
+Images = np.ndarray | Files | Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,)."""
+    """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,).
+
+    masks: uint8 (examples, height, width), or rows of such an array: the class of each pixel, VOID where none counts. Then
+    the labels are only what the examples are dealt by.
+    """
 
     images: Images
     labels: np.ndarray
+    masks: Images | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "Examples":
         """Return a copy of the examples at these positions."""
-        return Examples(self.images[positions], self.labels[positions])
+        masks = None if self.masks is None else self.masks[positions]
+        return Examples(self.images[positions], self.labels[positions], masks)
 
     def only(self, positions: np.ndarray) -> "Examples":
-        """Return the examples at these positions without copying their images."""
+        """Return the examples at these positions without copying their images and masks."""
         if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return self
-        whole = self.images if isinstance(self.images, Rows) else Rows(self.images, np.arange(len(self)))
-        return Examples(Rows(whole.array, whole.rows[positions]), self.labels[positions])
+        masks = None if self.masks is None else _rows(self.masks, positions)
+        return Examples(_rows(self.images, positions), self.labels[positions], masks)
+
+
+def _rows(array: Images, positions: np.ndarray) -> Rows:
+    return Rows(array.array, array.rows[positions]) if isinstance(array, Rows) else Rows(array, positions)
 
 
 def in_blocks(array: Images) -> Iterator[np.ndarray]:
@@ -77,7 +87,10 @@ def in_blocks(array: Images) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: what may be trained on, what is only tested on, and the classes' names, none where they are not known."""
+    """A data set: what may be trained on, what is only tested on, and the classes' names, none where they are not known.
+
+    The classes are those of the labels, or of the masks' pixels where there are masks.
+    """
 
     train: Examples
     test: Examples
@@ -87,23 +100,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """uint8 images to a model's input: the shorter side to ``resize``, the middle ``resolution`` square, mean and std."""
+    """uint8 images to a model's input: the shorter side to ``resize``, the middle ``resolution`` square, mean and std.
+
+    whole: the images stay in their frame, neither scaled nor cut.
+    """
 
     resolution: int
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whole: bool = False
 
     def __call__(self, images: np.ndarray) -> Float[Tensor, "examples channels height width"]:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        x = _middle(_resized(x, self.resize), self.resolution)
+        x = x if self.whole else _middle(_resized(x, self.resize), self.resolution)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return ((x - mean) / std).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Takes positions of some examples and returns their inputs and labels, ready for the model."""
+    """Takes positions of some examples and returns their inputs and targets, ready for the model."""
 
     examples: Examples
     preprocessing: Preprocessing
@@ -111,11 +128,13 @@ class Loader:
 
     def __call__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         images = self.examples.images[positions]
-        return self.preprocessing(images).to(self.device), self.labels(positions)
+        return self.preprocessing(images).to(self.device), self.targets(positions)
 
-    def labels(self, positions: np.ndarray) -> Tensor:
-        """Return the labels alone."""
-        return torch.from_numpy(self.examples.labels[positions]).to(self.device)
+    def targets(self, positions: np.ndarray) -> Tensor:
+        """Return the targets alone: int64 masks (examples, height, width) where there are any, else labels (examples,)."""
+        masks = self.examples.masks
+        chosen = self.examples.labels[positions] if masks is None else masks[positions]
+        return torch.from_numpy(chosen).to(self.device).long()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,5 +1,7 @@
 """Any folder of pictures: train/<class>/ and val/<class>/ or test/<class>/ in --data-dir, or the classes alone."""
 
+from pathlib import Path
+
 import numpy as np
 
 from fedact.data.class_folders import both, class_names, labelled
@@ -17,14 +19,22 @@ def load(request: Request) -> Source:
     Raises ConfigError for missing or empty folders, and for classes that are not the same in both. With val and test, val is
     what is tested on.
     """
-    parts = [name for name in ("train", "val", "test") if (request.path / name).is_dir()]
-    if not parts:
+    held_out = tested_on(request.path)
+    if held_out is None:
         return _quartered(request)
+    train, test, names = both(request.path / "train", request.path / held_out, request.side)
+    return Source(train, test, len(names), tuple(names))
+
+
+def tested_on(root: Path) -> str | None:
+    """Return which folder beside train is tested on, None where there are neither; raises ConfigError for one alone."""
+    parts = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if not parts:
+        return None
     if parts[0] != "train" or len(parts) == 1:
         lacks = "neither val nor test" if parts[0] == "train" else "no train"
-        raise ConfigError(f"--data-dir {request.path} has a folder {parts[0]}, but {lacks}")
-    train, test, names = both(request.path / "train", request.path / parts[1], request.side)
-    return Source(train, test, len(names), tuple(names))
+        raise ConfigError(f"--data-dir {root} has a folder {parts[0]}, but {lacks}")
+    return parts[1]
 
 
 def _quartered(request: Request) -> Source:

@@ -1,12 +1,13 @@
-"""Picture files as an array: each is decoded when it is asked for, to a square of RGB."""
+"""Picture files as an array of squares of RGB."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
+
+from fedact.data.files import Files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
@@ -16,33 +17,24 @@ WIDE_MODES = ("I", "F")
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """uint8 (files, side, side, 3): the files, relative to root, as they lie on the disk."""
+class Pictures(Files):
+    """uint8 (files, side, side, 3): the middle square of each picture."""
 
-    root: Path
-    files: Sequence[str]
     side: int
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.files), self.side, self.side, 3)
+    def each(self) -> tuple[int, ...]:
+        return (self.side, self.side, 3)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
+    def how(self) -> str:
+        return f"middle square, bilinear, 1 {PIL.__version__} {self.side} "
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, positions: np.ndarray | slice) -> np.ndarray:
-        rows = np.arange(len(self))[positions]
-        decoded = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for place, row in enumerate(rows):
-            decoded[place] = self.decoded(row)
-        return decoded
+    @property
+    def size(self) -> str:
+        return f"{self.side} px"
 
     def decoded(self, row: int) -> np.ndarray:
-        """Return one picture; raises whatever Pillow does where it cannot be read."""
         return decode(self.root / self.files[row], self.side)
 
 
@@ -52,12 +44,17 @@ def decode(file: Path, side: int) -> np.ndarray:
     The scale is that of torchvision's Resize (bilinear, antialiased) and CenterCrop. An alpha channel is dropped.
     Raises whatever Pillow does for a broken file, and ValueError for one of more than eight bits a colour.
     """
+    picture = upright(file)
+    # Only the part that is kept is scaled: a strip would become far longer than it is.
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=middle(*picture.size, side)))
+
+
+def upright(file: Path) -> Image.Image:
+    """Return a picture in RGB, turned as its camera says; raises as ``decode`` does."""
     with Image.open(file, formats=FORMATS) as opened:
         if opened.mode.startswith(WIDE_MODES):
             raise ValueError(f"its mode is {opened.mode}: pictures have eight bits a colour")
-        upright = ImageOps.exif_transpose(opened).convert("RGB")
-    # Only the part that is kept is scaled: a strip would become far longer than it is.
-    return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR, box=middle(*upright.size, side)))
+        return ImageOps.exif_transpose(opened).convert("RGB")
 
 
 def middle(width: int, height: int, side: int) -> tuple[float, float, float, float]:

@@ -1,0 +1,96 @@
+"""Any folder of scenes: images/ and masks/ in train/ and val/ or test/ of --data-dir, or these two alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fedact.data.class_folders import scanned
+from fedact.data.examples import Source
+from fedact.data.files import some_of
+from fedact.data.folder import TEST_SHARE, tested_on
+from fedact.data.frames import frame_like
+from fedact.data.listed import lines
+from fedact.data.masks import VOID, counting_from_zero
+from fedact.data.pictures import SUFFIXES
+from fedact.data.request import Request
+from fedact.data.scenes import Listing, examples, paired, surveyed
+from fedact.errors import ConfigError
+from fedact.partition import stratified
+
+HINT = " (--void names the one that counts for nothing)"
+
+
+def load(request: Request) -> Source:
+    """Return the scenes; without folders for testing a quarter is for that, stratified by what the scenes are dealt by.
+
+    The classes are the lines of classes.txt, else as many as the largest id to train on says. A picture's source is the
+    folder that it lies in, else what its name holds before an underscore. Raises ConfigError for missing or empty folders,
+    and for pictures and masks that do not fit together.
+    """
+    held_out = tested_on(request.path)
+    if held_out is None and not (request.path / "images").is_dir():
+        raise ConfigError(f"--data-dir {request.path} has neither train and val or test, nor images and masks")
+    listings = [_listed(request.path / part) for part in (("train", held_out) if held_out else ("",))]
+    names = _names(request.path / "classes.txt")
+    classes = len(names) or _counted(listings[0], request)
+    if classes < 2:
+        raise ConfigError(f"{request.path} has {classes} class, where there must be two (void is {request.void}){HINT}")
+    frame = frame_like(listings[0].root / listings[0].pictures[0], request.side)
+    first, *rest = examples(listings, request, frame, counting_from_zero(classes, request.void), HINT)
+    if rest:
+        return Source(first, rest[0], classes, names)
+    if len(first) < 2:
+        raise ConfigError(f"{request.path / 'images'} holds one picture: there must be some to train and some to test on")
+    test = stratified(first.labels, max(1, round(TEST_SHARE * len(first))), request.generator)
+    train = np.setdiff1d(np.arange(len(first)), test)
+    return Source(first.only(train), first.only(test), classes, names)
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """Return the names of the classes, none where there is no such file; raises ConfigError for doubles."""
+    if not file.exists():
+        return ()
+    names = [" ".join(row) for row in lines(file, 1)]
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{file} names a class more than once: {some_of(doubles)}")
+    if len(names) > VOID:
+        raise ConfigError(f"{file} names {len(names):,} classes, and a mask can hold at most {VOID}")
+    return tuple(names)
+
+
+def _counted(listing: Listing, request: Request) -> int:
+    """Return how many classes there are by the largest id of the masks that is not void."""
+    ids = np.flatnonzero(surveyed(listing, request.cache).any(axis=0))
+    return min(VOID, int(ids[ids != request.void].max(initial=-1)) + 1)
+
+
+def _listed(folder: Path) -> Listing:
+    pictures, masks = (_by_stem(folder, kind) for kind in ("images", "masks"))
+    return paired(folder, pictures, masks, {stem: _source(stem) for stem in pictures})
+
+
+def _by_stem(folder: Path, kind: str) -> dict[str, str]:
+    """Return the files under folder/kind by their paths there without an ending; raises ConfigError for two of one name."""
+    files = sorted(_below(folder / kind))
+    if not files:
+        raise ConfigError(f"{folder / kind} holds no picture ({', '.join(SUFFIXES)})")
+    stems = {file.rsplit(".", 1)[0]: f"{kind}/{file}" for file in files}
+    if doubles := [str(folder / kind / file) for file in files if stems[file.rsplit(".", 1)[0]] != f"{kind}/{file}"]:
+        raise ConfigError(f"two files of one name, but for its ending: {some_of(doubles)}")
+    return stems
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the paths of the pictures in a folder and in those inside it."""
+    for entry in scanned(folder):
+        if entry.is_dir():
+            yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name))
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield entry.name
+
+
+def _source(stem: str) -> str:
+    folder, _, name = stem.rpartition("/")
+    before, underscore, _ = name.partition("_")
+    return folder or (before if underscore else "")

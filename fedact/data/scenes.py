@@ -1,0 +1,87 @@
+"""What all data sets of scenes have in common: pictures with masks, checked, in one frame, and dealt by class or source."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from fedact.data.decoded import kept
+from fedact.data.examples import Examples
+from fedact.data.files import some_of
+from fedact.data.frames import Frame, Scenes
+from fedact.data.masks import IDS, Masks, Survey, dominant, of_classes, table
+from fedact.data.request import Request
+from fedact.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Pictures with their masks, relative to root, and where each comes from."""
+
+    root: Path
+    pictures: tuple[str, ...]
+    masks: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def paired(root: Path, pictures: Mapping[str, str], masks: Mapping[str, str], sources: Mapping[str, str]) -> Listing:
+    """Return the pictures with the masks of the same names, sorted; raises ConfigError that names what stands alone."""
+    alone = [f"{root / file} has no mask" for name, file in sorted(pictures.items()) if name not in masks]
+    alone += [f"{root / file} has no picture" for name, file in sorted(masks.items()) if name not in pictures]
+    if alone:
+        raise ConfigError(f"pictures and masks must go in pairs: {some_of(alone)}")
+    names = sorted(pictures)
+    return Listing(root, *(tuple(each[name] for name in names) for each in (pictures, masks, sources)))
+
+
+def surveyed(listing: Listing, cache: Path) -> np.ndarray:
+    """Return how many pixels of each mask have each id, (masks, 256), counted once and kept.
+
+    Raises ConfigError that names the masks which are none, or not of their pictures' sizes.
+    """
+    survey = Survey(listing.root, listing.masks, listing.pictures)
+    return np.asarray(kept(survey, np.arange(len(survey)), cache))
+
+
+def examples(
+    listings: Sequence[Listing], request: Request, frame: Frame, ids: Mapping[int, int], hint: str = ""
+) -> list[Examples]:
+    """Return the examples of each listing, with nothing decoded yet.
+
+    ids: the class of each id that is allowed, or VOID. hint: what to add where a mask holds another. Raises ConfigError that
+    names such masks.
+    """
+    classes = table(ids)
+    counts = [surveyed(listing, request.cache) for listing in listings]
+    for listing, count in zip(listings, counts, strict=True):
+        _check_ids(listing, count, ids, hint)
+    by_source = request.partition_by == "source"
+    labels = _source_numbers(listings) if by_source else [dominant(of_classes(count, classes)) for count in counts]
+    return [
+        Examples(Scenes(listing.root, listing.pictures, frame), numbers, Masks(listing.root, listing.masks, frame, classes))
+        for listing, numbers in zip(listings, labels, strict=True)
+    ]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as words: ``0 to 20, 255``."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _check_ids(listing: Listing, counts: np.ndarray, ids: Mapping[int, int], hint: str) -> None:
+    unknown = np.setdiff1d(np.arange(IDS), list(ids))
+    rows, columns = np.nonzero(counts[:, unknown])
+    if not len(rows):
+        return
+    wrong = [f"{listing.root / listing.masks[row]} holds {unknown[columns[rows == row]][0]}" for row in np.unique(rows)]
+    raise ConfigError(f"ids that are no class, where {ranges(sorted(ids))} are allowed{hint}: {some_of(wrong)}")
+
+
+def _source_numbers(listings: Sequence[Listing]) -> list[np.ndarray]:
+    """Return the number of each picture's source, among all in the order of their names."""
+    names = sorted({source for listing in listings for source in listing.sources})
+    numbers = {name: number for number, name in enumerate(names)}
+    return [np.array([numbers[source] for source in listing.sources], np.int64) for listing in listings]
