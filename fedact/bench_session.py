@@ -115,8 +115,7 @@ def _loader(experiment: Experiment) -> Loader:
 
 
 def _title(config: Config, layers: str) -> str:
-    data = config.data_path().name if config.dataset == "npz" else config.dataset
-    return f"{config.model}, {data} at {config.resolution} px, batch {config.batch_size}, {layers}"
+    return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}, {layers}"
 
 
 def show(*tables: Table) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rich.console import Console
 
 from fedact.compression import AUTO, METHODS, Method
-from fedact.data import DATASETS
+from fedact.data import DATASETS, SEGMENTATION_DATASETS
 from fedact.devices import read_devices
 from fedact.faults import Faults
-from fedact.models import MODELS, others
+from fedact.models import MODELS, SEGMENTERS, others
 from fedact.partition import PARTITIONS
 from fedact.privacy import PRIVACY
 from fedact.report import listing
@@ -40,9 +40,11 @@ def show_tables(devices: str | None = None) -> int:
         console.print(listing(title, ("name", "what it does"), rules, lines=True))
     console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
     models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
-    console.print(listing("Models", ("name", ""), [*models, ("torchvision's", f"by name: {', '.join(others())}")]))
-    data = [(name, _module_line(entry)) for name, entry in DATASETS.items()]
-    console.print(listing("Data sets", ("name", ""), data))
+    named = [("torchvision's", f"by name: {', '.join(others())}"), ("with --task segmentation", ", ".join(SEGMENTERS))]
+    console.print(listing("Models", ("name", ""), [*models, *named]))
+    for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
+        data = [(name, _module_line(entry)) for name, entry in sets.items()]
+        console.print(listing(title, ("name", ""), data))
     known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]
     title = "Devices, for --budget: bytes of memory, and of it for activations"
     console.print(listing(title, ("name", "memory", "activations", "source"), known, lines=True))

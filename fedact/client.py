@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fedact.schedule import learning_rate
 from fedact.seeds import Purpose, generator
 from fedact.strategies import make_strategy
 from fedact.surgery import load_states, trained_parameters
+from fedact.tasks import Outcome
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()
@@ -50,14 +51,15 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
     model = experiment.model_under(plan, arrays.to_torch_state_dict(), seed)
     load_states(model, plan, states.to_torch_state_dict())
-    trained, accuracy = _train(experiment, plan, client, number, list(arrays))
+    trained, outcome = _train(experiment, plan, client, number, list(arrays))
     tensors = {name: parameter.detach() for name, parameter in trained_parameters(experiment.model).items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
     sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})
     figures: dict[str, Any] = {
         "num-examples": len(experiment.parts[client][0]),
-        "accuracy": accuracy,
+        "accuracy": outcome.score,
+        **measured_iou(outcome),
         "train-loss": trained.loss,
         **{name.replace("_", "-"): figure for name, figure in vars(trained).items() if name != "loss"},
         "upload-bytes": sent.count_bytes(),
@@ -68,10 +70,11 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     return Message(reply, reply_to=message)
 
 
-def _train(experiment: Experiment, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, float]:
+def _train(experiment: Experiment, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, Outcome]:
     config = experiment.config
     own, held_out = experiment.parts[client]
-    training, testing = client_batches(experiment, plan, own, held_out, moving)
+    cuts = generator(config.seed, Purpose.AUGMENTATION, number, client)
+    training, testing = client_batches(experiment, plan, own, held_out, moving, cuts)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
         experiment.model,
@@ -85,7 +88,14 @@ def _train(experiment: Experiment, plan: Plan, client: int, number: int, moving:
     )
     if not isfinite(result.loss):
         raise FloatingPointError(DIVERGED.format(f"loss {result.loss}"))
-    return result, evaluate(experiment.model, testing, len(held_out))[0]
+    return result, evaluate(experiment.model, testing, len(held_out), config.task, len(experiment.classes))
+
+
+def measured_iou(outcome: Outcome) -> dict[str, list[float]]:
+    """Return the IoU of each class as Flower sends it, not a number for one that is not there; nothing without masks."""
+    if outcome.class_iou is None:
+        return {}
+    return {"class-iou": [nan if value is None else value for value in outcome.class_iou]}
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -5,21 +5,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedact.budgets import dealt_budgets, in_bytes, parse_budget
 from fedact.devices import read_devices
-from fedact.errors import ConfigError, nearest, shortened
 from fedact.faults import make_faults
 from fedact.privacy import make_privacy
 from fedact.sizes import parse_bytes
 from fedact.spec import spell, spelled_settings, split
 from fedact.strategies import make_strategy
-from fedact.toml import read_table
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+OF_SEGMENTATION = {
+    "model": "pspnet_mobilenet_v2", "dataset": "synthetic", "batch_size": 8, "calibration": 16, "lr": 0.01,
+}  # fmt: skip
+"""What is not given there."""
 
 
 class Config(BaseModel):
@@ -58,7 +61,15 @@ class Config(BaseModel):
     )
     weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
     pretrain_epochs: Positive = Field(12, description="passes of --weights pretrain over the server's half")
-    task: Literal["classification"] = Field("classification", description="what is learned")
+    pretrain_from: str = Field("none", description="what --weights pretrain starts from: none, imagenet or a file")
+    head_epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="passes of the head alone over the server's examples, before the first round"
+    )
+    task: Literal["classification", "segmentation"] = Field(
+        "classification",
+        description="what is learned: a class for each image, or segmentation, one for each of its pixels, with "
+        + ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in OF_SEGMENTATION.items()),
+    )
     dataset: str = Field("digits", description="data set")
     data_dir: Path | None = Field(
         None, description="where the data lies [$FEDACT_DATA, then ~/.cache/fedact/data]; a file for npz"
@@ -67,8 +78,20 @@ class Config(BaseModel):
     max_test_examples: Positive | None = Field(None, description="use only so many test examples, stratified")
     calibration: Positive = Field(64, description="examples the server keeps for planning")
     partition: str = Field("dirichlet:alpha=0.3", description="who holds which examples")
+    partition_by: Literal["class", "source"] = Field(
+        "class", description="what images with masks are dealt by: their most frequent class, or where they come from"
+    )
+    void: Annotated[int, Field(ge=0, le=255)] = Field(
+        255, description="what pixels that count for nothing have in the masks of a folder"
+    )
     resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(
-        None, description="pixels a side [the weights' own, else 64]"
+        None, description="pixels of an image's shorter side [the weights' own, else 64]"
+    )
+    crop: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        None, description="clients train on random squares of so many pixels a side [whole images]"
+    )
+    flip: Annotated[bool, Field(strict=True)] = Field(
+        False, description="clients train on images that are flipped at random"
     )
     batch_size: Positive = Field(16, description="examples an optimizer step")
     local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
@@ -112,6 +135,12 @@ class Config(BaseModel):
     )
     out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, settings: Any) -> Any:
+        segments = isinstance(settings, dict) and settings.get("task") == "segmentation"
+        return {**OF_SEGMENTATION, **settings} if segments else settings
+
     @field_validator("method", mode="before")
     @classmethod
     def _one_method_is_a_list(cls, value: Any) -> Any:
@@ -127,7 +156,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _sensible(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name not in ("train_norm", "tensorboard"):
+        if isinstance(value, bool) and info.field_name not in ("train_norm", "flip", "tensorboard"):
             raise ValueError("true and false are no setting")
         if isinstance(value, str | Path):
             try:
@@ -203,6 +232,11 @@ class Config(BaseModel):
         default = os.environ.get("FEDACT_DATA") or cache_folder() / "data"
         return Path(self.data_dir or default).expanduser()
 
+    @property
+    def data_name(self) -> str:
+        """What the data is called: a file or a folder of the user's own by its name."""
+        return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
+
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""
         return dealt_budgets(self.budget, self.clients, self.seed)
@@ -212,35 +246,6 @@ class Config(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def make_config(settings: dict[str, Any]) -> Config:
-    """Return the config with these settings; raises one ConfigError that names all that is wrong."""
-    try:
-        return Config(**settings)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
-
-
-def read_toml(file: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file; keys may be written with - or _."""
-    settings = read_table("config", file)
-    spelled = {key.replace("-", "_"): value for key, value in settings.items()}
-    if len(spelled) < len(settings):
-        twice = ", ".join(key for key in settings if "-" in key and key.replace("-", "_") in settings)
-        raise ConfigError(f"--config {file} gives {twice} twice, once with - and once with _")
-    return spelled
-
-
 def cache_folder() -> Path:
     """Return where what is worth keeping between runs lies: $FEDACT_CACHE, else ~/.cache/fedact."""
     return Path(os.environ.get("FEDACT_CACHE") or "~/.cache/fedact").expanduser()
-
-
-def _explain(detail: Any) -> str:
-    name = ".".join(str(part) for part in detail["loc"] if part in Config.model_fields or isinstance(part, int))
-    if detail["type"] == "extra_forbidden":
-        key = str(detail["loc"][0])
-        return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not name or message.startswith("--"):
-        return str(message)
-    return f"--{name.replace('_', '-')} is {shortened(detail['input'])}: {message[0].lower()}{message[1:]}"

@@ -154,7 +154,7 @@ def _rest(cut: _Cut, made: dict[Node, Node], crossing: dict[Node, int], innermos
     graph, own, takes = Graph(), dict[Node, Node](), dict[Node, int]()
 
     def value(node: Node) -> Node:
-        if node not in own and _can_be_made_again(node, made):
+        if node not in own and _can_be_made_again(node):
             own[node] = graph.node_copy(node, value)
         elif node not in own:
             own[node] = graph.placeholder(node.name)
@@ -168,14 +168,12 @@ def _rest(cut: _Cut, made: dict[Node, Node], crossing: dict[Node, int], innermos
     return Rest(cut.name, graph, takes, inner)
 
 
-def _can_be_made_again(node: Node, made: dict[Node, Node]) -> bool:
-    """Tell whether a value follows from parameters, constants and the shape of the model's input alone.
+def _can_be_made_again(node: Node) -> bool:
+    """Tell whether a value follows from parameters, constants and shapes alone.
 
-    For a part of a batch it may be another: its number of examples, say.
+    For a part of a batch it may be another: its number of examples, say. What the shape is of crosses in its place.
     """
     if node.op == "placeholder":
         return False
     name = node.target if node.op == "call_method" else node.args[1] if node.target is getattr else ""
-    if name in _SIZES and made[node.all_input_nodes[0]].op == "placeholder":
-        return True
-    return all(_can_be_made_again(each, made) for each in node.all_input_nodes)
+    return name in _SIZES or all(_can_be_made_again(each) for each in node.all_input_nodes)

@@ -15,6 +15,8 @@ from torch.fx import Graph, Node, Tracer
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 """Modules that hand on the very tensor they are given (dropout is off)."""
 
+PRODUCTS = ("mul", "mul_", "imul", "multiply")
+
 Consumers = dict[str, list[set[str]]]
 """For each module and each of its calls, who takes its output; nobody, where something may change it in place."""
 
@@ -84,6 +86,14 @@ def consumers(model: nn.Module) -> Consumers:
     return found
 
 
+def factors(model: nn.Module) -> set[str]:
+    """Return the names of the modules whose every output goes into products of two tensors alone, which keep it anyway."""
+    graph = traced(model)
+    calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
+    others = {str(node.target) for node in calls if not (node.users and all(map(_is_product, node.users)))}
+    return {str(node.target) for node in calls} - others
+
+
 def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
     """Return the names of the modules that a gradient to these modules passes, themselves included.
 
@@ -126,6 +136,11 @@ def _takers(node: Node, modules: dict[str, nn.Module]) -> set[str]:
             name = str(user.target)
             names |= _takers(user, modules) if isinstance(modules[name], PASSING) else {name}
     return names
+
+
+def _is_product(node: Node) -> bool:
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in PRODUCTS and len(node.all_input_nodes) == 2
 
 
 def _may_write(user: Node, modules: dict[str, nn.Module]) -> bool:

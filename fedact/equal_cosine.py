@@ -6,7 +6,6 @@ from functools import partial
 from math import exp, log
 from statistics import fmean
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import Method, method_name
@@ -17,6 +16,7 @@ from fedact.fidelity import spread
 from fedact.memory import stored_bytes
 from fedact.replay import Batch, twin
 from fedact.surgery import convolutions, restore
+from fedact.tasks import task_loss
 
 COSINES = (0.95, 0.98, 0.99)
 LARGE = 32_000
@@ -89,7 +89,7 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
     gradients: dict[str, Tensor] = {}
     for name in names:
         plain.get_submodule(name).register_forward_hook(_keeps(name, inputs, gradients))
-    F.cross_entropy(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]
+    task_loss(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]
     return [_captured(name, plain.get_submodule(name), inputs[name], gradients[name]) for name in names]
 
 

@@ -1,35 +1,30 @@
 """From a config to everything a run stands on: data, who holds it, the model's start and its preprocessing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedact.config import Config, cache_folder
-from fedact.data import DATASETS, Examples, Preprocessing, Request, Source, settled
+from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, settled
 from fedact.errors import ConfigError, unknown
 from fedact.frozen import FrozenPart
-from fedact.models import RESOLUTIONS, SCALABLE, check_model_name, make_model
 from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.parts import HeldOutParts
 from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
-from fedact.pretraining import PretrainingRecipe, pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.surgery import apply, carries, head, restore, trained_layers
+from fedact.starting import check_images, check_model, check_network, fit_head, network, pretrain, resolved
+from fedact.surgery import apply, carries, restore
+from fedact.tasks import check_task
 from fedact.training import Measured
-from fedact.weights import Weights, fill, from_file, from_torchvision, load_into, plain_preprocessing
+from fedact.weights import fill, load_into
 
-SMALL_DATASETS = ("digits", "synthetic")
-SMALL_WIDTH = 0.35
 LARGE_BATCH = 10_000
-SMALL_RESOLUTION = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +32,8 @@ class Experiment:
     """What a run stands on; config is complete: nothing in it is left for the data or the weights to say.
 
     start: the weights that every client and every method starts from; the process's one model is had through
-    ``model_with``. parts: each client's (training, held-out) positions in ``train``. measured: the bytes of every plan and
+    ``model_with``. classes: names where they are known, else their numbers. parts: each client's (training, held-out)
+    positions in ``train``. measured: the bytes of every plan and
     shape that this process has measured; they hold for every client under that plan. frozen, caches: the model's frozen
     part under a plan, and what it made of "train" and "test" examples.
     """
@@ -45,6 +41,7 @@ class Experiment:
     config: Config
     start: dict[str, Tensor]
     preprocessing: Preprocessing
+    classes: tuple[str, ...]
     train: Examples
     parts: HeldOutParts
     test: Examples
@@ -82,30 +79,28 @@ def prepare(config: Config, side: int | None = None) -> Experiment:
     config names that is not there or does not fit.
     """
     check_names(config)
-    config, weights, preprocessing = _resolved(config)
+    config, weights, preprocessing = resolved(config)
     source, server, clients = _dealt(config, side or preprocessing.resize)
     # A batch of examples is made for planning, whatever there are to train on.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
     parts = _parts(config, clients.labels)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
-        model = make_model(config.model, source.classes, config.width)
-    # A third faster on CPUs than the default layout.
-    model.to(memory_format=torch.channels_last)
+        model = network(config, source.classes)
     if weights:
-        load_into(model, weights.tensors, config.weights)
-    _check_model(config, model)
-    _check_images(config.model, model, preprocessing.resolution)
+        load_into(model, weights.tensors, config.weights if config.weights != "pretrain" else config.pretrain_from)
+    check_network(config, model)
+    check_images(config, model, _frame(clients, preprocessing))
     test = source.test
     if config.weights == "pretrain":
-        if len(missing := np.setdiff1d(clients.labels, test.labels)):
-            raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
-        test = test.only(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
-        _pretrain(config, model, server, preprocessing)
+        test = _test_for(config, clients, test)
+        pretrain(config, model, server, preprocessing)
+    fit_head(config, model, server, preprocessing)
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return Experiment(config, start, preprocessing, clients, parts, test, calibration, model.to(config.device))
+    model.to(config.device)
+    return Experiment(config, start, preprocessing, _names(source), clients, parts, test, calibration, model)
 
 
 def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Preprocessing) -> Experiment:
@@ -117,13 +112,14 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     check_names(config)
     source, _, clients = _dealt(config, preprocessing.resize)
     parts = _parts(config, clients.labels)
-    model = make_model(config.model, source.classes, config.width).to(memory_format=torch.channels_last)
+    model = network(config, source.classes)
     own = model.state_dict()
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in start.items()}:
         raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")
-    _check_model(config, model)
+    check_network(config, model)
+    model.to(config.device)
     nothing = clients.take(np.arange(0))
-    return Experiment(config, start, preprocessing, clients, parts, nothing, nothing, model.to(config.device))
+    return Experiment(config, start, preprocessing, _names(source), clients, parts, nothing, nothing, model)
 
 
 def _dealt(config: Config, side: int) -> tuple[Source, Examples, Examples]:
@@ -134,39 +130,42 @@ def _dealt(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     return source, *_server_and_clients(config, source.train)
 
 
-def _check_model(config: Config, model: nn.Module) -> None:
-    """Raise ConfigError for more layers than there are, or a device that is not there."""
-    trained_layers(model, (0 if head(model) else 1) if config.layers == "auto" else config.layers)
-    if config.device != "cpu" and torch.device(config.device).index not in (None, *range(torch.cuda.device_count())):
-        raise ConfigError(f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices")
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {config.device}: CUDA is not available here; allowed is cpu")
+def _names(source: Source) -> tuple[str, ...]:
+    return source.names or tuple(map(str, range(source.classes)))
 
 
-def _check_images(name: str, model: nn.Module, side: int) -> None:
-    """Raise ConfigError where a model takes no images of so many pixels a side."""
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--resolution {side}: {name} takes no images of that size: {reason}") from None
+def _frame(examples: Examples, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Return the height and width of a model's input."""
+    return examples.images.shape[1:3] if preprocessing.whole else (preprocessing.resolution,) * 2
+
+
+def _test_for(config: Config, clients: Examples, test: Examples) -> Examples:
+    """Return the test examples in the proportions of what clients hold; all of them where they have masks."""
+    if config.task == "segmentation":
+        return test
+    if len(missing := np.setdiff1d(clients.labels, test.labels)):
+        raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
+    return test.only(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError for a model, data set or partition that is in no table."""
-    check_model_name(config.model)
-    if config.width is not None and config.model not in SCALABLE:
-        raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
-    if config.dataset not in DATASETS:
-        raise unknown("data set", config.dataset, DATASETS)
+    """Raise ConfigError for a model, data set or partition that is in no table, and for a task that is not installed."""
+    check_task(config.task)
+    check_model(config)
+    if config.dataset not in (known := _datasets(config)):
+        raise unknown("data set", config.dataset, known)
     build("partition", PARTITIONS, config.partition)
+
+
+def _datasets(config: Config) -> Mapping[str, Callable[[Request], Source]]:
+    return SEGMENTATION_DATASETS if config.task == "segmentation" else DATASETS
 
 
 def _source(config: Config, side: int) -> Source:
     random = generator(config.seed, Purpose.DATA)
-    request = Request(config.data_path(), config.max_examples, config.max_test_examples, random, side)
-    return DATASETS[config.dataset](request)
+    sizes = (config.max_examples, config.max_test_examples)
+    request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by)
+    return _datasets(config)[config.dataset](request)
 
 
 def _limited(config: Config, source: Source) -> Source:
@@ -194,42 +193,6 @@ def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Exam
 def _parts(config: Config, labels: np.ndarray) -> HeldOutParts:
     rule = build("partition", PARTITIONS, config.partition)
     return HeldOutParts(deal(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed)
-
-
-def _resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
-    """Fill in what the data set and the weights decide, and make paths absolute: a run goes on from any folder."""
-    filled: dict[str, Any] = {"width": _width(config)}
-    if config.dataset not in SMALL_DATASETS:
-        filled["data_dir"] = config.data_path().absolute()
-    if config.weights in ("none", "pretrain"):
-        weights, preprocessing = None, plain_preprocessing(config.resolution or SMALL_RESOLUTION)
-    elif config.weights == "imagenet":
-        weights = from_torchvision(config.model, config.resolution)
-        preprocessing = weights.preprocessing
-    else:
-        file = Path(config.weights).expanduser()
-        filled["weights"] = str(file.absolute())
-        weights = from_file(file, config.resolution, RESOLUTIONS.get(config.model, 224))
-        preprocessing = weights.preprocessing
-    filled["resolution"] = preprocessing.resolution
-    return config.model_copy(update=filled), weights, preprocessing
-
-
-def _width(config: Config) -> float | None:
-    """Return the width multiplier, None for a model that has none."""
-    if config.width is not None or config.model not in SCALABLE:
-        return config.width
-    return SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
-
-
-def _pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
-    random = generator(config.seed, Purpose.PRETRAINING)
-    name = f"{config.model} {config.width} {config.seed}"
-    folder = cache_folder() / "pretrained"
-    recipe = PretrainingRecipe(config.pretrain_epochs)
-    # Dropout draws from torch's own generator.
-    with torch_seed(config.seed, Purpose.PRETRAINING):
-        fill(model, pretrained(model, name, half, preprocessing, random, folder, recipe))
 
 
 @lru_cache(maxsize=1)

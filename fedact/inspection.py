@@ -14,7 +14,7 @@ from fedact.budgets import parse_budget
 from fedact.config import Config
 from fedact.data import Loader
 from fedact.disk import write_whole
-from fedact.experiment import SMALL_RESOLUTION, Experiment, check_names, prepare
+from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.models import SCALABLE
 from fedact.plan_costs import parts, step_time
@@ -26,6 +26,7 @@ from fedact.plans import Plan, plan_key, plans_json
 from fedact.plots import png
 from fedact.replay import Batch
 from fedact.seeds import Purpose, generator
+from fedact.starting import SMALL_RESOLUTION
 from fedact.surgery import convolutions
 from fedact.weights import plain_preprocessing
 
@@ -87,7 +88,7 @@ def prepared(config: Config) -> Experiment:
     width = config.width or (FULL_WIDTH if config.model in SCALABLE else None)
     config = config.model_copy(update={"width": width, **ALONE})
     wanted = config.resolution or SMALL_RESOLUTION
-    if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION:
+    if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION or config.task == "segmentation":
         return prepare(config)
     small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}), side=wanted)
     whole = small.config.model_copy(update={"resolution": wanted})

@@ -44,6 +44,11 @@ class MethodRun:
     def faults(self) -> Faults:
         return make_faults(self.config.faults)
 
+    @property
+    def classes(self) -> int | None:
+        """For how many classes a client says an IoU, None where it says none."""
+        return len(self.experiment.classes) if self.config.task == "segmentation" else None
+
     def key_of(self, client: int, number: int) -> str:
         return self.book.key(self.budgets[client], number)
 

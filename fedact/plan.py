@@ -4,13 +4,14 @@ import sys
 from argparse import SUPPRESS
 from typing import Any
 
-from fedact.config import make_config
 from fedact.flags import Parser, check_file, through
+from fedact.settings import make_config
 
 METHOD = "auto"
 FIELDS = (
-    "model", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "devices", "budget", "scope", "layers",
-    "max_slowdown", "train_norm", "seed", "device",
+    "task", "model", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir", "max_examples", "void",
+    "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "max_slowdown", "train_norm", "seed",
+    "device",
 )  # fmt: skip
 OWN = {
     "width": "width multiplier [1]",

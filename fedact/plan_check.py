@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedact.compression import make_method
@@ -12,6 +11,7 @@ from fedact.experiment import Experiment
 from fedact.planning import calibration_batch
 from fedact.plans import Plan
 from fedact.surgery import apply, trained_layers
+from fedact.tasks import task_loss
 from fedact.training import micro_step
 
 
@@ -55,7 +55,7 @@ def _check_bytes(plan: Plan) -> None:
 def _try(experiment: Experiment, plan: Plan) -> None:
     x, y = (part[: plan.micro_batch] for part in calibration_batch(experiment))
     model = apply(experiment.model_with({}), plan)
-    micro_step(model, x, y, len(y), F.cross_entropy)
+    micro_step(model, x, y, len(y), task_loss)
     experiment.model_with({})
 
 

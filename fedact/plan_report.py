@@ -24,11 +24,10 @@ FEW = 3
 
 def title(config: Config) -> str:
     """Return what the plans are for: network, weights, data, pixels and batch."""
-    data = config.data_path().name if config.dataset == "npz" else config.dataset
     width = "" if config.width is None else f" of width {config.width:g}"
     weights = {"none": "random weights", "pretrain": "pretrained here", "imagenet": "ImageNet weights"}
     start = weights.get(config.weights) or config.weights.rpartition("/")[2]
-    return f"{config.model}{width} ({start}), {data} at {config.resolution} px, batch {config.batch_size}"
+    return f"{config.model}{width} ({start}), {config.data_name} at {config.resolution} px, batch {config.batch_size}"
 
 
 def kept_table(plan: Plan, parts: Sequence[Part]) -> Table:

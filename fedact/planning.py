@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
 from fedact.config import Config
-from fedact.data import Loader
+from fedact.data import Loader, centred
 from fedact.errors import ConfigError
 from fedact.experiment import Experiment
 from fedact.planner import expected_error, make_plan
 from fedact.plans import Plan, Plans, plan_key, read_key
 from fedact.surgery import apply, calibrate, states
+from fedact.tasks import task_loss
 
 TOLERANCE = 1.25
 """A plan whose gradient error has grown to more than so many times the planned one is made again."""
@@ -50,6 +51,7 @@ def plan_for(
         config.max_slowdown,
         momentum=config.momentum > 0,
         train_norm=config.train_norm,
+        loss=task_loss,
     )
 
 
@@ -66,7 +68,7 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
         # Given settings that nothing bounds come out the same again.
         return plan
     example = calibration_batch(experiment)
-    error = expected_error(experiment.model_with(tensors), plan, example)
+    error = expected_error(experiment.model_with(tensors), plan, example, task_loss)
     if error <= TOLERANCE * plan.expected_error:
         return plan
     again = plan_for(experiment, plan.method, plan.budget_bytes, example, plan.layers, tensors)
@@ -88,9 +90,10 @@ def _given_way(plan: Plan, again: Plan) -> str | None:
 
 
 def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
-    """Return a batch of the server's own examples."""
-    loader = Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
-    return loader(np.resize(np.arange(len(loader)), experiment.config.batch_size))
+    """Return a batch of the server's own examples, as large as those that clients train on."""
+    config = experiment.config
+    loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
+    return centred(*loader(np.resize(np.arange(len(loader)), config.batch_size)), config.crop)
 
 
 def is_calibrated(plan: Plan) -> bool:

@@ -9,24 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact import checkpoints
-from fedact.data import Examples, Loader, Preprocessing, in_blocks
+from fedact.data import Augmented, Examples, Loader, Preprocessing, in_blocks
 from fedact.disk import sweep
 from fedact.errors import ConfigError
+from fedact.tasks import task_loss
 
 
 @dataclass(frozen=True)
 class PretrainingRecipe:
-    """SGD with momentum under a one-cycle learning rate."""
+    """SGD with momentum under a one-cycle learning rate.
+
+    crop, flip: what is done to the images at random. only: the modules that are trained, all for none.
+    """
 
     epochs: int = 12
     batch_size: int = 32
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    crop: int | None = None
+    flip: bool = False
+    only: tuple[str, ...] = ()
 
 
 log = logging.getLogger(__name__)
@@ -56,7 +62,8 @@ def pretrained(
         sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
-    log.info(f"pretraining on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
+    what = "fitting the head" if recipe.only else "pretraining"
+    log.info(f"{what} on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
     _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)
@@ -78,20 +85,26 @@ def _kept(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
 
 def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, recipe: PretrainingRecipe) -> None:
     steps = -(-len(loader) // recipe.batch_size)
+    trained = [p for name in recipe.only for p in model.get_submodule(name).parameters()] or list(model.parameters())
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
+    batches = Augmented(loader, recipe.crop, recipe.flip, generator)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.epochs * steps)
-    model.train()
+    # A frozen norm's statistics stay as they are.
+    model.train(not recipe.only)
     for _ in range(recipe.epochs):
         # Nearly equal batches: batch norm cannot train on a last batch of one example.
         for positions in np.array_split(generator.permutation(len(loader)), steps):
-            x, y = loader(positions)
+            x, y = batches(positions)
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            task_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    model.eval()
+    model.eval().requires_grad_(True)
 
 
 def _fingerprint(
@@ -100,7 +113,8 @@ def _fingerprint(
     digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(recipe), torch.__version__]).encode())
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())
-    digest.update(examples.labels.tobytes())
+    for targets in (examples.labels, *([] if examples.masks is None else in_blocks(examples.masks))):
+        digest.update(targets.tobytes())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:24]

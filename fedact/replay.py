@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.cuts import takes_part
 from fedact.layers import OriginConv2d
 from fedact.prefix import in_place_of_forward
+from fedact.surgery import is_lean
+from fedact.tasks import loss_under, task_loss
 
 Batch = tuple[Tensor, Tensor]
 Prefix = list[Any]
@@ -62,7 +63,7 @@ def step(
     batch: Batch,
     prefix: Prefix | None = None,
     reached: Callable[[], None] = lambda: None,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] = task_loss,
 ) -> None:
     """Add a batch's gradient to the model's.
 
@@ -91,7 +92,7 @@ def parts(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 def part_step(model: nn.Module, part: Batch, batch_examples: int) -> None:
     """Add a micro-batch's part of the batch's gradient to the model's, nothing replayed."""
-    loss = F.cross_entropy(model(part[0]), part[1]) * (len(part[1]) / batch_examples)
+    loss = loss_under(is_lean(model), task_loss)(model(part[0]), part[1]) * (len(part[1]) / batch_examples)
     loss.backward()  # type: ignore[no-untyped-call]
 
 

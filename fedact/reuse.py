@@ -9,7 +9,7 @@ from torch import nn
 
 from fedact.config import cache_folder
 from fedact.crossing import Positions
-from fedact.data import Loader
+from fedact.data import Augmented, Loader
 from fedact.experiment import Experiment
 from fedact.frozen import FrozenPart, frozen_part
 from fedact.plans import Plan
@@ -18,12 +18,23 @@ from fedact.training import Batches
 
 
 def client_batches(
-    experiment: Experiment, plan: Plan, own: Positions, held_out: Positions, moving: Collection[str]
+    experiment: Experiment,
+    plan: Plan,
+    own: Positions,
+    held_out: Positions,
+    moving: Collection[str],
+    random: np.random.Generator,
 ) -> tuple[Batches, Batches]:
     """Return batches of a client's training and held-out examples, for the experiment's model, which carries the plan.
 
-    The frozen part is run once for all of them, whatever the number of epochs. moving: the tensors that some client trains.
+    The frozen part is run once for all of them, whatever the number of epochs, unless the training images are cropped or
+    flipped at random. moving: the tensors that some client trains. random: for crops and flips.
     """
+    config = experiment.config
+    if config.crop is not None or config.flip:
+        loader = Loader(experiment.train.only(own), experiment.preprocessing, config.device)
+        augmented = Augmented(loader, config.crop, config.flip, random)
+        return augmented, _batches(experiment, plan, "train", held_out, moving)
     all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]), moving)
     return all_batches, lambda chosen: all_batches(chosen + len(own))
 

@@ -10,7 +10,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from fedact.report import listing
 from fedact.runtime import Simulation
 from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, restore, trained_parameters
+from fedact.tasks import task_loss
 from fedact.training import Recipe, epochs
 from fedact.weights import fill
 
@@ -105,6 +105,6 @@ def _train(model: nn.Module, loader: Loader, how: Recipe, random: np.random.Gene
     optimizer = torch.optim.SGD(parameters, how.lr, how.momentum, weight_decay=how.weight_decay)
     for x, y in map(loader, epochs(len(loader), how, random)):
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        task_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, how.clip_norm)
         optimizer.step()

@@ -121,6 +121,7 @@ class Simulation:
             "schema": SCHEMA,
             "config": self.config.model_dump(mode="json"),
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+            "classes": list(self.experiment.classes) if self.config.task == "segmentation" else None,
             "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
             "command": command(self.config),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

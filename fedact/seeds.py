@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     METHOD = 10
     FAULTS = 11
     PRIVACY = 12
+    AUGMENTATION = 13
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

@@ -100,7 +100,7 @@ class PartialFedAvg(FedAvg):
         plan = self.run.plan_of(client, number)
         expected = {name: before[name] for name in self.run.names_of(plan)}
         try:
-            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client))
+            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
         except NoReply as error:
             return self.run.failed(number, client, error)
         collector.add(tensors, figures["num_examples"])
@@ -129,18 +129,19 @@ class PartialFedAvg(FedAvg):
         folder.checkpoint(method, number - 1).unlink(missing_ok=True)
         folder.server_state(method, number - 1).unlink(missing_ok=True)
         self.run.on_round(row, self.rows)
-        return MetricRecord({**measured})
+        return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if name in measured})
 
     def _is_evaluated(self, number: int) -> bool:
         config = self.run.config
         return number % config.evaluate_every == 0 or number == config.rounds
 
-    def _evaluate(self, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+    def _evaluate(self, tensors: dict[str, torch.Tensor]) -> Row:
         experiment, plan = self.run.experiment, self.run.deepest_plan
         # The frozen part under the plan that trains the most is frozen under every plan.
         model = experiment.model_with(tensors) if plan is None else experiment.model_under(plan, tensors)
-        accuracy, loss = evaluate(model, test_batches(experiment, plan, tensors), len(experiment.test))
-        return {"accuracy": accuracy, "loss": loss}
+        batches, task = test_batches(experiment, plan, tensors), self.run.config.task
+        found = evaluate(model, batches, len(experiment.test), task, len(experiment.classes))
+        return {"accuracy": found.score, "class_iou": found.class_iou, "loss": found.loss}
 
 
 def extremes(rows: list[Row]) -> Row:

@@ -6,14 +6,13 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedact.replay import Batch, Prefix, part_step, parts, record, step
 from fedact.seeds import Purpose, generator
-from fedact.training import Loss
+from fedact.tasks import Loss, task_loss
 
 Clock = Callable[[], float]
 
@@ -108,7 +107,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count_flops(model: nn.Module, batch: Batch, prefix: Prefix | None = None, loss: Loss = F.cross_entropy) -> int:
+def count_flops(model: nn.Module, batch: Batch, prefix: Prefix | None = None, loss: Loss = task_loss) -> int:
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
     They are those of convolutions and matrix products, two a multiplication and addition, and of decompositions, which

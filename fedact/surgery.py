@@ -14,20 +14,33 @@ from fedact.plans import Plan
 from fedact.swapping import PLAN, has_statistics, install, restore, trained_parameters
 
 __all__ = [
-    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "kept_inputs", "load_states",
-    "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers", "trained_parameters",
+    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",
+    "load_states", "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers",
+    "trained_parameters",
 ]  # fmt: skip
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Return the names of the model's 2-D convolutions in definition order."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    """Return the names of the model's 2-D convolutions in definition order, without those that are its head."""
+    own = _named_heads(model)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in own]
 
 
 def head(model: nn.Module) -> list[str]:
-    """Return the name of the last linear layer, in a list; an empty one where a convolution comes last."""
+    """Return the name of the model's head in a list, an empty one where it has none.
+
+    That is the layer, or each of the layers, that its attribute ``head_name`` says; without one its last linear layer, and
+    none where a convolution comes last.
+    """
+    if named := _named_heads(model):
+        return named
     kinds = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     return [kinds[-1][0]] if kinds and isinstance(kinds[-1][1], nn.Linear) else []
+
+
+def _named_heads(model: nn.Module) -> list[str]:
+    named = getattr(model, "head_name", ())
+    return [named] if isinstance(named, str) else list(named)
 
 
 def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
@@ -40,7 +53,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
         raise ConfigError(f"the model has {len(names)} convolutions: layers is at least 0 and at most that, not {layers}")
     trained = names[len(names) - layers :] + head(model)
     if not trained:
-        raise ConfigError("the model has no linear head: layers must be at least 1, not 0")
+        raise ConfigError("the model has no head: layers must be at least 1, not 0")
     return trained + (_norms_after(model, trained[0]) if train_norm and layers else [])
 
 
@@ -153,6 +166,11 @@ def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Te
     for handle in handles:
         handle.remove()
     return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
+
+
+def is_lean(model: nn.Module) -> bool:
+    """Tell whether a model carries a method that keeps less than plain training does."""
+    return any(isinstance(module, Keeping) for module in model.modules())
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedact import chunks
 from fedact.compression import Method
-from fedact.dataflow import consumers, downstream
+from fedact.dataflow import consumers, downstream, factors
 from fedact.derivation import Derivations, derivations
 from fedact.layers import (
     LEAN,
@@ -33,10 +33,12 @@ _OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
 KEEP_NOTHING = (
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
+    nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
     nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
 """Layers whose gradient needs no activation anyway."""
+GATES = (nn.Sigmoid,)
+"""Layers that keep their output alone, nothing more where it is a factor of a product, which keeps it too."""
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -59,7 +61,8 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
     model.requires_grad_(False)
     for place, (name, method) in enumerate(methods.items()):
-        module = model.get_submodule(name).requires_grad_(True)
+        module = model.get_submodule(name)
+        module.requires_grad_(has_weights(module))
         if lean and _swap(module, TRAINED | SMOOTH):
             module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
     for module in model.modules():
@@ -154,6 +157,8 @@ def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> 
     names = dict(model.named_modules())
     left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
     left += [name for name in names if name in passed and name not in left and _is_kept_by_autograd(names[name])]
+    gates = [name for name in left if isinstance(names[name], GATES)]
+    left = [name for name in left if name not in gates or name not in factors(model)]
     if left:
         listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
         warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)

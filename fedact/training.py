@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression.method import owned
@@ -16,10 +15,10 @@ from fedact.frozen import Crossed
 from fedact.memory import Memory, largest, measure_memory
 from fedact.plans import Plan
 from fedact.proximal import pull_back, starts_of
-from fedact.surgery import trained_parameters
+from fedact.surgery import is_lean, trained_parameters
+from fedact.tasks import TASKS, Loss, Outcome, loss_under, task_loss
 from fedact.threads import threads_for
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Inputs = Tensor | Crossed
 """A batch's images, or what the frozen part of the model has made of them."""
 
@@ -28,8 +27,6 @@ Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
 
 Measured = dict[tuple[Plan, int, bool, bool], Memory]
 """What a micro-step held under a plan, by its number of examples, whether it ended a batch, and started from a state."""
-
-EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def micro_step(
     The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
     """
     with _threads(x):
-        value = loss(scores_of(model, x), y) * (len(y) / batch_examples)
+        value = loss_under(is_lean(model), loss)(scores_of(model, x), y) * (len(y) / batch_examples)
         value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
             if before_clipping is not None:
@@ -108,7 +105,7 @@ def train_locally(
     plan: Plan,
     recipe: Recipe,
     generator: np.random.Generator,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = task_loss,
     measured: Measured | None = None,
     audited: bool = True,
 ) -> LocalTraining:
@@ -181,20 +178,18 @@ def within_budget(memory: Memory, plan: Plan) -> Memory:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, examples: int) -> tuple[float, float]:
-    """Return (accuracy, mean cross-entropy) over the examples, in eval mode."""
-    training, correct, total = model.training, 0, 0.0
+def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "classification", classes: int = 0) -> Outcome:
+    """Return what the model is worth on the examples, in eval mode; classes: how many, for masks."""
+    training, count, at_once = model.training, TASKS[task].count(classes), TASKS[task].evaluation_batch
     if training:
         model.eval()
-    for start in range(0, examples, EVALUATION_BATCH):
-        x, y = batches(np.arange(start, min(start + EVALUATION_BATCH, examples)))
+    for start in range(0, examples, at_once):
+        x, y = batches(np.arange(start, min(start + at_once, examples)))
         with _threads(x):
-            scores = scores_of(model, x)
-        correct += int((scores.argmax(1) == y).sum())
-        total += float(F.cross_entropy(scores, y, reduction="sum"))
+            count.add(scores_of(model, x), y)
     if training:
         model.train()
-    return correct / examples, total / examples
+    return count.outcome()
 
 
 def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedact.data import Preprocessing
 from fedact.errors import ConfigError
-from fedact.models import imagenet_weights, own_layout
+from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, own_layout
 from fedact.models.mcunet import MCUNet
 from fedact.surgery import convolutions, head
 
@@ -34,30 +34,32 @@ def plain_preprocessing(resolution: int) -> Preprocessing:
     return Preprocessing(resolution, resolution, HALF, HALF)
 
 
-def from_file(file: Path, resolution: int | None, usual: int = 224) -> Weights:
+def from_file(file: Path, resolution: int | None, usual: int = 224, key: str = "weights") -> Weights:
     """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
 
     Raises ConfigError for a missing or broken file. A given resolution overrides the file's; where there is neither, it is
-    the usual one.
+    the usual one. key: the setting that named the file.
     """
+    flag = f"--{key.replace('_', '-')} {file}"
     if not file.is_file():
-        raise ConfigError(
-            f"--weights {file}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file"
-        )
+        raise ConfigError(f"{flag}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
     try:
         tensors, metadata = _read(file)
         own = _preprocessing(metadata, usual)
     except Exception as error:  # whatever reading raises, the file is broken: unpickling hostile bytes raises anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--weights {file} cannot be read: {reason}") from None
+        raise ConfigError(f"{flag} cannot be read: {reason}") from None
     side = resolution or own.resolution
     return Weights(tensors, replace(own, resolution=side, resize=side))
 
 
 def from_torchvision(model: str, resolution: int | None) -> Weights:
-    """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing."""
+    """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing.
+
+    A segmentation network's are those of the classifier that its encoder is from.
+    """
     try:
-        weights = imagenet_weights(model)
+        weights = imagenet_weights(encoder_of(model) if model in SEGMENTERS else model)
     except ValueError:
         raise ConfigError(f"--weights imagenet: torchvision has none of {model}; name a file, or none or pretrain") from None
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
@@ -77,9 +79,12 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
 def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     """Load every tensor but a head made for other classes, which keeps the server's start.
 
+    A segmentation network also takes the weights of a classifier with its encoder: all that is after it keeps its start.
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
     """
     own = model.state_dict()
+    if isinstance(model, SegmentationNetwork) and not _of_encoder(model, tensors):
+        tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
     tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
     strange = sorted(map(str, tensors.keys() ^ own.keys()))
@@ -92,6 +97,11 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
     _check_numbers(fitting, own, origin)
     fill(model, fitting)
+
+
+def _of_encoder(model: SegmentationNetwork, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those tensors that are the encoder's by name."""
+    return {name: tensor for name, tensor in tensors.items() if str(name).startswith(f"{model.encoder_name}.")}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

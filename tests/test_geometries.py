@@ -25,7 +25,11 @@ GEOMETRIES: dict[str, dict[str, object]] = {
     "3x3, dilation 2": {"kernel_size": 3, "dilation": 2, "padding": 2},
     "3x3, stride 2, dilation 2": {"kernel_size": 3, "stride": 2, "dilation": 2, "padding": 2},
     "3x3, stride (2, 1), dilation (1, 2)": {"kernel_size": 3, "stride": (2, 1), "dilation": (1, 2)},
+    "3x3, dilation 4": {"kernel_size": 3, "dilation": 4, "padding": 4},
+    "3x3, dilation 12, larger than the image": {"kernel_size": 3, "dilation": 12, "padding": 12},
+    "3x3, dilation 36, larger than the image": {"kernel_size": 3, "dilation": 36, "padding": 36},
     "5x5": {"kernel_size": 5, "padding": 2},
+    "7x7": {"kernel_size": 7, "padding": 3},
     "7x7, stride 2": {"kernel_size": 7, "stride": 2, "padding": 3},
     "1x7": {"kernel_size": (1, 7), "padding": (0, 3)},
     "7x1, padding (3, 1)": {"kernel_size": (7, 1), "padding": (3, 1)},
@@ -80,6 +84,20 @@ def test_weight_gradient_is_autograds_on_the_reconstruction(text, geometry):
     actual = weight_gradient(model, x, model[0].weight)
     rebuilt = method.reconstruct(method.compress(x))
     assert relative_error(actual, weight_gradient(plain, rebuilt, plain.weight)) < 2e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 3), (6, 6)], ids=str)
+@pytest.mark.parametrize("examples", [1, 4])
+@pytest.mark.parametrize("geometry", ["1x1", "3x3", "3x3, dilation 12, larger than the image", "7x7", "depthwise"])
+@pytest.mark.parametrize("text", METHODS)
+def test_weight_gradient_on_the_maps_of_a_pyramid_is_autograds_on_the_reconstruction(text, geometry, examples, size):
+    plain, method = convolution(geometry), make_method(text)
+    x = torch.randn(examples, 6, *size, generator=torch.Generator().manual_seed(1)).relu()
+    model = compress(nn.Sequential(copy.deepcopy(plain)), text, layers=1)
+    actual = weight_gradient(model, x, model[0].weight)
+    expected = weight_gradient(plain, method.reconstruct(method.compress(x)), plain.weight)
+    assert actual.isfinite().all()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5 * float(expected.abs().max()))
 
 
 # What published code gets wrong --------------------------------------------------------------------------------------------

@@ -168,12 +168,18 @@ def changed_inputs_size(net, x):
     return net.third(x).reshape(size, 4, -1, 1)
 
 
-@pytest.mark.parametrize(
-    "way", [branches, some_examples, batch_norm, written_through_a_view, made_on_the_way, changed_inputs_size]
-)
+@pytest.mark.parametrize("way", [branches, some_examples, batch_norm, written_through_a_view, made_on_the_way])
 def test_where_it_cannot_be_cut_the_model_runs_at_once(way):
     expected = gradients(chunked(Way(way), 0, layers=1))
     assert all(torch.equal(g, expected[name]) for name, g in gradients(chunked(Way(way), 2, layers=1)).items())
+
+
+def test_a_size_that_is_read_before_the_cut_is_that_of_the_whole_batch_after_it():
+    model = chunked(Way(changed_inputs_size), 0, layers=1)
+    assert all(isinstance(value, Tensor) for value in split(model).prefix(torch.randn(2, 3, 8, 8)))
+    expected = gradients(model)
+    for name, gradient in gradients(chunked(Way(changed_inputs_size), 2, layers=1)).items():
+        torch.testing.assert_close(gradient, expected[name])
 
 
 @pytest.mark.parametrize(

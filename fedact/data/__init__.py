@@ -17,6 +17,7 @@ from fedact.data import (
     synthetic_scenes,
     voc2012,
 )
+from fedact.data.augmented import Augmented, centred
 from fedact.data.decoded import settled
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
 from fedact.data.masks import VOID
@@ -48,6 +49,7 @@ __all__ = [
     "DATASETS",
     "SEGMENTATION_DATASETS",
     "VOID",
+    "Augmented",
     "Examples",
     "Images",
     "Loader",
@@ -55,6 +57,7 @@ __all__ = [
     "Request",
     "Rows",
     "Source",
+    "centred",
     "in_blocks",
     "settled",
 ]

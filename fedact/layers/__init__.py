@@ -12,18 +12,26 @@ from fedact.layers.activations import (
     MaskedReLU6,
 )
 from fedact.layers.base import Swapped, has_weights, switched_off
+from fedact.layers.channel_norm import CompressedChannelNorm
 from fedact.layers.derived import DerivedKeeper, OriginConv2d
 from fedact.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
 from fedact.layers.keeping import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
+from fedact.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
 from fedact.layers.recompute import RecomputedSequential
+from fedact.models.channel_norm import ChannelNorm
 
 Table = dict[type[nn.Module], type[nn.Module]]
 
 TRAINED: Table = {nn.Conv2d: CompressedConv2d, nn.Linear: CompressedLinear, nn.BatchNorm2d: CompressedBatchNorm2d}
 """Trained layers that keep their input through a method."""
 
-SMOOTH: Table = {nn.Hardswish: CompressedHardswish, nn.SiLU: CompressedSiLU, nn.GELU: CompressedGELU}
-"""Activations whose slope needs the input: it is kept through a method too."""
+SMOOTH: Table = {
+    nn.Hardswish: CompressedHardswish,
+    nn.SiLU: CompressedSiLU,
+    nn.GELU: CompressedGELU,
+    ChannelNorm: CompressedChannelNorm,
+}
+"""Activations whose slope needs the input, and a norm of which that is as true: it is kept through a method too."""
 
 PLAIN: Table = {nn.BatchNorm2d: EvalBatchNorm2d, nn.Dropout: NoDropout, nn.Dropout2d: NoDropout2d}
 """What every method shares, vanilla too: batch norm in eval mode, dropout off."""
@@ -34,6 +42,9 @@ LEAN: Table = PLAIN | {
     nn.ReLU: MaskedReLU,
     nn.ReLU6: MaskedReLU6,
     nn.Hardsigmoid: MaskedHardsigmoid,
+    nn.AdaptiveAvgPool2d: ShapeAdaptiveAvgPool2d,
+    nn.AvgPool2d: ShapeAvgPool2d,
+    nn.MaxPool2d: PlacedMaxPool2d,
 }
 """Layers around them that can keep less at no cost to the gradient."""
 

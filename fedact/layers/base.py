@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fedact.models.channel_norm import ChannelNorm
+
 
 class Swapped:
     """Marks the classes that surgery puts in and takes out; ``plain`` is the class that was there before."""
@@ -13,8 +15,8 @@ class Swapped:
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Tell whether a module or one in it has parameters."""
-    return any(True for _ in module.parameters())
+    """Tell whether a module or one in it has parameters that can be trained; a norm over channels never is."""
+    return not isinstance(module, ChannelNorm) and any(True for _ in module.parameters())
 
 
 @cache

@@ -6,14 +6,20 @@ from torch import nn
 
 from fedact.errors import ConfigError, nearest
 from fedact.models.classifiers import build, imagenet_weights, names, own_layout
+from fedact.models.segmenters import SEGMENTERS, SegmentationNetwork, check_segmenter_name, encoder_of, make_segmenter
 
 __all__ = [
     "MODELS",
     "RESOLUTIONS",
     "SCALABLE",
+    "SEGMENTERS",
+    "SegmentationNetwork",
     "check_model_name",
+    "check_segmenter_name",
+    "encoder_of",
     "imagenet_weights",
     "make_model",
+    "make_segmenter",
     "others",
     "own_layout",
 ]

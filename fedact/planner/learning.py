@@ -1,6 +1,7 @@
 """How much a step is expected to teach, by how many layers it trains: what decides ``layers="auto"``."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from fedact.compression.exact import Exact
 from fedact.replay import Batch, record, step
 from fedact.surgery import head, install, kept_inputs, smooth_activations
-from fedact.training import Loss
+from fedact.tasks import Loss
 
 HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9
 """How the head is fitted to the other half: a fresh one tells no layer before it what to learn."""
@@ -52,7 +53,7 @@ def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss
     """Fit the head alone, from zero, in steps as long as its inputs' length allows for without diverging."""
     for name in set(head(model)).intersection(trained):
         features = kept_inputs(model, [name], batch[0])[name]
-        rate = 1.0 / max(float(features.flatten(0, -2).square().sum(1).mean()), torch.finfo(torch.float32).tiny)
+        rate = 1.0 / max(_mean_square(model.get_submodule(name), features), torch.finfo(torch.float32).tiny)
         install(model, _exact(model, [name]))
         weights = list(model.get_submodule(name).parameters())
         for weight in weights:
@@ -62,6 +63,13 @@ def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss
             step(model, batch, prefix, loss=loss)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _mean_square(layer: nn.Module, features: Tensor) -> float:
+    """Return the mean squared length of what one of the layer's outputs is computed from."""
+    if isinstance(layer, nn.Conv2d):
+        return float(features.square().sum(1).mean()) * prod(layer.kernel_size)
+    return float(features.flatten(0, -2).square().sum(1).mean())
 
 
 def _exact(model: nn.Module, trained: Sequence[str]) -> dict[str, Exact]:

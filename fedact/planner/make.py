@@ -21,8 +21,8 @@ from fedact.planner.trial import checked, own_randomness
 from fedact.plans import Kept, Plan
 from fedact.sizes import parse_bytes
 from fedact.surgery import kept_inputs, made_again, methods_of, trained_parameters
+from fedact.tasks import Loss
 from fedact.threads import threads_for
-from fedact.training import Loss
 
 DIGITS = 4
 """Significant digits of an expected error."""

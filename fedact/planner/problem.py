@@ -28,7 +28,8 @@ from fedact.surgery import (
     trained_layers,
     trained_parameters,
 )
-from fedact.training import Loss, bytes_in_scope, micro_step
+from fedact.tasks import Loss
+from fedact.training import bytes_in_scope, micro_step
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 """Any will do: what an optimizer's step holds does not depend on their size."""

@@ -16,7 +16,7 @@ from fedact.derivation import calls_of
 from fedact.layers.base import has_weights
 from fedact.replay import Batch, parts, prefix_of, record, step
 from fedact.surgery import calibrate, install, restore
-from fedact.training import Loss
+from fedact.tasks import Loss
 
 Methods = Mapping[str, Method]
 OnOutput = Callable[[str, Tensor], Tensor | None]

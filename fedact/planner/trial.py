@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.errors import ConfigError
 from fedact.surgery import install
-from fedact.training import Loss
+from fedact.tasks import Loss
 
 
 def checked(example: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,25 @@
+"""A layer norm over channels that keeps its input through a method."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedact.layers.activations import Smooth
+from fedact.models.channel_norm import ChannelNorm
+
+
+class CompressedChannelNorm(Smooth, ChannelNorm):
+    """Layer norm over channels, never trained: its gradient is that of the reconstruction, as a smooth activation's is."""
+
+    plain: ClassVar[type[nn.Module]] = ChannelNorm
+
+    def activate(self, x: Tensor) -> Tensor:
+        return ChannelNorm.forward(self, x)
+
+    def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
+        last, gradient = x.permute(0, 2, 3, 1), grad_output.permute(0, 2, 3, 1)
+        variance, mean = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
+        kept = (last, self.normalized_shape, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
+        found: Tensor = torch.ops.aten.native_layer_norm_backward(gradient, *kept, [True, False, False])[0]
+        return found.permute(0, 3, 1, 2)

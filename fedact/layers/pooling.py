@@ -1,0 +1,156 @@
+"""Pooling that keeps no activation: an average needs its input's shape alone, a maximum where in each window it was."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedact.compression.packing import WORDS, pack_codes, unpack_codes
+from fedact.layers.base import Swapped
+
+MOST_PLACES = 2 ** max(WORDS)
+"""Places in a window that a byte tells apart."""
+
+
+def _of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return a tensor that stands for one of which a kernel reads the shape alone; it keeps one element."""
+    return like.new_empty(1).expand(*shape)
+
+
+class _Averaged(torch.autograd.Function):
+    """y = the module's average pooling of x, which keeps x's shape; autograd would keep x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: "Average") -> Tensor:
+        ctx.shape, ctx.module = x.shape, module
+        return module.plain.forward(module, x)  # type: ignore[no-any-return, operator]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.module.input_gradient(grad_output, _of_shape(ctx.shape, grad_output)), None
+
+
+class Average(Swapped, nn.Module):
+    """An average pooling that keeps nothing."""
+
+    def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
+        """Return the input's gradient; like: of the input's shape."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)  # type: ignore[no-any-return]
+        return _Averaged.apply(x, self)  # type: ignore[no-any-return]
+
+
+class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
+    """Average pooling to a size that keeps the input's shape."""
+
+    plain: ClassVar[type[nn.Module]] = nn.AdaptiveAvgPool2d
+
+    def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
+        return torch.ops.aten._adaptive_avg_pool2d_backward(grad_output, like)  # type: ignore[no-any-return]
+
+
+class ShapeAvgPool2d(Average, nn.AvgPool2d):
+    """Average pooling of windows that keeps the input's shape."""
+
+    plain: ClassVar[type[nn.Module]] = nn.AvgPool2d
+
+    def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
+        kernel = _pair(self.kernel_size)
+        settings = (kernel, _pair(self.stride), _pair(self.padding), self.ceil_mode, self.count_include_pad)
+        return torch.ops.aten.avg_pool2d_backward(grad_output, like, *settings, self.divisor_override)  # type: ignore[no-any-return]
+
+
+class Windows(NamedTuple):
+    """The windows of a max pooling, each setting for rows and columns."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+    @classmethod
+    def of(cls, module: nn.MaxPool2d) -> "Windows":
+        """Return the windows of a module."""
+        given = (module.kernel_size, module.stride, module.padding, module.dilation)
+        return cls(*map(_pair, given), module.ceil_mode)
+
+    @property
+    def bits(self) -> int:
+        """How many bits tell the places in a window apart, of the sizes that can be packed."""
+        return next(bits for bits in WORDS if prod(self.kernel) <= 2**bits)
+
+    def pool(self, x: Tensor) -> tuple[Tensor, Int64[Tensor, "batch channels rows columns"]]:
+        """Return the pooled x, and where each maximum is in its plane."""
+        return torch.ops.aten.max_pool2d_with_indices(x, *self)  # type: ignore[no-any-return]
+
+    def places(self, indices: Int64[Tensor, "batch channels rows columns"], width: int) -> UInt8[Tensor, "..."]:
+        """Return where in its window each maximum is, row after row."""
+        first_row, first_column = self._firsts(indices)
+        rows = indices.div(width, rounding_mode="floor")
+        columns = indices - rows * width
+        rows = rows.sub_(first_row).div_(self.dilation[0], rounding_mode="floor")
+        columns = columns.sub_(first_column).div_(self.dilation[1], rounding_mode="floor")
+        return rows.mul_(self.kernel[1]).add_(columns).to(torch.uint8)
+
+    def indices(self, places: UInt8[Tensor, "batch channels rows columns"], width: int) -> Int64[Tensor, "..."]:
+        """Return the indices behind ``places``."""
+        first_row, first_column = self._firsts(places)
+        rows = places.long().div_(self.kernel[1], rounding_mode="floor")
+        columns = places - rows * self.kernel[1]
+        rows = rows.mul_(self.dilation[0]).add_(first_row)
+        return rows.mul_(width).add_(columns.mul_(self.dilation[1]).add_(first_column))
+
+    def _firsts(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first row and column of each window, which padding puts outside of the plane."""
+        rows, columns = (
+            torch.arange(size, device=like.device) * stride - padding
+            for size, stride, padding in zip(like.shape[2:], self.stride, self.padding, strict=True)
+        )
+        return rows[:, None], columns
+
+
+class _Largest(torch.autograd.Function):
+    """y = max pooling of x that keeps each maximum's place in its window; autograd would keep x, and 8 bytes each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: Windows) -> Tensor:
+        y, indices = windows.pool(x)
+        ctx.save_for_backward(pack_codes(windows.places(indices, x.shape[3]), windows.bits))
+        ctx.shape, ctx.windows = x.shape, windows
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (packed,), windows = ctx.saved_tensors, ctx.windows
+        places = unpack_codes(packed, windows.bits, grad_output.numel()).view(grad_output.shape)
+        indices = windows.indices(places, ctx.shape[3])
+        like = _of_shape(ctx.shape, grad_output)
+        return torch.ops.aten.max_pool2d_with_indices_backward(grad_output, like, *windows, indices), None
+
+
+class PlacedMaxPool2d(Swapped, nn.MaxPool2d):
+    """Max pooling that keeps where each maximum was in its window."""
+
+    plain: ClassVar[type[nn.Module]] = nn.MaxPool2d
+
+    def forward(self, x: Tensor) -> Any:
+        windows = Windows.of(self)
+        plainly = self.return_indices or x.dim() != 4 or prod(windows.kernel) > MOST_PLACES
+        if plainly or not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)
+        return _Largest.apply(x, windows)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    first, second = value if isinstance(value, tuple) else (value, value)
+    return int(first), int(second)

@@ -1,0 +1,141 @@
+"""Networks that give every pixel a class: those of segmentation-models-pytorch, and torchvision's by their names there.
+
+Their scores come at the decoder's own resolution; whoever reads them scales them up.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedact.errors import ConfigError, unknown
+
+PACKAGE = "segmentation_models_pytorch"
+
+HEADS = ("fc.", "classifier.")
+"""What the heads of torchvision's classifiers are called."""
+
+Images = Float[Tensor, "batch 3 height width"]
+Scores = Float[Tensor, "batch classes rows columns"]
+
+
+class SegmentationNetwork(nn.Module):
+    """Scores (examples, classes, rows, columns) of images, by an encoder that was once part of a classifier.
+
+    head_name: the layer, or the layers, that make the scores. encoder_name: the encoder's, within the network.
+    """
+
+    head_name: str | tuple[str, ...]
+    encoder_name: str
+
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a classifier's weights (in torchvision's layout) by their names here, without its head's."""
+        raise NotImplementedError
+
+
+class Segmenter(SegmentationNetwork):
+    """An encoder that returns a list of feature maps, a decoder that makes one of them, and a head."""
+
+    head_name = "segmentation_head.0"
+    encoder_name = "encoder"
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.segmentation_head = encoder, decoder, segmentation_head
+
+    def forward(self, x: Images) -> Scores:
+        scores: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
+        return scores
+
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"encoder.{name}": tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+
+
+class BackboneSegmenter(SegmentationNetwork):
+    """One of torchvision's networks: a backbone that returns named feature maps, and a classifier of one of them."""
+
+    head_name: str | tuple[str, ...] = "classifier.4"
+    encoder_name = "backbone"
+    aux_classifier = None
+    """Published weights have one, which only their training needed."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+
+    def forward(self, x: Images) -> Scores:
+        scores: Tensor = self.classifier(self.backbone(x)["out"])
+        return scores
+
+    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {name.removeprefix("features."): tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+        return {f"backbone.{name}": tensor for name, tensor in kept.items()}
+
+
+class LiteSegmenter(BackboneSegmenter):
+    """torchvision's LR-ASPP, whose scores are the sum of two heads'."""
+
+    head_name = ("classifier.low_classifier", "classifier.high_classifier")
+
+    def forward(self, x: Images) -> Scores:
+        scores: Tensor = self.classifier(self.backbone(x))
+        return scores
+
+
+def _of_smp(decoder: str, encoder: str, classes: int) -> nn.Module:
+    _check_installed(f"{decoder}_{encoder}")
+    from fedact.models import smp
+
+    return Segmenter(*getattr(smp, decoder)(encoder, classes))
+
+
+def _of_torchvision(name: str, classes: int, kind: type[BackboneSegmenter] = BackboneSegmenter) -> nn.Module:
+    from torchvision.models import get_model
+
+    built: Any = get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    return kind(built.backbone, built.classifier)
+
+
+SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
+    "pspnet_resnet18": partial(_of_smp, "pspnet", "resnet18"),
+    "pspnet_mobilenet_v2": partial(_of_smp, "pspnet", "mobilenet_v2"),
+    "deeplabv3_resnet18": partial(_of_smp, "deeplabv3", "resnet18"),
+    "deeplabv3_mobilenet_v2": partial(_of_smp, "deeplabv3", "mobilenet_v2"),
+    "upernet_resnet18": partial(_of_smp, "upernet", "resnet18"),
+    "upernet_mobilenet_v2": partial(_of_smp, "upernet", "mobilenet_v2"),
+    "fcn_resnet50": partial(_of_torchvision, "fcn_resnet50"),
+    "fcn_resnet101": partial(_of_torchvision, "fcn_resnet101"),
+    "deeplabv3_resnet50": partial(_of_torchvision, "deeplabv3_resnet50"),
+    "deeplabv3_resnet101": partial(_of_torchvision, "deeplabv3_resnet101"),
+    "deeplabv3_mobilenet_v3_large": partial(_of_torchvision, "deeplabv3_mobilenet_v3_large"),
+    "lraspp_mobilenet_v3_large": partial(_of_torchvision, "lraspp_mobilenet_v3_large", kind=LiteSegmenter),
+}
+"""The one table of segmentation networks, by what builds them for a number of classes."""
+
+
+def make_segmenter(name: str, classes: int) -> nn.Module:
+    """Return a network that gives scores (examples, classes, rows, columns), with random weights.
+
+    Raises ConfigError for an unknown name, and where the extra that it needs is not installed.
+    """
+    check_segmenter_name(name)
+    return SEGMENTERS[name](classes)
+
+
+def encoder_of(name: str) -> str:
+    """Return the name of the classifier that a network in the table has its encoder from: what follows the decoder's."""
+    return name.partition("_")[2]
+
+
+def check_segmenter_name(name: str) -> None:
+    """Raise ConfigError for a network that is not in the table."""
+    if name not in SEGMENTERS:
+        raise unknown("segmentation model", name, SEGMENTERS)
+
+
+def _check_installed(name: str) -> None:
+    if find_spec(PACKAGE) is None:
+        raise ConfigError(f"{name} needs the extra segmentation, which is not installed: pip install -e '.[segmentation]'")

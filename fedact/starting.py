@@ -1,0 +1,125 @@
+"""What a model starts as: the network, the weights that are put into it, and the preprocessing that goes with them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedact.config import Config, cache_folder
+from fedact.data import Examples, Preprocessing
+from fedact.errors import ConfigError
+from fedact.models import RESOLUTIONS, SCALABLE, check_model_name, check_segmenter_name, make_model, make_segmenter
+from fedact.pretraining import PretrainingRecipe, pretrained
+from fedact.seeds import Purpose, generator, torch_seed
+from fedact.surgery import head, trained_layers
+from fedact.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
+
+SMALL_DATASETS = ("digits", "synthetic")
+SMALL_WIDTH = 0.35
+SMALL_RESOLUTION = 64
+PRETRAINING_BATCH, MASKS_BATCH = 32, 8
+"""How many examples --weights pretrain takes at once, and how many with masks, whose images are large."""
+
+
+def check_model(config: Config) -> None:
+    """Raise ConfigError for a model that is in no table of its task, or a width that it has not."""
+    if config.task == "segmentation":
+        check_segmenter_name(config.model)
+    else:
+        check_model_name(config.model)
+    if config.width is not None and config.model not in SCALABLE:
+        raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
+    if config.pretrain_from != "none" and config.weights != "pretrain":
+        raise ConfigError(f"--pretrain-from is for --weights pretrain, not for --weights {config.weights}")
+
+
+def network(config: Config, classes: int) -> nn.Module:
+    """Return the config's network for so many classes, with the weights it is made with."""
+    segments = config.task == "segmentation"
+    model = make_segmenter(config.model, classes) if segments else make_model(config.model, classes, config.width)
+    # A third faster on CPUs than the default layout.
+    return model.to(memory_format=torch.channels_last)
+
+
+def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
+    """Fill in what the data set and the weights decide, and make paths absolute: a run goes on from any folder."""
+    filled: dict[str, Any] = {"width": _width(config)}
+    if config.dataset not in SMALL_DATASETS:
+        filled["data_dir"] = config.data_path().absolute()
+    key = "pretrain_from" if config.weights == "pretrain" else "weights"
+    name = str(getattr(config, key))
+    if name == "none":
+        weights, preprocessing = None, plain_preprocessing(config.resolution or SMALL_RESOLUTION)
+    elif name == "imagenet":
+        weights = from_torchvision(config.model, config.resolution)
+        preprocessing = weights.preprocessing
+    else:
+        file = Path(name).expanduser()
+        filled[key] = str(file.absolute())
+        weights = from_file(file, config.resolution, RESOLUTIONS.get(config.model, 224), key)
+        preprocessing = weights.preprocessing
+    filled["resolution"] = preprocessing.resolution
+    if config.task == "segmentation":
+        # Nothing of a scene is cut away.
+        preprocessing = replace(preprocessing, resize=preprocessing.resolution, whole=True)
+    return config.model_copy(update=filled), weights, preprocessing
+
+
+def _width(config: Config) -> float | None:
+    """Return the width multiplier, None for a model that has none."""
+    if config.width is not None or config.model not in SCALABLE:
+        return config.width
+    return SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
+
+
+def check_network(config: Config, model: nn.Module) -> None:
+    """Raise ConfigError for more layers than there are, or a device that is not there."""
+    trained_layers(model, (0 if head(model) else 1) if config.layers == "auto" else config.layers)
+    if config.device != "cpu" and torch.device(config.device).index not in (None, *range(torch.cuda.device_count())):
+        raise ConfigError(f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices")
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {config.device}: CUDA is not available here; allowed is cpu")
+    if config.head_epochs and not head(model):
+        raise ConfigError(f"--head-epochs {config.head_epochs}: {config.model} has no head of its own")
+
+
+def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> None:
+    """Raise ConfigError where a model takes no images of a height and width, or crops are larger than they."""
+    if config.crop is not None and config.crop > min(frame):
+        raise ConfigError(f"--crop {config.crop} is more than the {min(frame)} pixels of an image's shorter side")
+    for height, width in {frame, frame if config.crop is None else (config.crop, config.crop)}:
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            given = f"--crop {config.crop}" if height == config.crop else f"--resolution {config.resolution}"
+            raise ConfigError(f"{given}: {config.model} takes no images of that size: {reason}") from None
+
+
+def pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
+    """Train the whole model on the server's half of the data."""
+    batch_size = PRETRAINING_BATCH if half.masks is None else min(MASKS_BATCH, config.batch_size)
+    recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip)
+    _fit(config, model, half, preprocessing, recipe, f"{config.model} {config.width} {config.seed}")
+
+
+def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing) -> None:
+    """Train the head alone on the server's examples, as many passes as the config says."""
+    if config.head_epochs:
+        recipe = PretrainingRecipe(
+            config.head_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay,
+            crop=config.crop, flip=config.flip, only=tuple(head(model)),
+        )  # fmt: skip
+        _fit(config, model, examples, preprocessing, recipe, f"{config.model} {config.width} {config.seed} head")
+
+
+def _fit(
+    config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe, name: str
+) -> None:
+    random = generator(config.seed, Purpose.PRETRAINING)
+    # Dropout draws from torch's own generator.
+    with torch_seed(config.seed, Purpose.PRETRAINING):
+        fill(model, pretrained(model, name, examples, preprocessing, random, cache_folder() / "pretrained", recipe))
