@@ -1,7 +1,7 @@
 """A figure of how well each class is segmented, method by method."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,12 +51,15 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
     every = ranked(methods, order_by)
     classes = every[:MOST_CLASSES]
     height = 0.8 / len(shown)
-    figure = Figure(figsize=(9, 1.5 + max(0.3, 0.13 * len(shown)) * len(classes)), layout="constrained")
+    figure = Figure(
+        figsize=(9, 1.5 + max(0.3, (0.13 if len(shown) <= MOST_WRITTEN else 0.09) * len(shown)) * len(classes)),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     for place, (method, shares) in enumerate(shown.items()):
         found = [shares.get(name) for name in classes]
         positions = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(classes))]
-        style = {"color": colors[place % len(colors)], "label": drawn(method, METHOD_LETTERS)}
+        style: dict[str, Any] = {"color": colors[place % len(colors)], "label": drawn(method, METHOD_LETTERS)}
         axes.barh(positions, [PERCENT * (share or 0) for share in found], height, **style)
         if len(shown) <= MOST_WRITTEN:
             _write(axes, positions, found)

@@ -10,10 +10,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from fedact.class_plots import class_names
+from fedact.data.masks import VOID
 from fedact.legends import heading
 from fedact.shown import drawn, folded
 
-VOID = 255
 PERCENT = 100
 VOID_COLOR = "#B0B0B0"
 CLASS_COLORS = (

@@ -5,6 +5,7 @@ import pytest
 from nbclient import NotebookClient
 
 from fedact.simulate import main
+from tests.test_compare_figures import write_segmentation
 from tests.test_simulate import BOTH
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -23,3 +24,18 @@ def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, tmp_path, monkeypatc
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_without_outputs(path):
     assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
+
+
+def test_a_segmentation_run_is_compared_by_changing_the_path_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDACT_RUN", str(write_segmentation(tmp_path / "run")))
+    path = next(path for path in NOTEBOOKS if path.stem == "compare_methods")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
+    drawn = [
+        cell["source"]
+        for cell in notebook.cells
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    ]
+    assert any("class_iou" in source for source in drawn)
+    tables = [output["data"].get("text/html", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("test mean IoU (%)" in table for table in tables)

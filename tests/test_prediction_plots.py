@@ -13,9 +13,10 @@ from matplotlib.colors import to_rgb
 from torch import nn
 
 from fedact import plots, predicted
+from fedact.data.masks import VOID
 from fedact.errors import ConfigError
 from fedact.plots import png
-from fedact.prediction_plots import CLASS_COLORS, VOID, VOID_COLOR, class_color, mean_iou, painted, predictions
+from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
 from fedact.records import load_run
 from tests.test_compare_damage import write_run
 
