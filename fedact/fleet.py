@@ -162,7 +162,7 @@ class FleetGrid(Grid):
         self.start_name = digest(experiment.start)
         self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(
-                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard"}
+                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from"}
             ),
             "start": self.start_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),

@@ -22,7 +22,7 @@ from fedact.prefix_cache import fingerprint
 from fedact.settings import make_config
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
-NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "method")
+NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")
 """What of a run's config is the server's own business, or a path on its disk."""
 MOST_STARTS = 3
 _NAME = re.compile(r"[0-9a-f]{32}")

@@ -42,8 +42,9 @@ def _with_absolute_paths(config: Config) -> Config:
     paths: dict[str, Any] = {}
     if config.data_dir is not None:
         paths["data_dir"] = config.data_path().absolute()
-    if config.weights not in ("none", "pretrain", "imagenet"):
-        paths["weights"] = str(Path(config.weights).expanduser().absolute())
+    for name in ("weights", "pretrain_from"):
+        if (given := str(getattr(config, name))) not in ("none", "pretrain", "imagenet"):
+            paths[name] = str(Path(given).expanduser().absolute())
     return config.model_copy(update=paths)
 
 

@@ -60,6 +60,18 @@ def test_a_node_that_says_nonsense_is_one_line_and_its_partition_a_failed_row(op
 
 
 @pytest.mark.slow
+def test_nodes_learn_pixels_as_a_local_run_does(open_fleet: Fleet, tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    for number in range(2):
+        open_fleet.node(f"node-{number}", f"partition-id={number} num-partitions=2")
+    scenes = {"task": "segmentation", "model": "pspnet_mobilenet_v2", "width": "", "resolution": 40, "max-examples": 40}
+    said = open_fleet.run(clients=2, budget="700KB", layers=5, **{"batch-size": 4}, **scenes, out=str(tmp_path / "run"))
+    assert "Traceback" not in said
+    assert set(fedact.load_run(tmp_path / "run").clients["status"]) == {"ok"}
+    assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_tls_and_authenticated_nodes(tmp_path):
     keys = make_keys(tmp_path / "keys", ["known-0", "known-1", "stranger"])
     tls = ["--ssl-ca-certfile", keys / "ca.crt", "--ssl-certfile", keys / "server.crt", "--ssl-keyfile", keys / "server.key"]

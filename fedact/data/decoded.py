@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def settled(source: Source, folder: Path) -> Source:
     """Return a data set as a run uses it: files decoded and memory-mapped, rows of other arrays copied out of them.
 
-    folder: where decoded files are kept. Raises ConfigError that names the files which cannot be decoded.
+    folder: where decoded files are kept. Raises ConfigError that names the files which cannot be used.
     """
     train, test = (_settled(examples, folder) for examples in (source.train, source.test))
     return replace(source, train=train, test=test)
@@ -147,7 +147,7 @@ def _decode(own: Path, files: Files, rows: np.ndarray) -> None:
             broken += [reason for reason in reasons if reason is not None]
             _say_how_far(files.word, start, start + len(some), len(rows))
     if broken:
-        raise ConfigError(f"{len(broken):,} of {len(rows):,} {files.word} cannot be decoded: {some_of(broken)}")
+        raise ConfigError(f"{len(broken):,} of {len(rows):,} {files.word} cannot be used: {some_of(broken)}")
 
 
 @contextmanager

@@ -1,0 +1,150 @@
+"""The whole way with masks: a class for every pixel, under every method and within the budget."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fedact
+from fedact import checkpoints
+from fedact.experiment import prepare
+from fedact.plan import main as plan
+from fedact.settings import make_config
+from fedact.simulate import main
+from fedact.surgery import head
+from tests.test_simulate import rows, timeless
+
+pytest.importorskip("segmentation_models_pytorch")
+
+SCENES = [
+    "--task", "segmentation", "--weights", "none", "--max-examples", "40", "--max-test-examples", "12", "--resolution", "40",
+    "--clients", "3", "--rounds", "2", "--layers", "5", "--batch-size", "4", "--calibration", "8", "--local-epochs", "1",
+    "--threads", "1", "--cache-size", "none",
+]  # fmt: skip
+BUDGET = 600_000
+METHODS = ["exact", "hosvd", "svd", "asi", "gradient_filter", "quantize", "transform", "checkpoint", "auto"]
+
+
+def scenes_config(**settings):
+    return make_config({
+        "task": "segmentation", "weights": "none", "max_examples": 40, "max_test_examples": 12, "resolution": 40,
+        "clients": 3, "batch_size": 4, "calibration": 8, "threads": 1, **settings,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A finished run of two methods."""
+    folder = tmp_path_factory.mktemp("scenes") / "run"
+    methods = ["--method", "exact", "--method", "hosvd:variance=0.9"]
+    assert main([*SCENES, "--budget", f"{BUDGET}:2,none:1", *methods, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_score_is_the_mean_of_the_classes_that_are_there(run_folder):
+    header, *others = rows(run_folder)
+    assert header["classes"] == ["ground", "disc", "box", "diamond", "cushion"]
+    for row in others:
+        known = [share for share in row["class_iou"] if share is not None]
+        assert len(row["class_iou"]) == 5
+        assert all(0 <= share <= 1 for share in known)
+        assert row["accuracy"] == pytest.approx(np.mean(known), abs=1e-6)
+
+
+def test_every_step_holds_its_budget_and_no_budget_costs_more(run_folder):
+    clients = fedact.load_run(run_folder).clients
+    assert set(clients["status"]) == {"ok"}
+    bound = clients[clients["budget_bytes"].notna()]
+    assert (bound["saved_bytes"] <= BUDGET).all()
+    assert clients[clients["budget_bytes"].isna()]["saved_bytes"].min() > BUDGET
+
+
+def test_a_run_leaves_figures_of_classes_and_of_predictions(run_folder):
+    assert {"class_iou.png", "predictions.png", "accuracy.png"} <= {path.name for path in run_folder.iterdir()}
+
+
+def test_a_run_that_is_resumed_equals_one_that_is_not(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    methods = ["--method", "exact", "--method", "hosvd:variance=0.9"]
+    assert main([*SCENES, "--budget", f"{BUDGET}:2,none:1", *methods[:2], "--out", str(folder)]) == 0
+    assert main([*SCENES, "--budget", f"{BUDGET}:2,none:1", *methods, "--out", str(folder)]) == 0
+    assert timeless(folder) == timeless(run_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_five_layers_within_a_budget(method, tmp_path):
+    settings = ["--budget", str(BUDGET), "--rounds", "1", "--method", method, "--out", str(tmp_path / "run")]
+    assert main([*SCENES, *settings]) == 0
+    clients = fedact.load_run(tmp_path / "run").clients
+    assert set(clients["status"]) == {"ok"}
+    assert set(clients["trained_layers"]) == {5}
+    assert (clients["saved_bytes"] <= BUDGET).all()
+
+
+def test_crops_and_flips_follow_from_the_seed(tmp_path):
+    drawn = [*SCENES, "--budget", "none", "--method", "exact", "--crop", "32", "--flip", "--rounds", "1"]
+    for name in ("one", "other"):
+        assert main([*drawn, "--out", str(tmp_path / name)]) == 0
+    assert timeless(tmp_path / "one") == timeless(tmp_path / "other")
+    plans = json.loads((tmp_path / "one" / "plans.json").read_text())["exact"]["none"]
+    # The head's input: a crop of 32 pixels at an eighth.
+    assert plans["kept"][-1]["shape"][-2:] == [4, 4]
+
+
+def test_scenes_are_dealt_by_where_they_come_from_if_asked_to():
+    by_class, by_source = (prepare(scenes_config(partition_by=name)) for name in ("class", "source"))
+    assert len(np.unique(by_class.train.labels)) == 5
+    assert len(np.unique(by_source.train.labels)) == 4
+    assert np.array_equal(np.asarray(by_class.train.masks).shape, np.asarray(by_source.train.masks).shape)
+
+
+def test_the_head_alone_is_fitted_first():
+    before, after = (prepare(scenes_config(head_epochs=count)) for count in (0, 3))
+    changed = {name for name, tensor in before.start.items() if not torch.equal(tensor, after.start[name])}
+    (name,) = head(after.model)
+    assert changed == {f"{name}.weight", f"{name}.bias"}
+
+
+def test_pretraining_goes_on_from_given_weights_and_leaves_a_better_model(tmp_path):
+    config = {"pretrain_epochs": 2, "weights": "pretrain", "max_examples": 60}
+    first = prepare(scenes_config(**config))
+    checkpoints.save(tmp_path / "start.safetensors", first.start)
+    second = prepare(scenes_config(**config, pretrain_from=str(tmp_path / "start.safetensors")))
+    assert second.config.pretrain_from == str(tmp_path / "start.safetensors")
+    assert any(not torch.equal(tensor, second.start[name]) for name, tensor in first.start.items())
+
+
+def test_a_plan_is_made_for_pixels(tmp_path, capsys):
+    settings = ["--task", "segmentation", "--weights", "none", "--max-examples", "30", "--resolution", "40", "--layers", "5"]
+    file = tmp_path / "plan.json"
+    assert plan([*settings, "--batch-size", "4", "--budget", "300KB", "--json", str(file)]) == 0
+    assert "segmentation_head.0" in capsys.readouterr().out
+    assert json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": "mobilenet_v2"}, "unknown segmentation model 'mobilenet_v2'"),
+        ({"model": "pspnet_resnet"}, "did you mean 'pspnet_resnet18'"),
+        ({"dataset": "cifar10"}, "unknown data set 'cifar10'"),
+        ({"crop": 41}, "--crop 41 is more than the 40 pixels"),
+        ({"layers": 99}, "convolutions"),
+        ({"pretrain_from": "imagenet"}, "--pretrain-from is for --weights pretrain"),
+        ({"width": 0.5}, "has one width"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
+    with pytest.raises(fedact.errors.ConfigError) as raised:
+        prepare(scenes_config(**settings))
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setattr("fedact.tasks.find_spec", lambda name: None)
+    with pytest.raises(fedact.errors.ConfigError, match="needs the extra segmentation"):
+        prepare(scenes_config())
