@@ -66,8 +66,8 @@ def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):
 
     for method in ("exact", "quantize:bits=4"):
         experiment, model = trained_model(run, method)
-        accuracy, _ = evaluate(model, test_batches(experiment, None, ()), len(experiment.test))
+        found = evaluate(model, test_batches(experiment, None, ()), len(experiment.test))
         rounds = run.rounds[run.rounds["method"] == method]
-        assert accuracy == pytest.approx(rounds["accuracy"].iloc[-1])
+        assert found.score == pytest.approx(rounds["accuracy"].iloc[-1])
     with pytest.raises(ConfigError, match="finished no round of vanilla, but of exact, quantize"):
         trained_model(run, "vanilla")

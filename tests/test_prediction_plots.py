@@ -18,6 +18,8 @@ from fedact.errors import ConfigError
 from fedact.plots import png
 from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
 from fedact.records import load_run
+from fedact.simulate import main
+from fedact.trained import trained_model
 from tests.test_compare_damage import write_run
 
 # Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009), table of
@@ -192,3 +194,25 @@ def test_test_pictures_without_masks_are_refused(run, monkeypatch):
     monkeypatch.setattr(predicted, "trained_model", lambda run, method: (Stand(masks=False), None))
     with pytest.raises(ConfigError, match="no masks"):
         plots.predictions_of_run(run)
+
+
+TINY = [
+    "--task", "segmentation", "--dataset", "synthetic", "--model", "pspnet_mobilenet_v2", "--weights", "none",
+    "--layers", "1", "--resolution", "32", "--max-examples", "60", "--max-test-examples", "10", "--clients", "2",
+    "--rounds", "1", "--lr", "0.1", "--budget", "none", "--method", "exact",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_shown_of_a_run_is_what_its_records_tell(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    assert main([*TINY, "--out", str(tmp_path / "run")]) == 0
+    assert {"class_iou.png", "predictions.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    run = load_run(tmp_path / "run")
+    experiment, model = trained_model(run)
+    everything = np.arange(len(experiment.test))
+    for after in (1, 0):
+        taken = predicted.predicted_masks(experiment, model, everything)
+        told = run.rounds.loc[run.rounds["round"] == after, "accuracy"].item()
+        assert mean_iou(experiment.test.masks[everything], taken) == pytest.approx(told, abs=1e-6)
+        model = experiment.model_with({})
