@@ -6,25 +6,21 @@ from math import ceil
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 import fedact
 from fedact.chunks import examples_stand_alone
-from fedact.errors import ConfigError
 from fedact.layers import Keeping, Masked
 from fedact.layers.pooling import PlacedMaxPool2d
-from fedact.memory import Memory
-from fedact.models import SEGMENTERS, encoder_of, make_segmenter, segmenters
+from fedact.models import SEGMENTERS
 from fedact.prefix import split
 from fedact.surgery import convolutions, head, trained_layers
-from fedact.weights import load_into
 from tests.laws import GENTLEST, relative_error
+from tests.pixelwise import CLASSES, GATED, HEIGHT, WIDTH, batch, built, loss_of, step
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 
-CLASSES, HEIGHT, WIDTH = 5, 64, 96
 LAYERS = {
     "pspnet_resnet18": 25,
     "pspnet_mobilenet_v2": 57,
@@ -60,8 +56,7 @@ LAST = {
 """The last convolutions of the package's decoders, ten of them or all."""
 
 SMP = [name for name in LAYERS if name.endswith(("resnet18", "v2"))]
-SMALL = [*SMP, "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
-GATED = ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
+SMALL = [*SMP, *GATED]
 EVERY = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name not in SMALL)]
 
 
@@ -70,27 +65,6 @@ def no_warnings():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="not compressed")
         yield
-
-
-def built(name: str, classes: int = CLASSES) -> nn.Module:
-    torch.manual_seed(0)
-    return make_segmenter(name, classes).eval()
-
-
-def batch(height: int = HEIGHT, width: int = WIDTH, examples: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (examples, height, width)
-    return torch.randn(examples, 3, height, width, generator=generator), torch.randint(CLASSES, shape, generator=generator)
-
-
-def loss_of(scores: Tensor, masks: Tensor) -> Tensor:
-    return F.cross_entropy(F.interpolate(scores, size=masks.shape[1:], mode="bilinear", align_corners=False), masks)
-
-
-def step(model: nn.Module, x: Tensor, y: Tensor) -> Memory:
-    with fedact.measure_memory(model, inputs=(x, y)) as memory:
-        loss_of(model(x), y).backward()
-    return memory
 
 
 # What they are -------------------------------------------------------------------------------------------------------------
@@ -125,7 +99,7 @@ def test_layers_are_counted_from_the_decoders_end(name):
     encoder = [f"encoder.layer4.{block}" for block in RESNET18] if "resnet" in name else []
     encoder = encoder or [f"encoder.features.{block}" for block in MOBILENET_V2]
     for layers in (5, 10):
-        expected = [*encoder, *LAST[decoder]][-layers:] + ["segmentation_head.0"]
+        expected = [*[*encoder, *LAST[decoder]][-layers:], "segmentation_head.0"]
         assert trained_layers(model, layers) == expected
     assert trained_layers(model, 0) == ["segmentation_head.0"]
 
@@ -187,7 +161,7 @@ def test_an_exact_step_has_autograds_gradients(name, layers):
 
 
 def most_held(module: nn.Module, name: str, given: int, made: int, loss: int) -> int:
-    """How many bytes a module may hold: of its input or output as it is, a bit or half a byte an element; the loss its own."""
+    """How many bytes a module may hold: its input or output as it is, a bit or half a byte an element; the loss its own."""
     if name == "":
         return loss
     if isinstance(module, Keeping):
@@ -197,7 +171,7 @@ def most_held(module: nn.Module, name: str, given: int, made: int, loss: int) ->
     return ceil(made / 4 / 2) if isinstance(module, PlacedMaxPool2d) else 0
 
 
-@pytest.mark.parametrize("layers", [5, 10, "all"])
+@pytest.mark.parametrize("layers", [5, pytest.param(10, marks=pytest.mark.slow), "all"])
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in GATED])
 def test_a_step_holds_layers_inputs_masks_and_nothing_else(name, layers):
     model, (x, y) = built(name), batch()
@@ -232,7 +206,7 @@ def test_a_steps_bytes_are_those_counted_by_hand():
     assert step(fedact.compress(model, "exact", layers=5), x, y).saved_bytes == expected
 
 
-@pytest.mark.parametrize("layers", [0, 3, 5, 10])
+@pytest.mark.parametrize("layers", [3, 5, 10])
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_a_network_is_cut_before_its_first_trained_layer(name, layers):
@@ -244,7 +218,7 @@ def test_a_network_is_cut_before_its_first_trained_layer(name, layers):
 
 
 @pytest.mark.parametrize("method", [*GENTLEST.values(), "hosvd:variance=0.8", "gradient_filter:patch=4", "transform"])
-@pytest.mark.parametrize("name", ["pspnet_resnet18", "deeplabv3_resnet18"])
+@pytest.mark.parametrize("name", ["pspnet_resnet18", pytest.param("deeplabv3_resnet18", marks=pytest.mark.slow)])
 def test_every_method_trains_the_branches_of_a_pyramid(name, method):
     model, (x, y) = built(name), batch(examples=4)
     assert step(fedact.compress(model, method, layers=5), x, y).hidden_bytes == 0
@@ -260,82 +234,6 @@ def test_a_plan_keeps_its_budget():
     assert plan.layers == 5
     assert memory.hidden_bytes == 0
     assert memory.saved_bytes <= plan.saved_bytes <= 1_000_000
-
-
-# Weights -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decoder", ["pspnet", "deeplabv3", "upernet"])
-@torch.no_grad()
-def test_imagenets_mobilenet_v2_becomes_the_encoder(decoder, development_data):
-    tensors = load_file(development_data / "weights" / "mobilenet_v2-imagenet.safetensors")
-    classifier, model = get_model("mobilenet_v2").eval(), built(f"{decoder}_mobilenet_v2")
-    classifier.load_state_dict(tensors)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    load_into(model, tensors, "a file")
-    for name, tensor in model.state_dict().items():
-        expected = tensors[name.removeprefix("encoder.")] if name.startswith("encoder.") else start[name]
-        assert torch.equal(tensor, expected), name
-    if decoder == "upernet":
-        x, _ = batch()
-        torch.testing.assert_close(model.encoder(x)[-1], classifier.features(x))
-
-
-@pytest.mark.parametrize("name", ["pspnet_resnet18", *GATED, pytest.param("fcn_resnet50", marks=pytest.mark.slow)])
-@torch.no_grad()
-def test_a_classifiers_weights_become_the_encoder(name):
-    classifier, model = get_model(encoder_of(name)), built(name)
-    load_into(model, classifier.state_dict(), "a file")
-    encoder = model.get_submodule(model.encoder_name)
-    ours, own = list(encoder.state_dict().values()), list(classifier.state_dict().values())
-    assert all(torch.equal(a, b) for a, b in zip(ours, own, strict=False))
-
-
-def test_an_encoder_that_is_another_one_or_not_whole_is_refused():
-    model = built("pspnet_mobilenet_v2")
-    with pytest.raises(ConfigError, match=r"belong to another model: .* tensors do not fit"):
-        load_into(model, get_model("resnet18").state_dict(), "a file")
-    tensors = get_model("mobilenet_v2").state_dict()
-    del tensors["features.3.conv.2.weight"]
-    with pytest.raises(ConfigError, match=r"1 tensors do not fit \(encoder.features.3.conv.2.weight\)"):
-        load_into(model, tensors, "a file")
-    with pytest.raises(ConfigError, match="tensors do not fit"):
-        load_into(model, built("deeplabv3_mobilenet_v2").state_dict(), "a file")
-
-
-@pytest.mark.parametrize("name", ["pspnet_resnet18", "lraspp_mobilenet_v3_large"])
-def test_a_whole_networks_weights_load_but_for_a_head_of_other_classes(name):
-    model, other = built(name), built(name, CLASSES + 6)
-    for parameter in other.parameters():
-        nn.init.uniform_(parameter)
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    load_into(model, other.state_dict(), "a file")
-    for key, tensor in model.state_dict().items():
-        of_head = key.rpartition(".")[0] in head(model)
-        assert torch.equal(tensor, start[key] if of_head else other.state_dict()[key]), key
-
-
-@pytest.mark.slow
-def test_published_weights_load_without_their_second_head():
-    published = get_model("fcn_resnet50", weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
-    model = built("fcn_resnet50")
-    load_into(model, published.state_dict(), "a file")
-    assert torch.equal(model.classifier[0].weight, published.classifier[0].weight)
-
-
-# Names ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_an_unknown_network_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"unknown segmentation model 'pspnet_resnet19'.*did you mean 'pspnet_resnet18'\?"):
-        make_segmenter("pspnet_resnet19", CLASSES)
-
-
-def test_without_the_extra_its_networks_are_refused_and_torchvisions_are_not(monkeypatch):
-    monkeypatch.setattr(segmenters, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pspnet_resnet18 needs the extra segmentation, .* pip install -e '.\[segment"):
-        make_segmenter("pspnet_resnet18", CLASSES)
-    assert make_segmenter("lraspp_mobilenet_v3_large", CLASSES)
 
 
 def test_a_channel_norm_kept_as_it_is_has_autograds_gradient_and_is_never_trained():
