@@ -1,12 +1,14 @@
 """Which ReLUs need no mask: those whose very output a trained layer keeps, and no others."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from fedact.dataflow import consumers
+from fedact.dataflow import consumers, factors
 from tests.laws import relative_error
 from tests.networks import measure, packed_bytes, train
 
@@ -150,3 +152,34 @@ def test_under_autocast_a_mask_is_kept_where_a_copy_is_kept():
         memory = measure(model, lambda: train(model, X, Y), (X, Y))
     assert memory.hidden_bytes == 0
     assert memory.by_layer["act"] == 4 * 4 * 8 * 8 // 8
+
+
+class Gated(nn.Module):
+    """A sigmoid whose output goes where ``way`` says."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.way, self.conv, self.gate = way, nn.Conv2d(3, 3, 1), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self.conv(x), self.gate(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    ("way", "kept"),
+    [
+        (lambda x, gate: x * gate, True),
+        (lambda x, gate: torch.mul(gate, x), True),
+        (lambda x, gate: x.mul(gate), True),
+        (lambda x, gate: x * gate + gate, False),
+        (lambda x, gate: 6 * gate, False),
+        (lambda x, gate: gate, False),
+    ],
+)
+def test_a_gate_is_what_goes_into_products_of_two_tensors_alone(way, kept):
+    model = Gated(way)
+    assert ("gate" in factors(model)) == kept
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fedact.compress(model, "exact", layers=1)
+    assert any("gate (Sigmoid)" in str(each.message) for each in caught) == (not kept)

@@ -72,6 +72,32 @@ def test_the_weights_are_what_they_were_and_no_gradient_is_left():
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
+def with_a_head(*layers: nn.Module, head_name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), *layers)
+    model.head_name = head_name
+    return model
+
+
+def test_a_convolution_on_one_pixel_is_fitted_as_a_linear_head_is():
+    torch.manual_seed(1)
+    linear, convolution = nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
+    lengths = gradient_lengths(with_a_head(nn.Flatten(), linear, head_name="4"), batch(6), ["0", "4"], F.cross_entropy)
+    found = gradient_lengths(with_a_head(convolution, nn.Flatten(), head_name="3"), batch(6), ["0", "3"], F.cross_entropy)
+    assert [found["0"], found["3"]] == pytest.approx([lengths["0"], lengths["4"]], rel=1e-4)
+
+
+def test_a_convolutional_head_is_fitted_to_the_loss_of_its_pixels_whatever_its_inputs_size():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    model.head_name = "2"
+    x, _ = batch(4)
+    masks = (x.sum(1) > 0).long()
+    lengths = [gradient_lengths(model, (scale * x, masks), ["0", "2"], F.cross_entropy)["2"] for scale in (1, 1e3)]
+    assert 0 < lengths[0] < float("inf")
+    assert 0 < lengths[1] < float("inf")
+
+
 # What decides the depth ----------------------------------------------------------------------------------------------------
 
 numbers = st.floats(1e-6, 1e6)

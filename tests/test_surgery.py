@@ -104,3 +104,19 @@ def test_a_plan_of_another_model_is_refused(model):
     plan = fedact.make_plan(model, "512KB", (x, y), layers=1)
     with pytest.raises(fedact.ConfigError, match="does not have"):
         fedact.apply(nn.Sequential(nn.Conv2d(3, 3, 3)), plan)
+
+
+def test_a_model_says_itself_which_convolution_is_its_head():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    assert (convolutions(model), head(model)) == (["0", "2", "4"], [])
+    model.head_name = "4"
+    assert (convolutions(model), head(model)) == (["0", "2"], ["4"])
+    assert trained_layers(model, 1) == ["2", "4"]
+    assert list(trained_parameters(fedact.compress(model, "exact", layers=0))) == ["4.weight", "4.bias"]
+    assert "head_name" not in model.state_dict()
+
+
+def test_several_layers_may_be_the_head():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 5, 1))
+    model.head_name = ("1", "2")
+    assert trained_layers(model, 1) == ["0", "1", "2"]

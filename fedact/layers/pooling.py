@@ -27,7 +27,7 @@ class _Averaged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Average") -> Tensor:
         ctx.shape, ctx.module = x.shape, module
-        return module.plain.forward(module, x)  # type: ignore[no-any-return, operator]
+        return module.plain.forward(module, x)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -80,8 +80,8 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, module: nn.MaxPool2d) -> "Windows":
         """Return the windows of a module."""
-        given = (module.kernel_size, module.stride, module.padding, module.dilation)
-        return cls(*map(_pair, given), module.ceil_mode)
+        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+        return cls(kernel, stride, _pair(module.padding), _pair(module.dilation), module.ceil_mode)
 
     @property
     def bits(self) -> int:

@@ -51,7 +51,7 @@ def _put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> None:
     """Fit the head alone, from zero, in steps as long as its inputs' length allows for without diverging."""
-    for name in set(head(model)).intersection(trained):
+    for name in [name for name in head(model) if name in trained]:
         features = kept_inputs(model, [name], batch[0])[name]
         rate = 1.0 / max(_mean_square(model.get_submodule(name), features), torch.finfo(torch.float32).tiny)
         install(model, _exact(model, [name]))
