@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -11,6 +10,7 @@ from fedact.errors import ConfigError
 from fedact.experiment import Experiment
 from fedact.prediction_plots import predictions
 from fedact.records import Run
+from fedact.tasks import predicted
 from fedact.trained import trained_model, trained_tensors
 
 PICTURES = 4
@@ -58,6 +58,6 @@ def predicted_masks(experiment: Experiment, model: nn.Module, positions: np.ndar
     for position in positions:
         # One at a time: scores for every pixel are large.
         inputs, _ = loader(np.array([position]))
-        scores = F.interpolate(model(inputs), size=test.masks.shape[1:3], mode="bilinear", align_corners=False)
-        found.append(scores.argmax(1)[0].to(torch.uint8).cpu().numpy())
+        classes = predicted(model(inputs), test.masks.shape[1:3])
+        found.append(classes[0].to(torch.uint8).cpu().numpy())
     return np.stack(found)

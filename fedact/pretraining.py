@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,10 +108,15 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
     model.eval().requires_grad_(True)
 
 
+def told(settings: Preprocessing | PretrainingRecipe) -> dict[str, Any]:
+    """Return what settings say; those that came later tell one checkpoint from another only where they are set."""
+    return {name: value for name, value in asdict(settings).items() if value or type(value) in (int, float)}
+
+
 def _fingerprint(
     model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe
 ) -> str:
-    digest = hashlib.sha256(json.dumps([name, asdict(preprocessing), asdict(recipe), torch.__version__]).encode())
+    digest = hashlib.sha256(json.dumps([name, told(preprocessing), told(recipe), torch.__version__]).encode())
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())
     for targets in (examples.labels, *([] if examples.masks is None else in_blocks(examples.masks))):

@@ -1,15 +1,13 @@
 """How long the server pretrains, and which checkpoint it finds again."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedact import experiment, pretraining
+from fedact import pretraining, starting
 from fedact.data import Examples
-from fedact.pretraining import PretrainingRecipe, pretrained
+from fedact.pretraining import PretrainingRecipe, pretrained, told
 from fedact.settings import make_config
 from fedact.weights import plain_preprocessing
 
@@ -45,12 +43,12 @@ def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_ag
 def test_the_default_run_finds_the_checkpoint_of_the_recipe_as_it_always_was(tmp_path, monkeypatch):
     # What fingerprints are made of: another key or value would pretrain everything anew.
     recipe = {"epochs": 12, "batch_size": 32, "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
-    assert asdict(PretrainingRecipe(epochs=make_config({}).pretrain_epochs)) == recipe
+    assert told(PretrainingRecipe(epochs=make_config({}).pretrain_epochs)) == recipe
     monkeypatch.setattr(pretraining, "_train", lambda *arguments: None)
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "run"))
     own = model()
     name = f"{make_config({}).model} None 0"
-    experiment._pretrain(make_config({}), own, EXAMPLES, plain_preprocessing(8))
+    starting.pretrain(make_config({}), own, EXAMPLES, plain_preprocessing(8))
     pretrained(model(), name, EXAMPLES, plain_preprocessing(8), np.random.default_rng(0), tmp_path)
     names = [[file.name for file in folder.glob("*.safetensors")] for folder in (tmp_path, tmp_path / "run" / "pretrained")]
     assert names[0] == names[1]

@@ -217,7 +217,7 @@ def test_mean_and_deviation_are_over_the_steps_whose_ranks_follow_the_data(monke
 @pytest.mark.parametrize("mode", [True, False])
 def test_evaluation_equals_a_plain_loop_and_leaves_the_mode(examples, mode):
     (x, y), model = data(examples), net().train(mode)
-    accuracy, loss = evaluate(model, lambda positions: (x[positions], y[positions]), examples)
+    outcome = evaluate(model, lambda positions: (x[positions], y[positions]), examples)
     assert model.training == mode
     reference, right, total = copy.deepcopy(model).eval(), 0, 0.0
     with torch.no_grad():
@@ -225,8 +225,8 @@ def test_evaluation_equals_a_plain_loop_and_leaves_the_mode(examples, mode):
             scores = reference(image[None])[0]
             right += int(scores.argmax()) == int(label)
             total -= float(scores.log_softmax(0)[label])
-    assert accuracy == pytest.approx(right / examples)
-    assert loss == pytest.approx(total / examples, rel=1e-4)
+    assert outcome.score == pytest.approx(right / examples)
+    assert outcome.loss == pytest.approx(total / examples, rel=1e-4)
     assert all(p.grad is None for p in model.parameters())
 
 
