@@ -5,9 +5,10 @@ from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-from fedact.config import Config, make_config
+from fedact.config import Config
 from fedact.errors import ConfigError
 from fedact.flags import Parser, check_file, through
+from fedact.settings import make_config
 
 FIELDS = (
     "model", "width", "weights", "dataset", "data_dir", "max_examples", "resolution", "batch_size", "train_norm", "seed",

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedact.budgets import dealt_budgets, in_bytes, parse_budget
 from fedact.devices import read_devices
-from fedact.errors import ConfigError, nearest, shortened
 from fedact.faults import make_faults
 from fedact.privacy import make_privacy
 from fedact.sizes import parse_bytes
 from fedact.spec import spell, spelled_settings, split
 from fedact.strategies import make_strategy
-from fedact.toml import read_table
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -212,35 +210,6 @@ class Config(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def make_config(settings: dict[str, Any]) -> Config:
-    """Return the config with these settings; raises one ConfigError that names all that is wrong."""
-    try:
-        return Config(**settings)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
-
-
-def read_toml(file: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file; keys may be written with - or _."""
-    settings = read_table("config", file)
-    spelled = {key.replace("-", "_"): value for key, value in settings.items()}
-    if len(spelled) < len(settings):
-        twice = ", ".join(key for key in settings if "-" in key and key.replace("-", "_") in settings)
-        raise ConfigError(f"--config {file} gives {twice} twice, once with - and once with _")
-    return spelled
-
-
 def cache_folder() -> Path:
     """Return where what is worth keeping between runs lies: $FEDACT_CACHE, else ~/.cache/fedact."""
     return Path(os.environ.get("FEDACT_CACHE") or "~/.cache/fedact").expanduser()
-
-
-def _explain(detail: Any) -> str:
-    name = ".".join(str(part) for part in detail["loc"] if part in Config.model_fields or isinstance(part, int))
-    if detail["type"] == "extra_forbidden":
-        key = str(detail["loc"][0])
-        return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not name or message.startswith("--"):
-        return str(message)
-    return f"--{name.replace('_', '-')} is {shortened(detail['input'])}: {message[0].lower()}{message[1:]}"

@@ -12,9 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedact.config import Config, make_config, read_toml
+from fedact.config import Config
 from fedact.errors import ConfigError, unknown
 from fedact.flags import log_to_stderr
+from fedact.settings import make_config, read_toml
 
 NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address")

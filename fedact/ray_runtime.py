@@ -75,13 +75,19 @@ class RayGrid(LocalGrid):
     def __init__(self, config: Config, load: Loader = load_app) -> None:
         super().__init__(client.app, config.clients)
         self.backend = start_backend(config, load)
+        self.workers = list(self.backend.pool.pool)
         # The backend takes one message a worker at a time.
         self.senders = ThreadPoolExecutor(self.backend.num_workers)
 
     def __exit__(self, *_: object) -> None:
         """Stop the workers, whatever they are at."""
-        self.senders.shutdown(wait=False, cancel_futures=True)
-        self.backend.terminate()
+        import ray
+
+        # The backend's own end stops idle workers only: who waits for a busy one would wait for ever, and Python for him.
+        for worker in self.workers:
+            ray.kill(worker)
+        self.senders.shutdown(cancel_futures=True)
+        ray.shutdown()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield the replies in the order of the messages, so that what is made of them is the same in every run."""

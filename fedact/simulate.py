@@ -4,9 +4,10 @@ import sys
 import time
 from pathlib import Path
 
-from fedact.config import Config, make_config, read_toml
+from fedact.config import Config
 from fedact.errors import ConfigError
 from fedact.flags import Parser, through
+from fedact.settings import make_config, read_toml
 
 
 def parser() -> Parser:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.budgets import parse_budget
-from fedact.config import Config, cache_folder, make_config, read_toml
+from fedact.config import Config, cache_folder
 from fedact.errors import ConfigError
+from fedact.settings import make_config, read_toml
 from fedact.simulate import parser
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.budgets import in_bytes, parse_budget
-from fedact.config import make_config
 from fedact.devices import SHIPPED, read_devices
+from fedact.settings import make_config
 from fedact.simulate import main
 from tests.test_simulate import TINY, timeless
 

@@ -16,9 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 import fedact
 from fedact import client
-from fedact.config import make_config, read_toml
 from fedact.experiment import shared
 from fedact.ray_runtime import RayGrid, backend_config
+from fedact.settings import make_config, read_toml
 from fedact.simulate import main
 from tests.test_simulate import TINY, timeless
 
@@ -152,7 +152,7 @@ def test_without_ray_the_extra_is_named(monkeypatch, tmp_path, capsys):
 
 def test_flower_still_has_the_private_parts_that_ray_runtime_touches():
     backend = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend").RayBackend
-    for name in ("build", "process_message", "terminate", "num_workers"):
+    for name in ("build", "process_message", "num_workers"):
         assert hasattr(backend, name)
 
 
