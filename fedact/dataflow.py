@@ -16,6 +16,7 @@ PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 """Modules that hand on the very tensor they are given (dropout is off)."""
 
 PRODUCTS = ("mul", "mul_", "imul", "multiply")
+"""Functions and methods that keep each of two tensors for the gradient of the other."""
 
 Consumers = dict[str, list[set[str]]]
 """For each module and each of its calls, who takes its output; nobody, where something may change it in place."""

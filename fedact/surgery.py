@@ -30,7 +30,7 @@ def head(model: nn.Module) -> list[str]:
     """Return the name of the model's head in a list, an empty one where it has none.
 
     That is the layer, or each of the layers, that its attribute ``head_name`` says; without one its last linear layer, and
-    none where a convolution comes last.
+    none where a convolution comes last. Raises ConfigError for a name that is no such layer's.
     """
     if named := _named_heads(model):
         return named
@@ -39,8 +39,12 @@ def head(model: nn.Module) -> list[str]:
 
 
 def _named_heads(model: nn.Module) -> list[str]:
-    named = getattr(model, "head_name", ())
-    return [named] if isinstance(named, str) else list(named)
+    given = getattr(model, "head_name", ())
+    named, layers = [given] if isinstance(given, str) else list(given), dict(model.named_modules())
+    for name in named:
+        if not isinstance(layers.get(name), nn.Conv2d | nn.Linear):
+            raise ConfigError(f"the model's head_name is {name!r}, which is none of its convolutions and linear layers")
+    return named
 
 
 def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:

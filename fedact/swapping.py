@@ -55,7 +55,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     lean = all(method.lean for method in methods.values())
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     passed = downstream(model, trained) if lean else set()
-    gates = {name for name in factors(model) if isinstance(model.get_submodule(name), GATES)} if lean else set()
+    gates = {name for name in factors(model) if isinstance(model.get_submodule(name), GATES)}
     derived = derivations(model, methods if lean else {}, passed)
     own = {name: method for name, method in methods.items() if name not in derived.inputs}
     spared = covered(model, own) if lean else []
@@ -75,7 +75,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     if prefix_chunk:
         chunks.put_in(model, prefix_chunk)
     if lean:
-        _warn(model, methods, passed, gates)
+        _warn(model, methods, passed, passed - gates)
     return model
 
 
@@ -153,11 +153,11 @@ def has_statistics(module: nn.Module) -> bool:
     return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
 
 
-def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str], gates: set[str]) -> None:
-    """Name the layers that a gradient passes and whose activations autograd goes on keeping, but for the gates."""
+def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str], looked_at: set[str]) -> None:
+    """Name the layers that a gradient passes and whose activations autograd goes on keeping; of the others, looked_at."""
     names = dict(model.named_modules())
     left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
-    left += [name for name in names if name in passed - gates and name not in left and _is_kept_by_autograd(names[name])]
+    left += [name for name in names if name in looked_at and name not in left and _is_kept_by_autograd(names[name])]
     if left:
         listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)
         warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from fedact.errors import ConfigError
-from fedact.models import encoder_of, make_segmenter, segmenters
+from fedact.models import SEGMENTERS, encoder_of, make_segmenter, segmenters
 from fedact.surgery import head
-from fedact.weights import load_into
+from fedact.weights import from_torchvision, load_into
 from tests.pixelwise import CLASSES, GATED, batch, built
 
 pytest.importorskip("segmentation_models_pytorch")
@@ -41,6 +41,13 @@ def test_imagenets_mobilenet_v2_becomes_the_encoder(decoder, development_data):
     if decoder == "upernet":
         x, _ = batch()
         torch.testing.assert_close(model.encoder(x)[-1], classifier.features(x))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_imagenets_weights_are_those_of_the_encoders_classifier(name, monkeypatch):
+    published, tensors = get_model_weights(encoder_of(name)), {"a": torch.zeros(1)}
+    monkeypatch.setattr(published, "get_state_dict", lambda weights, **_: tensors)
+    assert from_torchvision(name, 64).tensors is tensors
 
 
 @pytest.mark.parametrize("name", ["pspnet_resnet18", *GATED, pytest.param("fcn_resnet50", marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 import fedact
+from fedact.errors import ConfigError
 from fedact.surgery import convolutions, head, trained_layers, trained_parameters
 
 
@@ -120,3 +121,11 @@ def test_several_layers_may_be_the_head():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 5, 1))
     model.head_name = ("1", "2")
     assert trained_layers(model, 1) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["3", "0.weight", "1", ""])
+def test_a_head_that_is_no_layer_is_refused(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    model.head_name = name
+    with pytest.raises(ConfigError, match=f"head_name is '{name}'"):
+        fedact.compress(model, layers=1)
