@@ -101,7 +101,7 @@ def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> No
 
 def pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
     """Train the whole model on the server's half of the data."""
-    batch_size = PRETRAINING_BATCH if half.masks is None else min(MASKS_BATCH, config.batch_size)
+    batch_size = PRETRAINING_BATCH if half.masks is None else MASKS_BATCH
     recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip)
     _fit(config, model, half, preprocessing, recipe, f"{config.model} {config.width} {config.seed}")
 
