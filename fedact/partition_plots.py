@@ -23,8 +23,15 @@ PALEST = 0.25
 """Where in matplotlib's Blues one example stands, so that it is not taken for none."""
 
 
-def who_holds_what(partition: "pd.DataFrame") -> Figure:
-    """Return the figure of a run's ``partition``, of its first seed where there are several."""
+PLURALS = {"class": "classes", "source": "sources"}
+"""What examples are dealt by."""
+
+
+def who_holds_what(partition: "pd.DataFrame", by: str = "class") -> Figure:
+    """Return the figure of a run's ``partition``, of its first seed where there are several.
+
+    by: what the labels number, class or source.
+    """
     seeds = partition["seed"].unique()
     first = partition[partition["seed"] == seeds[0]]
     labels, numbers = np.unique(first["label"], return_inverse=True)
@@ -32,11 +39,11 @@ def who_holds_what(partition: "pd.DataFrame") -> Figure:
     count = int(clients.max()) + 1
     if count > MOST_COLUMNS:
         sizes = np.bincount(clients, examples)
-        return _titled(_spread(sizes, np.bincount(clients), len(labels)), seeds)
+        return _titled(_spread(sizes, np.bincount(clients), len(labels), by), seeds)
     held = np.zeros((len(labels), count), dtype=np.int64)
     held[numbers, clients] = examples
     few = count <= MOST_BARS and len(labels) <= MOST_COLORS
-    return _titled(_bars(held, labels) if few else _map(held, labels), seeds)
+    return _titled(_bars(held, labels, by) if few else _map(held, labels, by), seeds)
 
 
 def _titled(figure: Figure, seeds: np.ndarray) -> Figure:
@@ -45,7 +52,7 @@ def _titled(figure: Figure, seeds: np.ndarray) -> Figure:
     return figure
 
 
-def _bars(held: np.ndarray, labels: np.ndarray) -> Figure:
+def _bars(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
     """Draw a bar for each client, in it a piece for each class. held: int64 (classes, clients)."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -56,11 +63,11 @@ def _bars(held: np.ndarray, labels: np.ndarray) -> Figure:
         axes.bar(np.arange(len(counts)), counts, bottom=bottom, label=str(label), **style)
         bottom += counts
     _plain(axes, "client", "examples")
-    figure.legend(title="class", frameon=False, loc="outside right upper", reverse=True)
+    figure.legend(title=by, frameon=False, loc="outside right upper", reverse=True)
     return figure
 
 
-def _map(held: np.ndarray, labels: np.ndarray) -> Figure:
+def _map(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
     """Draw a column for each client, its size above it. held: int64 (classes, clients)."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
@@ -69,9 +76,9 @@ def _map(held: np.ndarray, labels: np.ndarray) -> Figure:
     blues = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(PALEST, 1, 256)))
     norm = LogNorm(1, max(2, held.max()))
     image = below.imshow(np.ma.masked_equal(held, 0), aspect="auto", interpolation="nearest", cmap=blues, norm=norm)
-    _plain(below, "client", "class")
+    _plain(below, "client", by)
     below.yaxis.set_major_formatter(FuncFormatter(lambda place, _: _label(labels, place)))
-    bar = figure.colorbar(image, ax=below, label="examples of the class", ticks=LogLocator(subs=(1, 2, 5)))
+    bar = figure.colorbar(image, ax=below, label=f"examples of the {by}", ticks=LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
@@ -81,7 +88,7 @@ def _label(labels: np.ndarray, place: float) -> str:
     return str(labels[int(place)]) if 0 <= place < len(labels) and place == int(place) else ""
 
 
-def _spread(sizes: np.ndarray, classes: np.ndarray, all_classes: int) -> Figure:
+def _spread(sizes: np.ndarray, classes: np.ndarray, all_classes: int, by: str) -> Figure:
     """Draw how many clients hold how much, and how many classes."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -95,7 +102,7 @@ def _spread(sizes: np.ndarray, classes: np.ndarray, all_classes: int) -> Figure:
         for axis in (left.xaxis, left.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,g}"))
     right.hist(classes, bins=_whole_bins(1, all_classes), color="#D55E00", edgecolor="white", linewidth=0.3)
-    _plain(right, f"classes of a client, of {all_classes}", "clients", marks=6)
+    _plain(right, f"{PLURALS.get(by, by)} of a client, of {all_classes}", "clients", marks=6)
     right.set_xlim(0.5, all_classes + 0.5)
     return figure
 

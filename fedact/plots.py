@@ -80,7 +80,7 @@ def _budgets(axes: Axes, budgets: list[int]) -> None:
 
 def partition_of_run(run: Run) -> Figure:
     """Return who holds what; the run must have kept it."""
-    return who_holds_what(run.partition)
+    return who_holds_what(run.partition, run.config.get("partition_by") or "class")
 
 
 def class_iou_of_run(run: Run) -> Figure:

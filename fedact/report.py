@@ -151,8 +151,11 @@ def plan_table(plan: Plan) -> Table:
     return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
-def partition_table(labels: np.ndarray, parts: HeldOutParts) -> Table:
-    """Return how many examples of each class each client holds; of many clients, the first ones and what the others span."""
+def partition_table(labels: np.ndarray, parts: HeldOutParts, by: str = "class") -> Table:
+    """Return how many examples of each class each client holds; of many clients, the first ones and what the others span.
+
+    by: what the labels number, class or source.
+    """
     sizes = parts.sizes()
     shown = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
     rows = [
@@ -163,7 +166,7 @@ def partition_table(labels: np.ndarray, parts: HeldOutParts) -> Table:
         others = labels[parts.dealt.order[parts.dealt.bounds[shown] :]]
         spans = (f"{size[shown:].min()} to {size[shown:].max()}" for size in sizes)
         rows.append((f"{len(parts) - shown:,} others", *spans, f"together {_by_class(others)}"))
-    return listing("Who holds what", ("client", "to train", "held out", "examples by class"), rows)
+    return listing("Who holds what", ("client", "to train", "held out", f"examples by {by}"), rows)
 
 
 def _by_class(labels: np.ndarray) -> str:

@@ -62,7 +62,8 @@ def show_plans(config: Config) -> int:
     """Print who holds what and each budget's plan, and write nothing."""
     log_to_stderr()
     simulation, console = Simulation(config), Console()
-    console.print(report.partition_table(simulation.experiment.train.labels, simulation.experiment.parts))
+    experiment = simulation.experiment
+    console.print(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by))
     for plans in simulation.plans.values():
         for plan in plans.values():
             console.print(report.plan_table(plan))

@@ -56,6 +56,13 @@ def test_sizes_that_are_far_apart_are_all_in_the_picture():
     assert sum(bar.get_height() for bar in left.patches) == 1000
 
 
+def test_what_examples_are_dealt_by_is_said():
+    figures = [who_holds_what(held(clients, classes), "source") for clients, classes in ((4, 3), (4, 30), (500, 3))]
+    assert figures[0].legends[0].get_title().get_text() == "source"
+    assert figures[1].axes[1].get_ylabel() == "source"
+    assert figures[2].axes[1].get_xlabel() == "sources of a client, of 3"
+
+
 def test_of_several_seeds_the_first_is_drawn_and_the_title_says_so():
     both = pd.concat([held(4, 3, 7), held(4, 3, 8)])
     figure = who_holds_what(both)
