@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
 
 import fedact
 from fedact import checkpoints
@@ -14,6 +16,8 @@ from fedact.plan import main as plan
 from fedact.settings import make_config
 from fedact.simulate import main
 from fedact.surgery import head
+from tests.scene_sets import halves, paint, write_cityscapes, write_folder, write_mask, write_voc
+from tests.test_notebooks import NOTEBOOKS
 from tests.test_simulate import rows, timeless
 
 pytest.importorskip("segmentation_models_pytorch")
@@ -149,3 +153,79 @@ def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setattr("fedact.tasks.find_spec", lambda name: None)
     with pytest.raises(fedact.errors.ConfigError, match="needs the extra segmentation"):
         prepare(scenes_config())
+
+
+ALONE = [
+    "--task", "segmentation", "--weights", "none", "--resolution", "40", "--clients", "1", "--rounds", "1", "--layers", "0",
+    "--partition", "iid:min_partition_size=3", "--batch-size", "2", "--calibration", "1", "--budget", "none", "--method",
+    "exact", "--threads", "1",
+]  # fmt: skip
+
+
+def write_augmented_voc(root):
+    write_voc(root, augmented=True)
+
+
+def write_more_of_cityscapes(root):
+    write_cityscapes(root)
+    for number in range(2):
+        name = f"ulm_{number}"
+        paint(root / "leftImg8bit" / "train" / "ulm" / f"{name}_leftImg8bit.png", halves(7, 23, 20, 40))
+        write_mask(root / "gtFine" / "train" / "ulm" / f"{name}_gtFine_labelIds.png", halves(7, 23, 20, 40))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "classes"),
+    [("folder", write_folder, 3), ("voc2012", write_augmented_voc, 21), ("cityscapes", write_more_of_cityscapes, 19)],
+)
+def test_scenes_on_disk_are_learned_from_in_their_own_layout(dataset, write, classes, tmp_path):
+    write(tmp_path / "data")
+    data = ["--dataset", dataset, "--data-dir", str(tmp_path / "data")]
+    assert main([*ALONE, *data, "--out", str(tmp_path / "run")]) == 0
+    run = fedact.load_run(tmp_path / "run")
+    assert len(run.classes) == classes
+    assert len(run.rounds["class_iou"].iloc[-1]) == classes
+    assert set(run.clients["status"]) == {"head-only"}
+
+
+def shrink(folder):
+    write_mask(folder / "train" / "masks" / "a_1.png", halves(0, 1, height=20))
+
+
+def name_another_class(folder):
+    (folder / "classes.txt").write_text("road\nsky\n")
+
+
+def lose_a_mask(folder):
+    (folder / "train" / "masks" / "a_1.png").unlink()
+
+
+def empty(folder):
+    for file in (folder / "val").rglob("*.png"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (shrink, "masks/a_1.png"),
+        (name_another_class, "masks/a_2.png"),
+        (lose_a_mask, "images/a_1.png"),
+        (empty, "val/images"),
+    ],
+)
+def test_what_is_wrong_with_scenes_is_one_line_with_the_file_and_exit_code_2(harm, named, tmp_path, capsys):
+    harm(write_folder(tmp_path / "data"))
+    data = ["--dataset", "folder", "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert main([*ALONE, *data]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedact:")]
+    assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebooks_read_a_run_with_masks(path, run_folder, monkeypatch):
+    monkeypatch.setenv("FEDACT_RUN", str(run_folder))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
