@@ -99,7 +99,7 @@ class Config(BaseModel):
     schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="learning rate over the rounds")
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds over which the learning rate rises first")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(1e-4, description="their SGD's weight decay")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(1e-4, description="weight decay of that SGD")
     clip_norm: Rate = Field(2.0, description="gradients are clipped to this norm")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the clients that train in a round"

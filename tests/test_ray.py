@@ -75,7 +75,12 @@ def test_ctrl_c_ends_with_130_and_a_resumed_run_equals_an_uninterrupted_one(tmp_
         while '"round": 1' not in (text_of(folder / "records.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            # One that does not end fails the test, and does not hold up the others.
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, said
     assert f"--resume {folder}" in said
     assert fedact.load_run(folder).rounds["round"].max() < 5
