@@ -109,7 +109,7 @@ def test_given_settings_that_no_budget_bounds_are_not_looked_at(experiment, monk
     (plan,) = make_plans(unbounded, "quantize:bits=4").values()
     (calibrated,) = make_plans(unbounded, "lance:variance=0.8").values()
     looked = []
-    monkeypatch.setattr(planning, "expected_error", lambda model, plan, example: looked.append(plan.method) or 0.0)
+    monkeypatch.setattr(planning, "expected_error", lambda model, plan, example, loss: looked.append(plan.method) or 0.0)
     assert plan.expected_error > 0
     assert remake(unbounded, plan, {}) is plan
     assert remake(unbounded, calibrated, {}) is calibrated
@@ -131,7 +131,7 @@ def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(experi
     (plan,) = make_plans(experiment, "quantize:bits=4").values()
     seen = []
 
-    def error(model, looked_at, example):
+    def error(model, looked_at, example, loss):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return growth * plan.expected_error
 
