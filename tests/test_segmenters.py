@@ -13,7 +13,7 @@ import fedact
 from fedact.chunks import examples_stand_alone
 from fedact.layers import Keeping, Masked
 from fedact.layers.pooling import PlacedMaxPool2d
-from fedact.models import SEGMENTERS
+from fedact.models import SEGMENTERS, make_segmenter
 from fedact.prefix import split
 from fedact.surgery import convolutions, head, trained_layers
 from tests.laws import GENTLEST, relative_error
@@ -128,6 +128,10 @@ def theirs(name: str) -> nn.Module:
 def test_the_packages_own_network_gives_the_same_scores(name):
     model, other, (x, _) = built(name), theirs(name), batch()
     other.load_state_dict(model.state_dict())
+    for layer in convolutions(model):
+        # Which dilation is right another test says.
+        ours, package = model.get_submodule(layer), other.get_submodule(layer)
+        package.dilation, package.padding = ours.dilation, ours.padding
     torch.testing.assert_close(model(x), other(x))
 
 
@@ -244,3 +248,16 @@ def test_a_channel_norm_kept_as_it_is_has_autograds_gradient_and_is_never_traine
     step(fedact.compress(model, "exact", layers=LAYERS["upernet_resnet18"]), x, y)
     assert relative_error(model.encoder.conv1.weight.grad, expected) < 1e-5
     assert all(parameter.grad is None for parameter in model.decoder.feature_norms.parameters())
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("decoder", ["pspnet", "deeplabv3"])
+def test_a_dilated_encoder_sees_what_the_one_with_strides_sees_and_all_between(decoder, encoder):
+    dilated, strided = (make_segmenter(f"{name}_{encoder}", 3).encoder.eval() for name in (decoder, "upernet"))
+    strided.load_state_dict(dilated.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        fine, coarse = dilated(x)[-1], strided(x)[-1]
+    assert fine.shape[2:] == (8, 12)
+    assert coarse.shape[2:] == (2, 3)
+    torch.testing.assert_close(fine[..., ::4, ::4], coarse)

@@ -114,8 +114,22 @@ def _encoder(name: str, stages: tuple[int, ...], stride: int | None = None) -> A
     encoder: Any = kind(depth=DEPTH, **settings)
     encoder.stages = stages
     if stride:
-        encoder.make_dilated(stride)
+        _dilate(encoder, stride)
     return encoder
+
+
+def _dilate(encoder: Any, stride: int) -> None:
+    """Replace an encoder's last strides by dilation.
+
+    A convolution that had a stride itself takes the same input as before, and so has the dilation of the stage before. The
+    package gives it its own stage's, with which a classifier's weights lose a part of what they know.
+    """
+    strided = [each for each in encoder.modules() if isinstance(each, nn.Conv2d) and max(each.stride) > 1]
+    encoder.make_dilated(stride)
+    for each in strided:
+        if max(each.stride) == 1:
+            each.dilation = tuple(size // 2 for size in each.dilation)
+            each.padding = tuple(size * (reach // 2) for size, reach in zip(each.dilation, each.kernel_size, strict=True))
 
 
 def _started(encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> Parts:
