@@ -18,11 +18,11 @@ from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.starting import check_images, check_model, check_network, fit_head, network, pretrain, resolved
+from fedact.starting import after_encoder, check_images, check_model, check_network, fit_head, network, pretrain, resolved
 from fedact.surgery import apply, carries, restore
 from fedact.tasks import check_task
 from fedact.training import Measured
-from fedact.weights import fill, load_into
+from fedact.weights import fill, fills_encoder_alone, load_into
 
 LARGE_BATCH = 10_000
 
@@ -94,7 +94,8 @@ def prepare(config: Config, side: int | None = None) -> Experiment:
     test = source.test
     if config.weights == "pretrain":
         test = _test_for(config, clients, test)
-        pretrain(config, model, server, preprocessing)
+        encoded = weights is not None and fills_encoder_alone(model, weights.tensors)
+        pretrain(config, model, server, preprocessing, after_encoder(model) if encoded else ())
     fit_head(config, model, server, preprocessing)
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)

@@ -63,7 +63,7 @@ def pretrained(
         sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
-    what = "fitting the head" if recipe.only else "pretraining"
+    what = f"fitting {', '.join(recipe.only)}" if recipe.only else "pretraining"
     log.info(f"{what} on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
     _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
@@ -97,6 +97,8 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.epochs * steps)
     # A frozen norm's statistics stay as they are.
     model.train(not recipe.only)
+    for name in recipe.only:
+        model.get_submodule(name).train()
     for _ in range(recipe.epochs):
         # Nearly equal batches: batch norm cannot train on a last batch of one example.
         for positions in np.array_split(generator.permutation(len(loader)), steps):

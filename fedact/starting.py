@@ -99,10 +99,20 @@ def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> No
             raise ConfigError(f"{given}: {config.model} takes no images of that size: {reason}") from None
 
 
-def pretrain(config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing) -> None:
-    """Train the whole model on the server's half of the data."""
+def after_encoder(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a segmentation network's parts but its encoder."""
+    return tuple(name for name, _ in model.named_children() if name != getattr(model, "encoder_name", None))
+
+
+def pretrain(
+    config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing, only: tuple[str, ...] = ()
+) -> None:
+    """Train the model, or only these parts of it, on the server's half of the data.
+
+    An encoder that knows far more images than these stays as it is: a fresh decoder's first gradients would spoil it.
+    """
     batch_size = PRETRAINING_BATCH if half.masks is None else MASKS_BATCH
-    recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip)
+    recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip, only=only)
     _fit(config, model, half, preprocessing, recipe, f"{config.model} {config.width} {config.seed}")
 
 

@@ -83,7 +83,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    if isinstance(model, SegmentationNetwork) and not _of_encoder(model, tensors):
+    if isinstance(model, SegmentationNetwork) and fills_encoder_alone(model, tensors):
         tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
     tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
@@ -97,6 +97,11 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
     _check_numbers(fitting, own, origin)
     fill(model, fitting)
+
+
+def fills_encoder_alone(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights are a classifier's, of which a segmentation network takes the encoder."""
+    return isinstance(model, SegmentationNetwork) and not _of_encoder(model, tensors)
 
 
 def _of_encoder(model: SegmentationNetwork, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

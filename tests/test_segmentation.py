@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 import fedact
 from fedact import checkpoints
 from fedact.experiment import prepare
+from fedact.models import make_model
 from fedact.plan import main as plan
 from fedact.settings import make_config
 from fedact.simulate import main
@@ -120,6 +121,21 @@ def test_pretraining_goes_on_from_given_weights_and_leaves_a_better_model(tmp_pa
     second = prepare(scenes_config(**config, pretrain_from=str(tmp_path / "start.safetensors")))
     assert second.config.pretrain_from == str(tmp_path / "start.safetensors")
     assert any(not torch.equal(tensor, second.start[name]) for name, tensor in first.start.items())
+
+
+def test_an_encoder_that_a_classifier_learned_stays_while_the_rest_is_pretrained(tmp_path):
+    classifier = make_model("mobilenet_v2", 10, 1.0).state_dict()
+    checkpoints.save(tmp_path / "classifier.safetensors", classifier)
+    start = prepare(
+        scenes_config(
+            weights="pretrain", max_examples=60, pretrain_epochs=1, pretrain_from=str(tmp_path / "classifier.safetensors")
+        )
+    )
+    encoder = {name.removeprefix("encoder."): tensor for name, tensor in start.start.items() if name.startswith("encoder.")}
+    assert encoder.keys() == {name for name in classifier if not name.startswith("classifier.")}
+    assert all(torch.equal(tensor, classifier[name]) for name, tensor in encoder.items())
+    norm = start.start["decoder.conv.1.num_batches_tracked"]
+    assert norm > 0
 
 
 def test_a_plan_is_made_for_pixels(tmp_path, capsys):
