@@ -11,6 +11,9 @@ from fedact.parts import Parts, largest_remainder
 from fedact.rule import Partition
 from fedact.size_skew import Exponential, Iid, Linear, Quantity, Square
 
+FEWEST_SKEWED = 3
+"""Of so few classes none would be skewed by a quarter of them."""
+
 PARTITIONS: dict[str, type[Partition]] = {
     "iid": Iid,
     "dirichlet": Dirichlet,
@@ -67,10 +70,10 @@ def halves(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarr
     """Return two class-skewed halves by label shards, two shards a class (the paper's half fine-tuning).
 
     A quarter of the classes goes wholly to the first half, a quarter to the second, and the rest one shard to each: what
-    dealing the shards at random gives on average, without its luck.
+    dealing the shards at random gives on average, without its luck. Of three classes, one goes wholly to each.
     """
     classes = generator.permutation(np.unique(labels))
-    alone = len(classes) // 4
+    alone = 1 if len(classes) == FEWEST_SKEWED else len(classes) // 4
     shards = {label: np.array_split(generator.permutation(np.flatnonzero(labels == label)), 2) for label in classes}
     first = [shard for label in classes[:alone] for shard in shards[label]]
     second = [shard for label in classes[alone : 2 * alone] for shard in shards[label]]
