@@ -113,7 +113,7 @@ def pretrain(
     """
     batch_size = PRETRAINING_BATCH if half.masks is None else MASKS_BATCH
     recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip, only=only)
-    _fit(config, model, half, preprocessing, recipe, f"{config.model} {config.width} {config.seed}")
+    _fit(config, model, half, preprocessing, recipe)
 
 
 def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing) -> None:
@@ -123,12 +123,13 @@ def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing
             config.head_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay,
             crop=config.crop, flip=config.flip, only=tuple(head(model)),
         )  # fmt: skip
-        _fit(config, model, examples, preprocessing, recipe, f"{config.model} {config.width} {config.seed} head")
+        _fit(config, model, examples, preprocessing, recipe)
 
 
 def _fit(
-    config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe, name: str
+    config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe
 ) -> None:
+    name = f"{config.model} {config.width} {config.seed}"
     random = generator(config.seed, Purpose.PRETRAINING)
     # Dropout draws from torch's own generator.
     with torch_seed(config.seed, Purpose.PRETRAINING):

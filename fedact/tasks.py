@@ -65,7 +65,7 @@ class PixelCount:
     def add(self, scores: Tensor, targets: Tensor) -> None:
         self.examples += len(targets)
         self.loss += float(pixel_loss.lean(scores, targets)) * len(targets)
-        self.index.to(scores.device).update(scaled_up(scores, targets.shape[1:]).argmax(1), targets)
+        self.index.to(scores.device).update(predicted(scores, targets.shape[1:]), targets)
 
     def outcome(self) -> Outcome:
         each = self.index.compute()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import safe_open
@@ -83,7 +84,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    if isinstance(model, SegmentationNetwork) and fills_encoder_alone(model, tensors):
+    if fills_encoder_alone(model, tensors):
         tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
     tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
@@ -99,7 +100,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     fill(model, fitting)
 
 
-def fills_encoder_alone(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+def fills_encoder_alone(model: nn.Module, tensors: Mapping[str, Tensor]) -> TypeGuard[SegmentationNetwork]:
     """Tell whether weights are a classifier's, of which a segmentation network takes the encoder."""
     return isinstance(model, SegmentationNetwork) and not _of_encoder(model, tensors)
 

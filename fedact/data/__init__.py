@@ -17,7 +17,7 @@ from fedact.data import (
     synthetic_scenes,
     voc2012,
 )
-from fedact.data.augmented import Augmented, centred
+from fedact.data.augmented import Augmented, centred, cropped_and_flipped
 from fedact.data.decoded import settled
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
 from fedact.data.masks import VOID
@@ -58,6 +58,7 @@ __all__ = [
     "Rows",
     "Source",
     "centred",
+    "cropped_and_flipped",
     "in_blocks",
     "settled",
 ]

@@ -37,6 +37,11 @@ class Augmented:
         return both[0], both[1] if target.dim() else target
 
 
+def cropped_and_flipped(batches: Batches, crop: int | None, flip: bool, random: np.random.Generator) -> Batches:
+    """Return the batches with their images cropped and flipped, as they are where neither is asked for."""
+    return batches if crop is None and not flip else Augmented(batches, crop, flip, random)
+
+
 def centred(x: Tensor, y: Tensor, crop: int | None) -> tuple[Tensor, Tensor]:
     """Return the middle squares of images, and of their masks, of so many pixels a side; whole ones for None."""
     if crop is None:
