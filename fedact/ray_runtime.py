@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import Any
 
 from flwr.app import Context, Message
@@ -18,6 +17,7 @@ from flwr.app import Context, Message
 from fedact import client
 from fedact.config import Config
 from fedact.errors import ConfigError
+from fedact.extras import check_extra
 from fedact.local_grid import LocalGrid, answer, failure
 
 Answer = Callable[[Message, Context], Message]
@@ -33,8 +33,7 @@ RESTART_SECONDS, PAUSE_SECONDS = 60.0, 0.2
 
 def check_ray(config: Config) -> None:
     """Raise ConfigError where Ray is not installed or cannot run what the config says."""
-    if find_spec("ray") is None:
-        raise ConfigError("--runtime ray needs the extra ray, which is not installed: pip install -e '.[ray]'")
+    check_extra("ray", "--runtime ray")
     if config.ray_address not in (None, "auto"):
         check_listens(str(config.ray_address))
     if ":" in config.device:

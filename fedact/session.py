@@ -14,13 +14,14 @@ from fedact import report
 from fedact.config import Config
 from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.errors import ConfigError
+from fedact.extras import check_extra
 from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
 from fedact.scores import score_name
 from fedact.settings import make_config, read_toml
-from fedact.tensorboard_log import TensorBoardLog, check_tensorboard
+from fedact.tensorboard_log import TensorBoardLog
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MOST_REASONS = 3
@@ -81,7 +82,7 @@ def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | No
     if config.runtime == "flower" and open_grid is None:
         raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
     if config.tensorboard:
-        check_tensorboard()
+        check_extra("tensorboard", "--tensorboard")
     console, worked = Console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):

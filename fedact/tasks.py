@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import nan
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedact.data import VOID
-from fedact.errors import ConfigError
+from fedact.extras import check_extra
 from fedact.pixel_loss import pixel_loss, scaled_up
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -112,8 +111,8 @@ def loss_under(lean: bool, loss: Loss) -> Loss:
 
 def check_task(name: str) -> None:
     """Raise ConfigError where what a task needs is not installed."""
-    if name == "segmentation" and not all(map(find_spec, ("segmentation_models_pytorch", "torchmetrics"))):
-        raise ConfigError("--task segmentation needs the extra segmentation: pip install -e '.[segmentation]'")
+    if name == "segmentation":
+        check_extra("segmentation", "--task segmentation")
 
 
 def predicted(scores: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -3,20 +3,13 @@
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from typing import Any, Self
 
-from fedact.errors import ConfigError
+from fedact.extras import check_extra
 from fedact.records import Row, RunFolder
 
 OF_ROUND = ("accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max", "seconds")
 OF_CLIENTS = ("train_loss", "accuracy", "saved_bytes", "upload_bytes")
-
-
-def check_tensorboard() -> None:
-    """Raise ConfigError where TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
-        raise ConfigError("--tensorboard needs the package tensorboard: pip install 'fedact[tensorboard]'")
 
 
 class TensorBoardLog:
@@ -24,7 +17,7 @@ class TensorBoardLog:
 
     def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int], score: str = "accuracy") -> None:
         """score: what the run's score is called."""
-        check_tensorboard()
+        check_extra("tensorboard", "--tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self.score = score.replace(" ", "_")

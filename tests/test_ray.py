@@ -147,7 +147,7 @@ def test_what_ray_cannot_do_is_one_line_and_exit_code_2(settings, words, tmp_pat
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("fedact.ray_runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
     assert main([*SMALL, "--runtime", "ray", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

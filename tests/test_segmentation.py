@@ -166,7 +166,7 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
 
 
 def test_without_the_extra_it_is_named(monkeypatch):
-    monkeypatch.setattr("fedact.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
     with pytest.raises(fedact.errors.ConfigError, match="needs the extra segmentation"):
         prepare(scenes_config())
 

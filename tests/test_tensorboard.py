@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fedact
-from fedact import server, tensorboard_log
+from fedact import server
 from fedact.simulate import main
 from tests.refusal import refused
 from tests.stopping import stopping_after
@@ -54,5 +54,5 @@ def test_a_run_that_began_without_catches_up(tmp_path, monkeypatch):
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tensorboard_log, "find_spec", lambda name: None)
-    assert "fedact[tensorboard]" in refused(capsys, ["--tensorboard"], tmp_path / "run")
+    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
+    assert "pip install -e '.[tensorboard]'" in refused(capsys, ["--tensorboard"], tmp_path / "run")

@@ -5,15 +5,13 @@ Their scores come at the decoder's own resolution; whoever reads them scales the
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedact.errors import ConfigError, unknown
-
-PACKAGE = "segmentation_models_pytorch"
+from fedact.errors import unknown
+from fedact.extras import check_extra
 
 HEADS = ("fc.", "classifier.")
 """What the heads of torchvision's classifiers are called."""
@@ -86,7 +84,7 @@ class LiteSegmenter(BackboneSegmenter):
 
 
 def _of_smp(decoder: str, encoder: str, classes: int) -> nn.Module:
-    _check_installed(f"{decoder}_{encoder}")
+    check_extra("segmentation", f"{decoder}_{encoder}")
     from fedact.models import smp
 
     return Segmenter(*getattr(smp, decoder)(encoder, classes))
@@ -134,8 +132,3 @@ def check_segmenter_name(name: str) -> None:
     """Raise ConfigError for a network that is not in the table."""
     if name not in SEGMENTERS:
         raise unknown("segmentation model", name, SEGMENTERS)
-
-
-def _check_installed(name: str) -> None:
-    if find_spec(PACKAGE) is None:
-        raise ConfigError(f"{name} needs the extra segmentation, which is not installed: pip install -e '.[segmentation]'")
