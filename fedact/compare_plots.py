@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from fedact.case_figures import figures_of
+from fedact.case_figures import Figures, figures_of
 from fedact.class_plots import iou_by_class, last_class_iou
 from fedact.comparison import Case, score_of
 from fedact.labels import Point, obstacles, write
@@ -68,21 +68,14 @@ def accuracy_against_memory(cases: Cases) -> Figure:
     _plain(axes, "saved bytes (the largest client)", f"test {score_of(cases)} at the end (%)")
     found = [(case, style, figures_of(case, 1)) for case, style in zip(cases, _styles(cases), strict=True)]
     found = [each for each in found if each[2]["saved_bytes"] and each[2]["accuracy"] is not None]
-    points = [(float(each["saved_bytes"]), PERCENT * each["accuracy"]) for *_, each in found]
+    points = [_point(each) for *_, each in found]
     best = frontier(points)
     if best:
         axes.step(*zip(*best, strict=True), where="post", color=FRONTIER, linewidth=5, zorder=1, label="frontier")
-    for (case, style, each), (size, accuracy) in zip(found, points, strict=True):
+    for case, style, each in found:
         spread = PERCENT * (each["accuracy_std"] or 0)
-        axes.errorbar(
-            size,
-            accuracy,
-            yerr=spread or None,
-            **{**style, "linewidth": 1.2, "markersize": 7},
-            capsize=3,
-            zorder=3,
-            label=drawn(case.label),
-        )
+        how = {**style, "linewidth": 1.2, "markersize": 7, "capsize": 3, "zorder": 3}
+        axes.errorbar(*_point(each), yerr=spread or None, label=drawn(case.label), **how)
     size_axis(axes, "x")
     axes.margins(x=0.12, y=0.12)
     score = score_of(cases)
@@ -93,6 +86,11 @@ def accuracy_against_memory(cases: Cases) -> Figure:
     else:
         legend_below(figure)
     return figure
+
+
+def _point(figures: Figures) -> Point:
+    """Return the saved bytes and the score in percent."""
+    return float(figures["saved_bytes"]), PERCENT * figures["accuracy"]
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
