@@ -48,12 +48,9 @@ pixel_loss = PixelLoss()
 class _Lean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, masks: Tensor) -> Tensor:
-        total, gradient = scores.new_zeros(()), torch.zeros_like(scores)
-        down, across = (_weights(scores, *sizes) for sizes in zip(scores.shape[2:], masks.shape[1:], strict=True))
-        for example, rows in _bands(masks):
-            value, own = _loss_and_gradient(down[rows] @ scores[example] @ across.T, masks[example, rows])
-            total += value
-            gradient[example] += down[rows].T @ own @ across
+        # As cross_entropy does under autocast: a sum over so many pixels is beyond a half type's range and digits.
+        with torch.autocast(scores.device.type, enabled=False):
+            total, gradient = _summed(scores.to(torch.promote_types(scores.dtype, torch.float32)), masks)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(gradient.div_(masks.numel()))
         return total / masks.numel()
@@ -63,6 +60,17 @@ class _Lean(torch.autograd.Function):
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * output_gradient, None
+
+
+def _summed(scores: Scores, masks: Masks) -> tuple[Float[Tensor, ""], Scores]:
+    """Return the sum over all pixels, and its gradient."""
+    total, gradient = scores.new_zeros(()), torch.zeros_like(scores)
+    down, across = (_weights(scores, *sizes) for sizes in zip(scores.shape[2:], masks.shape[1:], strict=True))
+    for example, rows in _bands(masks):
+        value, own = _loss_and_gradient(down[rows] @ scores[example] @ across.T, masks[example, rows])
+        total += value
+        gradient[example] += down[rows].T @ own @ across
+    return total, gradient
 
 
 def _weights(scores: Tensor, length: int, scaled: int) -> Float[Tensor, "scaled length"]:

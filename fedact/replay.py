@@ -77,7 +77,7 @@ def step(
         return copy.deepcopy(next(left)) if prefix else plain(*args, **kwargs)
 
     with _in_their_place(model, replay, reached):
-        loss(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+        loss_under(is_lean(model), loss)(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
 
 
 def parts(batch: Batch, size: int | None) -> Iterator[Batch]:

@@ -32,6 +32,23 @@ def test_the_lean_loss_and_its_gradient_are_the_plain_ones(examples, classes, lo
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_scores_of_any_type_have_the_loss_of_their_values_and_its_gradient(dtype, autocast):
+    """In float16 a sum over these pixels is infinite, in bfloat16 it has two digits."""
+    scores, masks = made(1, 5, (8, 8), (320, 320), 0)
+    scores = scores.detach().to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = pixel_loss.lean(scores, masks)
+    exact = scores.detach().double().requires_grad_()
+    expected = pixel_loss(exact, masks)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.mul(1000).backward()
+    expected.mul(1000).backward()
+    assert scores.grad.dtype == dtype
+    assert torch.allclose(scores.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_bands_of_large_masks_join(monkeypatch):
     scores, masks = made(2, 4, (6, 8), (48, 64), 1)
     whole = torch.autograd.grad(pixel_loss.lean(scores, masks), scores)[0]

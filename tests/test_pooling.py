@@ -35,7 +35,8 @@ MODULES = [
     nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), ceil_mode=True), nn.AvgPool2d(3, 2, 1, False, False),
     nn.AvgPool2d(2, divisor_override=3), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((1, 3), 1),
     nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 2, 1, dilation=2), nn.MaxPool2d(5, 3, 2), nn.MaxPool2d(1),
-    nn.MaxPool2d(8, 8, 4),
+    nn.MaxPool2d(8, 8, 4), nn.MaxPool2d([3, 2], [2, 1], [1, 0]), nn.MaxPool2d((3,)), nn.AvgPool2d([2, 3]),
+    nn.AvgPool2d((2,)),
 ]  # fmt: skip
 
 

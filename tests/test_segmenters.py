@@ -14,6 +14,7 @@ from fedact.chunks import examples_stand_alone
 from fedact.layers import Keeping, Masked
 from fedact.layers.pooling import PlacedMaxPool2d
 from fedact.models import SEGMENTERS, make_segmenter
+from fedact.models.channel_norm import ChannelNorm
 from fedact.prefix import split
 from fedact.surgery import convolutions, head, trained_layers
 from tests.laws import GENTLEST, relative_error
@@ -248,6 +249,19 @@ def test_a_channel_norm_kept_as_it_is_has_autograds_gradient_and_is_never_traine
     step(fedact.compress(model, "exact", layers=LAYERS["upernet_resnet18"]), x, y)
     assert relative_error(model.encoder.conv1.weight.grad, expected) < 1e-5
     assert all(parameter.grad is None for parameter in model.decoder.feature_norms.parameters())
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_channel_norm_passes_gradients_under_autocast(affine):
+    norm, x, found = ChannelNorm(4, elementwise_affine=affine), batch()[0], []
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 4, 1))
+    for method in ("vanilla", "exact"):
+        fedact.compress(model, method, layers=2).zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+        y.float().square().mean().backward()
+        found.append(model[0].weight.grad)
+    assert relative_error(*found) < 1e-3
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])

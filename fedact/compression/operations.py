@@ -17,6 +17,12 @@ from fedact.compression.few_pixels import (
 )
 
 
+def pair(setting: int | Sequence[int]) -> tuple[int, int]:
+    """Return a layer's setting for rows and columns: one number is for both, alone or in a sequence."""
+    first, *others = [setting] if isinstance(setting, int) else setting
+    return int(first), int(others[0] if others else first)
+
+
 class Operation(Protocol):
     """A layer without its weights: y = forward(x, weight, bias), and the gradients of the three."""
 
@@ -90,7 +96,7 @@ class Convolution:
     @classmethod
     def of(cls, module: nn.Conv2d) -> "Convolution":
         """Return the geometry of a module."""
-        stride, dilation, kernel = _pair(module.stride), _pair(module.dilation), _pair(module.kernel_size)
+        stride, dilation, kernel = pair(module.stride), pair(module.dilation), pair(module.kernel_size)
         common = (dilation, module.groups)
         if module.padding_mode != "zeros":
             left, right, top, bottom = module._reversed_padding_repeated_twice
@@ -99,7 +105,7 @@ class Convolution:
             total = [d * (k - 1) if module.padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
             extra = (0, total[1] % 2, 0, total[0] % 2)
             return cls(stride, (total[0] // 2, total[1] // 2), *common, "constant", extra)
-        return cls(stride, _pair(module.padding), *common)
+        return cls(stride, pair(module.padding), *common)
 
     def pad(self, x: Tensor) -> Tensor:
         """Add the rows and columns that the convolution does not add itself; linear in x."""
@@ -152,8 +158,3 @@ class Convolution:
         with torch.enable_grad():
             x = gradient.new_zeros(shape, requires_grad=True)
             return torch.autograd.grad(self.pad(x), x, gradient)[0]
-
-
-def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
-    first, second = value if isinstance(value, tuple) else (value, value)
-    return int(first), int(second)

@@ -18,7 +18,9 @@ class CompressedChannelNorm(Smooth, ChannelNorm):
         return ChannelNorm.forward(self, x)
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        last, gradient = x.permute(0, 2, 3, 1), grad_output.permute(0, 2, 3, 1)
+        # Under autocast x, and on a CPU its gradient too, are of a lower type.
+        dtype = next(self.parameters(), x).dtype
+        last, gradient = (each.permute(0, 2, 3, 1).to(dtype) for each in (x, grad_output))
         variance, mean = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
         kept = (last, self.normalized_shape, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
         found: Tensor = torch.ops.aten.native_layer_norm_backward(gradient, *kept, [True, False, False])[0]

@@ -9,6 +9,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedact.compression.operations import pair
 from fedact.compression.packing import WORDS, pack_codes, unpack_codes
 from fedact.layers.base import Swapped
 
@@ -63,8 +64,8 @@ class ShapeAvgPool2d(Average, nn.AvgPool2d):
     plain: ClassVar[type[nn.Module]] = nn.AvgPool2d
 
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
-        kernel = _pair(self.kernel_size)
-        settings = (kernel, _pair(self.stride), _pair(self.padding), self.ceil_mode, self.count_include_pad)
+        kernel = pair(self.kernel_size)
+        settings = (kernel, pair(self.stride), pair(self.padding), self.ceil_mode, self.count_include_pad)
         return torch.ops.aten.avg_pool2d_backward(grad_output, like, *settings, self.divisor_override)  # type: ignore[no-any-return]
 
 
@@ -80,8 +81,8 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, module: nn.MaxPool2d) -> "Windows":
         """Return the windows of a module."""
-        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-        return cls(kernel, stride, _pair(module.padding), _pair(module.dilation), module.ceil_mode)
+        kernel, stride = pair(module.kernel_size), pair(module.stride)
+        return cls(kernel, stride, pair(module.padding), pair(module.dilation), module.ceil_mode)
 
     @property
     def bits(self) -> int:
@@ -149,8 +150,3 @@ class PlacedMaxPool2d(Swapped, nn.MaxPool2d):
         if plainly or not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
         return _Largest.apply(x, windows)
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    first, second = value if isinstance(value, tuple) else (value, value)
-    return int(first), int(second)
