@@ -18,7 +18,18 @@ from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.spec import build
-from fedact.starting import after_encoder, check_images, check_model, check_network, fit_head, network, pretrain, resolved
+from fedact.starting import (
+    after_encoder,
+    check_images,
+    check_masks,
+    check_model,
+    check_network,
+    fit_head,
+    network,
+    pretrain,
+    resolved,
+    weights_key,
+)
 from fedact.surgery import apply, carries, restore
 from fedact.tasks import check_task
 from fedact.training import Measured
@@ -88,7 +99,8 @@ def prepare(config: Config, side: int | None = None) -> Experiment:
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
         model = network(config, source.classes)
     if weights:
-        load_into(model, weights.tensors, config.weights if config.weights != "pretrain" else config.pretrain_from)
+        key = weights_key(config)
+        load_into(model, weights.tensors, getattr(config, key), key)
     check_network(config, model)
     check_images(config, model, _frame(clients, preprocessing))
     test = source.test
@@ -153,6 +165,9 @@ def check_names(config: Config) -> None:
     """Raise ConfigError for a model, data set or partition that is in no table, and for a task that is not installed."""
     check_task(config.task)
     check_model(config)
+    check_masks(config)
+    if config.task == "classification" and config.dataset in SEGMENTATION_DATASETS.keys() - DATASETS.keys():
+        raise ConfigError(f"--dataset {config.dataset} is for --task segmentation, not for --task {config.task}")
     if config.dataset not in (known := _datasets(config)):
         raise unknown("data set", config.dataset, known)
     build("partition", PARTITIONS, config.partition)

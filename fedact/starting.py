@@ -8,9 +8,17 @@ import torch
 from torch import nn
 
 from fedact.config import Config, cache_folder
-from fedact.data import Examples, Preprocessing
+from fedact.data import VOID, Examples, Preprocessing
 from fedact.errors import ConfigError
-from fedact.models import RESOLUTIONS, SCALABLE, check_model_name, check_segmenter_name, make_model, make_segmenter
+from fedact.models import (
+    RESOLUTIONS,
+    SCALABLE,
+    SEGMENTERS,
+    check_model_name,
+    check_segmenter_name,
+    make_model,
+    make_segmenter,
+)
 from fedact.pretraining import PretrainingRecipe, pretrained
 from fedact.seeds import Purpose, generator, torch_seed
 from fedact.surgery import head, trained_layers
@@ -27,12 +35,30 @@ def check_model(config: Config) -> None:
     """Raise ConfigError for a model that is in no table of its task, or a width that it has not."""
     if config.task == "segmentation":
         check_segmenter_name(config.model)
+    elif config.model in SEGMENTERS:
+        raise ConfigError(f"--model {config.model} is for --task segmentation, not for --task {config.task}")
     else:
         check_model_name(config.model)
     if config.width is not None and config.model not in SCALABLE:
         raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
     if config.pretrain_from != "none" and config.weights != "pretrain":
         raise ConfigError(f"--pretrain-from is for --weights pretrain, not for --weights {config.weights}")
+
+
+def check_masks(config: Config) -> None:
+    """Raise ConfigError for what is said of masks where none are read, or none whose ids are the user's to tell."""
+    if config.partition_by != "class" and config.task != "segmentation":
+        raise ConfigError(f"--partition-by {config.partition_by} is for --task segmentation, not for --task {config.task}")
+    if config.void != VOID and (config.task, config.dataset) != ("segmentation", "folder"):
+        raise ConfigError(
+            f"--void {config.void} is for the masks of --task segmentation --dataset folder, not for "
+            f"--task {config.task} --dataset {config.dataset}"
+        )
+
+
+def weights_key(config: Config) -> str:
+    """Return the setting that names the weights that a run begins with."""
+    return "pretrain_from" if config.weights == "pretrain" else "weights"
 
 
 def network(config: Config, classes: int) -> nn.Module:
@@ -48,7 +74,7 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     filled: dict[str, Any] = {"width": _width(config)}
     if config.dataset not in SMALL_DATASETS:
         filled["data_dir"] = config.data_path().absolute()
-    key = "pretrain_from" if config.weights == "pretrain" else "weights"
+    key = weights_key(config)
     name = str(getattr(config, key))
     if name == "none":
         weights, preprocessing = None, plain_preprocessing(config.resolution or SMALL_RESOLUTION)

@@ -77,13 +77,14 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
 
 
-def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str, key: str = "weights") -> None:
     """Load every tensor but a head made for other classes, which keeps the server's start.
 
     A segmentation network also takes the weights of a classifier with its encoder: all that is after it keeps its start.
-    Raises ConfigError for the weights of another model, naming the first tensors that do not fit.
+    Raises ConfigError for the weights of another model, naming the first tensors that do not fit. origin, key: where they
+    come from, and the setting that said so.
     """
-    own = model.state_dict()
+    own, flag = model.state_dict(), f"--{key.replace('_', '-')} {origin}"
     if fills_encoder_alone(model, tensors):
         tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
     tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
@@ -93,10 +94,10 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None
     strange += sorted(name for name in misshapen if not name.startswith(heads))
     if strange:
         shown = ", ".join(strange[:MOST_PRINTED]) + (" ..." if len(strange) > MOST_PRINTED else "")
-        raise ConfigError(f"--weights {origin} belong to another model: {len(strange)} tensors do not fit ({shown})")
+        raise ConfigError(f"{flag} belong to another model: {len(strange)} tensors do not fit ({shown})")
     # A tensor that is not loaded is not looked at: by its shape alone it may be of any size.
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
-    _check_numbers(fitting, own, origin)
+    _check_numbers(fitting, own, flag)
     fill(model, fitting)
 
 
@@ -118,14 +119,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(own)
 
 
-def _check_numbers(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+def _check_numbers(tensors: dict[str, Tensor], own: dict[str, Tensor], flag: str) -> None:
     """Raise ConfigError for tensors that are no plain numbers in memory, or not finite."""
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
-            raise ConfigError(f"--weights {origin} hold {tensor.dtype} in {name}, where there should be {own[name].dtype}")
+            raise ConfigError(f"{flag} hold {tensor.dtype} in {name}, where there should be {own[name].dtype}")
         if not tensor.isfinite().all():
-            raise ConfigError(f"--weights {origin} hold numbers that are not finite, in {name}")
+            raise ConfigError(f"{flag} hold numbers that are not finite, in {name}")
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -156,6 +156,8 @@ def test_a_plan_is_made_for_pixels(tmp_path, capsys):
         ({"layers": 99}, "convolutions"),
         ({"pretrain_from": "imagenet"}, "--pretrain-from is for --weights pretrain"),
         ({"width": 0.5}, "has one width"),
+        ({"void": 3}, "--void 3 is for the masks of --task segmentation --dataset folder"),
+        ({"void": 3, "dataset": "voc2012"}, "not for --task segmentation --dataset voc2012"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
@@ -163,6 +165,37 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
         prepare(scenes_config(**settings))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": "pspnet_resnet18"}, "--model pspnet_resnet18 is for --task segmentation, not for --task classification"),
+        ({"dataset": "voc2012"}, "--dataset voc2012 is for --task segmentation, not for --task classification"),
+        ({"partition_by": "source"}, "--partition-by source is for --task segmentation, not for --task classification"),
+        ({"void": 0}, "--void 0 is for the masks of --task segmentation --dataset folder, not for --task classification"),
+    ],
+)
+def test_what_is_for_masks_is_refused_without_them(settings, words):
+    with pytest.raises(fedact.errors.ConfigError) as raised:
+        prepare(make_config(settings))
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_images_and_masks_are_no_classes_to_tell_apart(part, tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(fedact.errors.ConfigError, match="holds images and masks, which --task segmentation learns from"):
+        prepare(make_config({"dataset": "folder", "data_dir": str(tmp_path / part)}))
+
+
+def test_weights_of_another_network_are_refused_by_the_setting_that_named_them(tmp_path):
+    file = tmp_path / "other.safetensors"
+    checkpoints.save(file, make_model("resnet18", 10).state_dict())
+    for settings, flag in (({}, "--weights"), ({"weights": "pretrain"}, "--pretrain-from")):
+        key = flag[2:].replace("-", "_")
+        with pytest.raises(fedact.errors.ConfigError, match=f"^{flag} .* belong to another model"):
+            prepare(scenes_config(**{"max_examples": 60, **settings, key: str(file)}))
 
 
 def test_without_the_extra_it_is_named(monkeypatch):

@@ -135,6 +135,22 @@ def test_the_lines_of_classes_txt_are_the_classes(tmp_path):
     assert (source.classes, source.names) == (4, ("road", "traffic light", "sky", "never seen"))
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_part_of_a_name(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\nsky\r\n")
+    assert read("folder", tmp_path).names == ("road", "car", "sky")
+
+
+def test_a_folder_may_be_linked_to_more_than_once(tmp_path):
+    for kind in ("images", "masks"):
+        write_scenes(tmp_path / "elsewhere", {name: halves(0, 1) for name in ("a", "b")})
+        (tmp_path / kind).mkdir()
+        for name in ("one", "other"):
+            (tmp_path / kind / name).symlink_to(tmp_path / "elsewhere" / kind)
+    source = read("folder", tmp_path)
+    assert len(source.train) + len(source.test) == 4
+
+
 def test_void_may_be_any_id(tmp_path):
     source = read("folder", write_scenes(tmp_path, {f"{number}": halves(2, number % 2) for number in range(8)}), void=2)
     assert source.classes == 2
@@ -442,6 +458,18 @@ WRONG_FOLDERS = {
     "empty": (lambda root: [file.unlink() for file in (root / "val/images").iterdir()], r"val/images holds no picture"),
     "no val": (lambda root: (root / "val").rename(root / "x"), "has a folder train, but neither val nor test"),
     "nothing": (lambda root: root.rename(root.with_name("x")), "neither train and val or test, nor images and masks"),
+    "a link to the folder it lies in": (
+        lambda root: (root / "train/images/again").symlink_to(root / "train/images"),
+        r"train/images/again leads back to .*train/images, in which it lies$",
+    ),
+    "a link to itself": (
+        lambda root: (root / "train/masks/itself").symlink_to("itself"),
+        r"train/masks/itself cannot be looked at: Too many levels of symbolic links$",
+    ),
+    "classes that a link does not lead to": (
+        lambda root: (root / "classes.txt").symlink_to("nowhere"),
+        r"classes\.txt cannot be read: No such file",
+    ),
     "two of one name": (lambda root: paint(root / "train/images/a_2.jpg", halves(0, 1)), r"one name.*images/a_2\.jpg"),
 }
 

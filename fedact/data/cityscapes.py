@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedact.data.class_folders import scanned
+from fedact.data.class_folders import is_folder, scanned
 from fedact.data.examples import Source
 from fedact.data.frames import frame_like
 from fedact.data.masks import VOID, counting_from_zero
@@ -62,7 +62,7 @@ def _listed(root: Path, part: str, ending: str) -> Listing:
 
 def _files(folder: Path, ending: str) -> list[str]:
     """Return the files CITY/NAME with an ending, without it."""
-    cities = [entry.name for entry in scanned(folder) if entry.is_dir()]
+    cities = [entry.name for entry in scanned(folder) if is_folder(entry)]
     return [
         f"{city}/{entry.name.removesuffix(ending)}"
         for city in cities

@@ -13,7 +13,7 @@ from fedact.errors import ConfigError
 
 def class_names(folder: Path) -> list[str]:
     """Return the names of the classes, sorted; raises ConfigError where there are not two folders of them."""
-    names = sorted(entry.name for entry in scanned(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in scanned(folder) if is_folder(entry))
     if len(names) < 2:
         given = f"only {names[0]}" if names else "none"
         raise ConfigError(f"{folder} must hold a folder of pictures for each of at least two classes: there is {given}")
@@ -27,6 +27,14 @@ def scanned(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read as a folder: {error.strerror}") from None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder; raises ConfigError where it cannot be told, as for a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise ConfigError(f"{entry.path} cannot be looked at: {error.strerror}") from None
 
 
 def labelled(folder: Path, names: Sequence[str], side: int) -> Examples:

@@ -22,6 +22,7 @@ def load(request: Request) -> Source:
     held_out = tested_on(request.path)
     if held_out is None:
         return _quartered(request)
+    _check_no_scenes(request.path / "train")
     train, test, names = both(request.path / "train", request.path / held_out, request.side)
     return Source(train, test, len(names), tuple(names))
 
@@ -37,7 +38,14 @@ def tested_on(root: Path) -> str | None:
     return parts[1]
 
 
+def _check_no_scenes(folder: Path) -> None:
+    """Raise ConfigError where pictures and their masks would be the two classes."""
+    if class_names(folder) == ["images", "masks"]:
+        raise ConfigError(f"{folder} holds images and masks, which --task segmentation learns from, and no folder a class")
+
+
 def _quartered(request: Request) -> Source:
+    _check_no_scenes(request.path)
     names = class_names(request.path)
     everything = labelled(request.path, names, request.side)
     test = stratified(everything.labels, round(TEST_SHARE * len(everything)), request.generator)

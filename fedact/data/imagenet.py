@@ -1,6 +1,6 @@
 """ImageNet, or some of its classes: train/<wnid>/ and val/<wnid>/ in --data-dir, in the order of the wnids."""
 
-from fedact.data.class_folders import both, scanned
+from fedact.data.class_folders import both, is_folder, scanned
 from fedact.data.examples import Source
 from fedact.data.request import Request
 from fedact.errors import ConfigError
@@ -17,7 +17,7 @@ def load(request: Request) -> Source:
             raise ConfigError(
                 f"--data-dir {request.path} has no folder {folder.name}: ImageNet's is train/<wnid>/, val/<wnid>/"
             )
-    if not any(entry.is_dir() for entry in scanned(val)) and any(scanned(val)):
+    if not any(is_folder(entry) for entry in scanned(val)) and any(scanned(val)):
         raise ConfigError(
             f"{val} is not sorted into val/<wnid>/: torchvision.datasets.imagenet.parse_val_archive({str(request.path)!r}) "
             "unpacks the archive so, after parse_devkit_archive"

@@ -13,7 +13,8 @@ from fedact.errors import ConfigError
 def lines(file: Path, words: int) -> list[list[str]]:
     """Return the words of each line that is no comment, at least so many; raises ConfigError for a line of fewer."""
     try:
-        text = file.read_text(encoding="utf-8")
+        # With the mark that some editors begin a file with, which is no part of its first word.
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedact.data.class_folders import scanned
+from fedact.data.class_folders import is_folder, scanned
 from fedact.data.examples import Source
 from fedact.data.files import some_of
 from fedact.data.folder import TEST_SHARE, tested_on
@@ -49,7 +49,7 @@ def load(request: Request) -> Source:
 
 def _names(file: Path) -> tuple[str, ...]:
     """Return the names of the classes, none where there is no such file; raises ConfigError for doubles."""
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         return ()
     names = [" ".join(row) for row in lines(file, 1)]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
@@ -81,11 +81,16 @@ def _by_stem(folder: Path, kind: str) -> dict[str, str]:
     return stems
 
 
-def _below(folder: Path) -> Iterator[str]:
-    """Yield the paths of the pictures in a folder and in those inside it."""
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """Yield the paths of the pictures in a folder and in those inside it; raises ConfigError for a link that leads back.
+
+    above: the real paths of the folders that it lies in.
+    """
+    if (real := folder.resolve()) in above:
+        raise ConfigError(f"{folder} leads back to {real}, in which it lies")
     for entry in scanned(folder):
-        if entry.is_dir():
-            yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name))
+        if is_folder(entry):
+            yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name, above | {real}))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.name
 
