@@ -15,6 +15,7 @@ EXACT, LAX = ConfigDict(strict=True, extra="forbid"), ConfigDict(strict=True, ex
 Row = dict[str, Any]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @with_config(LAX)
@@ -53,8 +54,8 @@ class ClientRow(TypedDict, total=False):
     micro_batch: Count | None
     num_examples: Count | None
     train_loss: Number | None
-    accuracy: Number | None
-    class_iou: list[Number | None] | None
+    accuracy: Share | None
+    class_iou: list[Share | None] | None
     upload_bytes: Count | None
     download_bytes: Count | None
     fault: str | None
@@ -70,10 +71,10 @@ class RoundRow(TypedDict, total=False):
     method: Required[str]
     seed: Required[Count]
     round: Required[Count]
-    accuracy: Number | None
-    class_iou: list[Number | None] | None
+    accuracy: Share | None
+    class_iou: list[Share | None] | None
     loss: Number | None
-    worst_client_accuracy: Number | None
+    worst_client_accuracy: Share | None
     saved_bytes_max: Count | None
     peak_bytes_max: Count | None
     clients: Count | None

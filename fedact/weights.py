@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedact.data import Preprocessing
@@ -48,7 +48,9 @@ def from_file(file: Path, resolution: int | None, usual: int = 224, key: str = "
         tensors, metadata = _read(file)
         own = _preprocessing(metadata, usual)
     except Exception as error:  # whatever reading raises, the file is broken: unpickling hostile bytes raises anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # What unpickling says is of its own machinery, or a plea to let the file run code.
+        told = str(error) if isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError)) else ""
+        reason = told.splitlines()[0] if told else "it is no file of tensors by name"
         raise ConfigError(f"{flag} cannot be read: {reason}") from None
     side = resolution or own.resolution
     return Weights(tensors, replace(own, resolution=side, resize=side))

@@ -101,8 +101,8 @@ def test_rows_of_other_numbers_of_classes_are_no_run(folder, first):
         folder.rows()
 
 
-@pytest.mark.parametrize("class_iou", [0.5, "0.5", ["a"], [[0.5]], {"road": 0.5}])
-def test_a_class_iou_that_is_no_list_of_numbers_is_no_record(folder, class_iou):
+@pytest.mark.parametrize("class_iou", [0.5, "0.5", ["a"], [[0.5]], {"road": 0.5}, [-0.1, 0.5], [0.5, 1.5]])
+def test_a_class_iou_that_is_no_list_of_shares_is_no_record(folder, class_iou):
     folder.append([HEADER, round_(0, class_iou=class_iou)])
     with pytest.raises(ConfigError, match="line 2, is no record"):
         folder.rows()

@@ -95,6 +95,12 @@ def test_bytes_that_are_no_weights_are_refused_in_one_line(tmp_path_factory, nam
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_is_no_file_of_weights(tmp_path):
+    (tmp_path / "w.txt").write_text("see the other file")
+    with pytest.raises(ConfigError, match=r"w\.txt cannot be read: it is no file of tensors by name"):
+        from_file(tmp_path / "w.txt", None)
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.99])
 def test_a_torn_file_is_refused(tmp_path, name, share):
