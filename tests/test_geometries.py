@@ -127,3 +127,18 @@ def test_no_truncated_factor_pins_the_whole_one(text):
     """``svd(...)[:, :k]`` keeps every column, and ``.contiguous()`` of a column of a column-major result copies nothing."""
     tensors, _, state = make_method(text).compress(image())
     assert stored_bytes([*tensors, *state.tensors]) == sum(tensor.nbytes for tensor in (*tensors, *state.tensors))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 24])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_pointwise_convolutions_may_skip_pixels_in_every_layout(channels, layout, padding_mode):
+    generator = torch.Generator().manual_seed(channels)
+    # Where oneDNN is asked, few channels in channels-last order come out wrong, or end the process.
+    layer = nn.Conv2d(channels, 8, 1, stride=2, padding=int(padding_mode != "zeros"), padding_mode=padding_mode)
+    x = torch.randn(32, channels, 32, 32, generator=generator).contiguous(memory_format=layout)
+    grad_output = torch.randn(layer(x).shape, generator=generator)
+    found = [Convolution.of(layer).weight_gradient(x, grad_output, layer.weight) for _ in range(10)]
+    layer.double()(x.double().contiguous()).backward(grad_output.double())
+    for each in found:
+        assert torch.allclose(each.double(), layer.weight.grad, rtol=1e-4, atol=1e-4)
