@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedact.config import Config
-from fedact.errors import ConfigError
+from fedact.errors import ConfigError, as_flag
 from fedact.flags import Parser, check_file, through
 from fedact.settings import make_config
 
@@ -53,7 +53,7 @@ def parser() -> Parser:
     result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
     result.add_argument("--rounds", type=int, default=SUPPRESS, metavar="N", help=ROUNDS_HELP)
     for name, says in MODES.items():
-        result.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=says)
+        result.add_argument(as_flag(name), action="store_true", help=says)
     result.add_files(FILES)
     return result
 
@@ -82,7 +82,7 @@ def _steady(rounds: int | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return what a config with timed rounds says beside what was given; raises ConfigError for a fleet without them."""
     if rounds is None:
         for name in (name for name in FLEET if name in given):
-            raise ConfigError(f"--{name.replace('_', '-')} is of the fleet whose rounds --rounds N times: give that too")
+            raise ConfigError(f"{as_flag(name)} is of the fleet whose rounds --rounds N times: give that too")
         return {}
     if rounds < 1:
         raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from fedact.budgets import dealt_budgets, in_bytes, parse_budget
 from fedact.devices import read_devices
+from fedact.errors import as_flag
 from fedact.faults import make_faults
 from fedact.privacy import make_privacy
 from fedact.sizes import parse_bytes
@@ -68,7 +69,7 @@ class Config(BaseModel):
     task: Literal["classification", "segmentation"] = Field(
         "classification",
         description="what is learned: a class for each image, or segmentation, one for each of its pixels, with "
-        + ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in OF_SEGMENTATION.items()),
+        + ", ".join(f"{as_flag(name)} {value}" for name, value in OF_SEGMENTATION.items()),
     )
     dataset: str = Field("digits", description="data set")
     data_dir: Path | None = Field(

@@ -33,6 +33,11 @@ def shortened(value: object) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
+def as_flag(name: str) -> str:
+    """Return a setting as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest allowed word, or nothing."""
     close = get_close_matches(given, list(allowed), n=1, cutoff=0.5)

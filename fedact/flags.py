@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedact.config import Config
-from fedact.errors import ConfigError, nearest
+from fedact.errors import ConfigError, as_flag, nearest
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MOST_SAID = 2000
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
             default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
             value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
             self.add_argument(
-                f"--{name.replace('_', '-')}",
+                as_flag(name),
                 default=argparse.SUPPRESS,
                 help=f"{field.description}{default}".replace("%", "%%"),
                 **({"action": "store_true"} if field.annotation is bool else value),

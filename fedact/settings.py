@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedact.config import Config
-from fedact.errors import ConfigError, nearest, shortened
+from fedact.errors import ConfigError, as_flag, nearest, shortened
 from fedact.toml import read_table
 
 
@@ -36,4 +36,4 @@ def _explain(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not name or message.startswith("--"):
         return str(message)
-    return f"--{name.replace('_', '-')} is {shortened(detail['input'])}: {message[0].lower()}{message[1:]}"
+    return f"{as_flag(name)} is {shortened(detail['input'])}: {message[0].lower()}{message[1:]}"

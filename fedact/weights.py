@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedact.data import Preprocessing
-from fedact.errors import ConfigError
+from fedact.errors import ConfigError, as_flag
 from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, own_layout
 from fedact.models.mcunet import MCUNet
 from fedact.surgery import convolutions, head
@@ -41,7 +41,7 @@ def from_file(file: Path, resolution: int | None, usual: int = 224, key: str = "
     Raises ConfigError for a missing or broken file. A given resolution overrides the file's; where there is neither, it is
     the usual one. key: the setting that named the file.
     """
-    flag = f"--{key.replace('_', '-')} {file}"
+    flag = f"{as_flag(key)} {file}"
     if not file.is_file():
         raise ConfigError(f"{flag}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
     try:
@@ -86,7 +86,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str, key: st
     Raises ConfigError for the weights of another model, naming the first tensors that do not fit. origin, key: where they
     come from, and the setting that said so.
     """
-    own, flag = model.state_dict(), f"--{key.replace('_', '-')} {origin}"
+    own, flag = model.state_dict(), f"{as_flag(key)} {origin}"
     if fills_encoder_alone(model, tensors):
         tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
     tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
