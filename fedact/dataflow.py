@@ -18,6 +18,9 @@ PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 PRODUCTS = ("mul", "mul_", "imul", "multiply")
 """Functions and methods that keep each of two tensors for the gradient of the other."""
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+"""What torch's own code hangs on a module, be it what it may."""
+
 Consumers = dict[str, list[set[str]]]
 """For each module and each of its calls, who takes its output; nobody, where something may change it in place."""
 
@@ -126,8 +129,8 @@ def _trace(model: nn.Module) -> Graph | None:
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """Return the plain attributes that a module's code may turn on."""
-    settings = vars(module).items()
-    return [(name, value) for name, value in settings if isinstance(value, bool | int | float | str) or callable(value)]
+    own = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
+    return [(name, value) for name, value in own if isinstance(value, (bool, int, float, str)) or callable(value)]
 
 
 def _takers(node: Node, modules: dict[str, nn.Module]) -> set[str]:

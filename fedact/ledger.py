@@ -3,7 +3,7 @@
 import math
 import weakref
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PAPER_BYTES_PER_ELEMENT = 4
+_NO_TENSORS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+_FRESH, _ROOT = torch.ops.aten.lift_fresh.default, torch.ops.aten.ones_like.default
 
 Span = tuple[float, float, int]
 """From when to when, both inclusive, and how many bytes."""
@@ -88,14 +90,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if backward:
             self.backward_times.append(self.clock)
         # What is made from a number, a list or an array is first seen here, but was not there before.
-        fresh = func is torch.ops.aten.lift_fresh.default
+        fresh = func is _FRESH
         for tensor in tensors_in((args, kwargs)):
             life = self.find(tensor, born=fresh, before_backward=not (fresh and backward))
             life.read = life.read or not backward
             life.entered = life.entered or (bool(self.modules) and not backward)
             life.last_use = self.clock if in_graph else life.last_use
         result = func(*args, **(kwargs or {}))
-        root = func is torch.ops.aten.ones_like.default and not self.modules
+        root = func is _ROOT and not self.modules
         for tensor in tensors_in(result):
             self.find(tensor, born=True, before_backward=not backward, root=root)
         return result
@@ -196,15 +198,22 @@ def address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples, dictionaries and dataclasses; a sparse one has no storage of its own."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples, dictionaries and dataclasses; a sparse one has no storage of its own."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    # Called for every argument of every operation: what is nothing but a number is told at once.
+    if type(value) in _NO_TENSORS:
+        return
     if isinstance(value, Tensor):
         if value.layout is torch.strided:
-            yield value
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
+            found.append(value)
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _collect(item, found)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from tensors_in(list(vars(value).values()))
+        _collect(vars(value), found)

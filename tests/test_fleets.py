@@ -25,8 +25,8 @@ MIX = "1KB:1,6KB:1,100KB:2,none:1"
 def mixed(tmp_path_factory) -> Path:
     """A finished run of clients that are skipped, train little, more and all they like; measured every third round."""
     folder = tmp_path_factory.mktemp("run") / "mixed"
-    mix = ["--clients", "5", "--budget", MIX, "--method", "vanilla", "--rounds", "5", "--evaluate-every", "3"]
-    assert main([*TINY, *mix, "--sample-fraction", "0.6", "--out", str(folder)]) == 0
+    mix = ["--clients", "5", "--budget", MIX, "--layers", "auto", "--method", "vanilla", "--rounds", "5"]
+    assert main([*TINY, *mix, "--evaluate-every", "3", "--sample-fraction", "0.6", "--out", str(folder)]) == 0
     return folder
 
 

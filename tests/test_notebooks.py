@@ -11,10 +11,16 @@ from tests.test_simulate import BOTH
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture(scope="module")
+def users_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("users") / "run"
+    assert main([*BOTH, "--rounds", "1", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, tmp_path, monkeypatch):
-    assert main([*BOTH, "--rounds", "1", "--layers", "2", "--out", str(tmp_path / "run")]) == 0
-    monkeypatch.setenv("FEDACT_RUN", str(tmp_path / "run"))
+def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, users_run, monkeypatch):
+    monkeypatch.setenv("FEDACT_RUN", str(users_run))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
     kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}

@@ -40,7 +40,7 @@ MODELS = {
     "resnet": (small_resnet, range(16, 25)),
 }
 """Each with the resolutions that it is asked for at."""
-FAST, QUICK_MODELS = 30, ["net", "net", "normed", "residual"]
+FAST, ALL, QUICK_MODELS = 20, 120, ["net", "net", "normed", "residual"]
 FREE = ["auto", "hosvd", "transform"]
 ASKED = [
     *METHODS, "auto", "auto", "transform",
@@ -156,7 +156,7 @@ def check_answers(asked: Case, plan: Plan) -> None:
         assert all(make_method(kept.method).keeps_input for kept in plan.kept)
 
 
-@pytest.mark.parametrize("seed", [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, 330))])
+@pytest.mark.parametrize("seed", [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))])
 def test_no_step_exceeds_the_budget_and_the_plans_bytes_are_those_measured(seed):
     asked = case(seed)
     plan = asked.plan()

@@ -47,6 +47,7 @@ def test_every_config_is_valid_and_says_how_it_is_run(path):
     assert f"--config configs/{path.name}" in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_training_loop_of_the_readme_saves_the_memory_it_says(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(block, "README", "exec"), {})

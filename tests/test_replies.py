@@ -232,7 +232,7 @@ def edited(numbers, edit: str, examples: int) -> Message:
     return reply_with(record, {**GOOD, "num-examples": examples})
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @given(replies)
 def test_the_mean_of_what_is_let_through_is_finite_and_within_the_updates_range(fleet):

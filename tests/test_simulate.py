@@ -17,9 +17,9 @@ from fedact.simulate import main
 from fedact.strategies import STRATEGIES
 
 TINY = [
-    "--dataset", "synthetic", "--weights", "none", "--max-examples", "160", "--max-test-examples", "40", "--width", "0.25",
+    "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",
     "--resolution", "32", "--clients", "4", "--rounds", "2", "--batch-size", "8", "--calibration", "16",
-    "--local-epochs", "1", "--budget", "60KB",
+    "--local-epochs", "1", "--layers", "2", "--budget", "60KB",
 ]  # fmt: skip
 BOTH = [*TINY, "--method", "vanilla", "--method", "hosvd"]
 
@@ -138,24 +138,8 @@ def test_a_step_over_the_budget_is_a_failed_row_and_exit_code_1(tmp_path, monkey
 
 
 def test_a_client_that_diverges_is_a_failed_row_and_never_reaches_the_average(tmp_path):
-    assert (
-        main(
-            [
-                *TINY,
-                "--lr",
-                "1e6",
-                "--clip-norm",
-                "1e6",
-                "--local-epochs",
-                "4",
-                "--rounds",
-                "1",
-                "--out",
-                str(tmp_path / "run"),
-            ]
-        )
-        == 1
-    )
+    diverging = ["--lr", "1e6", "--clip-norm", "1e6", "--local-epochs", "20", "--layers", "4", "--rounds", "1"]
+    assert main([*TINY, *diverging, "--out", str(tmp_path / "run")]) == 1
     run = fedact.load_run(tmp_path / "run")
     assert set(run.clients["status"]) == {"failed"}
     assert run.clients["reason"].str.contains("diverged").all()
@@ -164,7 +148,7 @@ def test_a_client_that_diverges_is_a_failed_row_and_never_reaches_the_average(tm
 
 def test_mixed_budgets_skip_and_shrink_as_they_must(tmp_path):
     mix = "1KB:1,6KB:1,100KB:1,none:1"
-    assert main([*TINY, "--budget", mix, "--method", "exact", "--out", str(tmp_path / "run")]) == 0
+    assert main([*TINY, "--layers", "auto", "--budget", mix, "--method", "exact", "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     by_budget = run.clients.groupby(run.clients["budget_bytes"].fillna(0))
     assert by_budget["status"].first()[1000.0] == "skipped"
@@ -217,10 +201,8 @@ def test_a_dry_run_shows_plans_and_partition_and_writes_nothing(tmp_path, capsys
 @pytest.mark.parametrize("more", [[], ["--train-norm"]], ids=["", "train-norm"])
 def test_every_method_trains_within_its_budget(tmp_path, more):
     named = [argument for text in published() for argument in ("--method", text)]
-    assert (
-        main([*TINY, "--rounds", "1", "--layers", "3", "--budget", "90KB", *named, *more, "--out", str(tmp_path / "run")])
-        == 0
-    )
+    small = ["--rounds", "1", "--layers", "3", "--budget", "90KB", "--clients", "2"]
+    assert main([*TINY, *small, *named, *more, "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     assert set(run.clients["method"].str.split(":").str[0]) == set(METHODS)
     assert set(run.clients["status"]) == {"ok"}

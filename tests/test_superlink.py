@@ -29,6 +29,7 @@ def open_fleet(tmp_path):
         yield started
 
 
+@pytest.mark.slow
 def test_nodes_with_budgets_of_their_own_give_the_rows_of_a_local_run(open_fleet: Fleet, tmp_path):
     open_fleet.node("first", "partition-id=0 num-partitions=2 memory-budget='15KB'")
     open_fleet.node("second", "partition-id=1 num-partitions=2")
