@@ -1,5 +1,7 @@
 """A small network with everything a plan must cope with, and plans for it."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ def in_scope(memory: Memory, scope: str) -> int:
     return memory.saved_bytes if scope == "saved" else memory.peak_bytes
 
 
+@cache
 def plan_for(budget, size=8, method="exact", layers="auto", scope="saved", **data) -> Plan:
     return fedact.make_plan(net(), budget, batch(size, **data), method, layers, scope)
 

@@ -239,6 +239,13 @@ def test_a_missing_picture_and_a_link_to_nothing_are_named(pictures, tmp_path):
         kept(pictures, np.arange(12), tmp_path / "cache")
 
 
+def test_a_pipe_is_named_and_not_waited_for(pictures, tmp_path):
+    (pictures.root / "04.png").unlink()
+    os.mkfifo(pictures.root / "04.png")
+    with pytest.raises(ConfigError, match=r"04\.png cannot be read: it is no file"):
+        kept(pictures, np.arange(5), tmp_path / "cache")
+
+
 def test_links_to_pictures_are_pictures(pictures, tmp_path):
     (tmp_path / "links").mkdir()
     for file in pictures.files:

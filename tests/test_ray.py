@@ -57,6 +57,7 @@ def load_answer_with_its_process():
     return answer_with_its_process
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_a_local_run_but_for_seconds(local, tmp_path):
     assert main([*SMALL, "--runtime", "ray", "--out", str(tmp_path / "run")]) == 0
     assert timeless(tmp_path / "run") == timeless(local)

@@ -67,11 +67,16 @@ def test_weights_in_torchs_cache_run_no_code(tmp_path, monkeypatch, legacy):
     Payload.ran = False
 
 
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    assert main([*ONE, "--seeds", "2", "--rounds", "0", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def begun(tmp_path, capsys) -> Path:
-    assert main([*ONE, "--seeds", "2", "--rounds", "0", "--out", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
-    return tmp_path / "run"
+def begun(begun_once, tmp_path) -> Path:
+    return shutil.copytree(begun_once, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
+from stat import S_ISCHR, S_ISFIFO
 
 import numpy as np
 from PIL import Image
@@ -78,6 +79,9 @@ def _key(files: Files) -> str:
             state = os.stat(f"{root}/{file}")
         except OSError as error:
             raise ConfigError(f"{files.root / file} cannot be read: {error.strerror}") from None
+        if S_ISFIFO(state.st_mode) or S_ISCHR(state.st_mode):
+            # It would be waited for, or read for ever.
+            raise ConfigError(f"{files.root / file} cannot be read: it is no file")
         digest.update(os.fsencode(file) + f"\0{state.st_size} {state.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
