@@ -1,5 +1,8 @@
 """What a budget buys on MobileNetV2 with ImageNet weights and CIFAR-10 images at 224 px: bytes, depth, gradients."""
 
+from bisect import bisect_left
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +69,6 @@ def test_four_layers_in_128_000_bytes_with_nearly_the_exact_gradient(development
 
 @pytest.mark.slow
 def test_every_layer_in_512_000_bytes(development_data):
-    """No published method, and no micro-batch of plain training, gets anywhere near: the table of the README."""
     model, server, client = model_and_batches(development_data, 8)
     plan = fedact.make_plan(model, 512_000, server, "auto", 52)
     assert plan.layers == 52
@@ -74,14 +76,25 @@ def test_every_layer_in_512_000_bytes(development_data):
     found = cosines(model, plan, client)
     print(f"auto: 52 layers, {plan.saved_bytes:,} bytes, lowest cosine {min(found.values()):.4f}")
     assert min(found.values()) >= 0.95
-    for method in PUBLISHED:
-        other = deepest(model, server, method)
-        lowest = min(cosines(model, other, client).values())
-        print(f"{method}: {other.layers} layers, {other.saved_bytes:,} bytes, lowest cosine {lowest:.4f}")
-        assert other.layers < 52 or lowest < 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_no_published_method_gets_anywhere_near(development_data, method):
+    """Nor any micro-batch of plain training: the table of the README."""
+    model, server, client = model_and_batches(development_data, 8)
+    other = deepest(model, server, method)
+    lowest = min(cosines(model, other, client).values())
+    print(f"{method}: {other.layers} layers, {other.saved_bytes:,} bytes, lowest cosine {lowest:.4f}")
+    assert other.layers < 52 or lowest < 0.95
 
 
 def deepest(model, example, method: str) -> Plan:
     """Return the plan with the most layers that a method has in 512,000 bytes."""
-    plans = ((depth, fedact.make_plan(model, 512_000, example, method, depth)) for depth in DEPTHS)
-    return next(plan for depth, plan in plans if plan.status != "skipped" and plan.layers == depth)
+    at = cache(lambda depth: fedact.make_plan(model, 512_000, example, method, depth))
+
+    def fits(depth: int) -> bool:
+        return at(depth).status != "skipped" and at(depth).layers == depth
+
+    # Fewer layers never hold more.
+    return at(DEPTHS[bisect_left(DEPTHS, True, key=fits)])
