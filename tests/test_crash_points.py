@@ -67,7 +67,7 @@ def goes_on(arguments: list[str], out: Path, dies_at: int | None) -> int:
 
 
 def dies_everywhere(arguments: list[str], tmp_path: Path, every: int = 1) -> int:
-    """Let a run die at each step in turn, or at one of ``every``, and what goes on from it at its third; returns the last."""
+    """Let a run die at each step in turn, or at one of ``every``, and what goes on from it at its third; return the last."""
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     expected = contents(tmp_path / "whole")
     for dies_at in count(step=every):

@@ -40,7 +40,7 @@ MODELS = {
     "resnet": (small_resnet, range(16, 25)),
 }
 """Each with the resolutions that it is asked for at."""
-FAST, ALL, QUICK_MODELS = 20, 120, ["net", "net", "normed", "residual"]
+FAST, ALL, QUICK_MODELS = 20, 100, ["net", "net", "normed", "residual"]
 FREE = ["auto", "hosvd", "transform"]
 ASKED = [
     *METHODS, "auto", "auto", "transform",
