@@ -198,7 +198,7 @@ def test_a_dry_run_shows_plans_and_partition_and_writes_nothing(tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("more", [[], ["--train-norm"]], ids=["", "train-norm"])
+@pytest.mark.parametrize("more", [[], pytest.param(["--train-norm"], marks=pytest.mark.slow)], ids=["", "train-norm"])
 def test_every_method_trains_within_its_budget(tmp_path, more):
     named = [argument for text in published() for argument in ("--method", text)]
     small = ["--rounds", "1", "--layers", "3", "--budget", "90KB", "--clients", "2"]
