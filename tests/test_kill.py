@@ -38,7 +38,7 @@ RUNS = {
     ],
 }  # fmt: skip
 KILLED = -signal.SIGKILL
-KILLS_EACH = 8
+KILLS_EACH = 4
 MOST_KILLS = 3
 """Of one run: when it was started, and when it went on."""
 

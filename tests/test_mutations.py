@@ -25,7 +25,7 @@ from tests.test_kill import SMALL
 
 COMMAND = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "60KB", "--method", "lance:variance=0.8"]
 ONE = [*SMALL, "--layers", "0", "--rounds", "1", "--method", "exact"]
-FAST, ALL = 3, 50
+FAST, ALL = 3, 25
 """Cases of each kind."""
 SECONDS, WAITING, BYTES = 60, 600, 4 * 10**9
 """What a case may take: computing, in all, and in memory beside what the process has."""
