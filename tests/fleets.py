@@ -13,13 +13,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
-START_SECONDS, RUN_SECONDS = 60, 240
+START_SECONDS, RUN_SECONDS = 120, 600
 """Hard limits: a stalled machine must not hang the suite."""
 
 SMALL = {
     "dataset": "synthetic", "weights": "none", "max-examples": 160, "max-test-examples": 40, "width": 0.25, "resolution": 32,
     "rounds": 1, "batch-size": 8, "calibration": 16, "local-epochs": 1, "layers": 1, "budget": "100KB", "threads": 1,
-    "method": "exact", "node-wait": 40,
+    "method": "exact", "node-wait": 90,
 }  # fmt: skip
 
 

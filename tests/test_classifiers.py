@@ -118,9 +118,8 @@ def test_a_step_of_every_family_counts_all_it_holds(name):
     model, side = make_model(name, CLASSES), FAMILIES[name]
     check_a_step(model, side, ("exact", "hosvd:variance=0.8"))
     layers = min(2, len(convolutions(model))) if len(convolutions(model)) > 1 else 0
-    for method in ("auto", "hosvd:variance=0.8"):
-        plan = fedact.make_plan(model, budget="4MB", example=batch(side), method=method, layers=layers)
-        assert 0 < plan.saved_bytes <= 4_000_000
+    plan = fedact.make_plan(model, budget="4MB", example=batch(side), method="auto", layers=layers)
+    assert 0 < plan.saved_bytes <= 4_000_000
 
 
 def on_no_device(name: str, classes: int) -> nn.Module:

@@ -22,7 +22,7 @@ def users_run(tmp_path_factory) -> Path:
 def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, users_run, monkeypatch):
     monkeypatch.setenv("FEDACT_RUN", str(users_run))
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
     kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= kinds
 
@@ -36,7 +36,7 @@ def test_a_segmentation_run_is_compared_by_changing_the_path_alone(tmp_path, mon
     monkeypatch.setenv("FEDACT_RUN", str(write_segmentation(tmp_path / "run")))
     path = next(path for path in NOTEBOOKS if path.stem == "compare_methods")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
     drawn = [
         cell["source"]
         for cell in notebook.cells

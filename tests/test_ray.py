@@ -72,12 +72,12 @@ def test_ctrl_c_ends_with_130_and_a_resumed_run_equals_an_uninterrupted_one(tmp_
     assert main([*longer, "--out", str(local)]) == 0
     command = [sys.executable, "-m", "fedact.simulate", *longer, "--runtime", "ray", "--out", str(folder)]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while '"round": 1' not in (text_of(folder / "records.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         try:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=120)
         finally:
             # One that does not end fails the test, and does not hold up the others.
             if process.poll() is None:
