@@ -116,10 +116,11 @@ def test_a_plan_for_a_small_classifier_keeps_its_budget(name, method):
 def test_a_step_of_every_family_counts_all_it_holds(name):
     torch.manual_seed(0)
     model, side = make_model(name, CLASSES), FAMILIES[name]
-    check_a_step(model, side, ("exact", "hosvd:variance=0.8"))
+    check_a_step(model, side, ("vanilla", "exact", "hosvd:variance=0.8"))
     layers = min(2, len(convolutions(model))) if len(convolutions(model)) > 1 else 0
-    plan = fedact.make_plan(model, budget="4MB", example=batch(side), method="auto", layers=layers)
-    assert 0 < plan.saved_bytes <= 4_000_000
+    for method in ("auto", "hosvd:variance=0.8", "exact"):
+        plan = fedact.make_plan(model, budget="4MB", example=batch(side), method=method, layers=layers)
+        assert 0 < plan.saved_bytes <= 4_000_000
 
 
 def on_no_device(name: str, classes: int) -> nn.Module:

@@ -91,7 +91,7 @@ def test_weight_gradient_is_autograds_on_the_reconstruction(text, geometry):
 @pytest.mark.parametrize("text", METHODS)
 def test_weight_gradient_on_the_maps_of_a_pyramid_is_autograds_on_the_reconstruction(text, geometry):
     method = make_method(text)
-    for size, examples in product([(1, 1), (1, 2), (3, 3), (6, 6)], [1, 4]):
+    for size, examples in product([(1, 1), (1, 2), (2, 2), (3, 3), (6, 6)], [1, 4]):
         plain = convolution(geometry)
         x = torch.randn(examples, 6, *size, generator=torch.Generator().manual_seed(1)).relu()
         model = compress(nn.Sequential(copy.deepcopy(plain)), text, layers=1)

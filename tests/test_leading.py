@@ -47,7 +47,7 @@ def assert_leading(x: torch.Tensor, mode: int, u: torch.Tensor, inaccuracy: floa
 
 @layouts
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-@pytest.mark.parametrize("decay", [0.5, 1.5])
+@pytest.mark.parametrize("decay", [0.5, 1.0, 1.5])
 def test_iteration_finds_the_published_rank_and_the_leading_vectors(shape, decay, layout):
     mode = int(np.argmax(shape))
     values = 1.0 + np.arange(min(400, shape[mode], np.prod(shape) // shape[mode]))
