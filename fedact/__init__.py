@@ -18,9 +18,9 @@ _PUBLIC = {
     "apply": "surgery",
     "measure_memory": "memory",
     "make_plan": "planner",
-    "Plan": "plans",
+    "Plan": "config.plan",
     "load_run": "records",
-    "ConfigError": "errors",
+    "ConfigError": "config.errors",
 }
 __all__ = ["ConfigError", "Plan", "apply", "compress", "compression", "load_run", "make_plan", "measure_memory", "restore"]
 

@@ -17,8 +17,8 @@ from flwr.serverapp import strategy as flower
 from torch import Tensor
 
 from fedact.averaging import RunningMean, by_layer, laid_over
-from fedact.errors import ConfigError
-from fedact.strategies import Strategy
+from fedact.config.errors import ConfigError
+from fedact.config.strategies import Strategy
 
 TENSOR, STEPS = "tensor", "steps"
 

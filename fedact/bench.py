@@ -5,10 +5,10 @@ from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-from fedact.config import Config
-from fedact.errors import ConfigError, as_flag
+from fedact.config.errors import ConfigError, as_flag
+from fedact.config.loading import make_config
+from fedact.config.schema import Config
 from fedact.flags import Parser, check_file, through
-from fedact.settings import make_config
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",

@@ -11,12 +11,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from fedact.compression import Method, make_method, method_name
+from fedact.config.spec import spelled
 from fedact.families import family
 from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
 from fedact.measurement import Measured
 from fedact.plots import COLORS, error_scale, short_size
-from fedact.spec import spelled
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
 """One colour a method: those of the other figures but the grey, which is the frontier's, and two of Tol's."""

@@ -6,10 +6,10 @@ from statistics import fmean
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fedact.config.sizes import format_bytes
 from fedact.equal_cosine import LARGE, Least, Ratios
 from fedact.fidelity import ROUNDING
 from fedact.measurement import Measured
-from fedact.sizes import format_bytes
 
 COSTS = ("saved", "state", "peak", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")

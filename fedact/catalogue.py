@@ -8,16 +8,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rich.console import Console
 
 from fedact.compression import AUTO, METHODS, Method
+from fedact.config.devices import read_devices
+from fedact.config.faults import Faults
+from fedact.config.privacy import PRIVACY
+from fedact.config.sizes import format_bytes
+from fedact.config.spec import settings_of, spelled
+from fedact.config.strategies import STRATEGIES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
-from fedact.devices import read_devices
-from fedact.faults import Faults
 from fedact.models import MODELS, SEGMENTERS, others
 from fedact.partition import PARTITIONS
-from fedact.privacy import PRIVACY
 from fedact.report import listing
-from fedact.sizes import format_bytes
-from fedact.spec import settings_of, spelled
-from fedact.strategies import STRATEGIES
 
 
 def show_tables(devices: str | None = None) -> int:

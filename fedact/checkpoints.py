@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
+from fedact.config.errors import ConfigError
 from fedact.disk import make_folder, write_whole
-from fedact.errors import ConfigError
 
 __all__ = ["check_fit", "load", "load_like", "make_folder", "save"]
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.parts import Parts, even_sizes
 from fedact.rule import Partition, check_alpha
 

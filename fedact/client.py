@@ -10,14 +10,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedact.config import Config
+from fedact.config.plan import Plan
+from fedact.config.schema import Config
+from fedact.config.seeds import Purpose, generator
+from fedact.config.strategies import make_strategy
 from fedact.experiment import Experiment, shared
 from fedact.mods import MODS
-from fedact.plans import Plan
 from fedact.reuse import client_batches
 from fedact.schedule import learning_rate
-from fedact.seeds import Purpose, generator
-from fedact.strategies import make_strategy
 from fedact.surgery import load_states, trained_parameters
 from fedact.tasks import Outcome
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally

@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.flags import Parser, through
 
 ACCURACY_HELP = "the accuracy or mean IoU that 'rounds to' asks for, such as 0.9 or 90%% [95 %% of the best at the end]"

@@ -13,8 +13,8 @@ from fedact.case_figures import Figures, figures_of, target_accuracy
 from fedact.compare_plots import FIGURES, class_iou
 from fedact.compare_table import as_csv, tables
 from fedact.comparison import Case, Comparison, compare_runs
+from fedact.config.errors import ConfigError
 from fedact.disk import make_folder, write_whole
-from fedact.errors import ConfigError
 from fedact.html_report import html_report
 from fedact.layer_plots import memory_by_layer
 from fedact.plots import png

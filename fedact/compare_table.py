@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedact.case_figures import Figures
+from fedact.config.sizes import format_bytes
 from fedact.report import listing
 from fedact.scores import SCORE_NAMES
 from fedact.shown import visible
-from fedact.sizes import format_bytes
 
 Cell = Callable[[Figures], str]
 PERCENT, BYTES_PER_MB = 100, 1e6

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.spec import spelled
+from fedact.config.toml import read_table
 from fedact.headers import SAME, check_another_seed, check_header
 from fedact.records import Row, Run, RunFolder, make_run, run_folders
 from fedact.scores import SCORE_NAMES, task_of
-from fedact.spec import spelled
-from fedact.toml import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

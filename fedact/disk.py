@@ -7,7 +7,7 @@ import secrets
 from contextlib import ExitStack
 from pathlib import Path
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 UNFINISHED = ".part"
 """How the name of a file ends until it is whole; it starts with a dot."""

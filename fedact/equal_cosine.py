@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.compression import Method, method_name
 from fedact.compression.operations import Convolution
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.families import at, family
 from fedact.fidelity import spread
 from fedact.memory import stored_bytes

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedact.config import Config, cache_folder
+from fedact.config.errors import ConfigError, unknown
+from fedact.config.plan import Plan
+from fedact.config.schema import Config, cache_folder
+from fedact.config.seeds import Purpose, generator, torch_seed
+from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, settled
-from fedact.errors import ConfigError, unknown
 from fedact.frozen import FrozenPart
 from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.parts import HeldOutParts
-from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache
-from fedact.seeds import Purpose, generator, torch_seed
-from fedact.spec import build
 from fedact.starting import (
     after_encoder,
     check_images,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import State
+from fedact.config.seeds import Purpose, generator
 from fedact.layers import Keeping
 from fedact.layers.keeping import Keeper
 from fedact.memory import Memory, largest, measure_memory
 from fedact.replay import Batch, Prefix, part_step, parts, prefix_of, record, step
-from fedact.seeds import Purpose, generator
 from fedact.surgery import trained_parameters
 
 ROUNDING = 1e-9

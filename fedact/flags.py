@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedact.config import Config
-from fedact.errors import ConfigError, as_flag, nearest
+from fedact.config.errors import ConfigError, as_flag, nearest
+from fedact.config.schema import Config
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MOST_SAID = 2000

@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedact.budgets import parse_budget
-from fedact.config import Config
-from fedact.errors import ConfigError
+from fedact.config.budgets import parse_budget
+from fedact.config.errors import ConfigError
+from fedact.config.schema import Config
 from fedact.experiment import Experiment
 from fedact.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
 from fedact.node import digest

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedact.config import Config
-from fedact.errors import ConfigError, unknown
+from fedact.config.errors import ConfigError, unknown
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config
 from fedact.flags import log_to_stderr
-from fedact.settings import make_config, read_toml
 
 NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address")
@@ -138,9 +138,9 @@ def _describe(message: Message, context: Context) -> Message:
 
 def _train(message: Message, context: Context) -> Message:
     from fedact.client import train_on
+    from fedact.config.plan import Plan
     from fedact.mods import guarded
     from fedact.node import experiment_of, keep_start, read_node
-    from fedact.plans import Plan
 
     node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
     assert isinstance(order, ConfigRecord)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedact.chunks import in_chunks
+from fedact.config.plan import Plan
 from fedact.crossing import LEAST_GROUP, Layout, Positions, group_for, layouts, made
 from fedact.data import Loader
 from fedact.memory import measure_memory, stored_bytes
-from fedact.plans import Plan
 from fedact.prefix import Split, in_place_of_forward, split
 from fedact.prefix_cache import PrefixCache
 from fedact.surgery import states

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.rows import Count, Row
 
 SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

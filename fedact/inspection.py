@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fedact.budgets import parse_budget
-from fedact.config import Config
+from fedact.config.budgets import parse_budget
+from fedact.config.plan import Plan, plan_key, plans_json
+from fedact.config.schema import Config
+from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.disk import write_whole
 from fedact.experiment import Experiment, check_names, prepare
@@ -22,10 +24,8 @@ from fedact.plan_plots import plans_against_budget
 from fedact.plan_report import kept_table, title
 from fedact.plan_summary import Findings, held, summary
 from fedact.planning import calibration_batch, canonical_methods, plan_for
-from fedact.plans import Plan, plan_key, plans_json
 from fedact.plots import png
 from fedact.replay import Batch
-from fedact.seeds import Purpose, generator
 from fedact.starting import SMALL_RESOLUTION
 from fedact.surgery import convolutions
 from fedact.weights import plain_preprocessing

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fedact.config import Config
-from fedact.errors import BadReply, NoReply
+from fedact.config.errors import BadReply, NoReply
+from fedact.config.faults import Fault, Faults, drawn, make_faults
+from fedact.config.plan import Plan
+from fedact.config.schema import Config
+from fedact.config.seeds import Purpose, generator
 from fedact.experiment import Experiment
-from fedact.faults import Fault, Faults, drawn, make_faults
-from fedact.plans import Plan
 from fedact.records import Row, RunFolder
 from fedact.replanning import PlanBook
-from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, trained_parameters
 
 OnRound = Callable[[Row, list[Row]], None]

@@ -9,10 +9,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
-from fedact.faults import damaged
-from fedact.privacy import LocalDp, make_privacy
+from fedact.config.faults import damaged
+from fedact.config.privacy import LocalDp, make_privacy
+from fedact.config.seeds import Purpose, generator, numpy_seed
 from fedact.replies import FAILURE
-from fedact.seeds import Purpose, generator, numpy_seed
 
 Train = Callable[[Message, Context], Message]
 

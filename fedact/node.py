@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from fedact import checkpoints
-from fedact.budgets import in_bytes, parse_budget
-from fedact.config import Config, cache_folder
+from fedact.config.budgets import in_bytes, parse_budget
+from fedact.config.errors import ConfigError, unknown
+from fedact.config.loading import make_config
+from fedact.config.plan import Plan
+from fedact.config.schema import Config, cache_folder
 from fedact.data import Preprocessing
-from fedact.errors import ConfigError, unknown
 from fedact.experiment import Experiment, prepare_with
-from fedact.plans import Plan
 from fedact.prefix_cache import fingerprint
-from fedact.settings import make_config
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")

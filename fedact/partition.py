@@ -6,8 +6,9 @@ from heapq import heapify, heappop, heapreplace
 import numpy as np
 
 from fedact.class_skew import Dirichlet, Pathological, Shards
-from fedact.errors import ConfigError
-from fedact.parts import Parts, largest_remainder
+from fedact.config.budgets import largest_remainder
+from fedact.config.errors import ConfigError
+from fedact.parts import Parts
 from fedact.rule import Partition
 from fedact.size_skew import Exponential, Iid, Linear, Quantity, Square
 

@@ -6,7 +6,7 @@ from typing import overload
 
 import numpy as np
 
-from fedact.seeds import Purpose, generator
+from fedact.config.seeds import Purpose, generator
 
 HELD_OUT_SHARE = 0.2
 FEWEST_HELD_OUT = 2
@@ -86,16 +86,6 @@ def bounds_of(sizes: np.ndarray) -> np.ndarray:
 def even_sizes(total: int, pieces: int) -> np.ndarray:
     """Return the sizes of nearly equal pieces, the larger ones first."""
     return total // pieces + (np.arange(pieces) < total % pieces)
-
-
-def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
-    """Return whole numbers that add up to ``total`` in proportion to the shares."""
-    scaled = np.asarray(shares, dtype=float) / np.max(shares)
-    exact = scaled * total / scaled.sum()
-    floors: np.ndarray = np.floor(exact).astype(int)
-    order = np.argsort(floors - exact, kind="stable")
-    floors[order[: total - floors.sum()]] += 1
-    return floors
 
 
 def hold_out(positions: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

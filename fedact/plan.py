@@ -4,8 +4,8 @@ import sys
 from argparse import SUPPRESS
 from typing import Any
 
+from fedact.config.loading import make_config
 from fedact.flags import Parser, check_file, through
-from fedact.settings import make_config
 
 METHOD = "auto"
 FIELDS = (

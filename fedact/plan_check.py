@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fedact.compression import make_method
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.plan import Plan
 from fedact.experiment import Experiment
 from fedact.planning import calibration_batch
-from fedact.plans import Plan
 from fedact.surgery import apply, trained_layers
 from fedact.tasks import task_loss
 from fedact.training import micro_step

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import make_method
+from fedact.config.plan import Kept, Plan
 from fedact.layers import DerivedKeeper, Keeper, Keeping
 from fedact.layers.derived import MadeAgain
-from fedact.plans import Kept, Plan
 from fedact.replay import Batch, twin
 from fedact.stopwatch import Clock, time_micro_batches
 from fedact.surgery import apply, calibrate, compress, kept_inputs

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from fedact.config.plan import Plan
 from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
-from fedact.plans import Plan
 from fedact.plots import COLORS, error_scale, short_size
 
 EXACT = "#555555"

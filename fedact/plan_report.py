@@ -8,12 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.compression import Method, make_method, method_name
-from fedact.config import Config
+from fedact.config.plan import Plan
+from fedact.config.schema import Config
+from fedact.config.sizes import format_bytes
+from fedact.config.spec import spelled
 from fedact.plan_costs import Part
 from fedact.plan_summary import error
-from fedact.plans import Plan
-from fedact.sizes import format_bytes
-from fedact.spec import spelled
 
 COLUMNS = ("shape", "method", "ranks", "bits", "bytes", "expected\nerror", "ms a\nstep")
 SETTINGS = ("ranks", "max_ranks", "bits")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from fedact.config.plan import Plan
+from fedact.config.sizes import format_bytes
 from fedact.fidelity import ROUNDING
 from fedact.plan_costs import Part, StepTime
-from fedact.plans import Plan
-from fedact.sizes import format_bytes
 
 
 @dataclass(frozen=True)

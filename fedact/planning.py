@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor
 
 from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
-from fedact.config import Config
+from fedact.config.errors import ConfigError
+from fedact.config.plan import Plan, Plans, plan_key, read_key
+from fedact.config.schema import Config
 from fedact.data import Loader, centred
-from fedact.errors import ConfigError
 from fedact.experiment import Experiment
 from fedact.planner import expected_error, make_plan
-from fedact.plans import Plan, Plans, plan_key, read_key
 from fedact.surgery import apply, calibrate, states
 from fedact.tasks import task_loss
 

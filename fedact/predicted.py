@@ -5,8 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from fedact.config.errors import ConfigError
 from fedact.data import Loader
-from fedact.errors import ConfigError
 from fedact.experiment import Experiment
 from fedact.prediction_plots import predictions
 from fedact.records import Run

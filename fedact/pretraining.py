@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedact import checkpoints
+from fedact.config.errors import ConfigError
 from fedact.data import Examples, Loader, Preprocessing, cropped_and_flipped, in_blocks
 from fedact.disk import sweep
-from fedact.errors import ConfigError
 from fedact.tasks import task_loss
 
 

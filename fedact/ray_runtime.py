@@ -15,9 +15,8 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedact import client
-from fedact.config import Config
-from fedact.errors import ConfigError
-from fedact.extras import check_extra
+from fedact.config.errors import ConfigError, check_extra
+from fedact.config.schema import Config
 from fedact.local_grid import LocalGrid, answer, failure
 
 Answer = Callable[[Message, Context], Message]

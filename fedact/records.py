@@ -8,10 +8,10 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedact.config.errors import ConfigError
+from fedact.config.plan import plans_from_json
 from fedact.disk import append_lines, cut, sweep, write_whole
-from fedact.errors import ConfigError
 from fedact.holdings import COLUMNS, no_holdings, read_holdings
-from fedact.plans import plans_from_json
 from fedact.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row
 from fedact.scores import score_name
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedact import checkpoints
+from fedact.config.plan import Plan, Plans, plan_key, plans_json, read_key
 from fedact.disk import write_whole
 from fedact.experiment import Experiment
 from fedact.plan_check import check_states
 from fedact.planning import calibrated_states, current_key, is_calibrated, remake
-from fedact.plans import Plan, Plans, plan_key, plans_json, read_key
 from fedact.records import RunFolder
 
 

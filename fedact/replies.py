@@ -9,8 +9,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
-from fedact.errors import BadReply, NoReply
-from fedact.plans import Plan
+from fedact.config.errors import BadReply, NoReply
+from fedact.config.plan import Plan
 
 HEADER_BYTES = 4096
 """More than an array's description ever takes."""

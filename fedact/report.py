@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedact.config.plan import Plan
+from fedact.config.sizes import format_bytes
 from fedact.parts import HeldOutParts
-from fedact.plans import Plan
 from fedact.records import Row, Run
-from fedact.sizes import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedact.config import Config
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config
+from fedact.config.schema import Config
 from fedact.planning import canonical_methods
 from fedact.records import Row, RunFolder
-from fedact.settings import make_config
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
 """What a run does not follow from."""

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedact.config import cache_folder
+from fedact.config.plan import Plan
+from fedact.config.schema import cache_folder
 from fedact.crossing import Positions
 from fedact.data import Augmented, Loader
 from fedact.experiment import Experiment
 from fedact.frozen import FrozenPart, frozen_part
-from fedact.plans import Plan
 from fedact.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 from fedact.training import Batches
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from fedact.averaging import RunningMean
 from fedact.client import recipe
-from fedact.config import Config
+from fedact.config.schema import Config
+from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.disk import write_whole
 from fedact.experiment import Experiment
 from fedact.records import Row, RunFolder
 from fedact.report import listing
 from fedact.runtime import Simulation
-from fedact.seeds import Purpose, generator
 from fedact.surgery import apply, restore, trained_parameters
 from fedact.tasks import task_loss
 from fedact.training import Recipe, epochs

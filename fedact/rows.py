@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Required
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 SCHEMA = 1
 

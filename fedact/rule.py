@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.parts import FEWEST_HELD_OUT, Parts
 
 ENOUGH_EXAMPLES = 10

@@ -12,15 +12,15 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedact import client
-from fedact.config import Config
+from fedact.config.errors import ConfigError
+from fedact.config.plan import Plans, plan_key, plans_from_json, plans_json
+from fedact.config.schema import Config
 from fedact.disk import write_whole
-from fedact.errors import ConfigError
 from fedact.experiment import Experiment, shared
 from fedact.holdings import holdings_csv
 from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.plan_check import check_plan
 from fedact.planning import canonical_methods, make_plans
-from fedact.plans import Plans, plan_key, plans_from_json, plans_json
 from fedact.ray_runtime import RayGrid, check_ray
 from fedact.records import RunFolder
 from fedact.replanning import PlanBook

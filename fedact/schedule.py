@@ -2,7 +2,7 @@
 
 from math import cos, pi
 
-from fedact.config import Config
+from fedact.config.schema import Config
 
 POWER = 0.9
 """Of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""

@@ -11,12 +11,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedact import checkpoints
 from fedact.aggregation import Aggregation, Collector
-from fedact.errors import NoReply
+from fedact.config.errors import NoReply
+from fedact.config.strategies import make_strategy
 from fedact.method_run import MethodRun, OnRound
 from fedact.records import Row
 from fedact.replies import in_order, read_reply
 from fedact.reuse import test_batches
-from fedact.strategies import make_strategy
 from fedact.training import evaluate
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]

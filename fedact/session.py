@@ -11,16 +11,15 @@ from typing import Any
 from rich.console import Console
 
 from fedact import report
-from fedact.config import Config
+from fedact.config.errors import ConfigError, check_extra
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config
 from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
-from fedact.errors import ConfigError
-from fedact.extras import check_extra
 from fedact.flags import log_to_stderr
 from fedact.records import Row, RunFolder, load_run
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
 from fedact.scores import score_name
-from fedact.settings import make_config, read_toml
 from fedact.tensorboard_log import TensorBoardLog
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130

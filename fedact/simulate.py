@@ -4,10 +4,10 @@ import sys
 import time
 from pathlib import Path
 
-from fedact.config import Config
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config
 from fedact.flags import Parser, through
-from fedact.settings import make_config, read_toml
 
 
 def parser() -> Parser:

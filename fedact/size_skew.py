@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedact.parts import Parts, bounds_of, even_sizes, largest_remainder
+from fedact.config.budgets import largest_remainder
+from fedact.parts import Parts, bounds_of, even_sizes
 from fedact.rule import Partition, check_alpha
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedact.config import Config, cache_folder
+from fedact.config.errors import ConfigError
+from fedact.config.schema import Config, cache_folder
+from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.data import VOID, Examples, Preprocessing
-from fedact.errors import ConfigError
 from fedact.models import (
     RESOLUTIONS,
     SCALABLE,
@@ -20,7 +21,6 @@ from fedact.models import (
     make_segmenter,
 )
 from fedact.pretraining import PretrainingRecipe, pretrained
-from fedact.seeds import Purpose, generator, torch_seed
 from fedact.surgery import head, trained_layers
 from fedact.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
 

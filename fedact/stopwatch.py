@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fedact.config.seeds import Purpose, generator
 from fedact.replay import Batch, Prefix, part_step, parts, record, step
-from fedact.seeds import Purpose, generator
 from fedact.tasks import Loss, task_loss
 
 Clock = Callable[[], float]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.plan import Plan
 from fedact.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
-from fedact.plans import Plan
 from fedact.swapping import PLAN, has_statistics, install, restore, trained_parameters
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedact.config.errors import check_extra
 from fedact.data import VOID
-from fedact.extras import check_extra
 from fedact.pixel_loss import pixel_loss, scaled_up
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, Self
 
-from fedact.extras import check_extra
+from fedact.config.errors import check_extra
 from fedact.records import Row, RunFolder
 
 OF_ROUND = ("accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max", "seconds")

@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from fedact import checkpoints
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config
 from fedact.experiment import Experiment, prepare
 from fedact.records import Run, run_folders
-from fedact.settings import make_config
 
 
 def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.Module]:

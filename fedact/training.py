@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.method import owned
-from fedact.errors import BudgetError
+from fedact.config.errors import BudgetError
+from fedact.config.plan import Plan
 from fedact.frozen import Crossed
 from fedact.memory import Memory, largest, measure_memory
-from fedact.plans import Plan
 from fedact.proximal import pull_back, starts_of
 from fedact.surgery import is_lean, trained_parameters
 from fedact.tasks import TASKS, Loss, Outcome, loss_under, task_loss

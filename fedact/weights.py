@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fedact.config.errors import ConfigError, as_flag
 from fedact.data import Preprocessing
-from fedact.errors import ConfigError, as_flag
 from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, own_layout
 from fedact.models.mcunet import MCUNet
 from fedact.surgery import convolutions, head

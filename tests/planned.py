@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
+from fedact.config.plan import Plan
 from fedact.memory import Memory
-from fedact.plans import Plan
 
 
 class Net(nn.Module):

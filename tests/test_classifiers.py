@@ -12,7 +12,7 @@ from torchvision.models import ConvNeXt, MaxVit, SwinTransformer, VisionTransfor
 from torchvision.models.convnext import CNBlockConfig
 
 import fedact
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.memory import Memory
 from fedact.models import make_model
 from fedact.models.classifiers import AUXILIARY, names

@@ -13,7 +13,7 @@ from fedact import compare_plots, plots
 from fedact.class_plots import MOST_CLASSES, last_class_iou
 from fedact.compare_session import run_compare
 from fedact.comparison import compare_runs
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.plots import png
 from fedact.records import load_run
 from tests.test_compare_damage import write_run

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.budgets import parse_budget
-from fedact.config import Config, cache_folder
-from fedact.errors import ConfigError
-from fedact.settings import make_config, read_toml
+from fedact.config.budgets import parse_budget
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config, cache_folder
 from fedact.simulate import parser
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from fedact.config.errors import ConfigError
 from fedact.data import DATASETS, Examples, Loader, Preprocessing, Request
-from fedact.errors import ConfigError
 
 HALF = (0.5, 0.5, 0.5)
 

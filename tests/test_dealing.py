@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.class_skew import Dirichlet, Shards
+from fedact.config.loading import make_config
+from fedact.config.seeds import Purpose, generator
 from fedact.data import Examples, Rows, in_blocks
 from fedact.data.request import Request
 from fedact.data.synthetic import CLASSES, COARSE, NOISE, SIDE, load
@@ -16,8 +18,6 @@ from fedact.parts import HeldOutParts, Parts, bounds_of, hold_out
 from fedact.prefix_cache import fingerprint
 from fedact.report import partition_table
 from fedact.rule import ENOUGH_EXAMPLES
-from fedact.seeds import Purpose, generator
-from fedact.settings import make_config
 from tests.dealing import cases, deal_plainly, split_plainly
 
 seeds = st.integers(0, 2**32 - 1)

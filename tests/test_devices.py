@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.budgets import in_bytes, parse_budget
-from fedact.devices import SHIPPED, read_devices
-from fedact.settings import make_config
+from fedact.config.budgets import in_bytes, parse_budget
+from fedact.config.devices import SHIPPED, read_devices
+from fedact.config.loading import make_config
 from fedact.simulate import main
 from tests.test_simulate import TINY, timeless
 

@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedact import pretraining
+from fedact.config.errors import ConfigError
 from fedact.data import Examples
 from fedact.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
-from fedact.errors import ConfigError
 from fedact.records import RunFolder
 from fedact.simulate import main
 from fedact.weights import plain_preprocessing

@@ -6,10 +6,10 @@ import tensorly as tl
 import torch
 
 import fedact
+from fedact.config.errors import ConfigError
 from fedact.dissection import MODES, components_for, cuts, spectra
 from fedact.dissection_plots import explained_variance, what_variance_costs
 from fedact.equal_cosine import capture
-from fedact.errors import ConfigError
 from fedact.simulate import main
 from fedact.surgery import convolutions
 from fedact.trained import trained_model

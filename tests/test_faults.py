@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.faults import DAMAGES, Fault, Faults, damaged, drawn, make_faults
-from fedact.settings import make_config
+from fedact.config.faults import DAMAGES, Fault, Faults, damaged, drawn, make_faults
+from fedact.config.loading import make_config
 
 UPDATE = {"deep.weight": torch.ones(2, 3), "head.bias": torch.ones(4)}
 PLACES = [(number, client) for number in range(1, 101) for client in range(60)]

@@ -9,16 +9,16 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import fedact
 from fedact import flower_app
-from fedact.config import Config
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config
+from fedact.config.plan import Plan
+from fedact.config.schema import Config
+from fedact.config.toml import read_table
 from fedact.fleet import Fleet, exchange
 from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
 from fedact.local_grid import RUN_ID, LocalGrid
 from fedact.node import digest, held_starts, keep_start, own_config, read_node
-from fedact.plans import Plan
-from fedact.settings import make_config
 from fedact.simulate import main
-from fedact.toml import read_table
 from tests.fleets import REPOSITORY, SMALL
 from tests.test_simulate import timeless
 

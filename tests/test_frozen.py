@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from fedact import frozen
+from fedact.config.plan import Plan
 from fedact.data import Examples, Loader, Preprocessing
 from fedact.frozen import Crossed, frozen_part
 from fedact.planner import make_plan
-from fedact.plans import Plan
 from fedact.surgery import apply
 
 EXAMPLES = 40

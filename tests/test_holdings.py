@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from fedact import plots, server
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.holdings import holdings_csv, read_holdings
 from fedact.partition import deal
 from fedact.records import RunFolder, load_run

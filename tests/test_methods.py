@@ -10,7 +10,7 @@ from fedact.compression import METHODS, make_method, method_name
 from fedact.compression.factor_gradient import factor_gradient
 from fedact.compression.hosvd import HOSVD
 from fedact.compression.operations import Convolution
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.memory import stored_bytes
 from fedact.surgery import compress
 from tests.laws import EVERY_SETTING, GENTLEST, LOSSY, ROUNDING, Case, cases, relative_error

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.models import MODELS, RESOLUTIONS, make_model, others
 from fedact.simulate import main
 from fedact.surgery import convolutions, head, trained_layers

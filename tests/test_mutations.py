@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import fedact
 from fedact import plan, planning, pretraining, server, simulate
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.models import MODELS
 from tests.mutations import MUTATIONS, mutate
 from tests.refusal import quiet_home  # noqa: F401

@@ -4,11 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.class_skew import Dirichlet, Shards
-from fedact.errors import ConfigError
+from fedact.config.budgets import largest_remainder
+from fedact.config.errors import ConfigError
+from fedact.config.spec import build, spell
 from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
-from fedact.parts import even_sizes, hold_out, largest_remainder
+from fedact.parts import even_sizes, hold_out
 from fedact.size_skew import Iid
-from fedact.spec import build, spell
 from tests.dealing import RULES, cases
 
 labelled = st.lists(st.integers(0, 9), min_size=10, max_size=300).map(np.array)

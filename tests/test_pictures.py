@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
+from fedact.config.errors import ConfigError
 from fedact.data import Examples, Rows, Source, decoded, in_blocks, settled
 from fedact.data.decoded import kept
 from fedact.data.pictures import Pictures, decode
-from fedact.errors import ConfigError
 from fedact.prefix_cache import fingerprint
 from tests.picture_sets import write_picture
 

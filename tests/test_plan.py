@@ -9,11 +9,11 @@ import pytest
 
 import fedact
 from fedact import inspection, pretraining
+from fedact.config.loading import make_config
+from fedact.config.plan import plans_from_json
 from fedact.inspection import ladder, prepared
 from fedact.plan import main
 from fedact.planning import calibration_batch
-from fedact.plans import plans_from_json
-from fedact.settings import make_config
 
 SETTINGS = {"dataset": "synthetic", "max_examples": 300, "weights": "none", "width": 0.35, "resolution": 32, "batch_size": 4}
 METHOD = "quantize"

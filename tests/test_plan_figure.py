@@ -5,8 +5,8 @@ import itertools
 import pytest
 from matplotlib.text import Text
 
+from fedact.config.plan import Kept, Plan
 from fedact.plan_plots import plans_against_budget, runs
-from fedact.plans import Kept, Plan
 
 BUDGETS = (64_000, 128_000, 256_000, 512_000)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.planner import expected_error
 from tests import networks
 from tests.planned import Net, batch, net, step

@@ -14,8 +14,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 import fedact
 from fedact.compression import METHODS, make_method
+from fedact.config.plan import Plan
 from fedact.memory import Memory, largest, measure_memory
-from fedact.plans import Plan
 from fedact.replay import parts
 from fedact.surgery import calibrate, load_states, states, trained_parameters
 from fedact.training import micro_step

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import fedact
+from fedact.config.plan import Plan
 from fedact.models import mobilenet_v2
-from fedact.plans import Plan
 from fedact.replay import part_step, parts
 from fedact.surgery import trained_parameters
 from fedact.weights import from_file, load_into

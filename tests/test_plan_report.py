@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 import fedact
+from fedact.config.plan import Kept, Plan
 from fedact.plan_costs import StepTime, parts, step_time
 from fedact.plan_report import kept_table
 from fedact.plan_summary import Findings, bought, error, summary
-from fedact.plans import Kept, Plan
 from tests.planned import batch, net, plan_for
 
 METHODS = ["vanilla", "exact", "exact:derive=2", "hosvd:variance=0.8", "hosvd", "quantize", "transform", "checkpoint", "asi"]

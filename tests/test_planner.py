@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fedact
-from fedact.plans import Plan
+from fedact.config.plan import Plan
 from tests.planned import batch, net, plan_for
 
 # The model -----------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import fedact
-from fedact.plans import Plan
+from fedact.config.plan import Plan
 from tests.planned import plan_for
 
 # JSON, sizes, errors -------------------------------------------------------------------------------------------------------

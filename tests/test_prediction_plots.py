@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgb
 from torch import nn
 
 from fedact import plots, predicted
+from fedact.config.errors import ConfigError
 from fedact.data.masks import VOID
-from fedact.errors import ConfigError
 from fedact.plots import png
 from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
 from fedact.records import load_run

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fedact import pretraining, starting
+from fedact.config.loading import make_config
 from fedact.data import Examples
 from fedact.pretraining import PretrainingRecipe, pretrained, told
-from fedact.settings import make_config
 from fedact.weights import plain_preprocessing
 
 EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)

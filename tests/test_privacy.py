@@ -8,8 +8,8 @@ from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedact.config.privacy import make_privacy
 from fedact.mods import private
-from fedact.privacy import make_privacy
 from fedact.runtime import LocalGrid
 
 RECEIVED = {"deep.weight": torch.full((300, 50), 2.0), "head.weight": torch.ones(40, 25), "tail": torch.zeros(7)}

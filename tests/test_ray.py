@@ -16,9 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 import fedact
 from fedact import client
+from fedact.config.loading import make_config, read_toml
 from fedact.experiment import shared
 from fedact.ray_runtime import RayGrid, backend_config
-from fedact.settings import make_config, read_toml
 from fedact.simulate import main
 from tests.test_simulate import TINY, timeless
 
@@ -149,7 +149,7 @@ def test_what_ray_cannot_do_is_one_line_and_exit_code_2(settings, words, tmp_pat
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("fedact.config.errors.find_spec", lambda name: None)
     assert main([*SMALL, "--runtime", "ray", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

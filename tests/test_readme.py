@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedact import bench, plan
-from fedact.config import Config
-from fedact.settings import make_config, read_toml
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config
 from fedact.simulate import parser
 
 ROOT = Path(__file__).parent.parent

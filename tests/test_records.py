@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
 from tests.planned import plan_row
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact import planning, replanning
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config
+from fedact.config.plan import Plan, plan_key, plans_from_json, plans_json, read_key
 from fedact.experiment import Experiment, prepare
 from fedact.planning import current_key, make_plans, remake
-from fedact.plans import Plan, plan_key, plans_from_json, plans_json, read_key
 from fedact.records import RunFolder
 from fedact.replanning import PlanBook, is_due
-from fedact.settings import make_config
 from fedact.simulate import main
 from tests.planned import plan_for
 from tests.test_simulate import rows, timeless

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedact.averaging import RunningMean
-from fedact.errors import BadReply, NoReply
+from fedact.config.errors import BadReply, NoReply
 from fedact.mods import caught
 from fedact.replies import FIGURES, in_order, read_reply
 from fedact.runtime import LocalGrid

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedact import planning, server
-from fedact.settings import read_toml
+from fedact.config.loading import read_toml
 from fedact.simulate import main
 from tests.refusal import refused
 from tests.stopping import stopping_after

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.loading import make_config
 from fedact.schedule import learning_rate
-from fedact.settings import make_config
 
 
 def rates(**settings) -> list[float]:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fedact.config import Config
+from fedact.config.schema import Config
 from fedact.records import RunFolder, load_run
 from fedact.report import LiveReport, summary
 from fedact.scores import score_name

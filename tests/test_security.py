@@ -10,7 +10,7 @@ import torch
 
 import fedact
 from fedact import weights
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.simulate import main
 from tests.refusal import quiet_home, refused  # noqa: F401
 from tests.test_mutations import ONE

@@ -11,10 +11,10 @@ from nbclient import NotebookClient
 
 import fedact
 from fedact import checkpoints
+from fedact.config.loading import make_config
 from fedact.experiment import prepare
 from fedact.models import make_model
 from fedact.plan import main as plan
-from fedact.settings import make_config
 from fedact.simulate import main
 from fedact.surgery import head
 from tests.scene_sets import halves, paint, write_cityscapes, write_folder, write_mask, write_voc
@@ -161,7 +161,7 @@ def test_a_plan_is_made_for_pixels(tmp_path, capsys):
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
-    with pytest.raises(fedact.errors.ConfigError) as raised:
+    with pytest.raises(fedact.config.errors.ConfigError) as raised:
         prepare(scenes_config(**settings))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -177,7 +177,7 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(settings, words):
     ],
 )
 def test_what_is_for_masks_is_refused_without_them(settings, words):
-    with pytest.raises(fedact.errors.ConfigError) as raised:
+    with pytest.raises(fedact.config.errors.ConfigError) as raised:
         prepare(make_config(settings))
     assert words in str(raised.value)
 
@@ -185,7 +185,9 @@ def test_what_is_for_masks_is_refused_without_them(settings, words):
 @pytest.mark.parametrize("part", ["", "train"])
 def test_images_and_masks_are_no_classes_to_tell_apart(part, tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(fedact.errors.ConfigError, match="holds images and masks, which --task segmentation learns from"):
+    with pytest.raises(
+        fedact.config.errors.ConfigError, match="holds images and masks, which --task segmentation learns from"
+    ):
         prepare(make_config({"dataset": "folder", "data_dir": str(tmp_path / part)}))
 
 
@@ -194,13 +196,13 @@ def test_weights_of_another_network_are_refused_by_the_setting_that_named_them(t
     checkpoints.save(file, make_model("resnet18", 10).state_dict())
     for settings, flag in (({}, "--weights"), ({"weights": "pretrain"}, "--pretrain-from")):
         key = flag[2:].replace("-", "_")
-        with pytest.raises(fedact.errors.ConfigError, match=f"^{flag} .* belong to another model"):
+        with pytest.raises(fedact.config.errors.ConfigError, match=f"^{flag} .* belong to another model"):
             prepare(scenes_config(**{"max_examples": 60, **settings, key: str(file)}))
 
 
 def test_without_the_extra_it_is_named(monkeypatch):
-    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
-    with pytest.raises(fedact.errors.ConfigError, match="needs the extra segmentation"):
+    monkeypatch.setattr("fedact.config.errors.find_spec", lambda name: None)
+    with pytest.raises(fedact.config.errors.ConfigError, match="needs the extra segmentation"):
         prepare(scenes_config())
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.models import SEGMENTERS, encoder_of, make_segmenter
 from fedact.surgery import head
 from fedact.weights import from_torchvision, load_into
@@ -21,7 +21,7 @@ def test_an_unknown_network_is_refused_with_the_nearest_name():
 
 
 def test_without_the_extra_its_networks_are_refused_and_torchvisions_are_not(monkeypatch):
-    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("fedact.config.errors.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pspnet_resnet18 needs the extra segmentation, .* pip install -e '.\[segment"):
         make_segmenter("pspnet_resnet18", CLASSES)
     assert make_segmenter("lraspp_mobilenet_v3_large", CLASSES)

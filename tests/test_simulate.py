@@ -11,10 +11,10 @@ import fedact
 from fedact import server
 from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
-from fedact.privacy import PRIVACY
+from fedact.config.privacy import PRIVACY
+from fedact.config.strategies import STRATEGIES
 from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
-from fedact.strategies import STRATEGIES
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",

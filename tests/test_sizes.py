@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.errors import ConfigError
-from fedact.sizes import UNITS, format_bytes, parse_bytes
+from fedact.config.errors import ConfigError
+from fedact.config.sizes import UNITS, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.class_skew import Dirichlet, Pathological
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.partition import PARTITIONS, deal
 from fedact.size_skew import Exponential, Linear, Quantity, Square, Weighted, sizes_at_least
 from tests.dealing import RULES, cases

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.compression import make_method, method_name
-from fedact.errors import ConfigError
-from fedact.spec import build, spell, split
+from fedact.config.errors import ConfigError
+from fedact.config.spec import build, spell, split
 
 
 @dataclass(frozen=True)

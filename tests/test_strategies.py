@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
 from fedact.aggregation import Aggregation, ServerOptimizer
-from fedact.errors import ConfigError
-from fedact.strategies import STRATEGIES, make_strategy
+from fedact.config.errors import ConfigError
+from fedact.config.strategies import STRATEGIES, make_strategy
 
 NAMES = ("deep.weight", "head.weight", "head.bias")
 SHAPES = {"deep.weight": (2, 3), "head.weight": (3,), "head.bias": (1,)}

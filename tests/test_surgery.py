@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 import fedact
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.surgery import convolutions, head, trained_layers, trained_parameters
 
 

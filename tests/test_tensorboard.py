@@ -54,5 +54,5 @@ def test_a_run_that_began_without_catches_up(tmp_path, monkeypatch):
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fedact.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("fedact.config.errors.find_spec", lambda name: None)
     assert "pip install -e '.[tensorboard]'" in refused(capsys, ["--tensorboard"], tmp_path / "run")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fedact.config.loading import make_config, read_toml
 from fedact.experiment import prepare
-from fedact.settings import make_config, read_toml
 from fedact.simulate import main
 from fedact.threads import FEW_PIXELS, default_threads, threads_for
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import fedact
 from fedact import training
-from fedact.errors import BudgetError
+from fedact.config.errors import BudgetError
+from fedact.config.plan import Plan
 from fedact.memory import Memory, measure_memory
-from fedact.plans import Plan
 from fedact.surgery import trained_parameters
 from fedact.training import Recipe, evaluate, micro_step, train_locally, within_budget
 

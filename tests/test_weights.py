@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.weights import from_file, from_torchvision, load_into, plain_preprocessing
 
 

@@ -1,6 +1,5 @@
 """The methods: how an activation is kept between the forward and the backward pass."""
 
-from fedact import spec
 from fedact.compression.asi import ASI
 from fedact.compression.checkpoint import Checkpoint
 from fedact.compression.exact import Exact, Vanilla
@@ -12,7 +11,8 @@ from fedact.compression.method import Compressed, Method, State
 from fedact.compression.quantize import Quantize
 from fedact.compression.svd import SVD, ChannelSVD
 from fedact.compression.transform import Transform
-from fedact.errors import ConfigError, unknown
+from fedact.config import spec
+from fedact.config.errors import ConfigError, unknown
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedact.compression.exact import Itself
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

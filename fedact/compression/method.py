@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression.operations import Operation
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 
 class State(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, choose, shape_of
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fedact.compression.frequencies import (
 from fedact.compression.frequencies import transform as cosine_transform
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
 from fedact.compression.steps import ROUND_DOWN, Symbols, filling, keeping, near, symbols
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 MOST_BITS = 16.0
 DEFAULT_VARIANCE = 0.96

@@ -14,7 +14,7 @@ from fedact.compression.leading import leading_factor
 from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.tucker import Spectrum, compose, full_ranks, gram_spectrum, project, rank_for_variance
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 PAPER_VARIANCE = 0.8
 """The explained variance of the papers' headline figures."""

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from fedact.config.errors import ConfigError
 from fedact.data.class_folders import is_folder, scanned
 from fedact.data.examples import Source
 from fedact.data.frames import frame_like
 from fedact.data.masks import VOID, counting_from_zero
 from fedact.data.request import Request
 from fedact.data.scenes import Listing, examples, paired
-from fedact.errors import ConfigError
 
 SITE = "https://www.cityscapes-dataset.com"
 ARCHIVES = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")

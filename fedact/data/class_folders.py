@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples
 from fedact.data.pictures import SUFFIXES, Pictures
-from fedact.errors import ConfigError
 
 
 def class_names(folder: Path) -> list[str]:

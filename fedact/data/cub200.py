@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Source
 from fedact.data.listed import lines, listed, whole
 from fedact.data.request import Request
-from fedact.errors import ConfigError
 
 SITE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 

@@ -18,11 +18,11 @@ from stat import S_ISCHR, S_ISFIFO
 import numpy as np
 from PIL import Image
 
+from fedact.config.errors import ConfigError
+from fedact.config.sizes import format_bytes
 from fedact.data.examples import Examples, Images, Rows, Source
 from fedact.data.files import Files, some_of
 from fedact.disk import make_folder
-from fedact.errors import ConfigError
-from fedact.sizes import format_bytes
 
 AT_ONCE = 256
 """Files between two marks of what is there."""

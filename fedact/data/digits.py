@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Source
 from fedact.data.request import Request
-from fedact.errors import ConfigError
 from fedact.partition import stratified
 
 TEST_SHARE = 0.25

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 
 def fetch(title: str, kind: Any, root: Path, needed: Sequence[Path], what: str) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Source
 from fedact.data.fetching import fetch
 from fedact.data.listed import listed
 from fedact.data.request import Request
-from fedact.errors import ConfigError
 
 CLASSES = 102
 FILES = ("102flowers.tgz (unpacked)", "imagelabels.mat", "setid.mat")

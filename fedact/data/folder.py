@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.class_folders import both, class_names, labelled
 from fedact.data.examples import Source
 from fedact.data.request import Request
-from fedact.errors import ConfigError
 from fedact.partition import stratified
 
 TEST_SHARE = 0.25

@@ -7,9 +7,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from fedact.config.errors import ConfigError
 from fedact.data.files import Files
 from fedact.data.pictures import FORMATS, upright
-from fedact.errors import ConfigError
 
 Frame = tuple[int, int]
 """Height and width, in pixels."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples
 from fedact.data.pictures import Pictures
-from fedact.errors import ConfigError
 
 
 def lines(file: Path, words: int) -> list[list[str]]:

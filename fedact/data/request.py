@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedact.config import cache_folder
+from fedact.config.schema import cache_folder
 
 
 @dataclass(frozen=True, eq=False)

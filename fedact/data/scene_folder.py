@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.class_folders import is_folder, scanned
 from fedact.data.examples import Source
 from fedact.data.files import some_of
@@ -15,7 +16,6 @@ from fedact.data.masks import VOID, counting_from_zero
 from fedact.data.pictures import SUFFIXES
 from fedact.data.request import Request
 from fedact.data.scenes import Listing, examples, paired, surveyed
-from fedact.errors import ConfigError
 from fedact.partition import stratified
 
 HINT = " (--void names the one that counts for nothing)"

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Source
 from fedact.data.request import Request
-from fedact.errors import ConfigError
 
 CLASSES = 10
 SIDE = 32

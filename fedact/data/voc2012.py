@@ -5,6 +5,7 @@ The augmented set is SegmentationClassAug/ with ImageSets/Segmentation/trainaug.
 
 from pathlib import Path
 
+from fedact.config.errors import ConfigError
 from fedact.data.examples import Source
 from fedact.data.fetching import fetch
 from fedact.data.files import some_of
@@ -12,7 +13,6 @@ from fedact.data.listed import lines
 from fedact.data.masks import VOID, counting_from_zero
 from fedact.data.request import Request
 from fedact.data.scenes import Listing, examples
-from fedact.errors import ConfigError
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
 NAMES = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.layers.base import Swapped, has_weights
 from fedact.layers.keeping import Keeping
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fedact.errors import ConfigError, nearest
+from fedact.config.errors import ConfigError, nearest
 from fedact.models.classifiers import build, imagenet_weights, names, own_layout
 from fedact.models.segmenters import SEGMENTERS, SegmentationNetwork, check_segmenter_name, encoder_of, make_segmenter
 

@@ -10,8 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedact.errors import unknown
-from fedact.extras import check_extra
+from fedact.config.errors import check_extra, unknown
 
 HEADS = ("fc.", "classifier.")
 """What the heads of torchvision's classifiers are called."""

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from fedact.compression import AUTO, Method, choose_method, method_name
 from fedact.compression.exact import Vanilla
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
+from fedact.config.plan import Kept, Plan
+from fedact.config.sizes import parse_bytes
 from fedact.layers.base import has_weights
 from fedact.memory import stored_bytes
 from fedact.planner.giving_way import GivingWay
@@ -18,8 +20,6 @@ from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
 from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.planner.trial import checked, own_randomness
-from fedact.plans import Kept, Plan
-from fedact.sizes import parse_bytes
 from fedact.surgery import kept_inputs, made_again, methods_of, trained_parameters
 from fedact.tasks import Loss
 from fedact.threads import threads_for

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.chunks import examples_stand_alone
 from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory
 from fedact.planner.hardest import hardest, made_ready
 from fedact.planner.trial import called_modules

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 from fedact.surgery import install
 from fedact.tasks import Loss
 

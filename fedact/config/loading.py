@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedact.config import Config
-from fedact.errors import ConfigError, as_flag, nearest, shortened
-from fedact.toml import read_table
+from fedact.config.errors import ConfigError, as_flag, nearest, shortened
+from fedact.config.schema import Config
+from fedact.config.toml import read_table
 
 
 def make_config(settings: dict[str, Any]) -> Config:

@@ -6,9 +6,8 @@ aggregation.py carries them out, through Flower's class of the name given here.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedact.bounds import above, below_one, within
-from fedact.errors import ConfigError
-from fedact.spec import build
+from fedact.config.errors import ConfigError
+from fedact.config.spec import above, below_one, build, within
 
 MOST = 1e6
 """The largest rate or pull that makes any sense."""

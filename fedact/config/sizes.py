@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 UNITS = {
     "": 1, "B": 1,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 """A number of bytes, examples or layers."""

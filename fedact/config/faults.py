@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fedact.bounds import above, within
-from fedact.errors import ConfigError
-from fedact.seeds import Purpose, generator
-from fedact.spec import fill, written_settings
+from fedact.config.errors import ConfigError
+from fedact.config.seeds import Purpose, generator
+from fedact.config.spec import above, fill, within, written_settings
 
 if TYPE_CHECKING:
     from torch import Tensor

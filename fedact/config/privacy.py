@@ -6,9 +6,8 @@ mods.py carries it out, through Flower's LocalDpMod.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedact.bounds import above
-from fedact.errors import ConfigError
-from fedact.spec import build
+from fedact.config.errors import ConfigError
+from fedact.config.spec import above, build
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedact.devices import read_devices
-from fedact.errors import ConfigError, nearest
-from fedact.parts import largest_remainder
-from fedact.seeds import Purpose, generator
-from fedact.sizes import parse_bytes
+from fedact.config.devices import read_devices
+from fedact.config.errors import ConfigError, nearest
+from fedact.config.seeds import Purpose, generator
+from fedact.config.sizes import parse_bytes
 
 EXAMPLE = "256KB:10,512KB:6"
 
@@ -75,3 +74,13 @@ def _size(word: str, known: dict[str, int]) -> str:
         allowed = f"{', '.join(known)}{nearest(name, known)}"
         raise ConfigError(f"{word.strip()!r} is neither a size such as 512KB nor one of the devices {allowed}")
     return str(known.get(name, word))
+
+
+def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
+    """Return whole numbers that add up to ``total`` in proportion to the shares."""
+    scaled = np.asarray(shares, dtype=float) / np.max(shares)
+    exact = scaled * total / scaled.sum()
+    floors: np.ndarray = np.floor(exact).astype(int)
+    order = np.argsort(floors - exact, kind="stable")
+    floors[order[: total - floors.sum()]] += 1
+    return floors

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 MOST_SHOWN = 200
 """Characters of a value that is wrong."""
@@ -48,3 +49,20 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> ConfigError:
     """Return the error for a word that is in no table."""
     names = sorted(allowed)
     return ConfigError(f"unknown {kind} {given!r}: allowed are {', '.join(names)}{nearest(given, names)}")
+
+
+EXTRAS = {
+    "ray": ("ray",),
+    "tensorboard": ("tensorboard",),
+    "segmentation": ("segmentation_models_pytorch", "torchmetrics"),
+}
+"""The packages that each extra brings, as they are imported."""
+
+
+def check_extra(extra: str, wanted_by: str) -> None:
+    """Raise ConfigError where a package of an extra is not installed.
+
+    wanted_by: what cannot do without it, as the error names it.
+    """
+    if not all(find_spec(package) for package in EXTRAS[extra]):
+        raise ConfigError(f"{wanted_by} needs the extra {extra}, which is not installed: pip install -e '.[{extra}]'")

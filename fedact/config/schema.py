@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from fedact.budgets import dealt_budgets, in_bytes, parse_budget
-from fedact.devices import read_devices
-from fedact.errors import as_flag
-from fedact.faults import make_faults
-from fedact.privacy import make_privacy
-from fedact.sizes import parse_bytes
-from fedact.spec import spell, spelled_settings, split
-from fedact.strategies import make_strategy
+from fedact.config.budgets import dealt_budgets, in_bytes, parse_budget
+from fedact.config.devices import read_devices
+from fedact.config.errors import as_flag
+from fedact.config.faults import make_faults
+from fedact.config.privacy import make_privacy
+from fedact.config.sizes import parse_bytes
+from fedact.config.spec import spell, spelled_settings, split
+from fedact.config.strategies import make_strategy
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedact.errors import ConfigError, nearest
-from fedact.sizes import parse_bytes
-from fedact.toml import read_table
+from fedact.config.errors import ConfigError, nearest
+from fedact.config.sizes import parse_bytes
+from fedact.config.toml import read_table
 
 SHIPPED = Path(__file__).with_name("devices.toml")
 """The boards that fedact knows by itself."""

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from fedact.errors import ConfigError
+from fedact.config.errors import ConfigError
 
 MOST_BYTES = 10**6
 
