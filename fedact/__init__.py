@@ -19,7 +19,7 @@ _PUBLIC = {
     "measure_memory": "memory",
     "make_plan": "planner",
     "Plan": "config.plan",
-    "load_run": "records",
+    "load_run": "storage.run",
     "ConfigError": "config.errors",
 }
 __all__ = ["ConfigError", "Plan", "apply", "compress", "compression", "load_run", "make_plan", "measure_memory", "restore"]

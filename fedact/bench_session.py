@@ -19,13 +19,13 @@ from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.disk import write_whole
 from fedact.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
 from fedact.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.experiment import Experiment, prepare
 from fedact.families import families, swept
 from fedact.measurement import YARDSTICK, installed, measure_methods
 from fedact.plots import png
+from fedact.storage.disk import write_whole
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""

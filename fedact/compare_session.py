@@ -14,11 +14,11 @@ from fedact.compare_plots import FIGURES, class_iou
 from fedact.compare_table import as_csv, tables
 from fedact.comparison import Case, Comparison, compare_runs
 from fedact.config.errors import ConfigError
-from fedact.disk import make_folder, write_whole
 from fedact.html_report import html_report
 from fedact.layer_plots import memory_by_layer
 from fedact.plots import png
 from fedact.shown import visible
+from fedact.storage.disk import make_folder, write_whole
 
 BAD_INPUT = 2
 

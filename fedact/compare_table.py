@@ -11,8 +11,8 @@ from rich.text import Text
 from fedact.case_figures import Figures
 from fedact.config.sizes import format_bytes
 from fedact.report import listing
-from fedact.scores import SCORE_NAMES
 from fedact.shown import visible
+from fedact.storage.rows import SCORE_NAMES
 
 Cell = Callable[[Figures], str]
 PERCENT, BYTES_PER_MB = 100, 1e6

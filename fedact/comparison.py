@@ -10,8 +10,8 @@ from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 from fedact.config.toml import read_table
 from fedact.headers import SAME, check_another_seed, check_header
-from fedact.records import Row, Run, RunFolder, make_run, run_folders
-from fedact.scores import SCORE_NAMES, task_of
+from fedact.storage.rows import SCORE_NAMES, task_of
+from fedact.storage.run import Row, Run, RunFolder, make_run, run_folders
 
 if TYPE_CHECKING:
     import pandas as pd

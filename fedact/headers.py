@@ -7,7 +7,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedact.config.errors import ConfigError
-from fedact.rows import Count, Row
+from fedact.storage.rows import Count, Row
 
 SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
 """Settings without which scores are not of the same thing."""

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from fedact.case_figures import Figures
 from fedact.compare_table import Cell, all_tables, how_to_read, titled
 from fedact.comparison import Comparison
-from fedact.records import Run
 from fedact.shown import visible
+from fedact.storage.run import Run
 
 
 def html_report(

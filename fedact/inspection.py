@@ -15,7 +15,6 @@ from fedact.config.plan import Plan, plan_key, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.disk import write_whole
 from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.models import SCALABLE
@@ -27,6 +26,7 @@ from fedact.planning import calibration_batch, canonical_methods, plan_for
 from fedact.plots import png
 from fedact.replay import Batch
 from fedact.starting import SMALL_RESOLUTION
+from fedact.storage.disk import write_whole
 from fedact.surgery import convolutions
 from fedact.weights import plain_preprocessing
 

@@ -8,8 +8,8 @@ from fedact.compare_plots import PALETTE, size_axis
 from fedact.comparison import Case
 from fedact.legends import heading, legend_below
 from fedact.plots import short_size
-from fedact.records import Row
 from fedact.shown import drawn
+from fedact.storage.run import Row
 
 MOST_LAYERS, MOST_CASES = 10, 10
 OTHERS = "everything else"

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fedact import checkpoints
 from fedact.config.budgets import in_bytes, parse_budget
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
@@ -20,6 +19,7 @@ from fedact.config.schema import Config, cache_folder
 from fedact.data import Preprocessing
 from fedact.experiment import Experiment, prepare_with
 from fedact.prefix_cache import fingerprint
+from fedact.storage import checkpoints
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedact.class_plots import iou_by_class, last_class_iou
-from fedact.disk import write_whole
 from fedact.partition_plots import who_holds_what
-from fedact.records import Run
-from fedact.scores import task_of
+from fedact.storage.disk import write_whole
+from fedact.storage.rows import task_of
+from fedact.storage.run import Run
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's palette, which people with any colour vision can tell apart."""

@@ -9,7 +9,7 @@ from fedact.config.errors import ConfigError
 from fedact.data import Loader
 from fedact.experiment import Experiment
 from fedact.prediction_plots import predictions
-from fedact.records import Run
+from fedact.storage.run import Run
 from fedact.tasks import predicted
 from fedact.trained import trained_model, trained_tensors
 

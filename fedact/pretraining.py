@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedact import checkpoints
 from fedact.config.errors import ConfigError
 from fedact.data import Examples, Loader, Preprocessing, cropped_and_flipped, in_blocks
-from fedact.disk import sweep
+from fedact.storage import checkpoints
+from fedact.storage.disk import sweep
 from fedact.tasks import task_loss
 
 

@@ -8,7 +8,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.schema import Config
 from fedact.planning import canonical_methods
-from fedact.records import Row, RunFolder
+from fedact.storage.run import Row, RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
 """What a run does not follow from."""

@@ -18,11 +18,11 @@ from fedact.client import recipe
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.disk import write_whole
 from fedact.experiment import Experiment
-from fedact.records import Row, RunFolder
 from fedact.report import listing
 from fedact.runtime import Simulation
+from fedact.storage.disk import write_whole
+from fedact.storage.run import Row, RunFolder
 from fedact.surgery import apply, restore, trained_parameters
 from fedact.tasks import task_loss
 from fedact.training import Recipe, epochs

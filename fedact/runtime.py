@@ -15,17 +15,17 @@ from fedact import client
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plans, plan_key, plans_from_json, plans_json
 from fedact.config.schema import Config
-from fedact.disk import write_whole
 from fedact.experiment import Experiment, shared
-from fedact.holdings import holdings_csv
 from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.plan_check import check_plan
 from fedact.planning import canonical_methods, make_plans
 from fedact.ray_runtime import RayGrid, check_ray
-from fedact.records import RunFolder
 from fedact.replanning import PlanBook
-from fedact.rows import SCHEMA, Row
 from fedact.server import MethodRun, OnRound, run_method
+from fedact.storage.disk import write_whole
+from fedact.storage.partition_csv import holdings_csv
+from fedact.storage.rows import SCHEMA, Row
+from fedact.storage.run import RunFolder
 from fedact.threads import default_threads
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]

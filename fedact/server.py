@@ -9,14 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedact import checkpoints
 from fedact.aggregation import Aggregation, Collector
 from fedact.config.errors import NoReply
 from fedact.config.strategies import make_strategy
 from fedact.method_run import MethodRun, OnRound
-from fedact.records import Row
 from fedact.replies import in_order, read_reply
 from fedact.reuse import test_batches
+from fedact.storage import checkpoints
+from fedact.storage.run import Row
 from fedact.training import evaluate
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]

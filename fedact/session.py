@@ -14,12 +14,12 @@ from fedact import report
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
-from fedact.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.flags import log_to_stderr
-from fedact.records import Row, RunFolder, load_run
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
-from fedact.scores import score_name
+from fedact.storage.disk import Locks, make_folder, sweep, unfinished, write_whole
+from fedact.storage.rows import score_name
+from fedact.storage.run import Row, RunFolder, load_run
 from fedact.tensorboard_log import TensorBoardLog
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from fedact import checkpoints
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.experiment import Experiment, prepare
-from fedact.records import Run, run_folders
+from fedact.storage import checkpoints
+from fedact.storage.run import Run, run_folders
 
 
 def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.Module]:

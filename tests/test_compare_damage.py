@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fedact import compare_plots
 from fedact.compare import main
 from fedact.comparison import compare_runs
-from fedact.records import RunFolder
 from fedact.shown import MOST_DRAWN, drawn, folded, visible
+from fedact.storage.run import RunFolder
 
 CONFIG = {"method": ["vanilla"], "rounds": 2, "seed": 0, "seeds": 1, "scope": "saved", "dataset": "digits", "model": "m"}
 

@@ -15,7 +15,7 @@ from fedact.compare_session import run_compare
 from fedact.comparison import compare_runs
 from fedact.config.errors import ConfigError
 from fedact.plots import png
-from fedact.records import load_run
+from fedact.storage.run import load_run
 from tests.test_compare_damage import write_run
 
 

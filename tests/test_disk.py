@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from fedact import pretraining
 from fedact.config.errors import ConfigError
 from fedact.data import Examples
-from fedact.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
-from fedact.records import RunFolder
 from fedact.simulate import main
+from fedact.storage.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
+from fedact.storage.run import RunFolder
 from fedact.weights import plain_preprocessing
 from tests.test_mutations import ONE
 from tests.test_records import HEADER, client, round_

@@ -10,8 +10,8 @@ import pytest
 import fedact
 from fedact import plots, report, server
 from fedact.models import MODELS
-from fedact.records import ROUND_FIELDS, RunFolder
 from fedact.simulate import main
+from fedact.storage.run import ROUND_FIELDS, RunFolder
 from fedact.surgery import trained_layers
 from tests.planned import plan_row
 from tests.stopping import stopping_after
@@ -89,7 +89,7 @@ def test_resuming_between_two_measurements_ends_the_same(mixed, tmp_path, monkey
 
 
 @pytest.fixture
-def run(tmp_path) -> fedact.records.Run:
+def run(tmp_path) -> fedact.storage.run.Run:
     """A run of two rounds on paper: two budgets far apart and a client without one; round 1 was not measured."""
     kept = [{"method": "exact:derive=3"}, {"method": "transform:bits=1"}, {"method": "exact"}]
     folder, plan = RunFolder(tmp_path), {"reason": "micro-batch 8 to 2", "layers": 3, "kept": kept}

@@ -8,10 +8,10 @@ from hypothesis import given
 
 from fedact import plots, server
 from fedact.config.errors import ConfigError
-from fedact.holdings import holdings_csv, read_holdings
 from fedact.partition import deal
-from fedact.records import RunFolder, load_run
 from fedact.simulate import main
+from fedact.storage.partition_csv import holdings_csv, read_holdings
+from fedact.storage.run import RunFolder, load_run
 from tests.dealing import cases
 from tests.stopping import stopping_after
 from tests.test_kill import SMALL

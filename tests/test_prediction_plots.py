@@ -17,8 +17,8 @@ from fedact.config.errors import ConfigError
 from fedact.data.masks import VOID
 from fedact.plots import png
 from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
-from fedact.records import load_run
 from fedact.simulate import main
+from fedact.storage.run import load_run
 from fedact.trained import trained_model
 from tests.test_compare_damage import write_run
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.errors import ConfigError
-from fedact.records import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
+from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
 from tests.planned import plan_row
 
 HEADER = {"kind": "run", "schema": 1, "config": {"clients": 2}}

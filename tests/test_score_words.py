@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from fedact.config.schema import Config
-from fedact.records import RunFolder, load_run
 from fedact.report import LiveReport, summary
-from fedact.scores import score_name
+from fedact.storage.rows import score_name
+from fedact.storage.run import RunFolder, load_run
 from tests.test_compare_damage import write_run
 from tests.test_records import client, round_
 

@@ -13,8 +13,8 @@ from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
 from fedact.config.privacy import PRIVACY
 from fedact.config.strategies import STRATEGIES
-from fedact.records import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.simulate import main
+from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",

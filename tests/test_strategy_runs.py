@@ -7,10 +7,10 @@ import pytest
 
 import fedact
 from fedact import client, server
-from fedact.checkpoints import load
 from fedact.config.strategies import STRATEGIES
 from fedact.planning import make_plans
 from fedact.simulate import main
+from fedact.storage.checkpoints import load
 from tests.stopping import stopping_after
 from tests.test_replanning import COMMAND as SMALL
 from tests.test_simulate import rows, timeless

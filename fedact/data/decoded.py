@@ -22,7 +22,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.sizes import format_bytes
 from fedact.data.examples import Examples, Images, Rows, Source
 from fedact.data.files import Files, some_of
-from fedact.disk import make_folder
+from fedact.storage.disk import make_folder
 
 AT_ONCE = 256
 """Files between two marks of what is there."""

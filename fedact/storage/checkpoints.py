@@ -8,7 +8,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from fedact.config.errors import ConfigError
-from fedact.disk import make_folder, write_whole
+from fedact.storage.disk import make_folder, write_whole
 
 __all__ = ["check_fit", "load", "load_like", "make_folder", "save"]
 

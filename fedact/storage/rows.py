@@ -1,12 +1,25 @@
 """What a line of records.jsonl holds, and in which order lines may follow each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedact.config.errors import ConfigError
+
+SCORE_NAMES = {"classification": "accuracy", "segmentation": "mean IoU"}
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """Return the task of a run's config; a run from before there were several classifies."""
+    return str(config.get("task") or "classification")
+
+
+def score_name(config: Mapping[str, Any]) -> str:
+    """Return what the score of a run with this config is called."""
+    return SCORE_NAMES.get(task_of(config), "score")
+
 
 SCHEMA = 1
 

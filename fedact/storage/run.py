@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedact.config.errors import ConfigError
 from fedact.config.plan import plans_from_json
-from fedact.disk import append_lines, cut, sweep, write_whole
-from fedact.holdings import COLUMNS, no_holdings, read_holdings
-from fedact.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row
-from fedact.scores import score_name
+from fedact.storage.disk import append_lines, cut, sweep, write_whole
+from fedact.storage.partition_csv import COLUMNS, no_holdings, read_holdings
+from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row, score_name
 
 if TYPE_CHECKING:
     import pandas as pd
