@@ -15,8 +15,8 @@ from fedact.config.sizes import format_bytes
 from fedact.config.spec import settings_of, spelled
 from fedact.config.strategies import STRATEGIES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
+from fedact.data.partition import PARTITIONS
 from fedact.models import MODELS, SEGMENTERS, others
-from fedact.partition import PARTITIONS
 from fedact.report import listing
 
 

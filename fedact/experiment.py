@@ -14,9 +14,9 @@ from fedact.config.schema import Config, cache_folder
 from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, settled
+from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.data.partition.base import HeldOutParts
 from fedact.frozen import FrozenPart
-from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
-from fedact.parts import HeldOutParts
 from fedact.prefix_cache import PrefixCache
 from fedact.starting import (
     after_encoder,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
-from fedact.parts import HeldOutParts
+from fedact.data.partition.base import HeldOutParts
 from fedact.storage.run import Row, Run
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from fedact.class_skew import Dirichlet, Pathological, Shards
-from fedact.partition import Partition
-from fedact.size_skew import Exponential, Iid, Linear, Quantity, Square, Weighted, sizes_at_least
+from fedact.data.partition import Partition
+from fedact.data.partition.class_skew import Dirichlet, Pathological, Shards
+from fedact.data.partition.size_skew import Exponential, Iid, Linear, Quantity, Square, Weighted, sizes_at_least
 
 RULES = [
     Iid(), Iid(min_partition_size=3), Dirichlet(), Dirichlet(0.01), Dirichlet(1e-5), Dirichlet(1000.0),

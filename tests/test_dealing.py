@@ -7,17 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.class_skew import Dirichlet, Shards
 from fedact.config.loading import make_config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Examples, Rows, in_blocks
-from fedact.data.request import Request
-from fedact.data.synthetic import CLASSES, COARSE, NOISE, SIDE, load
-from fedact.partition import PARTITIONS, deal
-from fedact.parts import HeldOutParts, Parts, bounds_of, hold_out
+from fedact.data.examples import Request
+from fedact.data.partition import PARTITIONS, deal
+from fedact.data.partition.base import ENOUGH_EXAMPLES, HeldOutParts, Parts, bounds_of, hold_out
+from fedact.data.partition.class_skew import Dirichlet, Shards
+from fedact.data.readers.synthetic import CLASSES, COARSE, NOISE, SIDE, load
 from fedact.prefix_cache import fingerprint
 from fedact.report import partition_table
-from fedact.rule import ENOUGH_EXAMPLES
 from tests.dealing import cases, deal_plainly, split_plainly
 
 seeds = st.integers(0, 2**32 - 1)

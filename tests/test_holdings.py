@@ -8,7 +8,7 @@ from hypothesis import given
 
 from fedact import plots, server
 from fedact.config.errors import ConfigError
-from fedact.partition import deal
+from fedact.data.partition import deal
 from fedact.simulate import main
 from fedact.storage.partition_csv import holdings_csv, read_holdings
 from fedact.storage.run import RunFolder, load_run

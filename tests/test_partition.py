@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.class_skew import Dirichlet, Shards
 from fedact.config.budgets import largest_remainder
 from fedact.config.errors import ConfigError
 from fedact.config.spec import build, spell
-from fedact.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
-from fedact.parts import even_sizes, hold_out
-from fedact.size_skew import Iid
+from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.data.partition.base import even_sizes, hold_out
+from fedact.data.partition.class_skew import Dirichlet, Shards
+from fedact.data.partition.size_skew import Iid
 from tests.dealing import RULES, cases
 
 labelled = st.lists(st.integers(0, 9), min_size=10, max_size=300).map(np.array)

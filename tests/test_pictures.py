@@ -17,8 +17,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fedact.config.errors import ConfigError
-from fedact.data import Examples, Rows, Source, decoded, in_blocks, settled
-from fedact.data.decoded import kept
+from fedact.data import Examples, Rows, Source, in_blocks, settled
+from fedact.data import decoded_cache as decoded
+from fedact.data.decoded_cache import kept
 from fedact.data.pictures import Pictures, decode
 from fedact.prefix_cache import fingerprint
 from tests.picture_sets import write_picture
@@ -290,7 +291,7 @@ def test_a_file_that_was_not_made_whole_is_made_anew(pictures, tmp_path, harm):
 def test_it_is_said_how_many_are_decoded_and_how_far_it_is(pictures, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(decoded, "MANY", 12)
     monkeypatch.setattr(decoded, "AT_ONCE", 5)
-    with caplog.at_level(logging.INFO, "fedact.data.decoded"):
+    with caplog.at_level(logging.INFO, "fedact.data.decoded_cache"):
         kept(pictures, np.arange(12), tmp_path / "cache")
     first, *others = caplog.messages
     assert "decoding 12 pictures at 16 px, once" in first

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedact.data.synthetic import SIDE
+from fedact.data.readers.synthetic import SIDE
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--layers", "0", "--budget", "none", "--method", "vanilla",

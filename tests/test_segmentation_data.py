@@ -18,8 +18,8 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from fedact.config.errors import ConfigError
 from fedact.data import SEGMENTATION_DATASETS, VOID, Examples, Loader, Preprocessing, Request, Source, settled
-from fedact.data.frames import Scenes, fitting, frame_like
 from fedact.data.masks import Masks, Survey, counting_from_zero, dominant, of_classes, read_ids, table
+from fedact.data.pictures import Scenes, fitting, frame_like
 from fedact.data.scenes import ranges
 from tests import scene_sets
 from tests.scene_sets import COLOURS, halves, paint, write_cityscapes, write_folder, write_mask, write_scenes, write_voc

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.class_skew import Dirichlet, Pathological
 from fedact.config.errors import ConfigError
-from fedact.partition import PARTITIONS, deal
-from fedact.size_skew import Exponential, Linear, Quantity, Square, Weighted, sizes_at_least
+from fedact.data.partition import PARTITIONS, deal
+from fedact.data.partition.class_skew import Dirichlet, Pathological
+from fedact.data.partition.size_skew import Exponential, Linear, Quantity, Square, Weighted, sizes_at_least
 from tests.dealing import RULES, cases
 
 PATHOLOGICAL = tuple(rule for rule in RULES if isinstance(rule, Pathological))

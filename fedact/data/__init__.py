@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
-from fedact.data import (
+from fedact.data.augmentation import Augmented, centred, cropped_and_flipped
+from fedact.data.decoded_cache import settled
+from fedact.data.examples import Examples, Images, Loader, Preprocessing, Request, Rows, Source, in_blocks
+from fedact.data.masks import VOID
+from fedact.data.readers import (
     cifar,
     cityscapes,
     cub200,
@@ -17,11 +21,6 @@ from fedact.data import (
     synthetic_scenes,
     voc2012,
 )
-from fedact.data.augmented import Augmented, centred, cropped_and_flipped
-from fedact.data.decoded import settled
-from fedact.data.examples import Examples, Images, Loader, Preprocessing, Rows, Source, in_blocks
-from fedact.data.masks import VOID
-from fedact.data.request import Request
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
     "digits": digits.load,

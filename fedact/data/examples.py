@@ -1,8 +1,9 @@
 """Labelled images, with a mask each where a task has them, and how they become a model's input."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,29 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.config.schema import cache_folder
 from fedact.data.files import Files
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a run wants of a data set.
+
+    path: --data-dir; the sizes matter only where examples are made to order; generator: for what is random; side: pixels of
+    a decoded picture, where the data set is one of files; of a scene's shorter side. The others are for masks: void: the id
+    that counts for nothing where a data set does not say itself; partition_by: "class" or "source", what the labels are;
+    cache: where decoded files are kept.
+    """
+
+    path: Path
+    max_examples: int | None
+    max_test_examples: int | None
+    generator: np.random.Generator
+    side: int = 64
+    void: int = 255
+    partition_by: str = "class"
+    cache: Path = field(default_factory=lambda: cache_folder() / "decoded")
+
 
 BYTES_AT_ONCE = 32_000_000
 

@@ -10,7 +10,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedact.data.files import Files
-from fedact.data.frames import Frame, framed, upright_size
+from fedact.data.pictures import Frame, framed, upright_size
 
 VOID = 255
 """The class of a pixel that counts for nothing."""

@@ -7,6 +7,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
+from fedact.config.errors import ConfigError
 from fedact.data.files import Files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -68,3 +69,75 @@ def _middle(length: int, shorter: int, side: int) -> tuple[float, float]:
     scaled = side * length // shorter
     start = round((scaled - side) / 2)
     return start * length / scaled, (start + side) * length / scaled
+
+
+Frame = tuple[int, int]
+"""Height and width, in pixels."""
+GREY = 127
+"""Of what a picture leaves empty."""
+LONGEST = 50
+"""Sides: a longer frame is some mistake, and takes far too many pixels."""
+TURNED = (5, 6, 7, 8)
+"""The orientations, by EXIF, of pictures that lie on their side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes(Files):
+    """uint8 (files, height, width, 3): each picture as a whole, in the middle of the frame."""
+
+    frame: Frame
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        return (*self.frame, 3)
+
+    @property
+    def how(self) -> str:
+        return f"scene, bilinear, 1 {PIL.__version__} {self.frame} "
+
+    @property
+    def size(self) -> str:
+        return f"{self.frame[0]} x {self.frame[1]} px"
+
+    def decoded(self, row: int) -> np.ndarray:
+        return framed(upright(self.root / self.files[row]), self.frame, Image.Resampling.BILINEAR, GREY)
+
+
+def framed(image: Image.Image, frame: Frame, how: Image.Resampling, empty: int) -> np.ndarray:
+    """Return an image as uint8 (*frame, ...): scaled to fit, in the middle, and around it what stands for nothing."""
+    scaled = np.asarray(image.resize(fitting(image.size, frame), how))
+    whole = np.full((*frame, *scaled.shape[2:]), empty, np.uint8)
+    top, left = ((long - short) // 2 for long, short in zip(frame, scaled.shape[:2], strict=True))
+    whole[top : top + scaled.shape[0], left : left + scaled.shape[1]] = scaled
+    return whole
+
+
+def fitting(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """Return the largest width and height with the proportions of this width and height that fit into a frame."""
+    (width, height), (most_down, most_across) = size, frame
+    if width * most_down <= most_across * height:
+        return max(1, round(width * most_down / height)), most_down
+    return most_across, max(1, round(height * most_across / width))
+
+
+def frame_like(file: Path, side: int) -> Frame:
+    """Return the frame with a picture's proportions whose shorter side has so many pixels.
+
+    Raises ConfigError where the picture cannot be read, or is a strip.
+    """
+    try:
+        width, height = upright_size(file)
+    except Exception as error:  # whatever reading raises, the file is broken
+        raise ConfigError(f"{file} cannot be read as a picture: {' '.join(str(error).split())}") from None
+    shorter = min(width, height)
+    if max(width, height) > LONGEST * shorter:
+        raise ConfigError(f"{file} is {width} x {height} pixels: no side of a scene is {LONGEST} others long")
+    return round(side * height / shorter), round(side * width / shorter)
+
+
+def upright_size(file: Path) -> tuple[int, int]:
+    """Return the width and height of a picture, turned as its camera says; only its header is read."""
+    with Image.open(file, formats=FORMATS) as opened:
+        # Pillow decodes a whole PNG in search of EXIF data that does not stand before the pixels.
+        turned = (opened.format != "PNG" or "exif" in opened.info) and opened.getexif().get(0x0112) in TURNED
+        return (opened.height, opened.width) if turned else opened.size

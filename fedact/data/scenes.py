@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.decoded import kept
-from fedact.data.examples import Examples
+from fedact.data.decoded_cache import kept
+from fedact.data.examples import Examples, Request
 from fedact.data.files import some_of
-from fedact.data.frames import Frame, Scenes
 from fedact.data.masks import IDS, Masks, Survey, dominant, of_classes, table
-from fedact.data.request import Request
+from fedact.data.pictures import Frame, Scenes
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
-from fedact.data.class_folders import is_folder, scanned
-from fedact.data.examples import Source
-from fedact.data.frames import frame_like
+from fedact.data.examples import Request, Source
 from fedact.data.masks import VOID, counting_from_zero
-from fedact.data.request import Request
+from fedact.data.pictures import frame_like
+from fedact.data.readers.class_folders import is_folder, scanned
 from fedact.data.scenes import Listing, examples, paired
 
 SITE = "https://www.cityscapes-dataset.com"

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.class_folders import both, class_names, labelled
-from fedact.data.examples import Source
-from fedact.data.request import Request
-from fedact.partition import stratified
+from fedact.data.examples import Request, Source
+from fedact.data.partition import stratified
+from fedact.data.readers.class_folders import both, class_names, labelled
 
 TEST_SHARE = 0.25
 

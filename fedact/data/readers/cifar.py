@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
 
 ARCHIVES = {10: ("cifar-10-python.tar.gz", "cifar-10-batches-py"), 100: ("cifar-100-python.tar.gz", "cifar-100-python")}
 LABELS = {10: "labels", 100: "fine_labels"}

@@ -6,8 +6,7 @@ from typing import Literal
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.parts import Parts, even_sizes
-from fedact.rule import Partition, check_alpha
+from fedact.data.partition.base import Partition, Parts, check_alpha, even_sizes
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
 
 CLASSES = 10
 SIDE = 32

@@ -1,9 +1,8 @@
 """ImageNet, or some of its classes: train/<wnid>/ and val/<wnid>/ in --data-dir, in the order of the wnids."""
 
 from fedact.config.errors import ConfigError
-from fedact.data.class_folders import both, is_folder, scanned
-from fedact.data.examples import Source
-from fedact.data.request import Request
+from fedact.data.examples import Request, Source
+from fedact.data.readers.class_folders import both, is_folder, scanned
 
 
 def load(request: Request) -> Source:

@@ -6,12 +6,10 @@ The augmented set is SegmentationClassAug/ with ImageSets/Segmentation/trainaug.
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Source
-from fedact.data.fetching import fetch
+from fedact.data.examples import Request, Source
 from fedact.data.files import some_of
-from fedact.data.listed import lines
 from fedact.data.masks import VOID, counting_from_zero
-from fedact.data.request import Request
+from fedact.data.readers.lists import fetch, lines
 from fedact.data.scenes import Listing, examples
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"

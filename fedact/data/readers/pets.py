@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from fedact.data.examples import Examples, Source
-from fedact.data.fetching import fetch
-from fedact.data.listed import lines, listed, whole
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
+from fedact.data.readers.lists import fetch, lines, listed, whole
 
 BREEDS = 37
 ARCHIVES = ("images.tar.gz", "annotations.tar.gz")

@@ -5,12 +5,11 @@ from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
-from fedact.class_skew import Dirichlet, Pathological, Shards
 from fedact.config.budgets import largest_remainder
 from fedact.config.errors import ConfigError
-from fedact.parts import Parts
-from fedact.rule import Partition
-from fedact.size_skew import Exponential, Iid, Linear, Quantity, Square
+from fedact.data.partition.base import Partition, Parts
+from fedact.data.partition.class_skew import Dirichlet, Pathological, Shards
+from fedact.data.partition.size_skew import Exponential, Iid, Linear, Quantity, Square
 
 FEWEST_SKEWED = 3
 """Of so few classes none would be skewed by a quarter of them."""

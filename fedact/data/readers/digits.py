@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.request import Request
-from fedact.partition import stratified
+from fedact.data.examples import Examples, Request, Source
+from fedact.data.partition import stratified
 
 TEST_SHARE = 0.25
 LARGEST_GRAY = 16

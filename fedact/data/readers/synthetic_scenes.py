@@ -3,9 +3,8 @@
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
+from fedact.data.examples import Examples, Request, Source
 from fedact.data.masks import VOID, counted, dominant
-from fedact.data.request import Request
 
 NAMES = ("ground", "disc", "box", "diamond", "cushion")
 COLOURS = np.array([[110, 110, 100], [190, 90, 80], [80, 170, 90], [80, 100, 190], [190, 180, 90]], float)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
 
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
 """Up to the second there may be fewer training examples than classes."""

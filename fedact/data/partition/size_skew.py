@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedact.config.budgets import largest_remainder
-from fedact.parts import Parts, bounds_of, even_sizes
-from fedact.rule import Partition, check_alpha
+from fedact.data.partition.base import Partition, Parts, bounds_of, check_alpha, even_sizes
 
 
 @dataclass(frozen=True)

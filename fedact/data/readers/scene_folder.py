@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.class_folders import is_folder, scanned
-from fedact.data.examples import Source
+from fedact.data.examples import Request, Source
 from fedact.data.files import some_of
-from fedact.data.folder import TEST_SHARE, tested_on
-from fedact.data.frames import frame_like
-from fedact.data.listed import lines
 from fedact.data.masks import VOID, counting_from_zero
-from fedact.data.pictures import SUFFIXES
-from fedact.data.request import Request
+from fedact.data.partition import stratified
+from fedact.data.pictures import SUFFIXES, frame_like
+from fedact.data.readers.class_folders import is_folder, scanned
+from fedact.data.readers.folder import TEST_SHARE, tested_on
+from fedact.data.readers.lists import lines
 from fedact.data.scenes import Listing, examples, paired, surveyed
-from fedact.partition import stratified
 
 HINT = " (--void names the one that counts for nothing)"
 

@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.fetching import fetch
-from fedact.data.listed import listed
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
+from fedact.data.readers.lists import fetch, listed
 
 CLASSES = 102
 FILES = ("102flowers.tgz (unpacked)", "imagelabels.mat", "setid.mat")

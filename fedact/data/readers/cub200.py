@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
-from fedact.data.examples import Examples, Source
-from fedact.data.listed import lines, listed, whole
-from fedact.data.request import Request
+from fedact.data.examples import Examples, Request, Source
+from fedact.data.readers.lists import lines, listed, whole
 
 SITE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 
