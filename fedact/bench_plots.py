@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from fedact.compression import Method, make_method, method_name
+from fedact.compression import Method, family, make_method, method_name
 from fedact.config.spec import spelled
-from fedact.families import family
 from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
 from fedact.measurement import Measured

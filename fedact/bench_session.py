@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedact.bench_plots import error_against_bytes
 from fedact.bench_report import cost_table, gradient_table, least_table, ratio_table
-from fedact.compression import make_method, method_name, published
+from fedact.compression import families, make_method, method_name, published, swept
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -22,7 +22,6 @@ from fedact.data import Loader
 from fedact.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
 from fedact.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.experiment import Experiment, prepare
-from fedact.families import families, swept
 from fedact.measurement import YARDSTICK, installed, measure_methods
 from fedact.plots import png
 from fedact.storage.disk import write_whole

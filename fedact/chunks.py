@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.compression.tucker import memory_order
+from fedact.compression.lowrank.algebra import memory_order
 from fedact.dataflow import structure
 from fedact.layers import Swapped
 from fedact.prefix import Split, split

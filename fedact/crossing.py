@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedact.chunks import examples_stand_alone
-from fedact.compression.tucker import memory_order
+from fedact.compression.lowrank.algebra import memory_order
 from fedact.prefix import Split
 
 LEAST_GROUP, LARGEST_GROUP = 16, 64

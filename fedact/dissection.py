@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression import make_method
-from fedact.compression.hosvd import HOSVD
-from fedact.compression.tucker import SOLVERS, rank_for_variance
+from fedact.compression.lowrank.algebra import SOLVERS, rank_for_variance
+from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.equal_cosine import Captured
 from fedact.fidelity import spread
 from fedact.memory import stored_bytes

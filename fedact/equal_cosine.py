@@ -8,10 +8,9 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from fedact.compression import Method, method_name
+from fedact.compression import Method, at, family, method_name
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
-from fedact.families import at, family
 from fedact.fidelity import spread
 from fedact.memory import stored_bytes
 from fedact.replay import Batch, twin

@@ -9,8 +9,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from fedact.bench_plots import curves, error_against_bytes, frontier
-from fedact.compression import METHODS, make_method, method_name
-from fedact.families import at, families, family, swept
+from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
 from fedact.fidelity import Fidelity
 from fedact.labels import obstacles, write
 from fedact.measurement import Measured

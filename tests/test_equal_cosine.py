@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedact.compression import make_method
+from fedact.compression import families, make_method
 from fedact.config.errors import ConfigError
 from fedact.equal_cosine import Least, capture, chosen, compare, least_bytes
-from fedact.families import families
 from tests.networks import MODELS, batch, normed, shared
 
 

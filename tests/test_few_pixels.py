@@ -6,8 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedact.compression.few_pixels import FEW, has_few
-from fedact.compression.operations import Convolution
+from fedact.compression.operations import FEW, Convolution, has_few
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

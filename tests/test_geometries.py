@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import make_method
-from fedact.compression.factor_gradient import factor_gradient
+from fedact.compression.lowrank.factor_gradient import factor_gradient
 from fedact.compression.operations import Convolution
 from fedact.memory import stored_bytes
 from fedact.surgery import compress

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedact.compression import leading
-from fedact.compression.hosvd import HOSVD
-from fedact.compression.leading import by_iteration, leading_factor, squared_norm
-from fedact.compression.tucker import gram, matrix, slabs
+from fedact.compression.lowrank import leading_vectors as leading
+from fedact.compression.lowrank.algebra import gram, matrix, slabs
+from fedact.compression.lowrank.hosvd import HOSVD
+from fedact.compression.lowrank.leading_vectors import by_iteration, leading_factor, squared_norm
 from tests.laws import INPUTS
 
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedact.compression.tucker import memory_order
+from fedact.compression.lowrank.algebra import memory_order
 from fedact.layers import MaskedReLU, MaskedReLU6
 from fedact.layers.masks import CHUNK, flattened, pack_mask, restored, where_set
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedact.compression import METHODS, make_method, method_name
-from fedact.compression.factor_gradient import factor_gradient
-from fedact.compression.hosvd import HOSVD
+from fedact.compression.lowrank.factor_gradient import factor_gradient
+from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.memory import stored_bytes

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.compression.rice import MOST_REMAINDER_BITS, Coded, best_parameter, coded_bits, coded_bytes, decode, encode
+from fedact.compression.transform.rice import (
+    MOST_REMAINDER_BITS,
+    Coded,
+    best_parameter,
+    coded_bits,
+    coded_bytes,
+    decode,
+    encode,
+)
 
 pairs = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, MOST_REMAINDER_BITS)), max_size=60)
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import Compressed, Method, make_method
-from fedact.compression.asi import subspace_step
+from fedact.compression.lowrank.algebra import unfold
+from fedact.compression.lowrank.asi import subspace_step
 from fedact.compression.method import State
-from fedact.compression.tucker import unfold
 from fedact.memory import stored_bytes
 from fedact.surgery import compress
 from tests.laws import INPUTS, relative_error

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.fft import dctn
 
 from fedact.compression import make_method
-from fedact.compression.frequencies import as_images, frequencies, from_images, inverse, transform
-from fedact.compression.transform import Transform
+from fedact.compression.transform.cosine import as_images, frequencies, from_images, inverse, transform
+from fedact.compression.transform.transform import Transform
 from fedact.memory import measure_memory
 from tests.laws import INPUTS
 

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import tucker as tensorly_tucker
 
-from fedact.compression.hosvd import HOSVD
-from fedact.compression.tucker import compose, factor, gram_spectrum, mode_product, rank_for_variance, unfold
+from fedact.compression.lowrank.algebra import compose, factor, gram_spectrum, mode_product, rank_for_variance, unfold
+from fedact.compression.lowrank.hosvd import HOSVD
 from tests.laws import INPUTS
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))

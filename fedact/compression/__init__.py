@@ -1,16 +1,18 @@
 """The methods: how an activation is kept between the forward and the backward pass."""
 
-from fedact.compression.asi import ASI
-from fedact.compression.checkpoint import Checkpoint
-from fedact.compression.exact import Exact, Vanilla
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+from fedact.compression.exact import Checkpoint, Exact, Vanilla
 from fedact.compression.gradient_filter import GradientFilter
-from fedact.compression.hooi import Tucker
-from fedact.compression.hosvd import HOSVD
-from fedact.compression.lance import LANCE
+from fedact.compression.lowrank.asi import ASI
+from fedact.compression.lowrank.hooi import Tucker
+from fedact.compression.lowrank.hosvd import HOSVD
+from fedact.compression.lowrank.lance import LANCE
+from fedact.compression.lowrank.svd import SVD, ChannelSVD
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.quantize import Quantize
-from fedact.compression.svd import SVD, ChannelSVD
-from fedact.compression.transform import Transform
+from fedact.compression.transform.transform import Transform
 from fedact.config import spec
 from fedact.config.errors import ConfigError, unknown
 
@@ -75,3 +77,27 @@ __all__ = [
     "AUTO", "METHODS", "Compressed", "Method", "State", "check_for_images", "choose_method", "make_method", "method_name",
     "published",
 ]  # fmt: skip
+
+
+def family(method: Method) -> Method:
+    """Return the method without the setting that it is swept over."""
+    setting, _ = method.sweep
+    defaults = {field.name: field.default for field in fields(method)}
+    return replace(method, **{setting: defaults[setting]}) if setting else method
+
+
+def families(methods: Iterable[str | Method] | None = None) -> list[Method]:
+    """Return the families of these methods, or of every method and its variants, each once."""
+    every = (f"{name}:{variant}" for name, entry in METHODS.items() for variant in entry.variants)
+    return list(dict.fromkeys(family(make_method(text)) for text in (every if methods is None else methods)))
+
+
+def at(method: Method, value: float) -> Method:
+    """Return the method with a value for the setting that it is swept over."""
+    return replace(method, **{method.sweep[0]: value})
+
+
+def swept(methods: Iterable[str | Method] | None = None) -> list[str]:
+    """Return the names of the families' methods at every value worth drawing; of one that has no such setting, itself."""
+    each = ((method, method.sweep[1]) for method in families(methods))
+    return [method_name(found) for method, values in each for found in ([at(method, v) for v in values] or [method])]

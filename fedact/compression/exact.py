@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, item_size, owned, shape_of
+from fedact.config.errors import ConfigError
 
 
 class Itself(Method):
@@ -50,3 +51,24 @@ class Vanilla(Itself):
 
     source: ClassVar[str] = "PyTorch autograd"
     lean: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Checkpoint(Itself):
+    """Keeps the inputs of segments, and recomputes what lies inside: the same gradient for one more forward pass.
+
+    children: how many children of the outermost Sequential make a segment. While a segment is recomputed, its layers keep
+    what ``exact`` keeps; outside of a Sequential they always do.
+    """
+
+    source: ClassVar[str] = "Chen et al., 2016, arXiv 1604.06174, section 4"
+
+    children: int = 1
+
+    def __post_init__(self) -> None:
+        if self.children < 1:
+            raise ConfigError(f"checkpoint: children is a whole number from 1, not {self.children}")
+
+    @property
+    def segment(self) -> int:
+        return self.children

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedact.compression.tucker import memory_order
+from fedact.compression.lowrank.algebra import memory_order
 from fedact.layers.base import Swapped
 from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
 from fedact.layers.masks import pack_mask, where_set

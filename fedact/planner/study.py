@@ -10,7 +10,7 @@ from torch import Tensor
 from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
-from fedact.compression.transform import Transform
+from fedact.compression.transform.transform import Transform
 from fedact.dataflow import downstream
 from fedact.planner.drafts import Draft, Way, draft, of_group, ways_of
 from fedact.planner.groups import Group, groups_of

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.lowrank.algebra import compose, mode_product, project, unfold
 from fedact.compression.operations import Convolution
-from fedact.compression.tucker import compose, mode_product, project, unfold
 
 BATCH, CHANNELS, HEIGHT, WIDTH = range(4)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.compression.tucker import factor, gram_spectrum, matrix, rank_for_variance, slabs, times_gram
+from fedact.compression.lowrank.algebra import factor, gram_spectrum, matrix, rank_for_variance, slabs, times_gram
 
 DOUBT = 1e-5
 """A share of the variance that float32's rounding may be off by: a threshold this near is decided in float64."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from fedact.compression.coefficients import CLASSES, Sorted, Threshold
 from fedact.compression.packing import packed_bytes
-from fedact.compression.rice import best_parameter, coded_bits, coded_bytes
+from fedact.compression.transform.coefficients import CLASSES, Sorted, Threshold
+from fedact.compression.transform.rice import best_parameter, coded_bits, coded_bytes
 
 ROUND_DOWN = 0.33
 """A coefficient is rounded up from 1 - this: zeros are cheaper than the error that they make."""

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fedact.compression.coefficients import CLASSES, classes, places_behind
 from fedact.compression.packing import pack_codes, packed_bytes, unpack_codes
-from fedact.compression.rice import Coded, decode, encode
-from fedact.compression.steps import MEAN_STEPS, Symbols
+from fedact.compression.transform.coefficients import CLASSES, classes, places_behind
+from fedact.compression.transform.rice import Coded, decode, encode
+from fedact.compression.transform.step_size import MEAN_STEPS, Symbols
 
 COUNTS = 4 + 4
 TABLE = COUNTS + 4 * CLASSES

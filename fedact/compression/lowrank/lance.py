@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedact.compression.lowrank.algebra import project
+from fedact.compression.lowrank.subspaces import Subspaces
+from fedact.compression.lowrank.truncated import Factors
 from fedact.compression.method import State
-from fedact.compression.subspaces import Subspaces
-from fedact.compression.truncated import Factors
-from fedact.compression.tucker import project
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedact.compression.lowrank.algebra import full_ranks
+from fedact.compression.lowrank.truncated import Factors, Truncated
 from fedact.compression.method import State
-from fedact.compression.truncated import Factors, Truncated
-from fedact.compression.tucker import full_ranks
 
 
 @dataclass(frozen=True)

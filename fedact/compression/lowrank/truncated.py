@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.factor_gradient import factor_gradient, factors_are_cheaper
-from fedact.compression.leading import leading_factor
+from fedact.compression.lowrank.algebra import Spectrum, compose, full_ranks, gram_spectrum, project, rank_for_variance
+from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.lowrank.leading_vectors import leading_factor
 from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
 from fedact.compression.operations import Convolution, Operation
-from fedact.compression.tucker import Spectrum, compose, full_ranks, gram_spectrum, project, rank_for_variance
 from fedact.config.errors import ConfigError
 
 PAPER_VARIANCE = 0.8

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.lowrank.algebra import factor, full_ranks, gram_spectrum, mode_product, project, times_gram, unfold
+from fedact.compression.lowrank.subspaces import Subspaces
+from fedact.compression.lowrank.truncated import Factors
 from fedact.compression.method import State
-from fedact.compression.subspaces import Subspaces
-from fedact.compression.truncated import Factors
-from fedact.compression.tucker import factor, full_ranks, gram_spectrum, mode_product, project, times_gram, unfold
 
 FEW_COLUMNS = 24
 """Columns up to which QR takes no longer than Cholesky."""

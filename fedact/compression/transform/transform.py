@@ -9,10 +9,20 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fedact.compression.coefficients import Threshold, above, by_class, candidates, classes, leaving, levels, room_for
-from fedact.compression.container import least_body, levels_end, read, write
 from fedact.compression.exact import Exact
-from fedact.compression.frequencies import (
+from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
+from fedact.compression.transform.bitstream import least_body, levels_end, read, write
+from fedact.compression.transform.coefficients import (
+    Threshold,
+    above,
+    by_class,
+    candidates,
+    classes,
+    leaving,
+    levels,
+    room_for,
+)
+from fedact.compression.transform.cosine import (
     RINGS,
     Frequencies,
     as_images,
@@ -22,9 +32,8 @@ from fedact.compression.frequencies import (
     images_shape,
     inverse,
 )
-from fedact.compression.frequencies import transform as cosine_transform
-from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
-from fedact.compression.steps import ROUND_DOWN, Symbols, filling, keeping, near, symbols
+from fedact.compression.transform.cosine import transform as cosine_transform
+from fedact.compression.transform.step_size import ROUND_DOWN, Symbols, filling, keeping, near, symbols
 from fedact.config.errors import ConfigError
 
 MOST_BITS = 16.0

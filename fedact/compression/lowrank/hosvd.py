@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fedact.compression.exact import Exact
+from fedact.compression.lowrank.algebra import SOLVERS, Spectrum, factor, full_ranks, mode_product
+from fedact.compression.lowrank.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
 from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, computable, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
-from fedact.compression.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
-from fedact.compression.tucker import SOLVERS, Spectrum, factor, full_ranks, mode_product
 
 GROUP = 64
 """Neighbours in a core or a factor that share a scale, with bits=8 or 4."""

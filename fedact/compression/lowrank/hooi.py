@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedact.compression.lowrank.algebra import finite, project
+from fedact.compression.lowrank.truncated import Factors, Truncated
 from fedact.compression.method import State
-from fedact.compression.truncated import Factors, Truncated
-from fedact.compression.tucker import finite, project
 
 ITERATIONS, TOLERANCE = 100, 1e-6
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedact.compression.truncated import Truncated
+from fedact.compression.lowrank.truncated import Truncated
 
 
 @dataclass(frozen=True)

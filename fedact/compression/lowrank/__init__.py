@@ -1,0 +1,1 @@
+"""Low-rank methods: HOSVD and its relatives, with the algebra they share."""

@@ -1,0 +1,1 @@
+"""Transform coding of activations: channel basis, cosine transform, step sizes, Rice code."""
