@@ -13,9 +13,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _PUBLIC = {
-    "compress": "surgery",
-    "restore": "surgery",
-    "apply": "surgery",
+    "compress": "nn.surgery",
+    "restore": "nn.surgery",
+    "apply": "nn.surgery",
     "measure_memory": "memory",
     "make_plan": "planner",
     "Plan": "config.plan",

@@ -13,8 +13,8 @@ from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.fidelity import spread
 from fedact.memory import stored_bytes
+from fedact.nn.surgery import convolutions, restore
 from fedact.replay import Batch, twin
-from fedact.surgery import convolutions, restore
 from fedact.tasks import task_loss
 
 COSINES = (0.95, 0.98, 0.99)

@@ -17,6 +17,7 @@ from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing
 from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.frozen import FrozenPart
+from fedact.nn.surgery import apply, carries, restore
 from fedact.prefix_cache import PrefixCache
 from fedact.starting import (
     after_encoder,
@@ -30,7 +31,6 @@ from fedact.starting import (
     resolved,
     weights_key,
 )
-from fedact.surgery import apply, carries, restore
 from fedact.tasks import check_task
 from fedact.training import Measured
 from fedact.weights import fill, fills_encoder_alone, load_into

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedact.chunks import in_chunks
 from fedact.config.plan import Plan
-from fedact.crossing import LEAST_GROUP, Layout, Positions, group_for, layouts, made
 from fedact.data import Loader
 from fedact.memory import measure_memory, stored_bytes
-from fedact.prefix import Split, in_place_of_forward, split
+from fedact.nn.prefix import Split, in_place_of_forward, split
+from fedact.nn.prefix_chunks import in_chunks
+from fedact.nn.prefix_values import LEAST_GROUP, Layout, Positions, group_for, layouts, made
+from fedact.nn.surgery import states
 from fedact.prefix_cache import PrefixCache
-from fedact.surgery import states
 
 HELD_BYTES = 2**28
 """How many bytes of a client's crossing values stay in memory for its epochs; of a larger one they are made each time."""

@@ -18,6 +18,7 @@ from fedact.data import Loader
 from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.models import SCALABLE
+from fedact.nn.surgery import convolutions
 from fedact.plan_costs import parts, step_time
 from fedact.plan_plots import plans_against_budget
 from fedact.plan_report import kept_table, title
@@ -27,7 +28,6 @@ from fedact.plots import png
 from fedact.replay import Batch
 from fedact.starting import SMALL_RESOLUTION
 from fedact.storage.disk import write_whole
-from fedact.surgery import convolutions
 from fedact.weights import plain_preprocessing
 
 ALONE = {"clients": 1, "partition": "iid"}

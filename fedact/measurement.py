@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from fedact.fidelity import Fidelity, measure_fidelity
+from fedact.nn.surgery import compress
 from fedact.replay import Batch, prefix_of, record, twin
 from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
-from fedact.surgery import compress
 
 YARDSTICK, AT_ONCE = "vanilla", "vanilla at once"
 """What everything is relative to; beside methods in micro-batches, in whole batches."""

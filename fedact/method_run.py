@@ -13,9 +13,9 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.experiment import Experiment
+from fedact.nn.surgery import apply, trained_parameters
 from fedact.replanning import PlanBook
 from fedact.storage.run import Row, RunFolder
-from fedact.surgery import apply, trained_parameters
 
 OnRound = Callable[[Row, list[Row]], None]
 

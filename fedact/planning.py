@@ -13,8 +13,8 @@ from fedact.config.plan import Plan, Plans, plan_key, read_key
 from fedact.config.schema import Config
 from fedact.data import Loader, centred
 from fedact.experiment import Experiment
+from fedact.nn.surgery import apply, calibrate, states
 from fedact.planner import expected_error, make_plan
-from fedact.surgery import apply, calibrate, states
 from fedact.tasks import task_loss
 
 TOLERANCE = 1.25

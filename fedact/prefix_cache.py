@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedact.crossing import Layout, Positions
 from fedact.data import Images, in_blocks
+from fedact.nn.prefix_values import Layout, Positions
 
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Makes the values of some examples, a few at a time."""

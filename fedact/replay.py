@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.cuts import takes_part
-from fedact.layers import OriginConv2d
-from fedact.prefix import in_place_of_forward
-from fedact.surgery import is_lean
+from fedact.nn.layers import OriginConv2d
+from fedact.nn.prefix import in_place_of_forward
+from fedact.nn.prefix_graph import takes_part
+from fedact.nn.surgery import is_lean
 from fedact.tasks import loss_under, task_loss
 
 Batch = tuple[Tensor, Tensor]

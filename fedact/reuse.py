@@ -9,10 +9,10 @@ from torch import nn
 
 from fedact.config.plan import Plan
 from fedact.config.schema import cache_folder
-from fedact.crossing import Positions
 from fedact.data import Augmented, Loader
 from fedact.experiment import Experiment
 from fedact.frozen import FrozenPart, frozen_part
+from fedact.nn.prefix_values import Positions
 from fedact.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 from fedact.training import Batches
 

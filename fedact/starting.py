@@ -20,8 +20,8 @@ from fedact.models import (
     make_model,
     make_segmenter,
 )
+from fedact.nn.surgery import head, trained_layers
 from fedact.pretraining import PretrainingRecipe, pretrained
-from fedact.surgery import head, trained_layers
 from fedact.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")

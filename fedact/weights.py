@@ -15,7 +15,7 @@ from fedact.config.errors import ConfigError, as_flag
 from fedact.data import Preprocessing
 from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, own_layout
 from fedact.models.mcunet import MCUNet
-from fedact.surgery import convolutions, head
+from fedact.nn.surgery import convolutions, head
 
 HALF = (0.5, 0.5, 0.5)
 MOST_PRINTED = 3

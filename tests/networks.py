@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import make_method
-from fedact.layers import Keeping
 from fedact.memory import Memory
-from fedact.surgery import assign, install, restore, smooth_activations, trained_layers
+from fedact.nn.layers import Keeping
+from fedact.nn.surgery import assign, install, restore, smooth_activations, trained_layers
 
 
 def measure(model: nn.Module, step: Callable[[], object], inputs: object = (), optimizer=None) -> Memory:

@@ -10,9 +10,9 @@ from torchvision.models import densenet121, mobilenet_v2, resnet18
 
 import fedact
 from fedact.memory import Memory
+from fedact.nn.surgery import trained_parameters
 from fedact.planner import make_plan
 from fedact.replay import record
-from fedact.surgery import trained_parameters
 from fedact.training import evaluate
 from tests import planned
 from tests.networks import Residual, batch, chunked, measure, train

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from fedact.dataflow import consumers, factors
+from fedact.nn.graph import consumers, factors
 from tests.laws import relative_error
 from tests.networks import measure, packed_bytes, train
 

@@ -10,8 +10,8 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small
 
 import fedact
 from fedact.compression import make_method
-from fedact.layers import DerivedKeeper, Keeping, OriginConv2d
-from fedact.surgery import convolutions, trained_parameters
+from fedact.nn.layers import DerivedKeeper, Keeping, OriginConv2d
+from fedact.nn.surgery import convolutions, trained_parameters
 from tests.laws import relative_error
 from tests.networks import measure, packed_bytes
 

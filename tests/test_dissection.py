@@ -10,8 +10,8 @@ from fedact.config.errors import ConfigError
 from fedact.dissection import MODES, components_for, cuts, spectra
 from fedact.dissection_plots import explained_variance, what_variance_costs
 from fedact.equal_cosine import capture
+from fedact.nn.surgery import convolutions
 from fedact.simulate import main
-from fedact.surgery import convolutions
 from fedact.trained import trained_model
 from tests.networks import batch, normed
 from tests.test_kill import SMALL

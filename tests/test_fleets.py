@@ -10,9 +10,9 @@ import pytest
 import fedact
 from fedact import plots, report, server
 from fedact.models import MODELS
+from fedact.nn.surgery import trained_layers
 from fedact.simulate import main
 from fedact.storage.run import ROUND_FIELDS, RunFolder
-from fedact.surgery import trained_layers
 from tests.planned import plan_row
 from tests.stopping import stopping_after
 from tests.test_records import HEADER, client, round_

@@ -9,8 +9,8 @@ from fedact import frozen
 from fedact.config.plan import Plan
 from fedact.data import Examples, Loader, Preprocessing
 from fedact.frozen import Crossed, frozen_part
+from fedact.nn.surgery import apply
 from fedact.planner import make_plan
-from fedact.surgery import apply
 
 EXAMPLES = 40
 

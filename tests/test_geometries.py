@@ -11,7 +11,7 @@ from fedact.compression import make_method
 from fedact.compression.lowrank.factor_gradient import factor_gradient
 from fedact.compression.operations import Convolution
 from fedact.memory import stored_bytes
-from fedact.surgery import compress
+from fedact.nn.surgery import compress
 from tests.laws import GENTLEST, LOSSY, relative_error
 
 GEOMETRIES: dict[str, dict[str, object]] = {

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.layers import MaskedReLU, MaskedReLU6
-from fedact.layers.masks import CHUNK, flattened, pack_mask, restored, where_set
+from fedact.nn.layers import MaskedReLU, MaskedReLU6
+from fedact.nn.layers.bitmask import CHUNK, flattened, pack_mask, restored, where_set
 
 shapes = st.lists(st.integers(0, 5), max_size=5).map(tuple)
 seeds = st.integers(0, 99)

@@ -12,7 +12,7 @@ from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.memory import stored_bytes
-from fedact.surgery import compress
+from fedact.nn.surgery import compress
 from tests.laws import EVERY_SETTING, GENTLEST, LOSSY, ROUNDING, Case, cases, relative_error
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)

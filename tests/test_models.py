@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedact.config.errors import ConfigError
 from fedact.models import MODELS, RESOLUTIONS, make_model, others
+from fedact.nn.surgery import convolutions, head, trained_layers
 from fedact.simulate import main
-from fedact.surgery import convolutions, head, trained_layers
 from fedact.weights import from_file, from_torchvision, load_into
 from tests.refusal import refused
 

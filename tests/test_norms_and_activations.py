@@ -10,7 +10,7 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small
 
 import fedact
 from fedact.compression import make_method
-from fedact.surgery import calibrate, load_states, states
+from fedact.nn.surgery import calibrate, load_states, states
 from tests.laws import ALONE, EVERY_SETTING, relative_error
 from tests.networks import measure, packed_bytes, train
 

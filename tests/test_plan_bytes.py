@@ -13,7 +13,7 @@ from torchvision.models import mobilenet_v2
 import fedact
 from fedact.compression import make_method
 from fedact.config.plan import Plan
-from fedact.surgery import install, trained_parameters
+from fedact.nn.surgery import install, trained_parameters
 from tests.planned import Net, batch, in_scope, net, plan_for, step
 
 # The bytes -----------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import fedact
 from fedact.compression import METHODS, make_method
 from fedact.config.plan import Plan
 from fedact.memory import Memory, largest, measure_memory
+from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
 from fedact.replay import parts
-from fedact.surgery import calibrate, load_states, states, trained_parameters
 from fedact.training import micro_step
 from tests.laws import INPUTS
 from tests.networks import Residual, normed

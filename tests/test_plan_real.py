@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import fedact
 from fedact.config.plan import Plan
 from fedact.models import mobilenet_v2
+from fedact.nn.surgery import trained_parameters
 from fedact.replay import part_step, parts
-from fedact.surgery import trained_parameters
 from fedact.weights import from_file, load_into
 
 PUBLISHED = ("vanilla", "hosvd:variance=0.8", "asi:variance=0.8", "svd:variance=0.8", "gradient_filter", "quantize")

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedact.layers import LEAN
-from fedact.layers.pooling import Windows
 from fedact.memory import measure_memory
+from fedact.nn.layers import LEAN
+from fedact.nn.layers.pooling import Windows
 
 
 def image(height: int, width: int, ties: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models import densenet121, mobilenet_v2, mobilenet_v3_small, resnet18, resnet34, shufflenet_v2_x0_5
 
 import fedact
-from fedact.chunks import examples_stand_alone, in_chunks
-from fedact.prefix import split
-from fedact.surgery import trained_parameters
+from fedact.nn.prefix import split
+from fedact.nn.prefix_chunks import examples_stand_alone, in_chunks
+from fedact.nn.surgery import trained_parameters
 from tests import planned
 from tests.laws import relative_error
 from tests.networks import chunked, train

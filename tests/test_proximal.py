@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedact.memory import measure_memory
+from fedact.nn.surgery import apply, trained_parameters
 from fedact.proximal import pull_back, starts_of
-from fedact.surgery import apply, trained_parameters
 from fedact.training import Recipe, train_locally
 from tests.planned import net, plan_for
 

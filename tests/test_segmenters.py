@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 import fedact
-from fedact.chunks import examples_stand_alone
-from fedact.layers import Keeping, Masked
-from fedact.layers.pooling import PlacedMaxPool2d
 from fedact.models import SEGMENTERS, make_segmenter
-from fedact.models.channel_norm import ChannelNorm
-from fedact.prefix import split
-from fedact.surgery import convolutions, head, trained_layers
+from fedact.nn.layers import Keeping, Masked
+from fedact.nn.layers.base import ChannelNorm
+from fedact.nn.layers.pooling import PlacedMaxPool2d
+from fedact.nn.prefix import split
+from fedact.nn.prefix_chunks import examples_stand_alone
+from fedact.nn.surgery import convolutions, head, trained_layers
 from tests.laws import GENTLEST, relative_error
 from tests.pixelwise import CLASSES, GATED, HEIGHT, WIDTH, batch, built, loss_of, step
 

@@ -10,7 +10,7 @@ from fedact.compression.lowrank.algebra import unfold
 from fedact.compression.lowrank.asi import subspace_step
 from fedact.compression.method import State
 from fedact.memory import stored_bytes
-from fedact.surgery import compress
+from fedact.nn.surgery import compress
 from tests.laws import INPUTS, relative_error
 
 SHAPE = (6, 5, 4)

@@ -7,7 +7,7 @@ from torchvision.models import mobilenet_v2
 
 import fedact
 from fedact.config.errors import ConfigError
-from fedact.surgery import convolutions, head, trained_layers, trained_parameters
+from fedact.nn.surgery import convolutions, head, trained_layers, trained_parameters
 
 
 @pytest.fixture

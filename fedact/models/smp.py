@@ -17,7 +17,7 @@ from segmentation_models_pytorch.encoders.mobilenet import MobileNetV2Encoder, m
 from segmentation_models_pytorch.encoders.resnet import ResNetEncoder, resnet_encoders
 from torch import Tensor, nn
 
-from fedact.models.channel_norm import ChannelNorm
+from fedact.nn.layers.base import ChannelNorm
 
 DEPTH = 5
 """Stages of an encoder: all."""

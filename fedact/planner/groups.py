@@ -7,10 +7,10 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
-from fedact.dataflow import downstream
-from fedact.derivation import Derivations, calls_of, derivations
-from fedact.layers import SMOOTH
-from fedact.layers.base import has_weights
+from fedact.nn.graph import downstream
+from fedact.nn.layers import SMOOTH
+from fedact.nn.layers.base import has_weights
+from fedact.nn.rematerialization import Derivations, calls_of, derivations
 
 PIECEWISE = (nn.ReLU, nn.ReLU6)
 

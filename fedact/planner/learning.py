@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
+from fedact.nn.surgery import head, install, kept_inputs, smooth_activations
 from fedact.replay import Batch, record, step
-from fedact.surgery import head, install, kept_inputs, smooth_activations
 from fedact.tasks import Loss
 
 HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9

@@ -11,8 +11,9 @@ from fedact.compression.exact import Vanilla
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
-from fedact.layers.base import has_weights
 from fedact.memory import stored_bytes
+from fedact.nn.layers.base import has_weights
+from fedact.nn.surgery import kept_inputs, made_again, methods_of, trained_parameters
 from fedact.planner.giving_way import GivingWay
 from fedact.planner.pace import Pace, batch_flops
 from fedact.planner.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
@@ -20,7 +21,6 @@ from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
 from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.planner.trial import checked, own_randomness
-from fedact.surgery import kept_inputs, made_again, methods_of, trained_parameters
 from fedact.tasks import Loss
 from fedact.threads import threads_for
 

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.chunks import examples_stand_alone
 from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory
-from fedact.planner.hardest import hardest, made_ready
-from fedact.planner.trial import called_modules
-from fedact.prefix import split
-from fedact.surgery import (
+from fedact.nn.prefix import split
+from fedact.nn.prefix_chunks import examples_stand_alone
+from fedact.nn.surgery import (
     calibrate,
     convolutions,
     head,
@@ -28,6 +26,8 @@ from fedact.surgery import (
     trained_layers,
     trained_parameters,
 )
+from fedact.planner.hardest import hardest, made_ready
+from fedact.planner.trial import called_modules
 from fedact.tasks import Loss
 from fedact.training import bytes_in_scope, micro_step
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fedact.compression import Compressed, Method, State
 from fedact.compression.exact import Exact, Itself
 from fedact.compression.method import NO_STATE
-from fedact.derivation import calls_of
-from fedact.layers.base import has_weights
+from fedact.nn.layers.base import has_weights
+from fedact.nn.rematerialization import calls_of
+from fedact.nn.surgery import calibrate, install, restore
 from fedact.replay import Batch, parts, prefix_of, record, step
-from fedact.surgery import calibrate, install, restore
 from fedact.tasks import Loss
 
 Methods = Mapping[str, Method]

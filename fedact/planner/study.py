@@ -11,7 +11,9 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
 from fedact.compression.transform.transform import Transform
-from fedact.dataflow import downstream
+from fedact.nn.graph import downstream
+from fedact.nn.install import covered
+from fedact.nn.surgery import assign, smooth_activations
 from fedact.planner.drafts import Draft, Way, draft, of_group, ways_of
 from fedact.planner.groups import Group, groups_of
 from fedact.planner.knapsack import MOST_WAYS
@@ -19,8 +21,6 @@ from fedact.planner.problem import Methods, Problem, measure_step
 from fedact.planner.sensitivity import Sensitivity, averaged, measure_sensitivity
 from fedact.planner.work import Costs, step_seconds
 from fedact.replay import parts
-from fedact.surgery import assign, smooth_activations
-from fedact.swapping import covered
 
 FEW = 4
 """One micro-batch of fewer examples tells too little of what another one's errors would be."""

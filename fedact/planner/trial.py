@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
-from fedact.surgery import install
+from fedact.nn.surgery import install
 from fedact.tasks import Loss
 
 

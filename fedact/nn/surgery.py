@@ -10,8 +10,8 @@ from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
-from fedact.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
-from fedact.swapping import PLAN, has_statistics, install, restore, trained_parameters
+from fedact.nn.install import PLAN, has_statistics, install, restore, trained_parameters
+from fedact.nn.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
 
 __all__ = [
     "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",

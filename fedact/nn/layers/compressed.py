@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
-from fedact.layers.base import Swapped
+from fedact.nn.layers.base import Swapped
 
 if TYPE_CHECKING:
-    from fedact.layers.activations import Slope
+    from fedact.nn.layers.base import Slope
 
 
 class Keeper:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedact.compression.operations import Convolution, Normalization
-from fedact.layers.base import Swapped
-from fedact.layers.keeping import autocast_type, in_type
+from fedact.nn.layers.base import Swapped
+from fedact.nn.layers.compressed import autocast_type, in_type
 
 
 class _FrozenConvolution(torch.autograd.Function):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
 
-from fedact.cuts import Parts, Rest, parts_of
-from fedact.layers import RecomputedSequential
+from fedact.nn.layers import RecomputedSequential
+from fedact.nn.prefix_graph import Parts, Rest, parts_of
 
 
 @dataclass(frozen=True)

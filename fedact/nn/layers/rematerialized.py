@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Operation
-from fedact.layers.frozen import FrozenConv2d
-from fedact.layers.keeping import Keeper, Keeping
+from fedact.nn.layers.compressed import Keeper, Keeping
+from fedact.nn.layers.frozen import FrozenConv2d
 
 
 class MadeAgain:

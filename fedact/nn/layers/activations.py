@@ -1,6 +1,6 @@
 """Activations that keep one bit an element, nothing that is kept anyway, or their input through a method."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,28 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.layers.base import Swapped
-from fedact.layers.keeping import Keeper, Keeping, autocast_type, save, saved
-from fedact.layers.masks import pack_mask, where_set
-
-
-class Slope(NamedTuple):
-    """A piecewise linear activation: the gradient passes, times ``slope``, strictly between ``lower`` and ``upper``."""
-
-    lower: float
-    upper: float
-    slope: float = 1.0
-
-    def passes(self, x: Tensor) -> Tensor:
-        """Return where the gradient passes; it does through a NaN, as in PyTorch."""
-        # PyTorch's kernel and a conversion are several times faster than comparisons.
-        return self.passed(x.new_ones(1), x).bool()
-
-    def passed(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
-        if self.upper == float("inf"):
-            return torch.ops.aten.threshold_backward(grad_output, x, self.lower)  # type: ignore[no-any-return]
-        return torch.ops.aten.hardtanh_backward(grad_output, x, self.lower, self.upper)  # type: ignore[no-any-return]
+from fedact.nn.layers.base import Slope, Swapped
+from fedact.nn.layers.bitmask import pack_mask, where_set
+from fedact.nn.layers.compressed import Keeper, Keeping, autocast_type, save, saved
 
 
 def _plainly(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fedact.chunks import examples_stand_alone
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.prefix import Split
+from fedact.nn.prefix import Split
+from fedact.nn.prefix_chunks import examples_stand_alone
 
 LEAST_GROUP, LARGEST_GROUP = 16, 64
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fedact.layers.activations import (
+from fedact.nn.layers.activations import (
     CompressedGELU,
     CompressedHardswish,
     CompressedSiLU,
@@ -11,14 +11,13 @@ from fedact.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
-from fedact.layers.base import Swapped, has_weights, switched_off
-from fedact.layers.channel_norm import CompressedChannelNorm
-from fedact.layers.derived import DerivedKeeper, OriginConv2d
-from fedact.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
-from fedact.layers.keeping import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
-from fedact.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
-from fedact.layers.recompute import RecomputedSequential
-from fedact.models.channel_norm import ChannelNorm
+from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, switched_off
+from fedact.nn.layers.channel_norm import CompressedChannelNorm
+from fedact.nn.layers.checkpointed import RecomputedSequential
+from fedact.nn.layers.compressed import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
+from fedact.nn.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
+from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
+from fedact.nn.layers.rematerialized import DerivedKeeper, OriginConv2d
 
 Table = dict[type[nn.Module], type[nn.Module]]
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedact.layers.activations import Smooth
-from fedact.models.channel_norm import ChannelNorm
+from fedact.nn.layers.activations import Smooth
+from fedact.nn.layers.base import ChannelNorm
 
 
 class CompressedChannelNorm(Smooth, ChannelNorm):

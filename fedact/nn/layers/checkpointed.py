@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedact.config.errors import ConfigError
-from fedact.layers.base import Swapped, has_weights
-from fedact.layers.keeping import Keeping
+from fedact.nn.layers.base import Swapped, has_weights
+from fedact.nn.layers.compressed import Keeping
 
 
 class _Circumstances:

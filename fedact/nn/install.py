@@ -5,11 +5,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from fedact import chunks
 from fedact.compression import Method
-from fedact.dataflow import consumers, downstream, factors
-from fedact.derivation import Derivations, derivations
-from fedact.layers import (
+from fedact.nn import prefix_chunks as chunks
+from fedact.nn.graph import consumers, downstream, factors
+from fedact.nn.layers import (
     LEAN,
     PLAIN,
     SMOOTH,
@@ -25,6 +24,7 @@ from fedact.layers import (
     has_weights,
     switched_off,
 )
+from fedact.nn.rematerialization import Derivations, derivations
 
 _TRAINABLE = "_fedact_trainable"
 PLAN = "_fedact_plan"

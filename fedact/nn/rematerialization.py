@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
-from fedact.dataflow import traced
+from fedact.nn.graph import traced
 
 REPEATABLE = (
     nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Dropout2d,

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from fedact.compression.operations import pair
 from fedact.compression.packing import WORDS, pack_codes, unpack_codes
-from fedact.layers.base import Swapped
+from fedact.nn.layers.base import Swapped
 
 MOST_PLACES = 2 ** max(WORDS)
 """Places in a window that a byte tells apart."""

@@ -10,8 +10,8 @@ from torch.fx import Graph, Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fedact.dataflow import own_code
-from fedact.layers import OriginConv2d, RecomputedSequential, Swapped
+from fedact.nn.graph import own_code
+from fedact.nn.layers import OriginConv2d, RecomputedSequential, Swapped
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
