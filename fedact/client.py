@@ -15,11 +15,11 @@ from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.config.strategies import make_strategy
 from fedact.experiment import Experiment, shared
+from fedact.models.tasks import Outcome
 from fedact.mods import MODS
 from fedact.nn.surgery import load_states, trained_parameters
 from fedact.reuse import client_batches
 from fedact.schedule import learning_rate
-from fedact.tasks import Outcome
 from fedact.training import LocalTraining, Recipe, evaluate, train_locally
 
 app = ClientApp()

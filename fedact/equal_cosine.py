@@ -13,9 +13,9 @@ from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.fidelity import spread
 from fedact.memory import stored_bytes
+from fedact.models.tasks import task_loss
 from fedact.nn.surgery import convolutions, restore
 from fedact.replay import Batch, twin
-from fedact.tasks import task_loss
 
 COSINES = (0.95, 0.98, 0.99)
 LARGE = 32_000

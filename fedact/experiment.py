@@ -17,9 +17,7 @@ from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing
 from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.frozen import FrozenPart
-from fedact.nn.surgery import apply, carries, restore
-from fedact.prefix_cache import PrefixCache
-from fedact.starting import (
+from fedact.models.initialization import (
     after_encoder,
     check_images,
     check_masks,
@@ -31,9 +29,11 @@ from fedact.starting import (
     resolved,
     weights_key,
 )
-from fedact.tasks import check_task
+from fedact.models.tasks import check_task
+from fedact.models.weights import fill, fills_encoder_alone, load_into
+from fedact.nn.surgery import apply, carries, restore
+from fedact.prefix_cache import PrefixCache
 from fedact.training import Measured
-from fedact.weights import fill, fills_encoder_alone, load_into
 
 LARGE_BATCH = 10_000
 

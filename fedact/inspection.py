@@ -18,6 +18,8 @@ from fedact.data import Loader
 from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.models import SCALABLE
+from fedact.models.initialization import SMALL_RESOLUTION
+from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
 from fedact.plan_costs import parts, step_time
 from fedact.plan_plots import plans_against_budget
@@ -26,9 +28,7 @@ from fedact.plan_summary import Findings, held, summary
 from fedact.planning import calibration_batch, canonical_methods, plan_for
 from fedact.plots import png
 from fedact.replay import Batch
-from fedact.starting import SMALL_RESOLUTION
 from fedact.storage.disk import write_whole
-from fedact.weights import plain_preprocessing
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""

@@ -9,9 +9,9 @@ from fedact.compression import make_method
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.experiment import Experiment
+from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, trained_layers
 from fedact.planning import calibration_batch
-from fedact.tasks import task_loss
 from fedact.training import micro_step
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedact.models.tasks import loss_under, task_loss
 from fedact.nn.layers import OriginConv2d
 from fedact.nn.prefix import in_place_of_forward
 from fedact.nn.prefix_graph import takes_part
 from fedact.nn.surgery import is_lean
-from fedact.tasks import loss_under, task_loss
 
 Batch = tuple[Tensor, Tensor]
 Prefix = list[Any]

@@ -19,14 +19,14 @@ from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.experiment import Experiment
+from fedact.models.tasks import task_loss
+from fedact.models.weights import fill
 from fedact.nn.surgery import apply, restore, trained_parameters
 from fedact.report import listing
 from fedact.runtime import Simulation
 from fedact.storage.disk import write_whole
 from fedact.storage.run import Row, RunFolder
-from fedact.tasks import task_loss
 from fedact.training import Recipe, epochs
-from fedact.weights import fill
 
 UNSTEADY = 2
 """Rounds that are not timed: evaluation alone, then what is measured and kept once."""

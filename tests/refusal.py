@@ -5,8 +5,8 @@ from urllib.error import URLError
 
 import pytest
 
-from fedact import pretraining
 from fedact.experiment import shared
+from fedact.models import pretraining
 from fedact.simulate import main
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedact import pretraining
-from fedact.models import MODELS
+from fedact.models import MODELS, pretraining
 from fedact.simulate import main
 from tests.refusal import quiet_home, refused  # noqa: F401
 

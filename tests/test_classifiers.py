@@ -16,10 +16,10 @@ from fedact.config.errors import ConfigError
 from fedact.memory import Memory
 from fedact.models import make_model
 from fedact.models.classifiers import AUXILIARY, names
+from fedact.models.weights import fill, load_into
 from fedact.nn.surgery import convolutions, head
 from fedact.simulate import main
 from fedact.training import Recipe, train_locally
-from fedact.weights import fill, load_into
 from tests.refusal import refused
 
 CLASSES = 7

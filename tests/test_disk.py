@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedact import pretraining
 from fedact.config.errors import ConfigError
 from fedact.data import Examples
+from fedact.models import pretraining
+from fedact.models.weights import plain_preprocessing
 from fedact.simulate import main
 from fedact.storage.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
 from fedact.storage.run import RunFolder
-from fedact.weights import plain_preprocessing
 from tests.test_mutations import ONE
 from tests.test_records import HEADER, client, round_
 

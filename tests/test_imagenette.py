@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from fedact.data import DATASETS, Examples, Loader, Request, settled
 from fedact.models import mobilenet_v2
-from fedact.weights import from_file, load_into
+from fedact.models.weights import from_file, load_into
 
 WNIDS = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413", "n03445777",
          "n03888257")  # fmt: skip

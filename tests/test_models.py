@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fedact.config.errors import ConfigError
 from fedact.models import MODELS, RESOLUTIONS, make_model, others
+from fedact.models.weights import from_file, from_torchvision, load_into
 from fedact.nn.surgery import convolutions, head, trained_layers
 from fedact.simulate import main
-from fedact.weights import from_file, from_torchvision, load_into
 from tests.refusal import refused
 
 LAST = {

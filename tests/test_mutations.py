@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 import fedact
-from fedact import plan, planning, pretraining, server, simulate
+from fedact import plan, planning, server, simulate
 from fedact.config.errors import ConfigError
-from fedact.models import MODELS
+from fedact.models import MODELS, pretraining
 from tests.mutations import MUTATIONS, mutate
 from tests.refusal import quiet_home  # noqa: F401
 from tests.stopping import stopping_after

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedact.data import VOID
 from fedact.memory import measure_memory
-from fedact.pixel_loss import pixel_loss, scaled_up
+from fedact.models.pixel_loss import pixel_loss, scaled_up
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -52,7 +52,7 @@ def test_scores_of_any_type_have_the_loss_of_their_values_and_its_gradient(dtype
 def test_bands_of_large_masks_join(monkeypatch):
     scores, masks = made(2, 4, (6, 8), (48, 64), 1)
     whole = torch.autograd.grad(pixel_loss.lean(scores, masks), scores)[0]
-    monkeypatch.setattr("fedact.pixel_loss.PIXELS_AT_ONCE", 5 * 64)
+    monkeypatch.setattr("fedact.models.pixel_loss.PIXELS_AT_ONCE", 5 * 64)
     assert torch.allclose(torch.autograd.grad(pixel_loss.lean(scores, masks), scores)[0], whole)
 
 

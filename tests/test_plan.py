@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 
 import fedact
-from fedact import inspection, pretraining
+from fedact import inspection
 from fedact.config.loading import make_config
 from fedact.config.plan import plans_from_json
 from fedact.inspection import ladder, prepared
+from fedact.models import pretraining
 from fedact.plan import main
 from fedact.planning import calibration_batch
 

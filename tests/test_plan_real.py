@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import fedact
 from fedact.config.plan import Plan
 from fedact.models import mobilenet_v2
+from fedact.models.weights import from_file, load_into
 from fedact.nn.surgery import trained_parameters
 from fedact.replay import part_step, parts
-from fedact.weights import from_file, load_into
 
 PUBLISHED = ("vanilla", "hosvd:variance=0.8", "asi:variance=0.8", "svd:variance=0.8", "gradient_filter", "quantize")
 DEPTHS = (52, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1, 0)

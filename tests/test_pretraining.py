@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedact import pretraining, starting
 from fedact.config.loading import make_config
 from fedact.data import Examples
-from fedact.pretraining import PretrainingRecipe, pretrained, told
-from fedact.weights import plain_preprocessing
+from fedact.models import initialization as starting
+from fedact.models import pretraining
+from fedact.models.pretraining import PretrainingRecipe, pretrained, told
+from fedact.models.weights import plain_preprocessing
 
 EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)
 

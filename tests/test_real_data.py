@@ -6,8 +6,8 @@ import torch
 import fedact
 from fedact.data import Preprocessing
 from fedact.models import mobilenet_v2
+from fedact.models.weights import from_file, load_into
 from fedact.simulate import main
-from fedact.weights import from_file, load_into
 
 
 def cifar(data, *more: str) -> list[str]:

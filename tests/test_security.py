@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import fedact
-from fedact import weights
 from fedact.config.errors import ConfigError
+from fedact.models import weights
 from fedact.simulate import main
 from tests.refusal import quiet_home, refused  # noqa: F401
 from tests.test_mutations import ONE

@@ -8,8 +8,8 @@ from torchvision.models import get_model, get_model_weights
 
 from fedact.config.errors import ConfigError
 from fedact.models import SEGMENTERS, encoder_of, make_segmenter
+from fedact.models.weights import from_torchvision, load_into
 from fedact.nn.surgery import head
-from fedact.weights import from_torchvision, load_into
 from tests.pixelwise import CLASSES, GATED, batch, built
 
 pytest.importorskip("segmentation_models_pytorch")

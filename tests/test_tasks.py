@@ -7,7 +7,7 @@ import torch
 import fedact
 from fedact import replay
 from fedact.data import VOID, Augmented, centred
-from fedact.tasks import TASKS, loss_under, predicted, task_loss
+from fedact.models.tasks import TASKS, loss_under, predicted, task_loss
 
 pytest.importorskip("torchmetrics")
 
@@ -69,7 +69,7 @@ def test_the_loss_follows_from_the_targets_and_is_lean_beside_lean_layers_alone(
 @pytest.mark.parametrize(("method", "lean"), [("vanilla", False), ("exact", True)])
 def test_a_replayed_step_takes_the_loss_as_training_does(method, lean, monkeypatch):
     taken = []
-    monkeypatch.setattr("fedact.pixel_loss.PixelLoss.lean", lambda *given: taken.append(given) or given[1].mean())
+    monkeypatch.setattr("fedact.models.pixel_loss.PixelLoss.lean", lambda *given: taken.append(given) or given[1].mean())
     model = fedact.compress(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1)), method, layers=1)
     replay.step(model, (torch.randn(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)))
     assert len(taken) == lean

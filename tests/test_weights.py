@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedact.config.errors import ConfigError
-from fedact.weights import from_file, from_torchvision, load_into, plain_preprocessing
+from fedact.models.weights import from_file, from_torchvision, load_into, plain_preprocessing
 
 
 def network(classes: int = 3, channels: int = 4) -> nn.Module:

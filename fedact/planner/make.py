@@ -12,6 +12,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
 from fedact.memory import stored_bytes
+from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import kept_inputs, made_again, methods_of, trained_parameters
 from fedact.planner.giving_way import GivingWay
@@ -21,7 +22,6 @@ from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
 from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.planner.trial import checked, own_randomness
-from fedact.tasks import Loss
 from fedact.threads import threads_for
 
 DIGITS = 4

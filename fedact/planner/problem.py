@@ -13,6 +13,7 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
 from fedact.memory import Memory, largest, measure_memory
+from fedact.models.tasks import Loss
 from fedact.nn.prefix import split
 from fedact.nn.prefix_chunks import examples_stand_alone
 from fedact.nn.surgery import (
@@ -28,7 +29,6 @@ from fedact.nn.surgery import (
 )
 from fedact.planner.hardest import hardest, made_ready
 from fedact.planner.trial import called_modules
-from fedact.tasks import Loss
 from fedact.training import bytes_in_scope, micro_step
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
+from fedact.models.tasks import Loss
 from fedact.nn.surgery import install
-from fedact.tasks import Loss
 
 
 def checked(example: Any) -> tuple[Tensor, Tensor]:

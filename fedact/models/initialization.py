@@ -20,9 +20,9 @@ from fedact.models import (
     make_model,
     make_segmenter,
 )
+from fedact.models.pretraining import PretrainingRecipe, pretrained
+from fedact.models.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
 from fedact.nn.surgery import head, trained_layers
-from fedact.pretraining import PretrainingRecipe, pretrained
-from fedact.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
 
 SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35

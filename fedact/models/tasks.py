@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedact.config.errors import check_extra
 from fedact.data import VOID
-from fedact.pixel_loss import pixel_loss, scaled_up
+from fedact.models.pixel_loss import pixel_loss, scaled_up
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

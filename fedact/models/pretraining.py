@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
 from fedact.data import Examples, Loader, Preprocessing, cropped_and_flipped, in_blocks
+from fedact.models.tasks import task_loss
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
-from fedact.tasks import task_loss
 
 
 @dataclass(frozen=True)
