@@ -16,7 +16,7 @@ _PUBLIC = {
     "compress": "nn.surgery",
     "restore": "nn.surgery",
     "apply": "nn.surgery",
-    "measure_memory": "memory",
+    "measure_memory": "measure.memory",
     "make_plan": "planner",
     "Plan": "config.plan",
     "load_run": "storage.run",

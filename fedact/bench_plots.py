@@ -12,9 +12,9 @@ from matplotlib.transforms import Bbox
 
 from fedact.compression import Method, family, make_method, method_name
 from fedact.config.spec import spelled
-from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
-from fedact.measurement import Measured
+from fedact.measure.gradient_error import ROUNDING
+from fedact.measure.methods import Measured
 from fedact.plots import COLORS, error_scale, short_size
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")

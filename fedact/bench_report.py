@@ -7,9 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.config.sizes import format_bytes
-from fedact.equal_cosine import LARGE, Least, Ratios
-from fedact.fidelity import ROUNDING
-from fedact.measurement import Measured
+from fedact.measure.equal_cosine import LARGE, Least, Ratios
+from fedact.measure.gradient_error import ROUNDING
+from fedact.measure.methods import Measured
 
 COSTS = ("saved", "state", "peak", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from fedact.dissection import MODES, Cut
+from fedact.measure.spectrum import MODES, Cut
 from fedact.plots import COLORS, error_scale
 
 PERCENT = 100

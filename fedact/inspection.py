@@ -17,17 +17,17 @@ from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
+from fedact.measure.plan_cost import parts, step_time
+from fedact.measure.step import Batch
 from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
-from fedact.plan_costs import parts, step_time
 from fedact.plan_plots import plans_against_budget
 from fedact.plan_report import kept_table, title
 from fedact.plan_summary import Findings, held, summary
 from fedact.planning import calibration_batch, canonical_methods, plan_for
 from fedact.plots import png
-from fedact.replay import Batch
 from fedact.storage.disk import write_whole
 
 ALONE = {"clients": 1, "partition": "iid"}

@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import Bbox
 
 from fedact.config.plan import Plan
-from fedact.fidelity import ROUNDING
 from fedact.labels import Point, obstacles, write
+from fedact.measure.gradient_error import ROUNDING
 from fedact.plots import COLORS, error_scale, short_size
 
 EXACT = "#555555"

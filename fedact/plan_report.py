@@ -12,7 +12,7 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
-from fedact.plan_costs import Part
+from fedact.measure.plan_cost import Part
 from fedact.plan_summary import error
 
 COLUMNS = ("shape", "method", "ranks", "bits", "bytes", "expected\nerror", "ms a\nstep")

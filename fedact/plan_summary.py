@@ -7,8 +7,8 @@ from rich.table import Table
 
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
-from fedact.fidelity import ROUNDING
-from fedact.plan_costs import Part, StepTime
+from fedact.measure.gradient_error import ROUNDING
+from fedact.measure.plan_cost import Part, StepTime
 
 
 @dataclass(frozen=True)

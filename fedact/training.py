@@ -13,7 +13,7 @@ from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.frozen import Crossed
-from fedact.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, largest, measure_memory
 from fedact.models.tasks import TASKS, Loss, Outcome, loss_under, task_loss
 from fedact.nn.surgery import is_lean, trained_parameters
 from fedact.proximal import pull_back, starts_of

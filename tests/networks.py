@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import make_method
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 from fedact.nn.layers import Keeping
 from fedact.nn.surgery import assign, install, restore, smooth_activations, trained_layers
 

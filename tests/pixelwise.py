@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 from fedact.models import make_segmenter
 
 CLASSES, HEIGHT, WIDTH = 5, 64, 96

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.config.plan import Plan
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 
 
 class Net(nn.Module):

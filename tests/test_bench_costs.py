@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 import fedact
-from fedact.measurement import installed, measure_methods
-from fedact.replay import record
-from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
+from fedact.measure.cost import count_flops, relative, time_micro_batches, time_steps
+from fedact.measure.methods import installed, measure_methods
+from fedact.measure.step import record
 from tests.networks import batch, normed
 
 
@@ -93,7 +93,7 @@ def test_recomputation_and_decompositions_are_counted():
 
 
 def test_an_eigendecomposition_has_its_textbook_count():
-    from fedact.stopwatch import FlopCounter
+    from fedact.measure.cost import FlopCounter
 
     with FlopCounter() as counter:
         torch.linalg.eigh(torch.eye(10))

@@ -10,9 +10,9 @@ from matplotlib.transforms import Bbox
 
 from fedact.bench_plots import curves, error_against_bytes, frontier
 from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
-from fedact.fidelity import Fidelity
 from fedact.labels import obstacles, write
-from fedact.measurement import Measured
+from fedact.measure.gradient_error import Fidelity
+from fedact.measure.methods import Measured
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedact
-from fedact.fidelity import gradient, measure_fidelity, observe, spread, states
-from fedact.measurement import installed
-from fedact.replay import record
+from fedact.measure.gradient_error import gradient, measure_fidelity, observe, spread, states
+from fedact.measure.methods import installed
+from fedact.measure.step import record
 from tests.networks import MODELS, batch, measure, normed, train
 
 

@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.models import densenet121, mobilenet_v2, resnet18
 
 import fedact
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
+from fedact.measure.step import record
 from fedact.nn.surgery import trained_parameters
 from fedact.planner import make_plan
-from fedact.replay import record
 from fedact.training import evaluate
 from tests import planned
 from tests.networks import Residual, batch, chunked, measure, train

@@ -13,7 +13,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 import fedact
 from fedact.config.errors import ConfigError
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 from fedact.models import make_model
 from fedact.models.classifiers import AUXILIARY, names
 from fedact.models.weights import fill, load_into

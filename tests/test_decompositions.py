@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedact.compression import Method, make_method, method_name
 from fedact.compression.gradient_filter import patch_means, patch_sizes, spread
 from fedact.compression.lowrank.hosvd import HOSVD
-from fedact.memory import stored_bytes
+from fedact.measure.memory import stored_bytes
 from tests.laws import INPUTS, relative_error
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))

@@ -7,9 +7,9 @@ import torch
 
 import fedact
 from fedact.config.errors import ConfigError
-from fedact.dissection import MODES, components_for, cuts, spectra
 from fedact.dissection_plots import explained_variance, what_variance_costs
-from fedact.equal_cosine import capture
+from fedact.measure.equal_cosine import capture
+from fedact.measure.spectrum import MODES, components_for, cuts, spectra
 from fedact.nn.surgery import convolutions
 from fedact.simulate import main
 from fedact.trained import trained_model

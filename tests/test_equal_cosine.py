@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fedact.compression import families, make_method
 from fedact.config.errors import ConfigError
-from fedact.equal_cosine import Least, capture, chosen, compare, least_bytes
+from fedact.measure.equal_cosine import Least, capture, chosen, compare, least_bytes
 from tests.networks import MODELS, batch, normed, shared
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import make_method
+from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, trained_layers
 from fedact.planner import expected_error
-from fedact.replay import parts
 from tests.planned import batch, net
 from tests.test_sharing import NETWORKS, example, network
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedact.compression import make_method
 from fedact.compression.lowrank.factor_gradient import factor_gradient
 from fedact.compression.operations import Convolution
-from fedact.memory import stored_bytes
+from fedact.measure.memory import stored_bytes
 from fedact.nn.surgery import compress
 from tests.laws import GENTLEST, LOSSY, relative_error
 

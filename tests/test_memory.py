@@ -11,7 +11,7 @@ from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torchvision.models import mobilenet_v2
 
 import fedact
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 from tests.laws import EVERY_SETTING
 from tests.networks import MODELS, batch, measure, packed_bytes, train
 

@@ -11,7 +11,7 @@ from fedact.compression.lowrank.factor_gradient import factor_gradient
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
-from fedact.memory import stored_bytes
+from fedact.measure.memory import stored_bytes
 from fedact.nn.surgery import compress
 from tests.laws import EVERY_SETTING, GENTLEST, LOSSY, ROUNDING, Case, cases, relative_error
 

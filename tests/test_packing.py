@@ -17,7 +17,7 @@ from fedact.compression.packing import (
     quantized_bytes,
     unpack_codes,
 )
-from fedact.memory import measure_memory, stored_bytes
+from fedact.measure.memory import measure_memory, stored_bytes
 
 all_bits = st.sampled_from([1, 2, 4, 8])
 quantized_bits = st.sampled_from([2, 4, 8])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedact.data import VOID
-from fedact.memory import measure_memory
+from fedact.measure.memory import measure_memory
 from fedact.models.pixel_loss import pixel_loss, scaled_up
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -15,9 +15,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import fedact
 from fedact.compression import METHODS, make_method
 from fedact.config.plan import Plan
-from fedact.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
-from fedact.replay import parts
 from fedact.training import micro_step
 from tests.laws import INPUTS
 from tests.networks import Residual, normed

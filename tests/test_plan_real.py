@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 import fedact
 from fedact.config.plan import Plan
+from fedact.measure.step import part_step, parts
 from fedact.models import mobilenet_v2
 from fedact.models.weights import from_file, load_into
 from fedact.nn.surgery import trained_parameters
-from fedact.replay import part_step, parts
 
 PUBLISHED = ("vanilla", "hosvd:variance=0.8", "asi:variance=0.8", "svd:variance=0.8", "gradient_filter", "quantize")
 DEPTHS = (52, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1, 0)

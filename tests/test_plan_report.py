@@ -9,7 +9,7 @@ from rich.console import Console
 
 import fedact
 from fedact.config.plan import Kept, Plan
-from fedact.plan_costs import StepTime, parts, step_time
+from fedact.measure.plan_cost import StepTime, parts, step_time
 from fedact.plan_report import kept_table
 from fedact.plan_summary import Findings, bought, error, summary
 from tests.planned import batch, net, plan_for

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedact.memory import measure_memory
+from fedact.measure.memory import measure_memory
 from fedact.nn.layers import LEAN
 from fedact.nn.layers.pooling import Windows
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedact.memory import measure_memory
+from fedact.measure.memory import measure_memory
 from fedact.nn.surgery import apply, trained_parameters
 from fedact.proximal import pull_back, starts_of
 from fedact.training import Recipe, train_locally

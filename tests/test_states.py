@@ -9,7 +9,7 @@ from fedact.compression import Compressed, Method, make_method
 from fedact.compression.lowrank.algebra import unfold
 from fedact.compression.lowrank.asi import subspace_step
 from fedact.compression.method import State
-from fedact.memory import stored_bytes
+from fedact.measure.memory import stored_bytes
 from fedact.nn.surgery import compress
 from tests.laws import INPUTS, relative_error
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import fedact
-from fedact import replay
 from fedact.data import VOID, Augmented, centred
+from fedact.measure import step as replay
 from fedact.models.tasks import TASKS, loss_under, predicted, task_loss
 
 pytest.importorskip("torchmetrics")

@@ -16,7 +16,7 @@ import fedact
 from fedact import training
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
-from fedact.memory import Memory, measure_memory
+from fedact.measure.memory import Memory, measure_memory
 from fedact.nn.surgery import trained_parameters
 from fedact.training import Recipe, evaluate, micro_step, train_locally, within_budget
 

@@ -11,7 +11,7 @@ from scipy.fft import dctn
 from fedact.compression import make_method
 from fedact.compression.transform.cosine import as_images, frequencies, from_images, inverse, transform
 from fedact.compression.transform.transform import Transform
-from fedact.memory import measure_memory
+from fedact.measure.memory import measure_memory
 from tests.laws import INPUTS
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))

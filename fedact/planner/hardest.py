@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression import Compressed, Method, State
 from fedact.compression.method import NO_STATE
-from fedact.ledger import tensors_in
+from fedact.measure.ledger import tensors_in
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
+from fedact.measure.step import Batch, record, step
 from fedact.models.tasks import Loss
 from fedact.nn.surgery import head, install, kept_inputs, smooth_activations
-from fedact.replay import Batch, record, step
 
 HEAD_STEPS, HEAD_MOMENTUM = 30, 0.9
 """How the head is fitted to the other half: a fresh one tells no layer before it what to learn."""

@@ -11,7 +11,7 @@ from fedact.compression.exact import Vanilla
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
-from fedact.memory import stored_bytes
+from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import kept_inputs, made_again, methods_of, trained_parameters

@@ -7,10 +7,10 @@ from math import ceil
 import torch
 
 from fedact.compression.exact import Vanilla
+from fedact.measure.cost import count_flops
 from fedact.nn.surgery import install
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.search import Found
-from fedact.stopwatch import count_flops
 from fedact.training import micro_step
 
 TIMES = 3

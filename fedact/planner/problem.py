@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
-from fedact.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, largest, measure_memory
 from fedact.models.tasks import Loss
 from fedact.nn.prefix import split
 from fedact.nn.prefix_chunks import examples_stand_alone

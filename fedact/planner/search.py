@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from fedact.memory import Memory
+from fedact.measure.memory import Memory
 from fedact.planner.depth import depth_for, grid
 from fedact.planner.learning import gradient_lengths
 from fedact.planner.problem import Methods, Problem

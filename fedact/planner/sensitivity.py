@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fedact.compression import Compressed, Method, State
 from fedact.compression.exact import Exact, Itself
 from fedact.compression.method import NO_STATE
+from fedact.measure.step import Batch, parts, prefix_of, record, step
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.rematerialization import calls_of
 from fedact.nn.surgery import calibrate, install, restore
-from fedact.replay import Batch, parts, prefix_of, record, step
 
 Methods = Mapping[str, Method]
 OnOutput = Callable[[str, Tensor], Tensor | None]

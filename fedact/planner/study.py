@@ -11,6 +11,7 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
 from fedact.compression.transform.transform import Transform
+from fedact.measure.step import parts
 from fedact.nn.graph import downstream
 from fedact.nn.install import covered
 from fedact.nn.surgery import assign, smooth_activations
@@ -20,7 +21,6 @@ from fedact.planner.knapsack import MOST_WAYS
 from fedact.planner.problem import Methods, Problem, measure_step
 from fedact.planner.sensitivity import Sensitivity, averaged, measure_sensitivity
 from fedact.planner.work import Costs, step_seconds
-from fedact.replay import parts
 
 FEW = 4
 """One micro-batch of fewer examples tells too little of what another one's errors would be."""

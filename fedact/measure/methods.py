@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fedact.fidelity import Fidelity, measure_fidelity
+from fedact.measure.cost import count_flops, relative, time_micro_batches, time_steps
+from fedact.measure.gradient_error import Fidelity, measure_fidelity
+from fedact.measure.step import Batch, prefix_of, record, twin
 from fedact.nn.surgery import compress
-from fedact.replay import Batch, prefix_of, record, twin
-from fedact.stopwatch import count_flops, relative, time_micro_batches, time_steps
 
 YARDSTICK, AT_ONCE = "vanilla", "vanilla at once"
 """What everything is relative to; beside methods in micro-batches, in whole batches."""

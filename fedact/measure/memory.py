@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.ledger import Ledger, Life, address, highest, tensors_in
+from fedact.measure.ledger import Ledger, Life, address, highest, tensors_in
 
 
 @dataclass

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedact.config.seeds import Purpose, generator
+from fedact.measure.step import Batch, Prefix, part_step, parts, record, step
 from fedact.models.tasks import Loss, task_loss
-from fedact.replay import Batch, Prefix, part_step, parts, record, step
 
 Clock = Callable[[], float]
 

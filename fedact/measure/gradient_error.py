@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from fedact.compression import State
 from fedact.config.seeds import Purpose, generator
-from fedact.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.step import Batch, Prefix, part_step, parts, prefix_of, record, step
 from fedact.nn.layers import Keeping
 from fedact.nn.layers.compressed import Keeper
 from fedact.nn.surgery import trained_parameters
-from fedact.replay import Batch, Prefix, part_step, parts, prefix_of, record, step
 
 ROUNDING = 1e-9
 """A relative squared difference below this is rounding, or the order of a summation."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fedact.compression import Method, at, family, method_name
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
-from fedact.fidelity import spread
-from fedact.memory import stored_bytes
+from fedact.measure.gradient_error import spread
+from fedact.measure.memory import stored_bytes
+from fedact.measure.step import Batch, twin
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import convolutions, restore
-from fedact.replay import Batch, twin
 
 COSINES = (0.95, 0.98, 0.99)
 LARGE = 32_000

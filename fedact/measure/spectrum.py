@@ -10,9 +10,9 @@ from torch import Tensor
 from fedact.compression import make_method
 from fedact.compression.lowrank.algebra import SOLVERS, rank_for_variance
 from fedact.compression.lowrank.hosvd import HOSVD
-from fedact.equal_cosine import Captured
-from fedact.fidelity import spread
-from fedact.memory import stored_bytes
+from fedact.measure.equal_cosine import Captured
+from fedact.measure.gradient_error import spread
+from fedact.measure.memory import stored_bytes
 
 MODES = ("batch", "channel", "height", "width")
 

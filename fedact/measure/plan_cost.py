@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fedact.compression import make_method
 from fedact.config.plan import Kept, Plan
+from fedact.measure.cost import Clock, time_micro_batches
+from fedact.measure.step import Batch, twin
 from fedact.nn.layers import DerivedKeeper, Keeper, Keeping
 from fedact.nn.layers.rematerialized import MadeAgain
 from fedact.nn.surgery import apply, calibrate, compress, kept_inputs
-from fedact.replay import Batch, twin
-from fedact.stopwatch import Clock, time_micro_batches
 
 REPEATS = 5
 """Times that each tensor is encoded and decoded; the fastest counts, for anything else on the machine only adds to it."""

@@ -1,0 +1,1 @@
+"""Bytes, seconds, operations and gradient error of one training step."""
