@@ -16,9 +16,9 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import Tensor
 
-from fedact.averaging import RunningMean, by_layer, laid_over
 from fedact.config.errors import ConfigError
 from fedact.config.strategies import Strategy
+from fedact.training.averaging import RunningMean, by_layer, laid_over
 
 TENSOR, STEPS = "tensor", "steps"
 

@@ -19,12 +19,12 @@ from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.experiment import Experiment, prepare
 from fedact.measure.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
 from fedact.measure.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.measure.methods import YARDSTICK, installed, measure_methods
 from fedact.plots import png
 from fedact.storage.disk import write_whole
+from fedact.training.experiment import Experiment, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""

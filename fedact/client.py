@@ -14,13 +14,13 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.config.strategies import make_strategy
-from fedact.experiment import Experiment, shared
 from fedact.models.tasks import Outcome
 from fedact.mods import MODS
 from fedact.nn.surgery import load_states, trained_parameters
-from fedact.reuse import client_batches
-from fedact.schedule import learning_rate
-from fedact.training import LocalTraining, Recipe, evaluate, train_locally
+from fedact.training.batches import client_batches
+from fedact.training.experiment import Experiment, shared
+from fedact.training.local import LocalTraining, evaluate, train_locally
+from fedact.training.recipe import Recipe, learning_rate
 
 app = ClientApp()
 

@@ -15,9 +15,9 @@ from flwr.supercore.run import Run
 from fedact.config.budgets import parse_budget
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
-from fedact.experiment import Experiment
 from fedact.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
 from fedact.node import digest
+from fedact.training.experiment import Experiment
 
 QUERY_SECONDS = 120.0
 """How long a node may take to say what it holds: the first message installs the app and starts a process."""

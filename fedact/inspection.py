@@ -15,7 +15,6 @@ from fedact.config.plan import Plan, plan_key, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.experiment import Experiment, check_names, prepare
 from fedact.flags import log_to_stderr
 from fedact.measure.plan_cost import parts, step_time
 from fedact.measure.step import Batch
@@ -29,6 +28,7 @@ from fedact.plan_summary import Findings, held, summary
 from fedact.planning import calibration_batch, canonical_methods, plan_for
 from fedact.plots import png
 from fedact.storage.disk import write_whole
+from fedact.training.experiment import Experiment, check_names, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""

@@ -17,9 +17,9 @@ from fedact.config.loading import make_config
 from fedact.config.plan import Plan
 from fedact.config.schema import Config, cache_folder
 from fedact.data import Preprocessing
-from fedact.experiment import Experiment, prepare_with
-from fedact.prefix_cache import fingerprint
 from fedact.storage import checkpoints
+from fedact.training.experiment import Experiment, prepare_with
+from fedact.training.prefix_cache import fingerprint
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")

@@ -8,11 +8,11 @@ from torch import Tensor
 from fedact.compression import make_method
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
-from fedact.experiment import Experiment
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, trained_layers
 from fedact.planning import calibration_batch
-from fedact.training import micro_step
+from fedact.training.experiment import Experiment
+from fedact.training.local import micro_step
 
 
 def check_plan(experiment: Experiment, method: str, plan: Plan, what: str) -> None:

@@ -12,10 +12,10 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, Plans, plan_key, read_key
 from fedact.config.schema import Config
 from fedact.data import Loader, centred
-from fedact.experiment import Experiment
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, states
 from fedact.planner import expected_error, make_plan
+from fedact.training.experiment import Experiment
 
 TOLERANCE = 1.25
 """A plan whose gradient error has grown to more than so many times the planned one is made again."""

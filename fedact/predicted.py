@@ -7,11 +7,11 @@ from torch import nn
 
 from fedact.config.errors import ConfigError
 from fedact.data import Loader
-from fedact.experiment import Experiment
 from fedact.models.tasks import predicted
 from fedact.prediction_plots import predictions
 from fedact.storage.run import Run
-from fedact.trained import trained_model, trained_tensors
+from fedact.training.experiment import Experiment
+from fedact.training.trained_model import trained_model, trained_tensors
 
 PICTURES = 4
 MOST_METHODS = 4

@@ -15,7 +15,6 @@ from fedact import client
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plans, plan_key, plans_from_json, plans_json
 from fedact.config.schema import Config
-from fedact.experiment import Experiment, shared
 from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.plan_check import check_plan
 from fedact.planning import canonical_methods, make_plans
@@ -26,7 +25,8 @@ from fedact.storage.disk import write_whole
 from fedact.storage.partition_csv import holdings_csv
 from fedact.storage.rows import SCHEMA, Row
 from fedact.storage.run import RunFolder
-from fedact.threads import default_threads
+from fedact.training.experiment import Experiment, shared
+from fedact.training.threads import default_threads
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
 """Makes the way to the clients of an experiment, and takes it down again."""

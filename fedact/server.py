@@ -14,10 +14,10 @@ from fedact.config.errors import NoReply
 from fedact.config.strategies import make_strategy
 from fedact.method_run import MethodRun, OnRound
 from fedact.replies import in_order, read_reply
-from fedact.reuse import test_batches
 from fedact.storage import checkpoints
 from fedact.storage.run import Row
-from fedact.training import evaluate
+from fedact.training.batches import test_batches
+from fedact.training.local import evaluate
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
 

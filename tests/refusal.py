@@ -5,9 +5,9 @@ from urllib.error import URLError
 
 import pytest
 
-from fedact.experiment import shared
 from fedact.models import pretraining
 from fedact.simulate import main
+from fedact.training.experiment import shared
 
 
 @pytest.fixture(autouse=True)

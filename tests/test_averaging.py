@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.averaging import RunningMean
+from fedact.training.averaging import RunningMean
 
 LAYERS = ("first", "second", "third", "head")
 """A client of depth n trains the last n."""

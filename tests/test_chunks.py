@@ -13,7 +13,7 @@ from fedact.measure.memory import Memory
 from fedact.measure.step import record
 from fedact.nn.surgery import trained_parameters
 from fedact.planner import make_plan
-from fedact.training import evaluate
+from fedact.training.local import evaluate
 from tests import planned
 from tests.networks import Residual, batch, chunked, measure, train
 

@@ -19,7 +19,8 @@ from fedact.models.classifiers import AUXILIARY, names
 from fedact.models.weights import fill, load_into
 from fedact.nn.surgery import convolutions, head
 from fedact.simulate import main
-from fedact.training import Recipe, train_locally
+from fedact.training.local import train_locally
+from fedact.training.recipe import Recipe
 from tests.refusal import refused
 
 CLASSES = 7

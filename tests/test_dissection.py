@@ -12,7 +12,7 @@ from fedact.measure.equal_cosine import capture
 from fedact.measure.spectrum import MODES, components_for, cuts, spectra
 from fedact.nn.surgery import convolutions
 from fedact.simulate import main
-from fedact.trained import trained_model
+from fedact.training.trained_model import trained_model
 from tests.networks import batch, normed
 from tests.test_kill import SMALL
 
@@ -61,8 +61,8 @@ def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):
     command = [*SMALL, "--layers", "1", "--rounds", "1", "--method", "exact", "--method", "quantize:bits=4"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
-    from fedact.reuse import test_batches
-    from fedact.training import evaluate
+    from fedact.training.batches import test_batches
+    from fedact.training.local import evaluate
 
     for method in ("exact", "quantize:bits=4"):
         experiment, model = trained_model(run, method)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedact import frozen
 from fedact.config.plan import Plan
 from fedact.data import Examples, Loader, Preprocessing
-from fedact.frozen import Crossed, frozen_part
 from fedact.nn.surgery import apply
 from fedact.planner import make_plan
+from fedact.training import frozen_prefix as frozen
+from fedact.training.frozen_prefix import Crossed, frozen_part
 
 EXAMPLES = 40
 

@@ -21,7 +21,7 @@ from fedact.data import Examples, Rows, Source, in_blocks, settled
 from fedact.data import decoded_cache as decoded
 from fedact.data.decoded_cache import kept
 from fedact.data.pictures import Pictures, decode
-from fedact.prefix_cache import fingerprint
+from fedact.training.prefix_cache import fingerprint
 from tests.picture_sets import write_picture
 
 

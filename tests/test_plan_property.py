@@ -18,7 +18,7 @@ from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, largest, measure_memory
 from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
-from fedact.training import micro_step
+from fedact.training.local import micro_step
 from tests.laws import INPUTS
 from tests.networks import Residual, normed
 from tests.planned import Net, in_scope

@@ -19,7 +19,7 @@ from fedact.plots import png
 from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
 from fedact.simulate import main
 from fedact.storage.run import load_run
-from fedact.trained import trained_model
+from fedact.training.trained_model import trained_model
 from tests.test_compare_damage import write_run
 
 # Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009), table of

@@ -13,8 +13,8 @@ import fedact
 from fedact.nn.prefix import split
 from fedact.nn.prefix_values import Layout, group_for, layouts, made
 from fedact.nn.surgery import compress
-from fedact.prefix_cache import PrefixCache, fingerprint, open_cache
 from fedact.simulate import main
+from fedact.training.prefix_cache import PrefixCache, fingerprint, open_cache
 from tests.test_simulate import TINY, timeless
 
 LAYOUT = Layout((3, 2), (0, 1, 2), torch.float32)

@@ -10,8 +10,8 @@ from torch import nn
 
 from fedact.measure.memory import measure_memory
 from fedact.nn.surgery import apply, trained_parameters
-from fedact.proximal import pull_back, starts_of
-from fedact.training import Recipe, train_locally
+from fedact.training.local import pull_back, starts_of, train_locally
+from fedact.training.recipe import Recipe
 from tests.planned import net, plan_for
 
 RECIPE = Recipe(batch_size=8, local_epochs=2, lr=0.1, momentum=0.0, weight_decay=0.0, clip_norm=1e9)

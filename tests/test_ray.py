@@ -17,9 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 import fedact
 from fedact import client
 from fedact.config.loading import make_config, read_toml
-from fedact.experiment import shared
 from fedact.ray_runtime import RayGrid, backend_config
 from fedact.simulate import main
+from fedact.training.experiment import shared
 from tests.test_simulate import TINY, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")

@@ -16,10 +16,10 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.data import DATASETS, Examples, Request
 from fedact.data.pictures import Pictures, decode
-from fedact.experiment import prepare, prepare_with
 from fedact.inspection import prepared
 from fedact.models import pretraining
 from fedact.simulate import main
+from fedact.training.experiment import prepare, prepare_with
 from tests.picture_sets import CLASSES, write_cub, write_flowers, write_folder, write_imagenet, write_pets, write_picture
 from tests.stopping import stopping_after
 

@@ -13,11 +13,11 @@ from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedact.averaging import RunningMean
 from fedact.config.errors import BadReply, NoReply
 from fedact.mods import caught
 from fedact.replies import FIGURES, in_order, read_reply
 from fedact.runtime import LocalGrid
+from fedact.training.averaging import RunningMean
 from tests.planned import plan_for
 
 EXPECTED = {"deep.weight": torch.zeros(2, 3), "head.bias": torch.zeros(4)}

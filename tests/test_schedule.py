@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
-from fedact.schedule import learning_rate
+from fedact.training.recipe import learning_rate
 
 
 def rates(**settings) -> list[float]:

@@ -11,12 +11,12 @@ from nbclient import NotebookClient
 
 import fedact
 from fedact.config.loading import make_config
-from fedact.experiment import prepare
 from fedact.models import make_model
 from fedact.nn.surgery import head
 from fedact.plan import main as plan
 from fedact.simulate import main
 from fedact.storage import checkpoints
+from fedact.training.experiment import prepare
 from tests.scene_sets import halves, paint, write_cityscapes, write_folder, write_mask, write_voc
 from tests.test_notebooks import NOTEBOOKS
 from tests.test_simulate import rows, timeless

@@ -9,12 +9,12 @@ import pytest
 
 import fedact
 from fedact import server
-from fedact.averaging import RunningMean
 from fedact.compression import METHODS, published
 from fedact.config.privacy import PRIVACY
 from fedact.config.strategies import STRATEGIES
 from fedact.simulate import main
 from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS
+from fedact.training.averaging import RunningMean
 
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",

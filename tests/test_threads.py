@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedact.config.loading import make_config, read_toml
-from fedact.experiment import prepare
 from fedact.simulate import main
-from fedact.threads import FEW_PIXELS, default_threads, threads_for
+from fedact.training.experiment import prepare
+from fedact.training.threads import FEW_PIXELS, default_threads, threads_for
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fedact
-from fedact import training
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, measure_memory
 from fedact.nn.surgery import trained_parameters
-from fedact.training import Recipe, evaluate, micro_step, train_locally, within_budget
+from fedact.training import local as training
+from fedact.training.local import evaluate, micro_step, train_locally, within_budget
+from fedact.training.recipe import Recipe
 
 EXAMPLES = 23
 RECIPE = Recipe(batch_size=8, local_epochs=2, lr=0.05, momentum=0.9, weight_decay=1e-3, clip_norm=1.0)

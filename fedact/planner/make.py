@@ -22,7 +22,7 @@ from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
 from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
 from fedact.planner.trial import checked, own_randomness
-from fedact.threads import threads_for
+from fedact.training.threads import threads_for
 
 DIGITS = 4
 """Significant digits of an expected error."""

@@ -11,7 +11,7 @@ from fedact.measure.cost import count_flops
 from fedact.nn.surgery import install
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.search import Found
-from fedact.training import micro_step
+from fedact.training.local import micro_step
 
 TIMES = 3
 """Steps timed after a first one; the fastest counts, for anything else on the machine only adds to it."""

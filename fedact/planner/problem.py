@@ -29,7 +29,7 @@ from fedact.nn.surgery import (
 )
 from fedact.planner.hardest import hardest, made_ready
 from fedact.planner.trial import called_modules
-from fedact.training import bytes_in_scope, micro_step
+from fedact.training.local import bytes_in_scope, micro_step
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 """Any will do: what an optimizer's step holds does not depend on their size."""

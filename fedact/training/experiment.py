@@ -16,7 +16,6 @@ from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, settled
 from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.data.partition.base import HeldOutParts
-from fedact.frozen import FrozenPart
 from fedact.models.initialization import (
     after_encoder,
     check_images,
@@ -32,8 +31,9 @@ from fedact.models.initialization import (
 from fedact.models.tasks import check_task
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.surgery import apply, carries, restore
-from fedact.prefix_cache import PrefixCache
-from fedact.training import Measured
+from fedact.training.frozen_prefix import FrozenPart
+from fedact.training.local import Measured
+from fedact.training.prefix_cache import PrefixCache
 
 LARGE_BATCH = 10_000
 

@@ -10,11 +10,11 @@ from torch import nn
 from fedact.config.plan import Plan
 from fedact.config.schema import cache_folder
 from fedact.data import Augmented, Loader
-from fedact.experiment import Experiment
-from fedact.frozen import FrozenPart, frozen_part
 from fedact.nn.prefix_values import Positions
-from fedact.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
-from fedact.training import Batches
+from fedact.training.experiment import Experiment
+from fedact.training.frozen_prefix import FrozenPart, frozen_part
+from fedact.training.local import Batches
+from fedact.training.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 
 
 def client_batches(

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
-from fedact.experiment import Experiment, prepare
 from fedact.storage import checkpoints
 from fedact.storage.run import Run, run_folders
+from fedact.training.experiment import Experiment, prepare
 
 
 def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.Module]:

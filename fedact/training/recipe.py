@@ -1,5 +1,6 @@
 """The learning rate over the rounds; within a round it does not change."""
 
+from dataclasses import dataclass
 from math import cos, pi
 
 from fedact.config.schema import Config
@@ -25,3 +26,19 @@ def _factor(schedule: str, done: float) -> float:
     if schedule == "cosine":
         return (1 + cos(pi * done)) / 2
     return (1 - done) ** POWER if schedule == "poly" else 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation.
+
+    pull: FedProx's mu, 0 for none.
+    """
+
+    batch_size: int
+    local_epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    pull: float = 0.0

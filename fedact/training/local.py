@@ -1,6 +1,6 @@
 """One client's local fine-tuning, in plain PyTorch, every step under the ledger."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +12,29 @@ from torch import Tensor, nn
 from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
-from fedact.frozen import Crossed
 from fedact.measure.memory import Memory, largest, measure_memory
 from fedact.models.tasks import TASKS, Loss, Outcome, loss_under, task_loss
 from fedact.nn.surgery import is_lean, trained_parameters
-from fedact.proximal import pull_back, starts_of
-from fedact.threads import threads_for
+from fedact.training.frozen_prefix import Crossed
+from fedact.training.recipe import Recipe
+from fedact.training.threads import threads_for
+
+
+def starts_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of the parameters as they are now."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@torch.no_grad()
+def pull_back(parameters: Sequence[Tensor], starts: Sequence[Tensor], mu: float) -> None:
+    """Add mu * (w - start), the gradient of mu/2 * ||w - start||^2, to each parameter's gradient, in place.
+
+    Nothing is held meanwhile: a difference of its own would be memory that no plan has measured.
+    """
+    for parameter, start in zip(parameters, starts, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=mu).sub_(start, alpha=mu)
+
 
 Inputs = Tensor | Crossed
 """A batch's images, or what the frozen part of the model has made of them."""
@@ -27,22 +44,6 @@ Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
 
 Measured = dict[tuple[Plan, int, bool, bool], Memory]
 """What a micro-step held under a plan, by its number of examples, whether it ended a batch, and started from a state."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation.
-
-    pull: FedProx's mu, 0 for none.
-    """
-
-    batch_size: int
-    local_epochs: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    clip_norm: float
-    pull: float = 0.0
 
 
 @dataclass(frozen=True)

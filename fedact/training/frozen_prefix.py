@@ -16,7 +16,7 @@ from fedact.nn.prefix import Split, in_place_of_forward, split
 from fedact.nn.prefix_chunks import in_chunks
 from fedact.nn.prefix_values import LEAST_GROUP, Layout, Positions, group_for, layouts, made
 from fedact.nn.surgery import states
-from fedact.prefix_cache import PrefixCache
+from fedact.training.prefix_cache import PrefixCache
 
 HELD_BYTES = 2**28
 """How many bytes of a client's crossing values stay in memory for its epochs; of a larger one they are made each time."""
