@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fedact
-from fedact.planner import pace
-from fedact.planner.depth import ENOUGH, UNTOLD, depth_for, grid
-from fedact.planner.learning import HEAD_MOMENTUM, HEAD_STEPS, expected_learning, gradient_lengths
+from fedact.planner import slowdown as pace
+from fedact.planner.depth import (
+    ENOUGH,
+    HEAD_MOMENTUM,
+    HEAD_STEPS,
+    UNTOLD,
+    depth_for,
+    expected_learning,
+    gradient_lengths,
+    grid,
+)
 from tests.planned import batch, net
 
 TRAINED = ["depthwise", "left", "right", "head"]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import choose_method
+from fedact.planner.allocation import NEGLIGIBLE, Sharing
 from fedact.planner.drafts import Way, of_group
-from fedact.planner.groups import Group
-from fedact.planner.pace import Pace
+from fedact.planner.example_check import own_randomness
+from fedact.planner.kept_tensors import Group
 from fedact.planner.problem import Problem, make_problem, measure_step
-from fedact.planner.sharing import NEGLIGIBLE, Sharing
-from fedact.planner.study import Study
-from fedact.planner.trial import own_randomness
+from fedact.planner.profile import Study
+from fedact.planner.slowdown import Pace
 
 WITHIN = 1.01
 """How much more error than the least a plan may have, besides what is negligible."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fedact.compression import Method
-from fedact.planner.groups import Group
+from fedact.planner.kept_tensors import Group
 from fedact.planner.knapsack import MOST_WAYS, Option, allocate
 from fedact.planner.sensitivity import Errors
 

@@ -27,8 +27,8 @@ from fedact.nn.surgery import (
     trained_layers,
     trained_parameters,
 )
-from fedact.planner.hardest import hardest, made_ready
-from fedact.planner.trial import called_modules
+from fedact.planner.example_check import called_modules
+from fedact.planner.worst_case import hardest, made_ready
 from fedact.training.local import bytes_in_scope, micro_step
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from fedact.measure.memory import Memory
-from fedact.planner.depth import depth_for, grid
-from fedact.planner.learning import gradient_lengths
+from fedact.planner.depth import depth_for, gradient_lengths, grid
 from fedact.planner.problem import Methods, Problem
 
 EXAMPLES, ELEMENTS = 32, 64_000_000

@@ -15,12 +15,12 @@ from fedact.measure.step import parts
 from fedact.nn.graph import downstream
 from fedact.nn.install import covered
 from fedact.nn.surgery import assign, smooth_activations
+from fedact.planner.cost_model import Costs, step_seconds
 from fedact.planner.drafts import Draft, Way, draft, of_group, ways_of
-from fedact.planner.groups import Group, groups_of
+from fedact.planner.kept_tensors import Group, groups_of
 from fedact.planner.knapsack import MOST_WAYS
 from fedact.planner.problem import Methods, Problem, measure_step
 from fedact.planner.sensitivity import Sensitivity, averaged, measure_sensitivity
-from fedact.planner.work import Costs, step_seconds
 
 FEW = 4
 """One micro-batch of fewer examples tells too little of what another one's errors would be."""

@@ -15,13 +15,13 @@ from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import kept_inputs, made_again, methods_of, trained_parameters
-from fedact.planner.giving_way import GivingWay
-from fedact.planner.pace import Pace, batch_flops
+from fedact.planner.allocation import ELEMENTS, EXAMPLES, Sharing
+from fedact.planner.example_check import checked, own_randomness
+from fedact.planner.fixed_method import GivingWay
 from fedact.planner.problem import Methods, Problem, inference_peak, make_problem, measure_step, plain_saved_bytes
 from fedact.planner.search import Chooser, Found, depths_for, search
 from fedact.planner.sensitivity import total_error
-from fedact.planner.sharing import ELEMENTS, EXAMPLES, Sharing
-from fedact.planner.trial import checked, own_randomness
+from fedact.planner.slowdown import Pace, batch_flops
 from fedact.training.threads import threads_for
 
 DIGITS = 4

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
+from fedact.planner.cost_model import Costs, measure_costs
 from fedact.planner.drafts import Draft
 from fedact.planner.knapsack import MOST_WAYS
-from fedact.planner.pace import Pace
 from fedact.planner.problem import Methods, Problem, evaluating, measure_fitting, measure_step
+from fedact.planner.profile import BOUNDLESS, Family, Study, names_at
 from fedact.planner.search import Found
-from fedact.planner.study import BOUNDLESS, Family, Study, names_at
-from fedact.planner.work import Costs, measure_costs
+from fedact.planner.slowdown import Pace
 
 DERIVE = (3, 5)
 """How many convolutions back ``auto`` looks for a narrower tensor to make others again from."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import Method
-from fedact.planner.groups import Group
+from fedact.planner.kept_tensors import Group
 
 CALL_SECONDS = 4e-5
 """A module's forward or backward pass on next to nothing."""

@@ -6,9 +6,9 @@ from itertools import product
 
 from fedact.compression import make_method
 from fedact.nn.surgery import assign
-from fedact.planner.pace import Pace
 from fedact.planner.problem import Methods, Problem, measure_fitting
 from fedact.planner.search import Found
+from fedact.planner.slowdown import Pace
 
 GENTLE = 0.95
 """Caps first allow this much explained variance at every micro-batch, and less only where no micro-batch allows it."""
