@@ -12,8 +12,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
-from fedact.bench_plots import error_against_bytes
-from fedact.bench_report import cost_table, gradient_table, least_table, ratio_table
 from fedact.compression import families, make_method, method_name, published, swept
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
@@ -22,7 +20,9 @@ from fedact.data import Loader
 from fedact.measure.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
 from fedact.measure.equal_cosine import capture, chosen, compare, least_bytes
 from fedact.measure.methods import YARDSTICK, installed, measure_methods
-from fedact.plots import png
+from fedact.reports.bench.figures import error_against_bytes
+from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
+from fedact.reports.run.figures import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import Experiment, prepare
 

@@ -17,7 +17,7 @@ from fedact.config.strategies import STRATEGIES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
 from fedact.data.partition import PARTITIONS
 from fedact.models import MODELS, SEGMENTERS, others
-from fedact.report import listing
+from fedact.reports.run.tables import listing
 
 
 def show_tables(devices: str | None = None) -> int:

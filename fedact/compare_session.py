@@ -9,15 +9,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedact.bench_session import show
-from fedact.case_figures import Figures, figures_of, target_accuracy
-from fedact.compare_plots import FIGURES, class_iou
-from fedact.compare_table import as_csv, tables
-from fedact.comparison import Case, Comparison, compare_runs
 from fedact.config.errors import ConfigError
-from fedact.html_report import html_report
-from fedact.layer_plots import memory_by_layer
-from fedact.plots import png
-from fedact.shown import visible
+from fedact.reports.comparison.cases import Case, Comparison, compare_runs
+from fedact.reports.comparison.figures import FIGURES, class_iou
+from fedact.reports.comparison.html import html_report
+from fedact.reports.comparison.layer_figure import memory_by_layer
+from fedact.reports.comparison.statistics import Figures, figures_of, target_accuracy
+from fedact.reports.comparison.tables import as_csv, tables
+from fedact.reports.run.figures import png
+from fedact.reports.safe_text import visible
 from fedact.storage.disk import make_folder, write_whole
 
 BAD_INPUT = 2

@@ -22,11 +22,10 @@ from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
-from fedact.plan_plots import plans_against_budget
-from fedact.plan_report import kept_table, title
-from fedact.plan_summary import Findings, held, summary
 from fedact.planning import calibration_batch, canonical_methods, plan_for
-from fedact.plots import png
+from fedact.reports.plan.figures import plans_against_budget
+from fedact.reports.plan.tables import Findings, held, kept_table, summary, title
+from fedact.reports.run.figures import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import Experiment, check_names, prepare
 

@@ -20,7 +20,7 @@ from fedact.data import Loader
 from fedact.models.tasks import task_loss
 from fedact.models.weights import fill
 from fedact.nn.surgery import apply, restore, trained_parameters
-from fedact.report import listing
+from fedact.reports.run.tables import listing
 from fedact.runtime import Simulation
 from fedact.storage.disk import write_whole
 from fedact.storage.run import Row, RunFolder

@@ -10,17 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
-from fedact import report
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.flags import log_to_stderr
+from fedact.reports.run import tables as report
+from fedact.reports.run.tensorboard import TensorBoardLog
 from fedact.resuming import finished_rounds, grown
 from fedact.runtime import OpenGrid, Simulation
 from fedact.storage.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.storage.rows import score_name
 from fedact.storage.run import Row, RunFolder, load_run
-from fedact.tensorboard_log import TensorBoardLog
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MOST_REASONS = 3
@@ -159,7 +159,7 @@ def _keep_config(config: Config, out: Path) -> None:
 def _finish(out: Path, console: Console, worked: bool) -> int:
     """Show the table, draw the figures, and tell a run with failed clients from a good one."""
     # Only the end draws: a run reaches its first round half a second earlier.
-    from fedact import plots
+    from fedact.reports.run import figures as plots
 
     run = load_run(out)
     console.print(report.summary(run))

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from fedact.bench_plots import curves, error_against_bytes, frontier
 from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
-from fedact.labels import obstacles, write
 from fedact.measure.gradient_error import Fidelity
 from fedact.measure.methods import Measured
+from fedact.reports.bench.figures import curves, error_against_bytes, frontier
+from fedact.reports.label_placement import obstacles, write
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 

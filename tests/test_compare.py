@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import fedact
-from fedact import compare_plots
-from fedact.case_figures import figures_of, target_accuracy
 from fedact.compare import main
-from fedact.comparison import compare_runs
-from fedact.layer_plots import memory_by_layer
+from fedact.reports.comparison import figures as compare_plots
+from fedact.reports.comparison.cases import compare_runs
+from fedact.reports.comparison.layer_figure import memory_by_layer
+from fedact.reports.comparison.statistics import figures_of, target_accuracy
 from fedact.simulate import main as simulate
 from tests.test_kill import SMALL
 

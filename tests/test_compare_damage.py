@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact import compare_plots
 from fedact.compare import main
-from fedact.comparison import compare_runs
-from fedact.shown import MOST_DRAWN, drawn, folded, visible
+from fedact.reports.comparison import figures as compare_plots
+from fedact.reports.comparison.cases import compare_runs
+from fedact.reports.safe_text import MOST_DRAWN, drawn, folded, visible
 from fedact.storage.run import RunFolder
 
 CONFIG = {"method": ["vanilla"], "rounds": 2, "seed": 0, "seeds": 1, "scope": "saved", "dataset": "digits", "model": "m"}

@@ -9,12 +9,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedact import compare_plots, plots
-from fedact.class_plots import MOST_CLASSES, last_class_iou
 from fedact.compare_session import run_compare
-from fedact.comparison import compare_runs
 from fedact.config.errors import ConfigError
-from fedact.plots import png
+from fedact.reports.comparison import figures as compare_plots
+from fedact.reports.comparison.cases import compare_runs
+from fedact.reports.run import figures as plots
+from fedact.reports.run.class_figure import MOST_CLASSES, last_class_iou
+from fedact.reports.run.figures import png
 from fedact.storage.run import load_run
 from tests.test_compare_damage import write_run
 

@@ -15,7 +15,7 @@ from fedact.data.partition import PARTITIONS, deal
 from fedact.data.partition.base import ENOUGH_EXAMPLES, HeldOutParts, Parts, bounds_of, hold_out
 from fedact.data.partition.class_skew import Dirichlet, Shards
 from fedact.data.readers.synthetic import CLASSES, COARSE, NOISE, SIDE, load
-from fedact.report import partition_table
+from fedact.reports.run.tables import partition_table
 from fedact.training.prefix_cache import fingerprint
 from tests.dealing import cases, deal_plainly, split_plainly
 

@@ -7,10 +7,10 @@ import torch
 
 import fedact
 from fedact.config.errors import ConfigError
-from fedact.dissection_plots import explained_variance, what_variance_costs
 from fedact.measure.equal_cosine import capture
 from fedact.measure.spectrum import MODES, components_for, cuts, spectra
 from fedact.nn.surgery import convolutions
+from fedact.reports.spectrum_figures import explained_variance, what_variance_costs
 from fedact.simulate import main
 from fedact.training.trained_model import trained_model
 from tests.networks import batch, normed

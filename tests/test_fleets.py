@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import fedact
-from fedact import plots, report, server
+from fedact import server
 from fedact.models import MODELS
 from fedact.nn.surgery import trained_layers
+from fedact.reports.run import figures as plots
+from fedact.reports.run import tables as report
 from fedact.simulate import main
 from fedact.storage.run import ROUND_FIELDS, RunFolder
 from tests.planned import plan_row

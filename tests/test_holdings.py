@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fedact import plots, server
+from fedact import server
 from fedact.config.errors import ConfigError
 from fedact.data.partition import deal
+from fedact.reports.run import figures as plots
 from fedact.simulate import main
 from fedact.storage.partition_csv import holdings_csv, read_holdings
 from fedact.storage.run import RunFolder, load_run

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedact.partition_plots import MOST_BARS, MOST_COLUMNS, who_holds_what
-from fedact.plots import png
+from fedact.reports.run.figures import png
+from fedact.reports.run.partition_figure import MOST_BARS, MOST_COLUMNS, who_holds_what
 
 
 def held(clients: int, classes: int, seed: int = 0) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.text import Text
 
 from fedact.config.plan import Kept, Plan
-from fedact.plan_plots import plans_against_budget, runs
+from fedact.reports.plan.figures import plans_against_budget, runs
 
 BUDGETS = (64_000, 128_000, 256_000, 512_000)
 

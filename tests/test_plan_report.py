@@ -10,8 +10,7 @@ from rich.console import Console
 import fedact
 from fedact.config.plan import Kept, Plan
 from fedact.measure.plan_cost import StepTime, parts, step_time
-from fedact.plan_report import kept_table
-from fedact.plan_summary import Findings, bought, error, summary
+from fedact.reports.plan.tables import Findings, bought, error, kept_table, summary
 from tests.planned import batch, net, plan_for
 
 METHODS = ["vanilla", "exact", "exact:derive=2", "hosvd:variance=0.8", "hosvd", "quantize", "transform", "checkpoint", "asi"]

@@ -12,11 +12,12 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.colors import to_rgb
 from torch import nn
 
-from fedact import plots, predicted
 from fedact.config.errors import ConfigError
 from fedact.data.masks import VOID
-from fedact.plots import png
-from fedact.prediction_plots import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
+from fedact.reports.run import figures as plots
+from fedact.reports.run import predictions as predicted
+from fedact.reports.run.figures import png
+from fedact.reports.run.predictions import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
 from fedact.simulate import main
 from fedact.storage.run import load_run
 from fedact.training.trained_model import trained_model

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedact.config.schema import Config
-from fedact.report import LiveReport, summary
+from fedact.reports.run.tables import LiveReport, summary
 from fedact.storage.rows import score_name
 from fedact.storage.run import RunFolder, load_run
 from tests.test_compare_damage import write_run
@@ -42,7 +42,7 @@ def test_a_config_says_its_score_whether_or_not_it_knows_of_tasks():
 
 def test_tensorboard_has_the_score_by_its_name(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from fedact.tensorboard_log import TensorBoardLog
+    from fedact.reports.run.tensorboard import TensorBoardLog
 
     clients = [client(1, accuracy=0.25, class_iou=[0.25, None])]
     with TensorBoardLog(RunFolder(tmp_path), ["exact"], {}, "mean IoU") as log:

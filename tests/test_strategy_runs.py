@@ -25,7 +25,7 @@ del MORE[MORE.index("--layers") : MORE.index("--layers") + 2], FLEET[FLEET.index
 def only_what_is_tested():
     """Runs of the same fleet have the same plans; and nothing is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedact.plots.save_figures", lambda *_: {})
+        patch.setattr("fedact.reports.run.figures.save_figures", lambda *_: {})
         patch.setattr("fedact.runtime.make_plans", once)
         yield
 

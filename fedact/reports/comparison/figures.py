@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from fedact.case_figures import Figures, figures_of
-from fedact.class_plots import iou_by_class, last_class_iou
-from fedact.comparison import Case, score_of
-from fedact.labels import Point, obstacles, write
-from fedact.legends import LETTERS, heading, legend_below
-from fedact.plots import COLORS, FEW_DECADES, short_size
-from fedact.shown import drawn, folded
+from fedact.reports.comparison.cases import Case, score_of
+from fedact.reports.comparison.statistics import Figures, figures_of
+from fedact.reports.label_placement import Point, obstacles, write
+from fedact.reports.run.class_figure import iou_by_class, last_class_iou
+from fedact.reports.run.figures import COLORS, FEW_DECADES, short_size
+from fedact.reports.safe_text import drawn, folded
+from fedact.reports.style import LETTERS, heading, legend_below
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
 MARKERS = "osD^vP*Xp<"

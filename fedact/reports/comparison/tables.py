@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedact.case_figures import Figures
 from fedact.config.sizes import format_bytes
-from fedact.report import listing
-from fedact.shown import visible
+from fedact.reports.comparison.statistics import Figures
+from fedact.reports.run.tables import listing
+from fedact.reports.safe_text import visible
 from fedact.storage.rows import SCORE_NAMES
 
 Cell = Callable[[Figures], str]

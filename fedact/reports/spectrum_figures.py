@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from fedact.measure.spectrum import MODES, Cut
-from fedact.plots import COLORS, error_scale
+from fedact.reports.run.figures import COLORS, error_scale
 
 PERCENT = 100
 BYTES_PER_KB = 1000

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedact.legends import heading, legend_below
-from fedact.shown import drawn
+from fedact.reports.safe_text import drawn
+from fedact.reports.style import heading, legend_below
 
 if TYPE_CHECKING:
     import pandas as pd

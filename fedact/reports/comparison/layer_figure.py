@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from fedact.compare_plots import PALETTE, size_axis
-from fedact.comparison import Case
-from fedact.legends import heading, legend_below
-from fedact.plots import short_size
-from fedact.shown import drawn
+from fedact.reports.comparison.cases import Case
+from fedact.reports.comparison.figures import PALETTE, size_axis
+from fedact.reports.run.figures import short_size
+from fedact.reports.safe_text import drawn
+from fedact.reports.style import heading, legend_below
 from fedact.storage.run import Row
 
 MOST_LAYERS, MOST_CASES = 10, 10

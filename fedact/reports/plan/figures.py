@@ -12,9 +12,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import Bbox
 
 from fedact.config.plan import Plan
-from fedact.labels import Point, obstacles, write
 from fedact.measure.gradient_error import ROUNDING
-from fedact.plots import COLORS, error_scale, short_size
+from fedact.reports.label_placement import Point, obstacles, write
+from fedact.reports.run.figures import COLORS, error_scale, short_size
 
 EXACT = "#555555"
 MARKERS = "osD^vPX"

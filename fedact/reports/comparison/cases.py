@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 from fedact.config.toml import read_table
-from fedact.headers import SAME, check_another_seed, check_header
+from fedact.reports.comparison.comparable import SAME, check_another_seed, check_header
 from fedact.storage.rows import SCORE_NAMES, task_of
 from fedact.storage.run import Row, Run, RunFolder, make_run, run_folders
 

@@ -12,10 +12,10 @@ from matplotlib.transforms import Bbox
 
 from fedact.compression import Method, family, make_method, method_name
 from fedact.config.spec import spelled
-from fedact.labels import Point, obstacles, write
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import Measured
-from fedact.plots import COLORS, error_scale, short_size
+from fedact.reports.label_placement import Point, obstacles, write
+from fedact.reports.run.figures import COLORS, error_scale, short_size
 
 PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
 """One colour a method: those of the other figures but the grey, which is the frontier's, and two of Tol's."""

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedact.case_figures import Figures
-from fedact.compare_table import Cell, all_tables, how_to_read, titled
-from fedact.comparison import Comparison
-from fedact.shown import visible
+from fedact.reports.comparison.cases import Comparison
+from fedact.reports.comparison.statistics import Figures
+from fedact.reports.comparison.tables import Cell, all_tables, how_to_read, titled
+from fedact.reports.safe_text import visible
 from fedact.storage.run import Run
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedact.comparison import Case
-from fedact.report import budget_held
+from fedact.reports.comparison.cases import Case
+from fedact.reports.run.tables import budget_held
 
 if TYPE_CHECKING:
     import pandas as pd

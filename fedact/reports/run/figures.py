@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fedact.class_plots import iou_by_class, last_class_iou
-from fedact.partition_plots import who_holds_what
+from fedact.reports.run.class_figure import iou_by_class, last_class_iou
+from fedact.reports.run.partition_figure import who_holds_what
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
@@ -94,7 +94,7 @@ def class_iou_of_run(run: Run) -> Figure:
 def predictions_of_run(run: Run) -> Figure:
     """Return predictions beside the ground truth; raises ConfigError where the run's data or its model is gone."""
     # What only reads records does without the models and the data.
-    from fedact.predicted import predictions_of
+    from fedact.reports.run.predictions import predictions_of
 
     return predictions_of(run)
 

@@ -1,0 +1,1 @@
+"""From records, plans and measurements to tables, figures and report.html; the only place that draws."""

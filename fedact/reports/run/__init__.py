@@ -1,0 +1,1 @@
+"""Tables and figures of one run, while it goes and at its end."""
