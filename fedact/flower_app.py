@@ -55,7 +55,7 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     """Start or resume a run on the grid's nodes and return the exit code of a session."""
-    from fedact.fleet import Fleet
+    from fedact.federation.fleet import Fleet
     from fedact.session import resume_run, start_run
     from fedact.simulate import default_folder
 
@@ -118,7 +118,7 @@ def train(message: Message, context: Context) -> Message:
 
 def answered(message: Message, context: Context, act: Callable[[Message, Context], Message]) -> Message:
     """Return what ``act`` replies; what it raises is one line here and the reply's error there."""
-    from fedact.local_grid import failure
+    from fedact.federation.local_grid import failure
 
     try:
         return act(message, context)
@@ -129,7 +129,7 @@ def answered(message: Message, context: Context, act: Callable[[Message, Context
 
 
 def _describe(message: Message, context: Context) -> Message:
-    from fedact.node import held_starts, read_node
+    from fedact.federation.node import held_starts, read_node
 
     node = read_node(context.node_config)
     said = {"partition": node.partition, "partitions": node.partitions, "budget": node.budget or "", "starts": held_starts()}
@@ -137,10 +137,10 @@ def _describe(message: Message, context: Context) -> Message:
 
 
 def _train(message: Message, context: Context) -> Message:
-    from fedact.client import train_on
     from fedact.config.plan import Plan
-    from fedact.mods import guarded
-    from fedact.node import experiment_of, keep_start, read_node
+    from fedact.federation.client import train_on
+    from fedact.federation.client_mods import guarded
+    from fedact.federation.node import experiment_of, keep_start, read_node
 
     node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
     assert isinstance(order, ConfigRecord)

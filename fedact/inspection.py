@@ -15,6 +15,7 @@ from fedact.config.plan import Plan, plan_key, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
+from fedact.federation.planning import calibration_batch, canonical_methods, plan_for
 from fedact.flags import log_to_stderr
 from fedact.measure.plan_cost import parts, step_time
 from fedact.measure.step import Batch
@@ -22,7 +23,6 @@ from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
-from fedact.planning import calibration_batch, canonical_methods, plan_for
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import Findings, held, kept_table, summary, title
 from fedact.reports.run.figures import png

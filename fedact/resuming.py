@@ -7,7 +7,7 @@ from typing import Any
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.schema import Config
-from fedact.planning import canonical_methods
+from fedact.federation.planning import canonical_methods
 from fedact.storage.run import Row, RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")

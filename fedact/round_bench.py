@@ -13,21 +13,20 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fedact.client import recipe
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
+from fedact.federation.simulation import Simulation
 from fedact.models.tasks import task_loss
 from fedact.models.weights import fill
 from fedact.nn.surgery import apply, restore, trained_parameters
 from fedact.reports.run.tables import listing
-from fedact.runtime import Simulation
 from fedact.storage.disk import write_whole
 from fedact.storage.run import Row, RunFolder
 from fedact.training.averaging import RunningMean
 from fedact.training.experiment import Experiment
 from fedact.training.local import epochs
-from fedact.training.recipe import Recipe
+from fedact.training.recipe import Recipe, recipe
 
 UNSTEADY = 2
 """Rounds that are not timed: evaluation alone, then what is measured and kept once."""

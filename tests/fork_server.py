@@ -14,7 +14,7 @@ import matplotlib.backends.backend_agg  # noqa: F401
 import pandas  # noqa: F401
 import torchvision.models  # noqa: F401
 
-from fedact import planning, session  # noqa: F401
+from fedact.federation import planning
 from fedact.simulate import main
 
 

@@ -1,6 +1,6 @@
 """Ends a run as Ctrl-C does, after a round is finished."""
 
-from fedact import server
+from fedact.federation import server
 
 
 def stopping_after(number: int):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedact import planning, runtime
+from fedact.federation import planning
+from fedact.federation import simulation as runtime
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
 from tests.test_kill import RUNS, SMALL, contents

@@ -14,10 +14,10 @@ from fedact.config.loading import make_config
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.toml import read_table
-from fedact.fleet import Fleet, exchange
+from fedact.federation.fleet import Fleet, exchange
+from fedact.federation.local_grid import RUN_ID, LocalGrid
+from fedact.federation.node import digest, held_starts, keep_start, own_config, read_node
 from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
-from fedact.local_grid import RUN_ID, LocalGrid
-from fedact.node import digest, held_starts, keep_start, own_config, read_node
 from fedact.simulate import main
 from tests.fleets import REPOSITORY, SMALL
 from tests.test_simulate import timeless
@@ -138,14 +138,14 @@ def test_without_any_node_there_is_one_line(tmp_path):
 def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     fleet = (holder(0, 2, memory_budget="15KB"), holder(1, 2))
     assert run(Nodes(*fleet), settings_of(clients=2, rounds=3, out=str(tmp_path / "whole"))) == 0
-    finish = fedact.server.PartialFedAvg.finish_round
+    finish = fedact.federation.server.PartialFedAvg.finish_round
 
     def break_off(self, server_round, arrays):
         if server_round == 2:
             raise ZeroDivisionError
         return finish(self, server_round, arrays)
 
-    monkeypatch.setattr("fedact.server.PartialFedAvg.finish_round", break_off)
+    monkeypatch.setattr("fedact.federation.server.PartialFedAvg.finish_round", break_off)
     with pytest.raises(ZeroDivisionError):
         run(Nodes(*fleet), settings_of(clients=2, rounds=3, out=str(tmp_path / "run")))
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedact
-from fedact import server
+from fedact.federation import server
 from fedact.models import MODELS
 from fedact.nn.surgery import trained_layers
 from fedact.reports.run import figures as plots

@@ -26,7 +26,7 @@ def test_a_finished_run_that_is_started_again_is_left_as_it_is(tmp_path, capsys)
 
 
 def test_a_run_that_was_stopped_goes_on_when_it_is_started_again(tmp_path, monkeypatch):
-    from fedact import server
+    from fedact.federation import server
 
     assert start(tmp_path / "whole", "--method", "exact") == 0
     monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(1))
@@ -55,7 +55,7 @@ def test_an_added_method_runs_and_the_finished_ones_do_not(tmp_path):
 
 
 def test_an_added_method_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    from fedact import server
+    from fedact.federation import server
 
     assert start(tmp_path / "run", "--method", "exact") == 0
     monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(1))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fedact import server
 from fedact.config.errors import ConfigError
 from fedact.data.partition import deal
+from fedact.federation import server
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
 from fedact.storage.partition_csv import holdings_csv, read_holdings

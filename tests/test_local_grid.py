@@ -5,7 +5,7 @@ import importlib
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedact.local_grid import CLIENT_RAISED, LocalGrid
+from fedact.federation.local_grid import CLIENT_RAISED, LocalGrid
 
 
 def echo_app() -> ClientApp:

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 import fedact
-from fedact import plan, planning, server, simulate
+from fedact import plan, simulate
 from fedact.config.errors import ConfigError
+from fedact.federation import planning, server
 from fedact.models import MODELS, pretraining
 from tests.mutations import MUTATIONS, mutate
 from tests.refusal import quiet_home  # noqa: F401

@@ -11,10 +11,10 @@ import fedact
 from fedact import inspection
 from fedact.config.loading import make_config
 from fedact.config.plan import plans_from_json
+from fedact.federation.planning import calibration_batch
 from fedact.inspection import ladder, prepared
 from fedact.models import pretraining
 from fedact.plan import main
-from fedact.planning import calibration_batch
 
 SETTINGS = {"dataset": "synthetic", "max_examples": 300, "weights": "none", "width": 0.35, "resolution": 32, "batch_size": 4}
 METHOD = "quantize"

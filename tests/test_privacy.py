@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedact.config.privacy import make_privacy
-from fedact.mods import private
-from fedact.runtime import LocalGrid
+from fedact.federation.client_mods import private
+from fedact.federation.simulation import LocalGrid
 
 RECEIVED = {"deep.weight": torch.full((300, 50), 2.0), "head.weight": torch.ones(40, 25), "tail": torch.zeros(7)}
 TRAINED = ("head.weight", "deep.weight")

@@ -15,9 +15,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 import fedact
-from fedact import client
 from fedact.config.loading import make_config, read_toml
-from fedact.ray_runtime import RayGrid, backend_config
+from fedact.federation import client
+from fedact.federation.ray_grid import RayGrid, backend_config
 from fedact.simulate import main
 from fedact.training.experiment import shared
 from tests.test_simulate import TINY, timeless
@@ -105,7 +105,7 @@ def test_what_the_server_raises_ends_the_run_and_no_worker_is_left(tmp_path, mon
     def fall(*_):
         raise ZeroDivisionError("in the server")
 
-    monkeypatch.setattr("fedact.server.PartialFedAvg.aggregate_train", fall)
+    monkeypatch.setattr("fedact.federation.server.PartialFedAvg.aggregate_train", fall)
     with pytest.raises(ZeroDivisionError):
         main([*SMALL, "--runtime", "ray", "--out", str(tmp_path / "run")])
     assert not importlib.import_module("ray").is_initialized()

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact import planning, replanning
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.plan import Plan, plan_key, plans_from_json, plans_json, read_key
-from fedact.planning import current_key, make_plans, remake
-from fedact.replanning import PlanBook, is_due
+from fedact.federation import planning, replanning
+from fedact.federation.planning import current_key, make_plans, remake
+from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
 from fedact.storage.run import RunFolder
 from fedact.training.experiment import Experiment, prepare

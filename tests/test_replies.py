@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedact.config.errors import BadReply, NoReply
-from fedact.mods import caught
-from fedact.replies import FIGURES, in_order, read_reply
-from fedact.runtime import LocalGrid
+from fedact.federation.client_mods import caught
+from fedact.federation.replies import FIGURES, in_order, read_reply
+from fedact.federation.simulation import LocalGrid
 from fedact.training.averaging import RunningMean
 from tests.planned import plan_for
 

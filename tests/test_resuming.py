@@ -10,8 +10,8 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedact import planning, server
 from fedact.config.loading import read_toml
+from fedact.federation import planning, server
 from fedact.simulate import main
 from tests.refusal import refused
 from tests.stopping import stopping_after

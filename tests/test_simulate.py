@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import fedact
-from fedact import server
 from fedact.compression import METHODS, published
 from fedact.config.privacy import PRIVACY
 from fedact.config.strategies import STRATEGIES
+from fedact.federation import server
 from fedact.simulate import main
 from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.training.averaging import RunningMean

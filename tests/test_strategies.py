@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from fedact.aggregation import Aggregation, ServerOptimizer
 from fedact.config.errors import ConfigError
 from fedact.config.strategies import STRATEGIES, make_strategy
+from fedact.federation.aggregation import Aggregation, ServerOptimizer
 
 NAMES = ("deep.weight", "head.weight", "head.bias")
 SHAPES = {"deep.weight": (2, 3), "head.weight": (3,), "head.bias": (1,)}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fedact
-from fedact import server
+from fedact.federation import server
 from fedact.simulate import main
 from tests.refusal import refused
 from tests.stopping import stopping_after

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import cos, pi
 
 from fedact.config.schema import Config
+from fedact.config.strategies import make_strategy
 
 POWER = 0.9
 """Of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""
@@ -42,3 +43,16 @@ class Recipe:
     weight_decay: float
     clip_norm: float
     pull: float = 0.0
+
+
+def recipe(config: Config, number: int) -> Recipe:
+    """Return how a client trains in a round."""
+    return Recipe(
+        batch_size=config.batch_size,
+        local_epochs=config.local_epochs,
+        lr=learning_rate(config, number),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        pull=make_strategy(config.strategy).pull,
+    )

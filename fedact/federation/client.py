@@ -11,16 +11,14 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedact.config.plan import Plan
-from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
-from fedact.config.strategies import make_strategy
+from fedact.federation.client_mods import MODS
 from fedact.models.tasks import Outcome
-from fedact.mods import MODS
 from fedact.nn.surgery import load_states, trained_parameters
 from fedact.training.batches import client_batches
 from fedact.training.experiment import Experiment, shared
 from fedact.training.local import LocalTraining, evaluate, train_locally
-from fedact.training.recipe import Recipe, learning_rate
+from fedact.training.recipe import recipe
 
 app = ClientApp()
 
@@ -101,16 +99,3 @@ def measured_iou(outcome: Outcome) -> dict[str, list[float]]:
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Tell whether every number is finite; one that is not a number is the least and the largest."""
     return all(isfinite(float(end)) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor))
-
-
-def recipe(config: Config, number: int) -> Recipe:
-    """Return how a client trains in a round."""
-    return Recipe(
-        batch_size=config.batch_size,
-        local_epochs=config.local_epochs,
-        lr=learning_rate(config, number),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        pull=make_strategy(config.strategy).pull,
-    )

@@ -14,10 +14,10 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from fedact import client
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.schema import Config
-from fedact.local_grid import LocalGrid, answer, failure
+from fedact.federation import client
+from fedact.federation.local_grid import LocalGrid, answer, failure
 
 Answer = Callable[[Message, Context], Message]
 Loader = Callable[[], Answer]

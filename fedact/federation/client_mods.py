@@ -12,7 +12,7 @@ from flwr.clientapp.mod import LocalDpMod
 from fedact.config.faults import damaged
 from fedact.config.privacy import LocalDp, make_privacy
 from fedact.config.seeds import Purpose, generator, numpy_seed
-from fedact.replies import FAILURE
+from fedact.federation.replies import FAILURE
 
 Train = Callable[[Message, Context], Message]
 

@@ -15,8 +15,8 @@ from flwr.supercore.run import Run
 from fedact.config.budgets import parse_budget
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
-from fedact.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
-from fedact.node import digest
+from fedact.federation.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
+from fedact.federation.node import digest
 from fedact.training.experiment import Experiment
 
 QUERY_SECONDS = 120.0

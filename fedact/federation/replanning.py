@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedact.config.plan import Plan, Plans, plan_key, plans_json, read_key
-from fedact.plan_check import check_states
-from fedact.planning import calibrated_states, current_key, is_calibrated, remake
+from fedact.federation.plan_check import check_states
+from fedact.federation.planning import calibrated_states, current_key, is_calibrated, remake
 from fedact.storage import checkpoints
 from fedact.storage.disk import write_whole
 from fedact.storage.run import RunFolder

@@ -11,16 +11,16 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedact import client
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plans, plan_key, plans_from_json, plans_json
 from fedact.config.schema import Config
-from fedact.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-from fedact.plan_check import check_plan
-from fedact.planning import canonical_methods, make_plans
-from fedact.ray_runtime import RayGrid, check_ray
-from fedact.replanning import PlanBook
-from fedact.server import MethodRun, OnRound, run_method
+from fedact.federation import client
+from fedact.federation.local_grid import RUN_ID, SERVER_NODE, LocalGrid
+from fedact.federation.plan_check import check_plan
+from fedact.federation.planning import canonical_methods, make_plans
+from fedact.federation.ray_grid import RayGrid, check_ray
+from fedact.federation.replanning import PlanBook
+from fedact.federation.server import MethodRun, OnRound, run_method
 from fedact.storage.disk import write_whole
 from fedact.storage.partition_csv import holdings_csv
 from fedact.storage.rows import SCHEMA, Row

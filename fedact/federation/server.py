@@ -9,11 +9,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedact.aggregation import Aggregation, Collector
 from fedact.config.errors import NoReply
 from fedact.config.strategies import make_strategy
-from fedact.method_run import MethodRun, OnRound
-from fedact.replies import in_order, read_reply
+from fedact.federation.aggregation import Aggregation, Collector
+from fedact.federation.method_run import MethodRun, OnRound
+from fedact.federation.replies import in_order, read_reply
 from fedact.storage import checkpoints
 from fedact.storage.run import Row
 from fedact.training.batches import test_batches

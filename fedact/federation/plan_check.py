@@ -8,9 +8,9 @@ from torch import Tensor
 from fedact.compression import make_method
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
+from fedact.federation.planning import calibration_batch
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, trained_layers
-from fedact.planning import calibration_batch
 from fedact.training.experiment import Experiment
 from fedact.training.local import micro_step
 

@@ -12,8 +12,8 @@ from fedact.config.faults import Fault, Faults, drawn, make_faults
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
+from fedact.federation.replanning import PlanBook
 from fedact.nn.surgery import apply, trained_parameters
-from fedact.replanning import PlanBook
 from fedact.storage.run import Row, RunFolder
 from fedact.training.experiment import Experiment
 

@@ -1,0 +1,1 @@
+"""Server, clients and the ways between them; the only place that imports flwr."""
