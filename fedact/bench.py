@@ -5,10 +5,10 @@ from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
+from fedact.cli.flags import Parser, check_file, through
 from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
 from fedact.config.schema import Config
-from fedact.flags import Parser, check_file, through
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
@@ -105,13 +105,13 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _run_rounds(config: Config, methods: list[str], file: Path | None) -> int:
-    from fedact.round_bench import run_round_bench
+    from fedact.cli.bench_rounds import run_round_bench
 
     return run_round_bench(config, methods, file)
 
 
 def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:
-    from fedact.bench_session import Options, run_bench, run_equal_cosine
+    from fedact.cli.bench import Options, run_bench, run_equal_cosine
 
     chosen = Options(**options)
     return (run_equal_cosine if chosen.equal_cosine else run_bench)(config, methods, chosen)

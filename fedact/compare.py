@@ -5,8 +5,8 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
+from fedact.cli.flags import Parser, through
 from fedact.config.errors import ConfigError
-from fedact.flags import Parser, through
 
 ACCURACY_HELP = "the accuracy or mean IoU that 'rounds to' asks for, such as 0.9 or 90%% [95 %% of the best at the end]"
 
@@ -36,7 +36,7 @@ def _main(arguments: list[str]) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal or a pipe that knows ASCII alone shows the rest as question marks.
         sys.stdout.reconfigure(errors="replace")
-    from fedact.compare_session import run_compare
+    from fedact.cli.compare import run_compare
 
     return run_compare(given["runs"], given["out"], target, given["replication"])
 

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedact.cli.flags import log_to_stderr
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
-from fedact.flags import log_to_stderr
 
 NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address")
@@ -55,8 +55,8 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     """Start or resume a run on the grid's nodes and return the exit code of a session."""
+    from fedact.cli.simulate import resume_run, start_run
     from fedact.federation.fleet import Fleet
-    from fedact.session import resume_run, start_run
     from fedact.simulate import default_folder
 
     config, resume = read_run_config(settings)

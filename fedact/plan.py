@@ -4,8 +4,8 @@ import sys
 from argparse import SUPPRESS
 from typing import Any
 
+from fedact.cli.flags import Parser, check_file, through
 from fedact.config.loading import make_config
-from fedact.flags import Parser, check_file, through
 
 METHOD = "auto"
 FIELDS = (
@@ -49,7 +49,7 @@ def _main(arguments: list[str]) -> int:
     config = make_config({"method": [METHOD], **given})
     if "calibration" not in given:
         config = config.model_copy(update={"calibration": max(config.calibration, config.batch_size)})
-    from fedact.inspection import Options, show_plans
+    from fedact.cli.plan import Options, show_plans
 
     return show_plans(config, Options(**options))
 

@@ -4,10 +4,10 @@ import sys
 import time
 from pathlib import Path
 
+from fedact.cli.flags import Parser, through
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
-from fedact.flags import Parser, through
 
 
 def parser() -> Parser:
@@ -32,17 +32,17 @@ def _main(arguments: list[str]) -> int:
     settings = parser().settings(arguments)
     file, resume, dry_run, show = (settings.pop(name) for name in ("config", "resume", "dry_run", "list"))
     if show:
-        from fedact.catalogue import show_tables
+        from fedact.cli.listing import show_tables
 
         return show_tables(settings.get("devices"))
     if resume:
         if settings or file or dry_run:
             raise ConfigError("--resume takes everything from the run's own config.toml: leave out the other settings")
-        from fedact.session import resume_run
+        from fedact.cli.simulate import resume_run
 
         return resume_run(resume)
     config = make_config({**(read_toml(file) if file else {}), **settings})
-    from fedact.session import show_plans, start_run
+    from fedact.cli.simulate import show_plans, start_run
 
     return show_plans(config) if dry_run else start_run(config, config.out or default_folder(config))
 

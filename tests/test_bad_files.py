@@ -71,7 +71,7 @@ def test_resume_of_a_broken_run(files, capsys, tmp_path, monkeypatch):
 
 def test_resume_with_dry_run_trains_nothing(capsys, tmp_path, monkeypatch):
     folder = run_folder(tmp_path / "run")
-    monkeypatch.setattr("fedact.session.resume_run", lambda out: pytest.fail("a dry run went on with a run"))
+    monkeypatch.setattr("fedact.cli.simulate.resume_run", lambda out: pytest.fail("a dry run went on with a run"))
     main(["--resume", str(folder), "--dry-run"])
 
 

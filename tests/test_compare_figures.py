@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedact.compare_session import run_compare
+from fedact.cli.compare import run_compare
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 
 import fedact
-from fedact import inspection
+from fedact.cli import plan as inspection
+from fedact.cli.plan import ladder, prepared
 from fedact.config.loading import make_config
 from fedact.config.plan import plans_from_json
 from fedact.federation.planning import calibration_batch
-from fedact.inspection import ladder, prepared
 from fedact.models import pretraining
 from fedact.plan import main
 

@@ -11,12 +11,12 @@ from scipy.io import savemat
 from torchvision import datasets
 
 import fedact
+from fedact.cli.plan import prepared
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.data import DATASETS, Examples, Request
 from fedact.data.pictures import Pictures, decode
 from fedact.federation import server
-from fedact.inspection import prepared
 from fedact.models import pretraining
 from fedact.simulate import main
 from fedact.training.experiment import prepare, prepare_with

@@ -87,7 +87,7 @@ def test_a_hundred_thousand_clients_need_their_images_and_little_else(tmp_path):
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
     """What a session has imported before it knows what it will do."""
-    code = "import sys, fedact.session; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, fedact.cli.simulate; print(*{name.split('.')[0] for name in sys.modules})"
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 

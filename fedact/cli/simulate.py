@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from fedact.cli.flags import log_to_stderr
+from fedact.cli.resume import finished_rounds, grown
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
-from fedact.flags import log_to_stderr
 from fedact.reports.run import tables as report
 from fedact.reports.run.tensorboard import TensorBoardLog
-from fedact.resuming import finished_rounds, grown
 from fedact.storage.disk import Locks, make_folder, sweep, unfinished, write_whole
 from fedact.storage.rows import score_name
 from fedact.storage.run import Row, RunFolder, load_run

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from fedact.cli.flags import log_to_stderr
 from fedact.config.budgets import parse_budget
 from fedact.config.plan import Plan, plan_key, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.federation.planning import calibration_batch, canonical_methods, plan_for
-from fedact.flags import log_to_stderr
 from fedact.measure.plan_cost import parts, step_time
 from fedact.measure.step import Batch
 from fedact.models import SCALABLE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedact.bench_session import show
+from fedact.cli.console import show
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison.cases import Case, Comparison, compare_runs
 from fedact.reports.comparison.figures import FIGURES, class_iou

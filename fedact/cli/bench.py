@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from torch import Tensor
 
+from fedact.cli.console import show
 from fedact.compression import families, make_method, method_name, published, swept
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
@@ -28,8 +26,6 @@ from fedact.training.experiment import Experiment, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
-WIDEST = 1000
-"""Characters of a line in a file or a pipe."""
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -115,16 +111,6 @@ def _loader(experiment: Experiment) -> Loader:
 
 def _title(config: Config, layers: str) -> str:
     return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}, {layers}"
-
-
-def show(*tables: Table) -> None:
-    """Print tables, in a file or a pipe as wide as they are."""
-    console = Console()
-    if not console.is_terminal:
-        wide = console.options.update(width=WIDEST)
-        console = Console(width=max(Measurement.get(console, wide, table).maximum for table in tables))
-    for table in tables:
-        console.print(table)
 
 
 def _write(file: Path | None, config: Config, figures: dict[str, Sequence[Any]]) -> None:

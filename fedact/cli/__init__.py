@@ -1,0 +1,1 @@
+"""What each command does in the terminal, one file a command."""
