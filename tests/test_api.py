@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from tests.laws import EVERY_SETTING, GENTLEST, relative_error
-from tests.networks import shared
+from tests.support.laws import EVERY_SETTING, GENTLEST, relative_error
+from tests.support.networks import shared
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)
 Y = torch.tensor([0, 1, 2, 3])

@@ -12,8 +12,8 @@ import fedact
 from fedact.config.errors import ConfigError
 from fedact.models import weights
 from fedact.simulate import main
-from tests.refusal import quiet_home, refused  # noqa: F401
-from tests.test_mutations import ONE
+from tests.cli.test_mutations import ONE
+from tests.support.refusal import quiet_home, refused  # noqa: F401
 
 PACKAGE = Path(fedact.__file__).parent
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}

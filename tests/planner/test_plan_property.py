@@ -1,0 +1,184 @@
+"""Whatever is asked for, no step of real training exceeds the budget, and a plan's bytes are those that are measured."""
+
+import copy
+import random
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, mobilenet_v3_small
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import fedact
+from fedact.compression import METHODS, make_method
+from fedact.config.plan import Plan
+from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.step import parts
+from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
+from fedact.training.local import micro_step
+from tests.support.laws import INPUTS
+from tests.support.networks import Residual, normed
+from tests.support.planned import Net, in_scope
+
+
+def small_resnet() -> nn.Module:
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4)
+    # Autograd keeps what max pooling needs, and the library warns of it.
+    model.maxpool = nn.Identity()
+    return model
+
+
+MODELS = {
+    "net": (Net, range(6, 25)),
+    "normed": (normed, range(6, 25)),
+    "residual": (Residual, range(6, 25)),
+    "mobilenet_v2": (partial(mobilenet_v2, width_mult=0.1, num_classes=4), range(32, 49, 8)),
+    "mobilenet_v3": (partial(mobilenet_v3_small, width_mult=0.1, num_classes=4), range(32, 49, 8)),
+    "resnet": (small_resnet, range(16, 25)),
+}
+"""Each with the resolutions that it is asked for at."""
+FAST, ALL, QUICK_MODELS = 20, 100, ["net", "net", "normed", "residual"]
+FREE = ["auto", "hosvd", "transform"]
+ASKED = [
+    *METHODS, "auto", "auto", "transform",
+    "hosvd:variance=0.8", "hosvd:bits=8", "hosvd:variance=0.8,bits=4", "hosvd:truncation=sequential", "hosvd:batch=false",
+    "hosvd:variance=0.8,truncation=sequential,mean=true", "tucker:variance=0.7", "svd:variance=0.8", "asi:variance=0.8",
+    "channel_svd:variance=0.6", "lance:variance=0.8", "gradient_filter:patch=4", "quantize:bits=2", "exact:derive=2",
+    "transform:variance=0.9", "transform:bits=0.5,derive=0", "quantize:bits=4,derive=2",
+]  # fmt: skip
+LEAST, MOST, TIGHT = 8_000, 64_000_000, 150_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a plan is asked for, and the seed of all that is random in it."""
+
+    seed: int
+    model: str
+    batch: int
+    resolution: int
+    budget: int
+    method: str
+    scope: str
+    layers: int | str
+    momentum: bool
+
+    def network(self) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return MODELS[self.model][0]().train()
+
+    def data(self, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1_000 * self.seed + seed)
+        kind = INPUTS[sorted(INPUTS)[(self.seed + seed) % len(INPUTS)]] if seed else INPUTS["gaussian"]
+        x = kind((size, 3, self.resolution, self.resolution), generator)
+        return x, torch.randint(0, 4, (size,), generator=generator)
+
+    def plan(self, **changed) -> Plan:
+        given = {"budget": self.budget, "layers": self.layers, "method": self.method} | changed
+        example = self.data(self.batch, 0)
+        return fedact.make_plan(self.network(), example=example, scope=self.scope, momentum=self.momentum, **given)
+
+
+def case(seed: int) -> Case:
+    """Return one of the random cases: every method comes in turn, and every other budget is one that binds small models."""
+    draw = random.Random(seed)
+    model = draw.choice(QUICK_MODELS if seed < FAST else [*3 * QUICK_MODELS, *MODELS])
+    budget = int(LEAST * ((MOST if seed % 4 == 3 else TIGHT) / LEAST) ** draw.random())
+    return Case(
+        seed, model, draw.randint(1, 16), draw.choice(MODELS[model][1]), budget, ASKED[seed % len(ASKED)],
+        draw.choice(["saved", "peak"]), draw.choice(["auto", "auto", 0, 1, 2, 3, 3]), draw.choice([True, False]),
+    )  # fmt: skip
+
+
+def client_of(asked: Case, plan: Plan) -> nn.Module:
+    """Return the network under the plan, with the states that a server finds for methods that are calibrated."""
+    model = fedact.apply(asked.network(), plan)
+    if any(make_method(kept.method).calibrated for kept in plan.kept):
+        server = calibrate(fedact.apply(asked.network(), plan), asked.data(asked.batch, 0)[0])
+        load_states(model, plan, states(server))
+    return model
+
+
+def trained(asked: Case, plan: Plan) -> Memory:
+    """Return the most that any step of two rounds of training on other data holds.
+
+    Each ends with a batch of one full micro-batch, and one of fewer examples.
+    """
+    model, memories = client_of(asked, plan), []
+    optimizer = torch.optim.SGD(trained_parameters(model).values(), 0.01, 0.9 * asked.momentum, weight_decay=1e-4)
+    sizes = [asked.batch, plan.micro_batch, 1 + asked.seed % plan.micro_batch]
+    for number, size in enumerate(2 * sizes, start=1):
+        micro_batches = list(parts(asked.data(size, number), plan.micro_batch))
+        for place, (x, y) in enumerate(micro_batches, start=1):
+            last = optimizer if place == len(micro_batches) else None
+            with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
+                micro_step(model, x, y, size, F.cross_entropy, last, clip_norm=1.0)
+            memories.append(memory)
+        optimizer.zero_grad()
+    return largest(memories)
+
+
+def check_skipped(asked: Case, plan: Plan) -> None:
+    """The least that is told is really the least with which anything is trained."""
+    assert plan.least_bytes > asked.budget
+    assert f"needs {plan.least_bytes:,} {asked.scope} bytes" in plan.reason
+    enough = asked.plan(budget=plan.least_bytes)
+    assert enough.status != "skipped"
+    assert in_scope(trained(asked, enough), asked.scope) <= plan.least_bytes
+    assert asked.plan(budget=plan.least_bytes - 1).status == "skipped"
+
+
+def check_bytes(asked: Case, plan: Plan) -> None:
+    measured, methods = trained(asked, plan), [make_method(kept.method) for kept in plan.kept]
+    assert in_scope(measured, asked.scope) <= in_scope(plan, asked.scope) <= asked.budget
+    assert measured.saved_bytes <= plan.saved_bytes
+    assert measured.hidden_bytes == 0
+    if all(method.fixed for method in methods):
+        assert (measured.saved_bytes, measured.state_bytes) == (plan.saved_bytes, plan.state_bytes)
+        assert measured.paper_bytes == plan.paper_bytes
+    if all(method.fixed and method.same_work for method in methods):
+        assert measured.peak_bytes == plan.peak_bytes
+
+
+def check_answers(asked: Case, plan: Plan) -> None:
+    """What was asked for is what is done, and what gave way is said."""
+    assert (plan.status, plan.layers == 0) in {("ok", False), ("head-only", True)}
+    assert 1 <= plan.micro_batch <= plan.batch_size == asked.batch
+    assert asked.layers in ("auto", plan.layers) or plan.layers == 0
+    gave_way = plan.micro_batch < asked.batch or asked.layers not in ("auto", plan.layers)
+    assert not gave_way or plan.reason
+    if asked.method in FREE and plan.vanilla_saved_bytes <= asked.budget and asked.scope == "saved":
+        assert plan.micro_batch == asked.batch
+        assert all(make_method(kept.method).keeps_input for kept in plan.kept)
+
+
+@pytest.mark.parametrize("seed", [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))])
+def test_no_step_exceeds_the_budget_and_the_plans_bytes_are_those_measured(seed):
+    asked = case(seed)
+    plan = asked.plan()
+    assert Plan.from_json(plan.to_json()) == plan
+    if plan.status == "skipped":
+        check_skipped(asked, plan)
+    else:
+        check_answers(asked, plan)
+        check_bytes(asked, plan)
+
+
+@pytest.mark.parametrize("method", FREE)
+@pytest.mark.parametrize("model", ["normed", "residual", "mobilenet_v3"])
+def test_a_budget_larger_than_vanilla_needs_gives_vanillas_gradient(model, method):
+    asked = Case(1, model, 4, MODELS[model][1][2], MOST, method, "saved", 3, False)
+    plan = asked.plan(budget=asked.plan(budget=None, method="vanilla").saved_bytes)
+    x, y = asked.data(4, 1)
+    models = [fedact.apply(asked.network(), plan), fedact.compress(asked.network(), "vanilla", layers=3)]
+    gradients = []
+    for each in models:
+        F.cross_entropy(each(x), y).backward()
+        gradients.append({name: copy.copy(p.grad) for name, p in trained_parameters(each).items()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
