@@ -5,10 +5,8 @@ import pytest
 from nbclient import NotebookClient
 
 from fedact.simulate import main
-from tests.cli.test_simulate import BOTH
-from tests.reports.test_compare_figures import write_segmentation
-
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+from tests.support.records import write_segmentation
+from tests.support.runs import BOTH
 
 
 @pytest.fixture(scope="module")

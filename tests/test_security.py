@@ -12,8 +12,8 @@ import fedact
 from fedact.config.errors import ConfigError
 from fedact.models import weights
 from fedact.simulate import main
-from tests.cli.test_mutations import ONE
 from tests.support.refusal import quiet_home, refused  # noqa: F401
+from tests.support.runs import ONE
 
 PACKAGE = Path(fedact.__file__).parent
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}

@@ -18,7 +18,7 @@ from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.comparison.layer_figure import memory_by_layer
 from fedact.reports.comparison.statistics import figures_of, target_accuracy
 from fedact.simulate import main as simulate
-from tests.cli.test_kill import SMALL
+from tests.support.runs import SMALL
 
 RUN = [*SMALL, "--layers", "1", "--rounds", "2", "--method", "vanilla", "--method", "hosvd:variance=0.8"]
 

@@ -14,7 +14,7 @@ from fedact.federation import planning
 from fedact.federation import simulation as runtime
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
-from tests.cli.test_kill import RUNS, SMALL, contents
+from tests.support.runs import RUNS, SMALL, contents
 
 QUICK = [*SMALL, "--rounds", "1", "--layers", "0", "--method", "exact"]
 

@@ -15,28 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_simulate import timeless
+from tests.support.paths import ROOT
+from tests.support.runs import RUNS, contents
 
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--dataset", "synthetic", "--weights", "none", "--max-examples", "120", "--max-test-examples", "40", "--width", "0.1",
-    "--resolution", "32", "--clients", "2", "--batch-size", "8", "--calibration", "16", "--local-epochs", "1",
-]  # fmt: skip
-RUNS = {
-    "two methods": [*SMALL, "--rounds", "2", "--layers", "1", "--method", "exact", "--method", "quantize:bits=4"],
-    "two seeds": [*SMALL, "--rounds", "2", "--layers", "0", "--method", "vanilla", "--seeds", "2", "--seed", "3"],
-    "plans made again": [
-        *SMALL, "--rounds", "3", "--layers", "2", "--method", "lance:variance=0.8", "--replan", "1", "--budget", "60KB",
-    ],
-    "mixed budgets": [*SMALL, "--clients", "3", "--rounds", "2", "--method", "exact", "--budget", "1KB:1,6KB:1,none:1"],
-    "a server that remembers": [
-        *SMALL, "--rounds", "3", "--layers", "1", "--method", "exact", "--strategy", "fedadam", "--faults", "drop=0.3",
-    ],
-    "pretrained digits": [
-        "--max-examples", "400", "--max-test-examples", "100", "--width", "0.1", "--resolution", "16", "--clients", "3",
-        "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "1", "--method", "exact",
-    ],
-}  # fmt: skip
 KILLED = -signal.SIGKILL
 KILLS_EACH = 4
 MOST_KILLS = 3
@@ -70,18 +51,6 @@ def fork_server(folder: Path) -> Iterator[Run]:
 def forked(tmp_path_factory) -> Iterator[Run]:
     with fork_server(tmp_path_factory.mktemp("forked")) as run:
         yield run
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Return what two runs of one config have in common, file by file."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if path.name == "records.jsonl":
-            found[name] = timeless(path.parent)
-        else:
-            found[name] = True if path.suffix == ".png" else path.read_bytes()
-    return found
 
 
 def go_on(run: Run, arguments: list[str], out: Path, kill_after: float | None) -> int:

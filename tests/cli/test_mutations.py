@@ -19,13 +19,11 @@ from fedact import plan, simulate
 from fedact.config.errors import ConfigError
 from fedact.federation import planning, server
 from fedact.models import MODELS, pretraining
-from tests.cli.test_kill import SMALL
 from tests.support.mutations import MUTATIONS, mutate
 from tests.support.refusal import quiet_home  # noqa: F401
+from tests.support.runs import CHECKPOINT, ONE, REPLANNED, STATES
 from tests.support.stopping import stopping_after
 
-COMMAND = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "60KB", "--method", "lance:variance=0.8"]
-ONE = [*SMALL, "--layers", "0", "--rounds", "1", "--method", "exact"]
 FAST, ALL = 3, 25
 """Cases of each kind."""
 SECONDS, WAITING, BYTES = 60, 600, 4 * 10**9
@@ -67,7 +65,7 @@ def originals(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "TOLERANCE", 0)
         patch.setattr(server.PartialFedAvg, "finish_round", stopping_after(2))
-        assert simulate.main([*COMMAND, "--out", str(folder / "run")]) == 130
+        assert simulate.main([*REPLANNED, "--out", str(folder / "run")]) == 130
     assert simulate.main([*ONE, "--out", str(folder / "finished")]) == 0
     random = np.random.default_rng(0)
     images = {
@@ -88,8 +86,6 @@ def originals(tmp_path_factory) -> Path:
     return folder
 
 
-STATES = "checkpoints/lance-variance-0.8-states-60000@2.safetensors"
-CHECKPOINT = "checkpoints/lance-variance-0.8-round-0002.safetensors"
 IN_THE_RUN = {
     "records": "records.jsonl", "plans": "plans.json", "resumed config": "config.toml", "checkpoint": CHECKPOINT,
     "states": STATES, "partition": "partition.csv",

@@ -4,9 +4,8 @@ import pytest
 
 import fedact
 from fedact.simulate import main
-from tests.cli.test_kill import SMALL, contents
-from tests.cli.test_simulate import rows, timeless
 from tests.support.refusal import refused
+from tests.support.runs import SMALL, contents, rows, timeless
 from tests.support.stopping import stopping_after
 
 ONE = [*SMALL, "--layers", "1", "--rounds", "2"]

@@ -13,10 +13,8 @@ from safetensors.torch import load_file, save_file
 from fedact.config.loading import read_toml
 from fedact.federation import planning, server
 from fedact.simulate import main
-from tests.cli.test_kill import SMALL, contents
-from tests.cli.test_mutations import CHECKPOINT, COMMAND, STATES
-from tests.cli.test_simulate import rows
 from tests.support.refusal import refused
+from tests.support.runs import CHECKPOINT, REPLANNED, SMALL, STATES, contents, rows
 from tests.support.stopping import stopping_after
 
 METHOD = "lance:variance=0.8"
@@ -29,7 +27,7 @@ def half(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "TOLERANCE", 0)
         patch.setattr(server.PartialFedAvg, "finish_round", stopping_after(2))
-        assert main([*COMMAND, "--out", str(folder)]) == 130
+        assert main([*REPLANNED, "--out", str(folder)]) == 130
     return folder
 
 

@@ -17,9 +17,9 @@ from fedact.plan import main as plan
 from fedact.simulate import main
 from fedact.storage import checkpoints
 from fedact.training.experiment import prepare
-from tests.cli.test_simulate import rows, timeless
+from tests.support.paths import NOTEBOOKS
+from tests.support.runs import rows, timeless
 from tests.support.scene_sets import halves, paint, write_cityscapes, write_folder, write_mask, write_voc
-from tests.test_notebooks import NOTEBOOKS
 
 pytest.importorskip("segmentation_models_pytorch")
 

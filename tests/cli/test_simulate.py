@@ -15,21 +15,7 @@ from fedact.federation import server
 from fedact.simulate import main
 from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.training.averaging import RunningMean
-
-TINY = [
-    "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",
-    "--resolution", "32", "--clients", "4", "--rounds", "2", "--batch-size", "8", "--calibration", "16",
-    "--local-epochs", "1", "--layers", "2", "--budget", "60KB",
-]  # fmt: skip
-BOTH = [*TINY, "--method", "vanilla", "--method", "hosvd"]
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-
-
-def timeless(folder: Path) -> list[dict]:
-    return [{**row, "seconds": None} for row in rows(folder) if row["kind"] in ("client", "round")]
+from tests.support.runs import BOTH, TINY, rows, timeless
 
 
 @pytest.fixture(scope="module")

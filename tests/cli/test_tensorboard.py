@@ -7,8 +7,8 @@ import pytest
 import fedact
 from fedact.federation import server
 from fedact.simulate import main
-from tests.cli.test_kill import SMALL
 from tests.support.refusal import refused
+from tests.support.runs import SMALL
 from tests.support.stopping import stopping_after
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -14,7 +14,7 @@ from fedact.config.budgets import in_bytes, parse_budget
 from fedact.config.devices import SHIPPED, read_devices
 from fedact.config.loading import make_config
 from fedact.simulate import main
-from tests.cli.test_simulate import TINY, timeless
+from tests.support.runs import TINY, timeless
 
 ROOT = Path(__file__).parents[2]
 BOARDS = read_devices()

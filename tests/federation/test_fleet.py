@@ -19,8 +19,8 @@ from fedact.federation.local_grid import RUN_ID, LocalGrid
 from fedact.federation.node import digest, held_starts, keep_start, own_config, read_node
 from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
 from fedact.simulate import main
-from tests.cli.test_simulate import timeless
 from tests.support.fleets import REPOSITORY, SMALL
+from tests.support.runs import timeless
 
 
 class Nodes(LocalGrid):

@@ -15,9 +15,9 @@ from fedact.reports.run import figures as plots
 from fedact.reports.run import tables as report
 from fedact.simulate import main
 from fedact.storage.run import ROUND_FIELDS, RunFolder
-from tests.cli.test_simulate import TINY, rows, timeless
-from tests.storage.test_records import HEADER, client, round_
 from tests.support.planned import plan_row
+from tests.support.records import HEADER, client, round_
+from tests.support.runs import TINY, rows, timeless
 from tests.support.stopping import stopping_after
 
 MIX = "1KB:1,6KB:1,100KB:2,none:1"

@@ -20,7 +20,7 @@ from fedact.federation import client
 from fedact.federation.ray_grid import RayGrid, backend_config
 from fedact.simulate import main
 from fedact.training.experiment import shared
-from tests.cli.test_simulate import TINY, timeless
+from tests.support.runs import TINY, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 SMALL = [*TINY, "--threads", "1", "--budget", "60KB:3,none:1", "--layers", "2"]

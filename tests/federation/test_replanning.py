@@ -19,16 +19,10 @@ from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
 from fedact.storage.run import RunFolder
 from fedact.training.experiment import Experiment, prepare
-from tests.cli.test_simulate import rows, timeless
 from tests.support.planned import plan_for
+from tests.support.runs import FEW, FEW_SETTINGS, rows, timeless
 
-SMALL = {
-    "dataset": "synthetic", "weights": "none", "max_examples": 60, "max_test_examples": 20, "width": 0.25, "resolution": 32,
-    "clients": 3, "batch_size": 8, "calibration": 16, "local_epochs": 1,
-}  # fmt: skip
-COMMAND = [word for key, value in SMALL.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-COMMAND += ["--layers", "2"]
-MIXED = [*COMMAND, "--method", "quantize:bits=4", "--budget", "8KB:1,20KB:1,2KB:1", "--rounds", "4"]
+MIXED = [*FEW, "--method", "quantize:bits=4", "--budget", "8KB:1,20KB:1,2KB:1", "--rounds", "4"]
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------------
@@ -95,7 +89,7 @@ def test_anything_else_is_refused(replan):
 
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
-    return prepare(make_config({**SMALL, "budget": "8KB", "layers": 2}))
+    return prepare(make_config({**FEW_SETTINGS, "budget": "8KB", "layers": 2}))
 
 
 @pytest.fixture(scope="module", params=["quantize:bits=4", "auto", "lance:variance=0.8"])
@@ -187,7 +181,7 @@ def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_st
 def test_the_slowdown_that_was_asked_for_reaches_the_planner(monkeypatch):
     asked = []
     monkeypatch.setattr(planning, "make_plan", lambda *arguments, **settings: asked.append(arguments) or plan_for("20KB"))
-    make_plans(prepare(make_config({**SMALL, "budget": "20KB", "max_slowdown": 2.5})), "exact")
+    make_plans(prepare(make_config({**FEW_SETTINGS, "budget": "20KB", "max_slowdown": 2.5})), "exact")
     assert asked[0][6] == 2.5
 
 
@@ -277,7 +271,7 @@ def cut_off_in(monkeypatch, number: int, when: str) -> None:
 
 def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", float("inf"))
-    command = [*COMMAND, "--method", "auto", "--budget", "8KB", "--rounds", "3"]
+    command = [*FEW, "--method", "auto", "--budget", "8KB", "--rounds", "3"]
     assert main([*command, "--replan", "1", "--out", str(tmp_path / "looked")]) == 0
     monkeypatch.setattr(replanning, "remake", lambda *arguments: pytest.fail("looked at"))
     assert main([*command, "--replan", "never", "--out", str(tmp_path / "never")]) == 0
@@ -300,7 +294,7 @@ def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, 
 
 def test_states_found_for_a_plan_made_again_outlast_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    command = [*COMMAND, "--method", "lance:variance=0.8", "--budget", "8KB", "--rounds", "3", "--replan", "2"]
+    command = [*FEW, "--method", "lance:variance=0.8", "--budget", "8KB", "--rounds", "3", "--replan", "2"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     cut_off_in(monkeypatch, 3, "before training")
     assert main([*command, "--out", str(tmp_path / "run")]) == 130

@@ -11,13 +11,12 @@ from fedact.federation import client, server
 from fedact.federation.planning import make_plans
 from fedact.simulate import main
 from fedact.storage.checkpoints import load
-from tests.cli.test_simulate import rows, timeless
-from tests.federation.test_replanning import COMMAND as SMALL
+from tests.support.runs import FEW, rows, timeless
 from tests.support.stopping import stopping_after
 
-FLEET = [*SMALL, "--method", "vanilla", "--budget", "20KB:2,60KB:1", "--replan", "never", "--rounds", "2"]
+FLEET = [*FEW, "--method", "vanilla", "--budget", "20KB:2,60KB:1", "--replan", "never", "--rounds", "2"]
 """Three clients, of which one trains more layers than the others."""
-MORE = [*SMALL, "--method", "vanilla", "--budget", "60KB", "--rounds", "2", "--clients", "4", "--replan", "never"]
+MORE = [*FEW, "--method", "vanilla", "--budget", "60KB", "--rounds", "2", "--clients", "4", "--replan", "never"]
 del MORE[MORE.index("--layers") : MORE.index("--layers") + 2], FLEET[FLEET.index("--layers") : FLEET.index("--layers") + 2]
 
 

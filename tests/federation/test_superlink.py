@@ -11,8 +11,8 @@ import pytest
 
 import fedact
 from fedact.simulate import main
-from tests.cli.test_simulate import timeless
 from tests.support.fleets import Fleet, fleet, kill_group
+from tests.support.runs import timeless
 
 
 def repeated_here(folder: Path) -> Path:

@@ -13,8 +13,8 @@ from fedact.nn.surgery import convolutions
 from fedact.reports.spectrum_figures import explained_variance, what_variance_costs
 from fedact.simulate import main
 from fedact.training.trained_model import trained_model
-from tests.cli.test_kill import SMALL
 from tests.support.networks import batch, normed
+from tests.support.runs import SMALL
 
 
 def layers():

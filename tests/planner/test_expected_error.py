@@ -12,8 +12,8 @@ from fedact.compression import make_method
 from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, trained_layers
 from fedact.planner import expected_error
-from tests.planner.test_allocation import NETWORKS, example, network
 from tests.support.planned import batch, net
+from tests.support.planner_networks import NETWORKS, example, network
 
 EXAMPLES = 6
 

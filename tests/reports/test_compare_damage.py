@@ -4,9 +4,7 @@ import csv
 import json
 import os
 from io import BytesIO, TextIOWrapper
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,31 +15,7 @@ from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.safe_text import MOST_DRAWN, drawn, folded, visible
 from fedact.storage.run import RunFolder
-
-CONFIG = {"method": ["vanilla"], "rounds": 2, "seed": 0, "seeds": 1, "scope": "saved", "dataset": "digits", "model": "m"}
-
-
-def write_run(
-    folder: Path, *, methods=("vanilla",), config=None, seed=0, clients=2, rounds=2, header=None, **fields
-) -> Path:
-    """Write records as a run leaves them, with some of the fields changed."""
-    whole = {**CONFIG, "method": list(methods), "seed": seed, "rounds": rounds, **(config or {})}
-    rows: list[dict[str, Any]] = [{"kind": "run", "schema": 1, "config": whole, **(header or {})}]
-    for place, (method, number) in enumerate(product(methods, range(rounds + 1))):
-        common = {"method": method, "seed": seed, "round": number}
-        trained = range(clients if number else 0)
-        rows += [
-            {"kind": "client", **common, "client": client, "status": "ok", "saved_bytes": 1000 + place, "accuracy": 0.5}
-            for client in trained
-        ]
-        accuracy = fields.get("accuracy", (number + place) / 200)
-        own = {"accuracy": accuracy, "clients": len(trained), "seconds": 1.0}
-        if "class_iou" in fields:
-            own["class_iou"] = fields["class_iou"](place)
-        rows.append({"kind": "round", **common, **own})
-    folder.mkdir(parents=True)
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+from tests.support.records import write_run
 
 
 def compared(capsys, *arguments) -> tuple[int, str, str]:

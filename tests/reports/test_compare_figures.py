@@ -17,7 +17,7 @@ from fedact.reports.run import figures as plots
 from fedact.reports.run.class_figure import MOST_CLASSES, last_class_iou
 from fedact.reports.run.figures import png
 from fedact.storage.run import load_run
-from tests.reports.test_compare_damage import write_run
+from tests.support.records import CLASSES, SEGMENTATION, write_run, write_segmentation
 
 
 def boxes(figure) -> tuple[Any, Any, Any]:
@@ -73,15 +73,6 @@ def test_the_marks_of_an_axis_of_bytes_do_not_cover_each_other(largest):
 
 
 # Segmentation --------------------------------------------------------------------------------------------------------------
-
-NAMES = ["road", "sky", "car", "pole"]
-SEGMENTATION = {"config": {"task": "segmentation"}, "header": {"classes": NAMES}}
-
-
-def write_segmentation(folder, **changes):
-    """Write a run of 2 methods and 2 rounds whose IoU of each class rises by the row; nobody ever saw a pole."""
-    own = {"class_iou": lambda place: [0.1 * place, 0.9 - 0.1 * place, 0.05 * place, None], "methods": ("hosvd", "vanilla")}
-    return write_run(folder, **{**SEGMENTATION, **own, **changes})
 
 
 def words(figure) -> str:
@@ -143,7 +134,7 @@ def test_seeds_are_averaged_and_a_class_that_one_seed_did_not_see_is_the_others(
     write_segmentation(tmp_path / "run" / "seed-0", class_iou=lambda place: [0.2, 0.4, None, None])
     write_segmentation(tmp_path / "run" / "seed-1", seed=1, class_iou=lambda place: [0.6, None, None, 0.0])
     rounds = load_run(tmp_path / "run").rounds
-    own = last_class_iou(rounds[rounds["method"] == "hosvd"], NAMES)
+    own = last_class_iou(rounds[rounds["method"] == "hosvd"], CLASSES)
     assert own == {"road": pytest.approx(0.4), "sky": 0.4, "car": None, "pole": 0.0}
     assert list(last_class_iou(rounds, ["twice", "twice", "x", "y"])) == ["class 0", "class 1", "class 2", "class 3"]
     assert list(last_class_iou(rounds, None)) == ["class 0", "class 1", "class 2", "class 3"]

@@ -21,7 +21,7 @@ from fedact.reports.run.predictions import CLASS_COLORS, VOID_COLOR, class_color
 from fedact.simulate import main
 from fedact.storage.run import load_run
 from fedact.training.trained_model import trained_model
-from tests.reports.test_compare_damage import write_run
+from tests.support.records import write_run
 
 # Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009), table of
 # severity 1.0, for linear RGB.

@@ -25,8 +25,8 @@ from fedact.models.weights import plain_preprocessing
 from fedact.simulate import main
 from fedact.storage.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
 from fedact.storage.run import RunFolder
-from tests.cli.test_mutations import ONE
-from tests.storage.test_records import HEADER, client, round_
+from tests.support.records import HEADER, client, round_
+from tests.support.runs import ONE
 
 # Order ---------------------------------------------------------------------------------------------------------------------
 

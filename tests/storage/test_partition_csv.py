@@ -13,8 +13,8 @@ from fedact.reports.run import figures as plots
 from fedact.simulate import main
 from fedact.storage.partition_csv import holdings_csv, read_holdings
 from fedact.storage.run import RunFolder, load_run
-from tests.cli.test_kill import SMALL
 from tests.support.dealing import cases
+from tests.support.runs import SMALL
 from tests.support.stopping import stopping_after
 
 QUICK = [*SMALL, "--layers", "0", "--rounds", "0", "--method", "exact"]

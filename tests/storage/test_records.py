@@ -7,16 +7,7 @@ from hypothesis import strategies as st
 from fedact.config.errors import ConfigError
 from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
 from tests.support.planned import plan_row
-
-HEADER = {"kind": "run", "schema": 1, "config": {"clients": 2}}
-
-
-def client(number: int, which: int = 0, **fields):
-    return {"kind": "client", "method": "exact", "seed": 0, "round": number, "client": which, "status": "ok", **fields}
-
-
-def round_(number: int, **fields):
-    return {"kind": "round", "method": "exact", "seed": 0, "round": number, "accuracy": 0.5, **fields}
+from tests.support.records import HEADER, client, round_
 
 
 @pytest.fixture

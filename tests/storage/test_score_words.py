@@ -9,8 +9,7 @@ from fedact.config.schema import Config
 from fedact.reports.run.tables import LiveReport, summary
 from fedact.storage.rows import score_name
 from fedact.storage.run import RunFolder, load_run
-from tests.reports.test_compare_damage import write_run
-from tests.storage.test_records import client, round_
+from tests.support.records import client, round_, write_run
 
 
 def shown(task: str, write) -> str:

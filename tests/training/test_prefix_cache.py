@@ -15,7 +15,7 @@ from fedact.nn.prefix_values import Layout, group_for, layouts, made
 from fedact.nn.surgery import compress
 from fedact.simulate import main
 from fedact.training.prefix_cache import PrefixCache, fingerprint, open_cache
-from tests.cli.test_simulate import TINY, timeless
+from tests.support.runs import TINY, timeless
 
 LAYOUT = Layout((3, 2), (0, 1, 2), torch.float32)
 EXAMPLES = 12
