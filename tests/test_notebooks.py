@@ -5,6 +5,7 @@ import pytest
 from nbclient import NotebookClient
 
 from fedact.simulate import main
+from tests.support.paths import NOTEBOOKS
 from tests.support.records import write_segmentation
 from tests.support.runs import BOTH
 

@@ -15,7 +15,7 @@ from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.safe_text import MOST_DRAWN, drawn, folded, visible
 from fedact.storage.run import RunFolder
-from tests.support.records import write_run
+from tests.support.records import CONFIG, write_run
 
 
 def compared(capsys, *arguments) -> tuple[int, str, str]:

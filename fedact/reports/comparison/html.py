@@ -24,7 +24,11 @@ def html_report(
     pictures: PNG files by name. command: what makes the comparison again.
     """
     template = Environment(
-        loader=PackageLoader("fedact", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_told
+        loader=PackageLoader("fedact.reports.comparison", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_told,
     ).get_template("report.html.jinja")
     runs, score = comparison.runs, comparison.score_name
     return template.render(
