@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -83,6 +85,25 @@ def test_the_replications_columns_are_over_all_steps(runs, tmp_path, capsys):
         assert float(row["paper_bytes_std"]) == pytest.approx(variance**0.5, abs=1)
         assert float(row["paper_bytes_an_epoch"]) == pytest.approx(mean * len(each) / len(own))
         assert float(row["seconds_an_epoch"]) == pytest.approx(own["seconds"].mean())
+
+
+WITHOUT_TORCH = """
+import sys
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "flwr"):
+            raise ImportError(f"{name} is not needed here")
+sys.meta_path.insert(0, Refusal())
+from fedact.compare import main
+sys.exit(main())
+"""
+
+
+def test_a_comparison_imports_neither_torch_nor_flwr(runs, tmp_path):
+    arguments = [str(runs / "a"), str(runs / "b"), "--out", str(tmp_path / "out"), "--replication"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"report.html", "comparison.csv", "compare-clients.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_everything_is_written_where_asked_and_nothing_else_changes(runs, tmp_path, capsys):

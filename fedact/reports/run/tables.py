@@ -13,11 +13,12 @@ from rich.text import Text
 
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
-from fedact.data.partition.base import HeldOutParts
 from fedact.storage.run import Row, Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedact.data.partition.base import HeldOutParts
 
 MOST_CLIENTS, FIRST_CLIENTS = 200, 20
 """Up to how many clients each has a line of its own, and how many still have one where there are more."""
@@ -151,7 +152,7 @@ def plan_table(plan: Plan) -> Table:
     return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
-def partition_table(labels: np.ndarray, parts: HeldOutParts, by: str = "class") -> Table:
+def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
     """Return how many examples of each class each client holds; of many clients, the first ones and what the others span.
 
     by: what the labels number, class or source.
