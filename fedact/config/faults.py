@@ -2,35 +2,35 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from fedact.config.errors import ConfigError
 from fedact.config.seeds import Purpose, generator
-from fedact.config.spec import above, fill, within, written_settings
+from fedact.config.spec import fill, settings, written_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors = dict[str, "Tensor"]
+Share = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["drop", "slow", "corrupt"]
 
 
-@dataclass(frozen=True)
+@settings("faults")
 class Faults:
     """Shares of clients that vanish (drop), come late by lag seconds on average (slow), or send a damaged update (corrupt).
 
     A client has one fault at most in a round. Delays are exponentially distributed.
     """
 
-    drop: float = 0.0
-    slow: float = 0.0
-    corrupt: float = 0.0
-    lag: float = 60.0
+    drop: Share = 0.0
+    slow: Share = 0.0
+    corrupt: Share = 0.0
+    lag: Annotated[float, Field(gt=0)] = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("drop", "slow", "corrupt"):
-            within("faults", name, getattr(self, name), 0, 1)
-        above("faults", "lag", self.lag)
         # Shares such as 0.6, 0.3 and 0.1 need not add up to 1 exactly.
         if (total := self.drop + self.slow + self.corrupt) > 1 + 1e-9:
             raise ConfigError(f"faults: drop, slow and corrupt add up to 1 at most, not {total:g}")

@@ -4,10 +4,13 @@ mods.py carries it out, through Flower's LocalDpMod.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from fedact.config.errors import ConfigError
-from fedact.config.spec import above, build
+from pydantic import Field
+
+from fedact.config.spec import build, settings
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,14 @@ class Privacy:
     source: ClassVar[str] = ""
 
 
-@dataclass(frozen=True)
+@settings("none")
 class Plain(Privacy):
     """Updates are sent as they are."""
 
     source: ClassVar[str] = "-"
 
 
-@dataclass(frozen=True)
+@settings("local_dp")
 class LocalDp(Privacy):
     """Each client clips its update to clipping_norm and adds Gaussian noise, for (epsilon, delta) in each round.
 
@@ -33,18 +36,10 @@ class LocalDp(Privacy):
     """
 
     source: ClassVar[str] = "Dwork and Roth, 2014, appendix A"
-    clipping_norm: float = 1.0
-    sensitivity: float | None = None
-    epsilon: float = 0.9
-    delta: float = 1e-5
-
-    def __post_init__(self) -> None:
-        above("local_dp", "clipping_norm", self.clipping_norm)
-        above("local_dp", "epsilon", self.epsilon)
-        if self.sensitivity is not None:
-            above("local_dp", "sensitivity", self.sensitivity)
-        if not 0 < self.delta < 1:
-            raise ConfigError(f"local_dp: delta lies between 0 and 1, not {self.delta:g}")
+    clipping_norm: Positive = 1.0
+    sensitivity: Positive | None = None
+    epsilon: Positive = 0.9
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
     @property
     def reach(self) -> float:

@@ -2,13 +2,18 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import wraps
+from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
-from fedact.config.errors import ConfigError, nearest, unknown
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
+
+from fedact.config.errors import ConfigError, nearest, shortened, unknown
 
 Entry = TypeVar("Entry")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def split(text: str) -> tuple[str, dict[str, str]]:
@@ -47,12 +52,14 @@ def fill(entry: type[Entry], what: str, written: Mapping[str, str], text: str) -
     fields = {field.name: types_of[field.name] for field in settings_of(entry)}
     for key in written:
         if key not in fields:
-            raise (
-                unknown(f"setting of {what}", key, fields)
-                if fields
-                else ConfigError(f"{what} has no settings, but {key!r} was given")
-            )
+            raise _unknown_setting(what, key, fields)
     return entry(**{key: _read(fields[key], value, key, text) for key, value in written.items()})
+
+
+def _unknown_setting(what: str, key: object, fields: Collection[str]) -> ConfigError:
+    if fields and isinstance(key, str):
+        return unknown(f"setting of {what}", key, fields)
+    return ConfigError(f"{what} has {len(fields) or 'no'} settings, but {key!r} was given")
 
 
 def spell(name: str, entry: Any) -> str:
@@ -108,20 +115,58 @@ def _shortest(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
-def within(what: str, name: str, value: float, least: float, most: float) -> None:
-    """Raise ConfigError for a setting that does not lie between two bounds, both of them allowed."""
-    if not least <= value <= most:
-        raise ConfigError(f"{what}: {name} is at least {least:g} and at most {most:,g}, not {value:g}")
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings(name: str) -> Callable[[type[Entry]], type[Entry]]:
+    """Return the decorator of a frozen dataclass whose values pydantic checks against their annotations.
+
+    name: what errors call it. A value that is not allowed raises a ConfigError of one line, such as ``fedavgm:
+    server_momentum is at least 0 and below 1, not 2``; one that ``__post_init__`` raises stays as it is. Whole numbers
+    become floats where these are wanted; otherwise nothing is converted.
+    """
+
+    def decorate(entry: type[Entry]) -> type[Entry]:
+        checked: Any = pydantic_dataclass(frozen=True, config=_STRICT)(entry)
+        initialize = checked.__init__
+
+        @wraps(initialize)
+        def __init__(self: Entry, *values: Any, **by_name: Any) -> None:
+            try:
+                initialize(self, *values, **by_name)
+            except ValidationError as error:
+                raise refusal(name, checked, error) from None
+
+        checked.__init__ = __init__
+        return cast(type[Entry], checked)
+
+    return decorate
 
 
-def above(what: str, name: str, value: float, most: float = float("inf")) -> None:
-    """Raise ConfigError for a setting that is not positive, not finite or over a bound."""
-    if not (0 < value <= most and isfinite(value)):
-        bound = f" and at most {most:,g}" if isfinite(most) else ""
-        raise ConfigError(f"{what}: {name} is above 0{bound}, not {value:g}")
+def refusal(name: str, entry: type[Any], error: ValidationError) -> ConfigError:
+    """Return the ConfigError for the first of the values that pydantic refused: what is allowed, and what was given."""
+    detail = error.errors()[0]
+    if cause := detail.get("ctx", {}).get("error"):
+        return ConfigError(str(cause))
+    key, fields = detail["loc"][0], [field.name for field in dataclasses.fields(entry)]
+    if detail["type"].startswith("unexpected_"):
+        return _unknown_setting(name, key if isinstance(key, str) else detail["input"], fields)
+    setting, given = key if isinstance(key, str) else fields[key], detail["input"]
+    bounds = " and ".join(_bounds(get_type_hints(entry, include_extras=True)[setting]))
+    allowed = _TYPES.get(detail["type"]) or bounds or detail["msg"].removeprefix("Input should be ")
+    shown = spelled(given) if isinstance(given, int | float | tuple) else shortened(given)
+    return ConfigError(f"{name}: {setting} is {allowed}, not {shown}")
 
 
-def below_one(what: str, name: str, value: float) -> None:
-    """Raise ConfigError for a setting that is no share below 1."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{what}: {name} is at least 0 and below 1, not {value:g}")
+_TYPES = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _bounds(annotation: Any) -> Iterator[str]:
+    """Yield what an annotation allows, in words: its choices and its bounds, within unions too."""
+    if get_origin(annotation) is Literal:
+        yield f"one of {', '.join(map(str, get_args(annotation)))}"
+    elif isinstance(annotation, FieldInfo):
+        for bound in annotation.metadata:
+            yield from (f"{word} {getattr(bound, key):,}" for key, word in _BOUNDS.items() if hasattr(bound, key))
+    else:
+        for part in get_args(annotation):
+            yield from _bounds(part)

@@ -4,13 +4,14 @@ aggregation.py carries them out, through Flower's class of the name given here.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from fedact.config.errors import ConfigError
-from fedact.config.spec import above, below_one, build, within
+from pydantic import Field
 
-MOST = 1e6
-"""The largest rate or pull that makes any sense."""
+from fedact.config.spec import build, settings
+
+Rate = Annotated[float, Field(gt=0, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Strategy:
         return 0.0
 
 
-@dataclass(frozen=True)
+@settings("fedavg")
 class FedAvg(Strategy):
     """The mean of the updates, weighted by examples."""
 
@@ -40,54 +41,40 @@ class FedAvg(Strategy):
     flower: ClassVar[str] = "FedAvg"
 
 
-@dataclass(frozen=True)
+@settings("fedprox")
 class FedProx(Strategy):
     """FedAvg; clients add proximal_mu * (w - received w) to their gradients, before these are clipped."""
 
     source: ClassVar[str] = "Li et al., MLSys 2020, arXiv 1812.06127"
     flower: ClassVar[str] = "FedProx"
-    proximal_mu: float = 0.01
-
-    def __post_init__(self) -> None:
-        within("fedprox", "proximal_mu", self.proximal_mu, 0, MOST)
+    proximal_mu: Annotated[float, Field(ge=0, le=1_000_000)] = 0.01
 
     @property
     def pull(self) -> float:
         return self.proximal_mu
 
 
-@dataclass(frozen=True)
+@settings("fedavgm")
 class FedAvgM(Strategy):
     """SGD with momentum on the server: the mean's way from the model is its gradient."""
 
     source: ClassVar[str] = "Hsu et al., 2019, arXiv 1909.06335"
     flower: ClassVar[str] = "FedAvgM"
     remembers: ClassVar[tuple[str, ...]] = ("momentum_vector",)
-    server_learning_rate: float = 1.0
-    server_momentum: float = 0.5
-
-    def __post_init__(self) -> None:
-        above("fedavgm", "server_learning_rate", self.server_learning_rate, MOST)
-        below_one("fedavgm", "server_momentum", self.server_momentum)
+    server_learning_rate: Rate = 1.0
+    server_momentum: Share = 0.5
 
 
 @dataclass(frozen=True)
 class _Adaptive(Strategy):
     source: ClassVar[str] = "Reddi et al., ICLR 2021, arXiv 2003.00295"
-    eta: float = 0.01
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__.lower()
-        above(name, "eta", self.eta, MOST)
-        below_one(name, "beta_1", self.beta_1)
-        below_one(name, "beta_2", self.beta_2)
-        above(name, "tau", self.tau, MOST)
+    eta: Rate = 0.01
+    beta_1: Share = 0.9
+    beta_2: Share = 0.99
+    tau: Rate = 1e-3
 
 
-@dataclass(frozen=True)
+@settings("fedadam")
 class FedAdam(_Adaptive):
     """Adam on the server, with Kingma and Ba's correction for moments that start from zero."""
 
@@ -95,7 +82,7 @@ class FedAdam(_Adaptive):
     remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
 
 
-@dataclass(frozen=True)
+@settings("fedyogi")
 class FedYogi(_Adaptive):
     """Yogi on the server: as Adam, but the second moment moves by no more than the newest square."""
 
@@ -103,22 +90,18 @@ class FedYogi(_Adaptive):
     remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
 
 
-@dataclass(frozen=True)
+@settings("fedadagrad")
 class FedAdagrad(Strategy):
     """Adagrad on the server: steps shrink as squares add up."""
 
     source: ClassVar[str] = _Adaptive.source
     flower: ClassVar[str] = "FedAdagrad"
     remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
-    eta: float = 0.01
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        above("fedadagrad", "eta", self.eta, MOST)
-        above("fedadagrad", "tau", self.tau, MOST)
+    eta: Rate = 0.01
+    tau: Rate = 1e-3
 
 
-@dataclass(frozen=True)
+@settings("median")
 class Median(Strategy):
     """The median of the updates, entry by entry; every client counts the same."""
 
@@ -127,18 +110,14 @@ class Median(Strategy):
     keeps_updates: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
+@settings("trimmed_mean")
 class TrimmedMean(Strategy):
     """The mean without the share beta of lowest and of highest updates, entry by entry; every client counts the same."""
 
     source: ClassVar[str] = "Yin et al., ICML 2018, arXiv 1803.01498"
     flower: ClassVar[str] = "FedTrimmedAvg"
     keeps_updates: ClassVar[bool] = True
-    beta: float = 0.2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < 0.5:
-            raise ConfigError(f"trimmed_mean: beta is at least 0 and below 0.5, not {self.beta:g}")
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -1,13 +1,14 @@
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from fedact.compression import make_method, method_name
 from fedact.config.errors import ConfigError
-from fedact.config.spec import build, spell, split
+from fedact.config.spec import build, settings, spell, split
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,25 @@ class Rich:
     word: str = "a"
     bits: Literal[32, 8] = 32
     kind: Literal["full", "half"] = "full"
+
+
+@settings("bounded")
+class Bounded:
+    rate: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    bits: Literal[32, 8] = 32
+    count: Annotated[int, Field(ge=1)] = 1
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] | None = None
+    flag: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flag and self.ranks:
+            raise ConfigError("bounded takes flag or ranks, not both")
+
+
+@settings("bare")
+class Bare:
+    pass
 
 
 TABLE = {"plain": Plain, "rich": Rich}
@@ -64,6 +84,47 @@ def test_the_canonical_name_leaves_out_defaults_and_keeps_field_order():
     written = build("thing", TABLE, "rich:ranks=1x2,flag=true,share=0.80")
     assert spell("rich", written) == "rich:share=0.8,flag=true,ranks=1x2"
     assert spell("rich", build("thing", TABLE, "rich:count=2")) == "rich"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rate": 0}, "bounded: rate is above 0 and at most 1,000,000, not 0"),
+        ({"rate": float("nan")}, "bounded: rate is above 0 and at most 1,000,000, not nan"),
+        ({"rate": 1_000_001}, "bounded: rate is above 0 and at most 1,000,000, not 1000001"),
+        ({"share": 1}, "bounded: share is at least 0 and below 1, not 1"),
+        ({"share": "1"}, "bounded: share is a number, not '1'"),
+        ({"bits": 7}, "bounded: bits is one of 32, 8, not 7"),
+        ({"count": 0}, "bounded: count is at least 1, not 0"),
+        ({"count": True}, "bounded: count is a whole number, not true"),
+        ({"count": 1.5}, "bounded: count is a whole number, not 1.5"),
+        ({"ranks": (3, 0)}, "bounded: ranks is at least 1, not 0"),
+        ({"flag": 1}, "bounded: flag is true or false, not 1"),
+        ({"flag": True, "ranks": [2]}, "bounded takes flag or ranks, not both"),
+        (
+            {"cuont": 1},
+            "unknown setting of bounded 'cuont': allowed are bits, count, flag, ranks, rate, share; did you mean",
+        ),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_in_one_line(given, said):
+    with pytest.raises(ConfigError) as caught:
+        Bounded(**given)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_by_position_are_checked_too():
+    assert Bounded(1, 0.25, 8) == Bounded(rate=1.0, share=0.25, bits=8)
+    assert Bounded(ranks=[1, 2]).ranks == (1, 2)
+    for values, said in (
+        ((1, 2), "share is at least 0"),
+        ((None, 0, 8, 1, None, False, 5), "has 6 settings, but 5 was given"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Bounded(*values)
+    with pytest.raises(ConfigError, match="bare has no settings, but 3 was given"):
+        Bare(3)
 
 
 entries = st.builds(
