@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedact.models.tasks import loss_under, task_loss
 from fedact.nn.layers import OriginConv2d
-from fedact.nn.prefix import in_place_of_forward
-from fedact.nn.prefix_graph import takes_part
+from fedact.nn.prefix.graph import takes_part
+from fedact.nn.prefix.split import in_place_of_forward
 from fedact.nn.surgery import is_lean
 
 Batch = tuple[Tensor, Tensor]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from fedact.compression import Method
-from fedact.nn import prefix_chunks as chunks
 from fedact.nn.graph import consumers, downstream, factors
 from fedact.nn.layers import (
     LEAN,
@@ -24,6 +23,7 @@ from fedact.nn.layers import (
     has_weights,
     switched_off,
 )
+from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Derivations, derivations
 
 _TRAINABLE = "_fedact_trainable"

@@ -14,8 +14,8 @@ from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory, largest, measure_memory
 from fedact.models.tasks import Loss
-from fedact.nn.prefix import split
-from fedact.nn.prefix_chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.split import split
 from fedact.nn.surgery import (
     calibrate,
     convolutions,

@@ -10,7 +10,7 @@ from torch import nn
 from fedact.config.plan import Plan
 from fedact.config.schema import cache_folder
 from fedact.data import Augmented, Loader
-from fedact.nn.prefix_values import Positions
+from fedact.nn.prefix.outputs import Positions
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPart, frozen_part
 from fedact.training.local import Batches

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fedact.config.plan import Plan
 from fedact.data import Loader
 from fedact.measure.memory import measure_memory, stored_bytes
-from fedact.nn.prefix import Split, in_place_of_forward, split
-from fedact.nn.prefix_chunks import in_chunks
-from fedact.nn.prefix_values import LEAST_GROUP, Layout, Positions, group_for, layouts, made
+from fedact.nn.prefix.chunks import in_chunks
+from fedact.nn.prefix.outputs import LEAST_GROUP, Layout, Positions, group_for, layouts, made
+from fedact.nn.prefix.split import Split, in_place_of_forward, split
 from fedact.nn.surgery import states
 from fedact.training.prefix_cache import PrefixCache
 

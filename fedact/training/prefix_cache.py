@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedact.data import Images, in_blocks
-from fedact.nn.prefix_values import Layout, Positions
+from fedact.nn.prefix.outputs import Layout, Positions
 
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Makes the values of some examples, a few at a time."""

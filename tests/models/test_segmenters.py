@@ -14,8 +14,8 @@ from fedact.models import SEGMENTERS, make_segmenter
 from fedact.nn.layers import Keeping, Masked
 from fedact.nn.layers.base import ChannelNorm
 from fedact.nn.layers.pooling import PlacedMaxPool2d
-from fedact.nn.prefix import split
-from fedact.nn.prefix_chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.split import split
 from fedact.nn.surgery import convolutions, head, trained_layers
 from tests.support.laws import GENTLEST, relative_error
 from tests.support.pixelwise import CLASSES, GATED, HEIGHT, WIDTH, batch, built, loss_of, step

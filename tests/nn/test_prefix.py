@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import densenet121, mobilenet_v2, mobilenet_v3_small, resnet18, resnet34, shufflenet_v2_x0_5
 
 import fedact
-from fedact.nn.prefix import split
-from fedact.nn.prefix_chunks import examples_stand_alone, in_chunks
+from fedact.nn.prefix.chunks import examples_stand_alone, in_chunks
+from fedact.nn.prefix.split import split
 from fedact.nn.surgery import trained_parameters
 from tests.support import planned
 from tests.support.laws import relative_error

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fedact
-from fedact.nn.prefix import split
-from fedact.nn.prefix_values import Layout, group_for, layouts, made
+from fedact.nn.prefix.outputs import Layout, group_for, layouts, made
+from fedact.nn.prefix.split import split
 from fedact.nn.surgery import compress
 from fedact.simulate import main
 from fedact.training.prefix_cache import PrefixCache, fingerprint, open_cache

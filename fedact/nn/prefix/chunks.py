@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.graph import structure
 from fedact.nn.layers import Swapped
-from fedact.nn.prefix import Split, split
+from fedact.nn.prefix.split import Split, split
 
 _PREFIX = "_fedact_prefix"
 ROUNDING = 1e-3

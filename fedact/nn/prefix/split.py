@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
 
 from fedact.nn.layers import RecomputedSequential
-from fedact.nn.prefix_graph import Parts, Rest, parts_of
+from fedact.nn.prefix.graph import Parts, Rest, parts_of
 
 
 @dataclass(frozen=True)

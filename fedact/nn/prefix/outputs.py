@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.prefix import Split
-from fedact.nn.prefix_chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.split import Split
 
 LEAST_GROUP, LARGEST_GROUP = 16, 64
 
