@@ -89,13 +89,14 @@ def summary(run: Run) -> Table:
     columns = []
     for method in dict.fromkeys(run.rounds["method"]):
         table.add_column(str(method), justify="right", overflow="fold")
-        columns.append(_figures(run, str(method)))
+        columns.append(run_figures(run, str(method)))
     for name in columns[0] if columns else ():
         table.add_row(name, *(column[name] for column in columns))
     return table
 
 
-def _figures(run: Run, method: str) -> dict[str, str]:
+def run_figures(run: Run, method: str) -> dict[str, str]:
+    """Return one method's column of the table at the end of a run: the text of each quantity by its name."""
     rounds = run.rounds[run.rounds["method"] == method]
     clients = run.clients[run.clients["method"] == method]
     plans = list(run.plans.get(method, {}).values())
