@@ -16,7 +16,7 @@ TINY = [
 ]  # fmt: skip
 CHILD = """
 import sys, time
-from fedact import records
+from fedact.storage import run as records
 append = records.RunFolder.append
 def timed(self, rows):
     append(self, rows)
