@@ -66,10 +66,10 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
 def run_equal_cosine(config: Config, methods: list[str] | None, options: Options) -> int:
     """Find the least bytes for each cosine, layer by layer, print the tables, write the file."""
     wanted = families(methods)
-    if lacking := [method_name(each) for each in wanted if methods and len(each.sweep[1]) < 2]:
+    if lacking := [method_name(each) for each in wanted if methods and len(each.traits.sweep.values) < 2]:
         raise ConfigError(f"--equal-cosine: {lacking[0]} has no setting that trades bytes for error")
     # A state that was found on the very batch it is measured on says nothing about the next one.
-    bases = [each for each in wanted if len(each.sweep[1]) > 1 and (methods or not each.reads_state)]
+    bases = [each for each in wanted if len(each.traits.sweep.values) > 1 and (methods or not each.traits.reads_state)]
     bases = list(dict.fromkeys([make_method(PUBLISHED_HOSVD), *bases]))
     experiment = _prepared(config, 1)
     (batch,) = _batches(experiment, 1)

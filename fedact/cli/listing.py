@@ -52,8 +52,8 @@ def show_tables(devices: str | None = None) -> int:
 
 
 def _described(method: type[Method]) -> str:
-    published = f" (as published: {method.published})" if method.published else ""
-    return f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {method.source}"
+    published = f" (as published: {method.traits.published})" if method.traits.published else ""
+    return f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {method.traits.source}"
 
 
 def _settings(entry: type) -> str:

@@ -10,7 +10,7 @@ from fedact.compression.lowrank.hooi import Tucker
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.lowrank.lance import LANCE
 from fedact.compression.lowrank.svd import SVD, ChannelSVD
-from fedact.compression.method import Compressed, Method, State
+from fedact.compression.method import Compressed, Method, State, Traits
 from fedact.compression.quantize import Quantize
 from fedact.compression.transform.transform import Transform
 from fedact.config import spec
@@ -70,34 +70,34 @@ def check_for_images(method: Method) -> None:
 
 def published() -> list[str]:
     """Return every method with the setting of its paper, written out where it is also the default."""
-    return [name + (f":{entry.published}" if entry.published else "") for name, entry in METHODS.items()]
+    return [name + (f":{entry.traits.published}" if entry.traits.published else "") for name, entry in METHODS.items()]
 
 
 __all__ = [
-    "AUTO", "METHODS", "Compressed", "Method", "State", "check_for_images", "choose_method", "make_method", "method_name",
-    "published",
+    "AUTO", "METHODS", "Compressed", "Method", "State", "Traits", "check_for_images", "choose_method", "make_method",
+    "method_name", "published",
 ]  # fmt: skip
 
 
 def family(method: Method) -> Method:
     """Return the method without the setting that it is swept over."""
-    setting, _ = method.sweep
+    setting = method.traits.sweep.setting
     defaults = {field.name: field.default for field in fields(method)}
     return replace(method, **{setting: defaults[setting]}) if setting else method
 
 
 def families(methods: Iterable[str | Method] | None = None) -> list[Method]:
     """Return the families of these methods, or of every method and its variants, each once."""
-    every = (f"{name}:{variant}" for name, entry in METHODS.items() for variant in entry.variants)
+    every = (f"{name}:{variant}" for name, entry in METHODS.items() for variant in entry.traits.variants)
     return list(dict.fromkeys(family(make_method(text)) for text in (every if methods is None else methods)))
 
 
 def at(method: Method, value: float) -> Method:
     """Return the method with a value for the setting that it is swept over."""
-    return replace(method, **{method.sweep[0]: value})
+    return replace(method, **{method.traits.sweep.setting: value})
 
 
 def swept(methods: Iterable[str | Method] | None = None) -> list[str]:
     """Return the names of the families' methods at every value worth drawing; of one that has no such setting, itself."""
-    each = ((method, method.sweep[1]) for method in families(methods))
+    each = ((method, method.traits.sweep.values) for method in families(methods))
     return [method_name(found) for method, values in each for found in ([at(method, v) for v in values] or [method])]

@@ -1,22 +1,20 @@
 """``vanilla`` and ``exact``: the tensor itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, item_size, owned, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Traits, check_derive, item_size, owned, shape_of
 from fedact.config.errors import ConfigError
+
+ITSELF = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0)
 
 
 class Itself(Method):
-    """What keeps the very tensor."""
-
-    keeps_input: ClassVar[bool] = True
-    by_example: ClassVar[bool] = True
-    seconds: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    """Saves the tensor itself."""
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return Compressed((owned(x),))
@@ -24,8 +22,8 @@ class Itself(Method):
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return compressed.tensors[0]
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        return prod(shape_of(kept)) * item_size(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return prod(shape_of(x)) * item_size(x)
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class Exact(Itself):
     again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
     """
 
-    source: ClassVar[str] = "autograd's gradient without what it need not keep"
-    variants: ClassVar[tuple[str, ...]] = ("", "derive=2")
+    traits: ClassVar[Traits] = replace(
+        ITSELF, source="autograd's gradient without what it need not keep", variants=("", "derive=2")
+    )
 
     derive: int = 0
 
@@ -49,8 +48,7 @@ class Exact(Itself):
 class Vanilla(Itself):
     """Plain autograd: every layer keeps what PyTorch keeps."""
 
-    source: ClassVar[str] = "PyTorch autograd"
-    lean: ClassVar[bool] = False
+    traits: ClassVar[Traits] = replace(ITSELF, source="PyTorch autograd", saves_less=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Checkpoint(Itself):
     what ``exact`` keeps; outside of a Sequential they always do.
     """
 
-    source: ClassVar[str] = "Chen et al., 2016, arXiv 1604.06174, section 4"
+    traits: ClassVar[Traits] = replace(ITSELF, source="Chen et al., 2016, arXiv 1604.06174, section 4")
 
     children: int = 1
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, choose, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
 
 PATCHES = (1, 2, 4, 7)
@@ -26,10 +26,12 @@ class GradientFilter(Method):
     A linear layer's input has no patches and is kept exactly.
     """
 
-    source: ClassVar[str] = "Yang et al., CVPR 2023, arXiv 2301.00330, section 3"
-    published: ClassVar[str] = "patch=2"
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("patch", (7, 4, 2))
-    exact_input_gradient: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(
+        "Yang et al., CVPR 2023, arXiv 2301.00330, section 3",
+        published="patch=2",
+        sweep=Sweep("patch", (7, 4, 2)),
+        exact_input_gradient=False,
+    )
 
     patch: Literal[1, 2, 4, 7] = 2
 
@@ -40,11 +42,11 @@ class GradientFilter(Method):
         return Compressed((patch_means(x, self.patch).contiguous(),), x.shape)
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        return spread(compressed.tensors[0], self.patch, compressed.about)
+        return spread(compressed.tensors[0], self.patch, compressed.metadata)
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        *others, height, width = shape_of(kept)
-        return prod(others) * ceil(height / self.patch) * ceil(width / self.patch) * item_size(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        *others, height, width = shape_of(x)
+        return prod(others) * ceil(height / self.patch) * ceil(width / self.patch) * item_size(x)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         if not _is_pointwise(operation, weight):

@@ -1,4 +1,4 @@
-"""What a method is: a codec for a tensor kept for the backward pass."""
+"""What a method is: a codec for a saved activation, with the traits that planner and figures ask for."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -13,67 +13,78 @@ from fedact.config.errors import ConfigError
 
 
 class State(NamedTuple):
-    """What a method keeps of one layer from step to step: the tensors, and what is no tensor (ranks)."""
+    """Per-layer codec state from step to step: tensors, and what is no tensor (ranks)."""
 
     tensors: tuple[Tensor, ...] = ()
-    about: Any = None
+    metadata: Any = None
 
 
 NO_STATE = State()
 
 
 class Compressed(NamedTuple):
-    """What is kept in a tensor's place: the tensors, each alone in its storage, and what is no tensor (shapes, ranks).
+    """What is saved in a tensor's place: tensors, each alone in its storage, and what is no tensor (shapes, ranks).
 
-    state: what the next step starts from; ``reconstruct`` may read it, so it is kept as long as the tensors.
+    state: what the next step starts from; ``reconstruct`` may read it, so it lives as long as the tensors.
     """
 
     tensors: tuple[Tensor, ...]
-    about: Any = None
+    metadata: Any = None
     state: State = NO_STATE
 
 
-@dataclass(frozen=True)
-class Method(ABC):
-    """A codec: ``reconstruct(compress(x))`` stands in for x in the weight gradient.
+class Sweep(NamedTuple):
+    """The setting that trades bytes for error, with values worth drawing, fewest bytes first; between floats any goes."""
 
-    The gradients default to those of the reconstruction; a method may bring faster ones with the same value.
-    A method is a value: what changes from step to step is a State that the layer hands in and takes back.
+    setting: str = ""
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What planner, figures and command line want to know of a method, whatever its settings.
+
+    source: the paper. published: the settings of its headline figures (for every decomposition the explained variance of
+    HOSVD's). sweep: see there. variants: other settings that make a curve of their own.
+    saves_less: the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies).
+    keeps_input: it stores the very input, so that the activation before can read its mask off it.
+    exact_input_gradient: its input gradient is the plain layer's.
+    reads_state: ``reconstruct`` needs the state too. calibrated: the server finds the state once and sends it to every
+    client. per_example: examples are stored independently, so that the gradient's error is much the same in any micro-batch.
+    fixed_workspace: where stored bytes depend on shapes alone, a step's working memory does too. worst_case_count: how many
+    ``worst_cases`` there are. tensor_seconds, element_seconds: about how long compressing and reconstructing take, for a
+    tensor and for each of its elements, on two cores; they decide between plans of equal error.
     """
 
-    source: ClassVar[str]
-    published: ClassVar[str] = ""
-    """The settings of the source's headline figures (for every decomposition the explained variance of HOSVD's)."""
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("", ())
-    """The setting that trades bytes for error, and values worth drawing, fewest bytes first; between floats any goes."""
-    variants: ClassVar[tuple[str, ...]] = ("",)
-    """Other settings that make a curve of their own."""
-    lean: ClassVar[bool] = True
-    """Whether the layers around it drop what an exact gradient does not need (batch norm's input, ReLU's copies)."""
-    keeps_input: ClassVar[bool] = False
-    """Whether the very input is kept, so that the activation before it can read its mask off it."""
-    exact_input_gradient: ClassVar[bool] = True
-    """Whether the input gradient is the plain layer's."""
+    source: str
+    published: str = ""
+    sweep: Sweep = Sweep()
+    variants: tuple[str, ...] = ("",)
+    saves_less: bool = True
+    keeps_input: bool = False
+    exact_input_gradient: bool = True
+    reads_state: bool = False
+    calibrated: bool = False
+    per_example: bool = False
+    fixed_workspace: bool = True
+    worst_case_count: int = 0
+    tensor_seconds: float = 2e-3
+    element_seconds: float = 2e-8
 
-    same_work: ClassVar[bool] = True
-    """Whether a step's working memory depends on shapes alone, where its stored bytes do."""
-    hard: ClassVar[int] = 0
-    """How many ``hard_cases`` there are."""
-    reads_state: ClassVar[bool] = False
-    """Whether ``reconstruct`` needs the state too."""
-    calibrated: ClassVar[bool] = False
-    """Whether the state is found once, by the server, and sent to every client."""
-    by_example: ClassVar[bool] = False
-    """Whether every example is kept as if it were alone: a gradient's error is then much the same in any micro-batch."""
-    seconds: ClassVar[tuple[float, float]] = (2e-3, 2e-8)
-    """About what keeping and making again a tensor takes, and one element of it, on two cores: breaks ties between plans."""
+
+class Codec(ABC):
+    """What a layer needs: ``reconstruct(compress(x))`` stands in for x in the weight gradient.
+
+    The gradients default to those of the reconstruction; a codec may bring faster ones with the same value.
+    A codec is a value: what changes from step to step is a State that the layer hands in and takes back.
+    """
 
     @abstractmethod
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        """Return what to keep of x, a tensor of any shape whose first dimension is the batch.
+        """Return what to store of x, a tensor of any shape whose first dimension is the batch.
 
         state: what the last step on this layer returned, or ``start(seed)``. Raises FloatingPointError where x holds a NaN
-        or an infinity that the method would have to turn into numbers.
+        or an infinity that the codec would have to turn into numbers.
         """
 
     @abstractmethod
@@ -81,70 +92,81 @@ class Method(ABC):
         """Return the tensor of x's shape and type that the backward pass sees."""
 
     @abstractmethod
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         """Return the bytes that ``compress`` stores for a tensor in a first step; for a shape (in float32), the most."""
 
-    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        """Return the bytes of the state that ``compress`` hands on, in the same way."""
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
+        """Return the bytes of the state that ``compress`` returns for a tensor; for a shape (in float32), the most."""
         return 0
 
-    def hard_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
-        """Return inputs like x, with states, of which one takes about as much working memory as any ever does."""
-        return []
-
     def start(self, seed: int) -> State:
-        """Return the state before the first step; what is random in a method follows from the seed."""
+        """Return the state before the first step; what is random in a codec follows from the seed."""
         return NO_STATE
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        """Return the gradient of the operation's weight."""
+        """Return the gradient of the operation's weight, in the weight's shape."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        """Return the gradient of the operation's input, which needs no activation."""
+        """Return the gradient of the operation's input, of this shape, which needs no activation."""
         return operation.input_gradient(shape, grad_output, weight)
 
     def stored_elements(self, tensor: Tensor) -> int:
-        """Return how many elements a kept tensor stands for: several a byte where their bits are packed."""
+        """Return how many elements a stored tensor stands for: several a byte where their bits are packed."""
         return tensor.numel()
 
-    def levels(self, x: Tensor) -> dict[float, "Method"]:
-        """Return this method with its settings (or its caps) fixed for tensors like x, by level, the gentlest first.
 
-        Every tensor gets the same levels; given settings are kept, and leave one level where there is nothing to choose.
-        """
-        return {1.0: self}
+@dataclass(frozen=True)
+class Method(Codec):
+    """A codec whose fields are its settings, with what the planner needs to choose among settings."""
 
-    @property
-    def free(self) -> bool:
-        """Whether its settings are for a budget to choose, among its levels."""
-        return False
-
-    def between(self, other: "Method", share: float) -> "Method | None":
-        """Return the method at a share of the way to another level, None where there is none between."""
-        return None
-
-    def for_dimensions(self, dimensions: int) -> "Method":
-        """Return the method for a kept tensor with so many dimensions: 4 before a convolution, 2 before a linear layer."""
-        return self
-
-    @property
-    def fixed(self) -> bool:
-        """Whether tensors of one shape always take the same bytes."""
-        return True
-
-    @property
-    def ceiling(self) -> "Method":
-        """The method that always stores as much as this one ever does."""
-        return self
+    traits: ClassVar[Traits]
 
     derive = 0
-    """How many convolutions before a layer another kept input may be, for its own to be made again from that one."""
+    """How many convolutions before a layer another saved input may be, for its own to be rematerialized from that one."""
 
     @property
     def segment(self) -> int:
         """How many children of a Sequential are recomputed together in the backward pass; 0 recomputes nothing."""
         return 0
+
+    def for_dimensions(self, dimensions: int) -> "Method":
+        """Return the method for an input with so many dimensions: 4 before a convolution, 2 before a linear layer."""
+        return self
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether tensors of one shape always take the same bytes."""
+        return True
+
+    def has_fixed_bytes(self, scope: str) -> bool:
+        """Tell whether a step's bytes of this scope ("saved" or "peak") depend on shapes alone."""
+        return self.fixed_size and (scope == "saved" or self.traits.fixed_workspace)
+
+    @property
+    def ceiling(self) -> "Method":
+        """The method that always stores the most bytes that this one may."""
+        return self
+
+    @property
+    def has_free_settings(self) -> bool:
+        """Whether a budget chooses its settings, among ``levels``."""
+        return False
+
+    def levels(self, x: Tensor) -> dict[float, "Method"]:
+        """Return this method with settings (or caps) fixed for tensors like x, by level, the least lossy first.
+
+        Every tensor gets the same levels; given settings stay, and leave one level where there is nothing to choose.
+        """
+        return {1.0: self}
+
+    def between(self, other: "Method", share: float) -> "Method | None":
+        """Return the method at a share (0 to 1) of the way to another level, None where there is none between."""
+        return None
+
+    def worst_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
+        """Return inputs like x, with states, of which one takes about as much working memory as any ever does."""
+        return []
 
 
 def choose(method: str, setting: str, value: object, allowed: Collection[object]) -> None:
@@ -159,14 +181,14 @@ def check_derive(method: str, derive: int) -> None:
         raise ConfigError(f"{method}: derive is a whole number from 0, not {derive}")
 
 
-def item_size(kept: Tensor | Sequence[int]) -> int:
+def item_size(x: Tensor | Sequence[int]) -> int:
     """Return the bytes of one element; a bare shape means float32."""
-    return kept.element_size() if isinstance(kept, Tensor) else torch.float32.itemsize
+    return x.element_size() if isinstance(x, Tensor) else torch.float32.itemsize
 
 
-def shape_of(kept: Tensor | Sequence[int]) -> tuple[int, ...]:
+def shape_of(x: Tensor | Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a tensor, or of a shape itself."""
-    return tuple(kept.shape if isinstance(kept, Tensor) else kept)
+    return tuple(x.shape if isinstance(x, Tensor) else x)
 
 
 def owned(x: Tensor) -> Tensor:

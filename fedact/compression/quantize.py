@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, choose, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, check_derive, choose, shape_of
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.config.errors import ConfigError
 
@@ -22,12 +22,14 @@ class Quantize(Method):
     again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
     """
 
-    source: ClassVar[str] = "ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4"
-
-    published: ClassVar[str] = "bits=2"
-    by_example: ClassVar[bool] = True
-    seconds: ClassVar[tuple[float, float]] = (4e-4, 8e-9)
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("bits", (2, 4, 8))
+    traits: ClassVar[Traits] = Traits(
+        "ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4",
+        published="bits=2",
+        sweep=Sweep("bits", (2, 4, 8)),
+        per_example=True,
+        tensor_seconds=4e-4,
+        element_seconds=8e-9,
+    )
 
     bits: Literal[8, 4, 2] = 2
     group: int = 256
@@ -47,12 +49,12 @@ class Quantize(Method):
         return Compressed(tuple(quantized), (x.shape, x.dtype), following)
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.about)
+        return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.metadata)
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        return quantized_bytes(prod(shape_of(kept)), self.bits, self.group)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return quantized_bytes(prod(shape_of(x)), self.bits, self.group)
 
-    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
         return torch.int64.itemsize
 
     def start(self, seed: int) -> State:

@@ -43,7 +43,7 @@ def _check_layers(experiment: Experiment, plan: Plan) -> None:
 
 def _check_bytes(plan: Plan) -> None:
     methods = [make_method(kept.method) for kept in plan.kept]
-    if plan.fixed and not all(method.fixed and (method.same_work or plan.scope == "saved") for method in methods):
+    if plan.fixed and not all(method.has_fixed_bytes(plan.scope) for method in methods):
         raise ValueError("its bytes are not fixed, though it says so")
     held = plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
     if plan.budget_bytes is not None and (held is None or held > plan.budget_bytes):
@@ -65,7 +65,7 @@ def check_states(states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:
     for name in states:
         layer, _, place = name.rpartition("/")
         places.setdefault(layer, []).append(place)
-    strange = sorted(places.keys() - {kept.name for kept in plan.kept if make_method(kept.method).calibrated})
+    strange = sorted(places.keys() - {kept.name for kept in plan.kept if make_method(kept.method).traits.calibrated})
     holes = [layer for layer, found in places.items() if sorted(found) != sorted(map(str, range(len(found))))]
     kinds = [name for name, tensor in states.items() if not tensor.is_floating_point()]
     if wrong := [*strange, *holes, *kinds]:

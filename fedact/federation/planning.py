@@ -98,7 +98,7 @@ def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
 
 def is_calibrated(plan: Plan) -> bool:
     """Return whether a method of the plan finds its state once, on the server's own examples."""
-    return any(make_method(kept.method).calibrated for kept in plan.kept)
+    return any(make_method(kept.method).traits.calibrated for kept in plan.kept)
 
 
 def calibrated_states(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -143,7 +143,7 @@ def _least(
 def _search(base: Method, wanted: float, cosine: Callable[[Method], float]) -> None:
     """Try the base's settings near the least that is enough."""
     low: float = 0
-    for high in base.sweep[1]:
+    for high in base.traits.sweep.values:
         if cosine(at(base, high)) >= wanted:
             break
         low = high

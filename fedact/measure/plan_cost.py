@@ -92,7 +92,7 @@ class Watch:
 
     def kept(self, kept: Kept, name: str, x: Tensor) -> Part:
         """Return the part of the named layer, whose input x is kept."""
-        images = make_method(kept.method).keeps_input and x.shape == self.x.shape and torch.equal(x, self.x)
+        images = make_method(kept.method).traits.keeps_input and x.shape == self.x.shape and torch.equal(x, self.x)
         cap, seconds = 0 if images else kept.cap_bytes, self.coding(kept.method, x)
         return Part(name, tuple(x.shape), kept.method, cap, seconds, kept.expected_error, images=images)
 
@@ -128,7 +128,7 @@ def step_time(
     """Time whole steps under a plan and plain training's of the same layers at once; the first batch is not timed."""
     plain = compress(twin(model), "vanilla", plan.layers, train_norm)
     own = apply(twin(model), plan)
-    if any(make_method(kept.method).calibrated for kept in plan.kept):
+    if any(make_method(kept.method).traits.calibrated for kept in plan.kept):
         calibrate(own, batches[0][0])
     rows = time_micro_batches({"plan": (own, plan.micro_batch), "plain": (plain, None)}, batches, clock)
     return StepTime(*(min(row[name] for row in rows) for name in ("plan", "plain")))

@@ -52,7 +52,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
     """
     restore(model)
-    lean = all(method.lean for method in methods.values())
+    lean = all(method.traits.saves_less for method in methods.values())
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     passed = downstream(model, trained) if lean else set()
     gates = {name for name in factors(model) if isinstance(model.get_submodule(name), GATES)}
@@ -117,7 +117,8 @@ def restore(model: nn.Module) -> nn.Module:
 
 def covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
     """Return the names of the ReLUs whose every output is kept as it is by a layer after them: they need no mask."""
-    exact = {name for name, method in methods.items() if method.keeps_input and type(model.get_submodule(name)) in TRAINED}
+    inputs = [name for name, method in methods.items() if method.traits.keeps_input]
+    exact = {name for name in inputs if type(model.get_submodule(name)) in TRAINED}
     kinds = (nn.ReLU, nn.ReLU6)
     relus = {name for name, module in model.named_modules() if type(module) in kinds}
     if not (exact and relus):

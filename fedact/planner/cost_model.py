@@ -65,6 +65,6 @@ def step_seconds(
     one = costs.seconds(costs.multiplications, micro_batch) + 2 * costs.seconds(passed, micro_batch)
     for group in groups:
         one += sum(costs.seconds(chain, micro_batch) for chain in group.chains)
-        each, element = methods[group.key].seconds
-        one += each + element * elements[group.key] * micro_batch
+        traits = methods[group.key].traits
+        one += traits.tensor_seconds + traits.element_seconds * elements[group.key] * micro_batch
     return one * ceil(batch_size / micro_batch)

@@ -59,7 +59,7 @@ class GivingWay:
     def _levels(self, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
         """Return the methods of all kept tensors at each level, the gentlest first."""
         problem, method = self.problem, make_method(self.problem.method)
-        inputs = problem.inputs(problem.trained(depth), problem.batch_size if method.calibrated else micro_batch)
+        inputs = problem.inputs(problem.trained(depth), problem.batch_size if method.traits.calibrated else micro_batch)
         assigned = assign(problem.model, inputs, method)
         methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
         if problem.budget is None:

@@ -92,18 +92,18 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
 
 
 def _error(problem: Problem, methods: Methods, micro_batch: int) -> float:
-    if all(method.keeps_input for method in methods.values()):
+    if all(method.traits.keeps_input for method in methods.values()):
         return 0.0
     trained = [name for name in methods if has_weights(problem.model.get_submodule(name))]
     count = max(micro_batch, problem.affordable(trained, EXAMPLES, ELEMENTS))
-    calibration = problem.x if any(method.calibrated for method in methods.values()) else None
+    calibration = problem.x if any(method.traits.calibrated for method in methods.values()) else None
     found = total_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
     return float(f"{found:.{DIGITS}g}")
 
 
 def _chooser(problem: Problem, deepest: int, pace: Pace) -> Chooser:
     method = problem.method
-    free = method == AUTO or (isinstance(method, Method) and method.free and problem.budget is not None)
+    free = method == AUTO or (isinstance(method, Method) and method.has_free_settings and problem.budget is not None)
     return Sharing(problem, deepest, pace) if free else GivingWay(problem, pace)
 
 
@@ -121,7 +121,7 @@ def _plan(problem: Problem, found: Found, asked: int) -> Plan:
         state_bytes=memory.state_bytes,
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
-        fixed=all(method.fixed and (method.same_work or problem.scope == "saved") for method in methods.values()),
+        fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(gave_way) or None,
         prefix_chunk=found.prefix_chunk,
         expected_error=_error(problem, methods, found.micro_batch),

@@ -181,8 +181,8 @@ def measure_fitting(problem: Problem, methods: Methods, micro_batch: int, prefix
 def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:
     ceilings = {name: method.ceiling for name, method in methods.items()}
     yield from _measured(problem, ceilings, micro_batch, prefix_chunk)
-    cases = max((method.hard for method in ceilings.values()), default=0) if problem.scope == "peak" else 0
-    for place in range(cases):
+    counts = [method.traits.worst_case_count for method in ceilings.values()] if problem.scope == "peak" else []
+    for place in range(max(counts, default=0)):
         # The first step of them makes the inputs.
         yield from _measured(problem, hardest(ceilings, place), micro_batch, prefix_chunk)[1:]
 
@@ -191,7 +191,7 @@ def _measured(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk
     """Measure a step, and where it leaves a state behind another one."""
     x, y = problem.examples(micro_batch)
     model = install(problem.model, methods, prefix_chunk=prefix_chunk)
-    if any(method.calibrated for method in methods.values()):
+    if any(method.traits.calibrated for method in methods.values()):
         calibrate(model, problem.x)
     parameters = trained_parameters(model).values()
     momentum = MOMENTUM if problem.momentum else 0.0

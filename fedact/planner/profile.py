@@ -49,7 +49,7 @@ class Family:
     @property
     def by_example(self) -> bool:
         """Whether errors measured in one micro-batch hold in another."""
-        return self.method is None or self.method.by_example
+        return self.method is None or self.method.traits.per_example
 
 
 class Study:
@@ -104,7 +104,7 @@ class Study:
     def others(self) -> dict[str, int]:
         """What a step of one example saves besides the kept tensors, by module: masks, the loss."""
         # Masks are what a method leaves that does not keep the very input; the fastest one tells it.
-        lossy = [methods for methods in self.levels if not all(method.keeps_input for method in methods.values())]
+        lossy = [methods for methods in self.levels if not all(method.traits.keeps_input for method in methods.values())]
         one = measure_step(self.problem, min(lossy or self.levels, key=_seconds), 1)
         # A kept tensor may go by the name of whatever reads it last.
         readers = {name for group in self.groups(self.depth) for name in (group.key, *group.layers, *group.masks)}
@@ -193,7 +193,7 @@ class Study:
         masks = self.masks(depth)
         return {
             key: [
-                self.size(method, key, micro_batch) + (0 if method.keeps_input else micro_batch * masks[key])
+                self.size(method, key, micro_batch) + (0 if method.traits.keeps_input else micro_batch * masks[key])
                 for method in each
             ]
             for key, each in methods.items()
@@ -205,7 +205,7 @@ class Study:
 
     def size(self, method: Method, key: str, micro_batch: int) -> int:
         """Return the bytes that a method keeps of a tensor, its state too; raw images are kept for nothing."""
-        if method.keeps_input and key in self.raw:
+        if method.traits.keeps_input and key in self.raw:
             return 0
         x = self.inputs[key]
         like = x.new_empty((micro_batch, *x.shape[1:]), device="meta")
@@ -233,4 +233,4 @@ def _with_containers(names: Iterable[str]) -> set[str]:
 
 
 def _seconds(methods: Methods) -> float:
-    return sum(method.seconds[0] for method in methods.values())
+    return sum(method.traits.tensor_seconds for method in methods.values())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import Compressed, Method, State
+from fedact.compression import Compressed, Method, State, Traits
 from fedact.compression.exact import Exact, Itself
 from fedact.compression.method import NO_STATE
 from fedact.measure.step import Batch, parts, prefix_of, record, step
@@ -29,8 +29,7 @@ CLOSEST = 1e-12
 class _RoundTrip(Itself):
     """Keeps what a method makes of a tensor, as it is: every layer that is computed from it finds it ready."""
 
-    source: ClassVar[str] = "none: for measuring"
-    keeps_input: ClassVar[bool] = False
+    traits: ClassVar[Traits] = replace(Exact.traits, source="none: for measuring", keeps_input=False)
 
     method: Method
     derive: int
@@ -115,7 +114,9 @@ def measure_sensitivity(
 
 
 def _round_trips(methods: Methods) -> Methods:
-    return {name: method if method.keeps_input else _RoundTrip(method, method.derive) for name, method in methods.items()}
+    return {
+        name: method if method.traits.keeps_input else _RoundTrip(method, method.derive) for name, method in methods.items()
+    }
 
 
 def _errors(model: nn.Module, batch: Batch, prefix: Any, loss: Loss, trained: Sequence[str], exact: _Exact) -> Errors:

@@ -54,7 +54,7 @@ def _seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk:
 def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
     """Return the floating-point operations of a batch in micro-batches, from the first trained layer on."""
     model, examples = install(problem.model, methods, prefix_chunk=prefix_chunk), problem.examples(micro_batch)
-    if any(method.reads_state for method in methods.values()):
+    if any(method.traits.reads_state for method in methods.values()):
         # What a method finds in a first step only is no part of the others.
         count_flops(model, examples, loss=problem.loss)
     return round(count_flops(model, examples, loss=problem.loss) * problem.batch_size / micro_batch)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedact.compression import Compressed, Method, State
+from fedact.compression import Compressed, Method, State, Traits
 from fedact.compression.method import NO_STATE
 from fedact.measure.ledger import tensors_in
 
@@ -19,7 +19,7 @@ class Hardest(Method):
     place: which of the method's hard cases. ready: those that were made before the step that is measured, by shape.
     """
 
-    source: ClassVar[str] = "none: for measuring"
+    traits: ClassVar[Traits] = Traits("none: for measuring")
 
     method: Method
     place: int
@@ -29,7 +29,7 @@ class Hardest(Method):
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         like = (x.shape, x.dtype)
         if like not in self.ready:
-            self.ready[like] = self.method.hard_cases(x)[self.place]
+            self.ready[like] = self.method.worst_cases(x)[self.place]
         return self.method.compress(*self.ready[like])
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
@@ -42,7 +42,8 @@ class Hardest(Method):
 def hardest(methods: Mapping[str, Method], place: int) -> dict[str, Method]:
     """Return the methods with those that have so many hard cases at one of these."""
     return {
-        name: Hardest(method, place, method.derive) if place < method.hard else method for name, method in methods.items()
+        name: Hardest(method, place, method.derive) if place < method.traits.worst_case_count else method
+        for name, method in methods.items()
     }
 
 

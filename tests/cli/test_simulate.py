@@ -204,7 +204,7 @@ def test_the_list_shows_every_table(capsys):
         assert name in shown
     for entry in METHODS.values():
         assert all(f"{field.name}=" in shown for field in dataclasses.fields(entry))
-        assert entry.source.split()[0] in shown
+        assert entry.traits.source.split()[0] in shown
     for table in (STRATEGIES, PRIVACY):
         for name, rule in table.items():
             assert name in shown

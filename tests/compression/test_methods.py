@@ -36,7 +36,7 @@ def test_forward_and_input_gradient_are_those_of_the_plain_layer_bit_for_bit(tex
     y, grad_input, _, grad_bias = backward(wrapped(case.layer, text), case)
     plain_y, plain_input, _, plain_bias = backward(copy.deepcopy(case.layer), case)
     assert torch.equal(y, plain_y)
-    if make_method(text).exact_input_gradient:
+    if make_method(text).traits.exact_input_gradient:
         assert torch.equal(grad_input, plain_input)
     assert grad_bias is None or torch.allclose(grad_bias, plain_bias, rtol=1e-5, atol=1e-5)
 

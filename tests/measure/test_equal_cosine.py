@@ -30,7 +30,7 @@ def test_the_last_and_every_so_many_th_before_are_chosen():
         chosen(model, 53, 10)
 
 
-@pytest.mark.parametrize("base", [each for each in families() if len(each.sweep[1]) > 1], ids=str)
+@pytest.mark.parametrize("base", [each for each in families() if len(each.traits.sweep.values) > 1], ids=str)
 def test_the_least_bytes_are_measured_and_grow_with_the_cosine(base):
     torch.manual_seed(0)
     (captured,) = capture(normed().eval(), batch(8), ["3"])
@@ -47,7 +47,7 @@ def test_the_least_bytes_are_measured_and_grow_with_the_cosine(base):
 def test_bisection_is_finer_than_the_ladder_and_no_setting_counts_as_the_tensor():
     torch.manual_seed(0)
     (captured,) = capture(normed().eval(), batch(8), ["3"])
-    coarse = make_method("hosvd").sweep[1]
+    coarse = make_method("hosvd").traits.sweep.values
     found = least_bytes(captured, make_method("hosvd"), (0.9, 0.96, 0.97, 0.985, 0.99))
     assert any(make_method(least.method).variance not in coarse for least in found)
     (never,) = least_bytes(captured, make_method("gradient_filter"), (1.1,))

@@ -186,7 +186,7 @@ def set_clock(monkeypatch, seconds_of) -> None:
 
 
 def is_plain(model: nn.Module) -> bool:
-    return not any(method.lean for module in model.modules() if (method := getattr(module, "method", None)))
+    return not any(method.traits.saves_less for module in model.modules() if (method := getattr(module, "method", None)))
 
 
 def planned(budget, method, bound):

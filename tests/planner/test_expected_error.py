@@ -28,7 +28,7 @@ def plain_gradients(model: nn.Module, x: Tensor, y: Tensor, names: list[str]) ->
 def gradients_under(model: nn.Module, plan, x: Tensor, y: Tensor, names: list[str]) -> dict[str, Tensor]:
     """Return a copy's gradients under a plan, micro-batch by micro-batch."""
     model = fedact.apply(copy.deepcopy(model), plan)
-    if any(make_method(kept.method).calibrated for kept in plan.kept):
+    if any(make_method(kept.method).traits.calibrated for kept in plan.kept):
         calibrate(model, x)
     for some, labels in parts((x, y), plan.micro_batch):
         (F.cross_entropy(model(some), labels, reduction="sum") / len(y)).backward()

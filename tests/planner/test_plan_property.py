@@ -97,7 +97,7 @@ def case(seed: int) -> Case:
 def client_of(asked: Case, plan: Plan) -> nn.Module:
     """Return the network under the plan, with the states that a server finds for methods that are calibrated."""
     model = fedact.apply(asked.network(), plan)
-    if any(make_method(kept.method).calibrated for kept in plan.kept):
+    if any(make_method(kept.method).traits.calibrated for kept in plan.kept):
         server = calibrate(fedact.apply(asked.network(), plan), asked.data(asked.batch, 0)[0])
         load_states(model, plan, states(server))
     return model
@@ -137,10 +137,10 @@ def check_bytes(asked: Case, plan: Plan) -> None:
     assert in_scope(measured, asked.scope) <= in_scope(plan, asked.scope) <= asked.budget
     assert measured.saved_bytes <= plan.saved_bytes
     assert measured.hidden_bytes == 0
-    if all(method.fixed for method in methods):
+    if all(method.fixed_size for method in methods):
         assert (measured.saved_bytes, measured.state_bytes) == (plan.saved_bytes, plan.state_bytes)
         assert measured.paper_bytes == plan.paper_bytes
-    if all(method.fixed and method.same_work for method in methods):
+    if all(method.fixed_size and method.traits.fixed_workspace for method in methods):
         assert measured.peak_bytes == plan.peak_bytes
 
 
@@ -153,7 +153,7 @@ def check_answers(asked: Case, plan: Plan) -> None:
     assert not gave_way or plan.reason
     if asked.method in FREE and plan.vanilla_saved_bytes <= asked.budget and asked.scope == "saved":
         assert plan.micro_batch == asked.batch
-        assert all(make_method(kept.method).keeps_input for kept in plan.kept)
+        assert all(make_method(kept.method).traits.keeps_input for kept in plan.kept)
 
 
 @pytest.mark.parametrize("seed", [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))])

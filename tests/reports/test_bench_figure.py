@@ -72,7 +72,7 @@ def test_a_figure_without_exact_or_without_lossy_methods_is_drawn():
 
 def test_every_value_worth_drawing_is_a_setting_and_stays_in_its_family():
     for method in families():
-        assert all(family(at(method, value)) == method for value in method.sweep[1])
+        assert all(family(at(method, value)) == method for value in method.traits.sweep.values)
     names = swept()
     assert len(set(names)) == len(names)
     assert {name.partition(":")[0] for name in names} == set(METHODS)
@@ -81,7 +81,7 @@ def test_every_value_worth_drawing_is_a_setting_and_stays_in_its_family():
 
 def test_more_values_take_more_bytes():
     for method in families():
-        sizes = [at(method, value).predicted_bytes((8, 16, 14, 14)) for value in method.sweep[1]]
+        sizes = [at(method, value).predicted_bytes((8, 16, 14, 14)) for value in method.traits.sweep.values]
         assert sizes == sorted(sizes)
 
 

@@ -1,7 +1,7 @@
 """``asi``: last step's factors, moved one subspace step towards this step's activation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedact.compression.lowrank.algebra import factor, full_ranks, gram_spectrum, mode_product, project, times_gram, unfold
 from fedact.compression.lowrank.subspaces import Subspaces
-from fedact.compression.lowrank.truncated import Factors
-from fedact.compression.method import State
+from fedact.compression.lowrank.truncated import DECOMPOSITION, Factors
+from fedact.compression.method import State, Traits
 
 FEW_COLUMNS = 24
 """Columns up to which QR takes no longer than Cholesky."""
@@ -30,14 +30,18 @@ class ASI(Subspaces):
     """
 
     name: ClassVar[str] = "asi"
-    same_work: ClassVar[bool] = False
-    source: ClassVar[str] = "Nguyen et al., Beyond Low-rank Decomposition, ICML 2025, arXiv 2505.05086, section 3"
+    traits: ClassVar[Traits] = replace(
+        DECOMPOSITION,
+        source="Nguyen et al., Beyond Low-rank Decomposition, ICML 2025, arXiv 2505.05086, section 3",
+        reads_state=True,
+        fixed_workspace=False,
+    )
 
     def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
         last = self.last_bases(x, state)
         bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x)
         core = project(x, bases)
-        rank = state.about[0] if state.about and self.ranks is None else self._first_rank(x)
+        rank = state.metadata[0] if state.metadata and self.ranks is None else self._first_rank(x)
         batch = leading_examples(core, min(rank, full_ranks(core.shape)[0]))
         return mode_product(core, batch.T, 0), {0: batch, **bases}
 

@@ -1,7 +1,7 @@
 """``tucker``: the best factors at given ranks, by tensorly; slow, the yardstick of the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import finite, project
-from fedact.compression.lowrank.truncated import Factors, Truncated
-from fedact.compression.method import State
+from fedact.compression.lowrank.truncated import DECOMPOSITION, Factors, Truncated
+from fedact.compression.method import State, Sweep, Traits
 
 ITERATIONS, TOLERANCE = 100, 1e-6
 
@@ -24,8 +24,9 @@ class Tucker(Truncated):
     """
 
     name: ClassVar[str] = "tucker"
-    source: ClassVar[str] = "De Lathauwer et al., 2000, HOOI; tensorly's partial_tucker"
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.8,))
+    traits: ClassVar[Traits] = replace(
+        DECOMPOSITION, source="De Lathauwer et al., 2000, HOOI; tensorly's partial_tucker", sweep=Sweep("variance", (0.8,))
+    )
     fixed_by_a_plan: ClassVar[bool] = True
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:

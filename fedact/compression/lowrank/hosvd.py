@@ -1,7 +1,7 @@
 """``hosvd``: a core and one factor a mode, as in the paper, and the ways in which it can be had better."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import SOLVERS, Spectrum, factor, full_ranks, mode_product
-from fedact.compression.lowrank.truncated import LEVELS, PAPER_VARIANCE, Factors, Truncated
-from fedact.compression.method import NO_STATE, Compressed, Method, State, choose, computable, item_size, shape_of
+from fedact.compression.lowrank.truncated import DECOMPOSITION, LEVELS, PAPER_VARIANCE, Factors, Truncated
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Traits, choose, computable, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 
@@ -33,8 +33,9 @@ class HOSVD(Truncated):
     """
 
     name: ClassVar[str] = "hosvd"
-    source: ClassVar[str] = "Nguyen et al., NeurIPS 2024, arXiv 2411.06346, sections 3.2-3.3"
-    variants: ClassVar[tuple[str, ...]] = ("", "bits=8")
+    traits: ClassVar[Traits] = replace(
+        DECOMPOSITION, source="Nguyen et al., NeurIPS 2024, arXiv 2411.06346, sections 3.2-3.3", variants=("", "bits=8")
+    )
 
     truncation: Literal["published", "sequential"] = "published"
     bits: Literal[32, 8, 4] = 32
@@ -68,7 +69,7 @@ class HOSVD(Truncated):
         return centred + compressed.tensors[-1] if self.mean else centred
 
     def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
-        layout = compressed.about
+        layout = compressed.metadata
         stored = compressed.tensors[:-1] if self.mean else compressed.tensors
         if self.bits < 32:
             threes = (Quantized(*stored[place : place + 3]) for place in range(0, len(stored), 3))
@@ -80,17 +81,17 @@ class HOSVD(Truncated):
     def bytes_of(self, elements: int, item_bytes: int) -> int:
         return elements * item_bytes if self.bits == 32 else quantized_bytes(elements, self.bits, GROUP)
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        shape = shape_of(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape = shape_of(x)
         channels = shape[1] if len(shape) == 4 else shape[-1]
-        return super().predicted_bytes(kept) + (channels * item_size(kept) if self.mean else 0)
+        return super().predicted_bytes(x) + (channels * item_size(x) if self.mean else 0)
 
     def stored_elements(self, tensor: Tensor) -> int:
         return packed_elements(tensor, self.bits)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         gradient = super().weight_gradient(compressed, grad_output, weight, operation)
-        layout = compressed.about
+        layout = compressed.metadata
         if not (self.mean and isinstance(operation, Convolution) and self.by_factors(layout, weight, operation)):
             return gradient
         # The means are the same in every example: one image, correlated with the summed output gradient.
@@ -106,7 +107,7 @@ class HOSVD(Truncated):
         return {level: _smaller(self.with_ranks(fixed), Exact(), x) for level, fixed in ranks.items()}
 
     @property
-    def free(self) -> bool:
+    def has_free_settings(self) -> bool:
         return self.ranks is None and self.variance is None
 
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
@@ -118,10 +119,10 @@ class HOSVD(Truncated):
         found = self.spectrum(x, mode)
         return factor(x, mode, found, min(self.rank(found, mode, shape), len(found.eigenvalues)))
 
-    def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
-        if self.truncation == "published" or self.ranks is not None or not isinstance(kept, Tensor):
-            return super().ranks_of(kept)
-        _, factors = self._sequentially(self.working(kept))
+    def ranks_of(self, x: Tensor | Sequence[int]) -> dict[int, int]:
+        if self.truncation == "published" or self.ranks is not None or not isinstance(x, Tensor):
+            return super().ranks_of(x)
+        _, factors = self._sequentially(self.working(x))
         return {mode: factor.shape[1] for mode, factor in factors.items()}
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:

@@ -1,14 +1,14 @@
 """``lance``: subspaces found once, on calibration data, and kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import project
 from fedact.compression.lowrank.subspaces import Subspaces
-from fedact.compression.lowrank.truncated import Factors
-from fedact.compression.method import State
+from fedact.compression.lowrank.truncated import DECOMPOSITION, Factors
+from fedact.compression.method import State, Traits
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class LANCE(Subspaces):
     """
 
     name: ClassVar[str] = "lance"
-    calibrated: ClassVar[bool] = True
-    source: ClassVar[str] = "Apolinario and Roy, LANCE, 2025, arXiv 2509.21617"
+    traits: ClassVar[Traits] = replace(
+        DECOMPOSITION, source="Apolinario and Roy, LANCE, 2025, arXiv 2509.21617", reads_state=True, calibrated=True
+    )
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return self.state_modes(dimensions)

@@ -17,7 +17,6 @@ class Subspaces(Truncated):
     """Ranks that stay, and bases as the state; with them, the ranks of the first batch."""
 
     fixed_by_a_plan: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
 
     def state_modes(self, dimensions: int) -> tuple[int, ...]:
         return tuple(range(1, dimensions))

@@ -1,9 +1,10 @@
 """``svd`` and ``channel_svd``: one unfolding of the activation, truncated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedact.compression.lowrank.truncated import Truncated
+from fedact.compression.lowrank.truncated import DECOMPOSITION, Truncated
+from fedact.compression.method import Traits
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,9 @@ class SVD(Truncated):
     """
 
     name: ClassVar[str] = "svd"
-    source: ClassVar[str] = "the SVD baseline of Nguyen et al., NeurIPS 2024, arXiv 2411.06346"
+    traits: ClassVar[Traits] = replace(
+        DECOMPOSITION, source="the SVD baseline of Nguyen et al., NeurIPS 2024, arXiv 2411.06346"
+    )
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return (0,)
@@ -28,7 +31,7 @@ class ChannelSVD(Truncated):
     """
 
     name: ClassVar[str] = "channel_svd"
-    source: ClassVar[str] = "Karhunen-Loeve transform over channels"
+    traits: ClassVar[Traits] = replace(DECOMPOSITION, source="Karhunen-Loeve transform over channels")
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return (1 if dimensions == 4 else dimensions - 1,)

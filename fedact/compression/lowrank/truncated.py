@@ -12,7 +12,18 @@ from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import Spectrum, compose, full_ranks, gram_spectrum, project, rank_for_variance
 from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
 from fedact.compression.lowrank.leading_vectors import leading_factor
-from fedact.compression.method import NO_STATE, Compressed, Method, State, computable, item_size, owned, shape_of
+from fedact.compression.method import (
+    NO_STATE,
+    Compressed,
+    Method,
+    State,
+    Sweep,
+    Traits,
+    computable,
+    item_size,
+    owned,
+    shape_of,
+)
 from fedact.compression.operations import Convolution, Operation
 from fedact.config.errors import ConfigError
 
@@ -23,6 +34,9 @@ LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
 
 CORE_TYPES = {torch.float16: torch.bfloat16}
 """A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
+
+DECOMPOSITION = Traits("", published="variance=0.8", sweep=Sweep("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)))
+"""What the decompositions have in common."""
 
 Factors = dict[int, Tensor]
 """Orthonormal factors by mode; a mode without one is whole."""
@@ -48,8 +62,6 @@ class Truncated(Method):
     """
 
     name: ClassVar[str]
-    published: ClassVar[str] = "variance=0.8"
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999))
     fixed_by_a_plan: ClassVar[bool] = False
     """Whether a plan turns a variance into ranks, once; otherwise every step chooses its own, up to the plan's caps."""
 
@@ -94,7 +106,7 @@ class Truncated(Method):
         held = self.state_modes(x.dim())
         layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
         ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
-        following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.about or ranks)
+        following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.metadata or ranks)
         own = (_in_own_storage(factors[mode], x.dtype) for mode in layout.modes)
         return Compressed((_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype)), *own), layout, following)
 
@@ -107,34 +119,34 @@ class Truncated(Method):
         return True
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        return compose(*self.parts(compressed)).to(compressed.about.dtype)
+        return compose(*self.parts(compressed)).to(compressed.metadata.dtype)
 
     def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
         """Return the core and all factors, the state's too, in a type with enough digits."""
         core, *own = map(computable, compressed.tensors)
-        layout = compressed.about
+        layout = compressed.metadata
         factors = dict(zip(layout.modes, own, strict=True))
         return core, factors | dict(zip(layout.state_modes, map(computable, compressed.state.tensors), strict=True))
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        shape, ranks = shape_of(kept), self.ranks_of(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(x), self.ranks_of(x)
         held = self.state_modes(len(shape))
         own = [shape[mode] * rank for mode, rank in ranks.items() if mode not in held]
-        return sum(self.bytes_of(elements, item_size(kept)) for elements in (core_elements(shape, ranks), *own))
+        return sum(self.bytes_of(elements, item_size(x)) for elements in (core_elements(shape, ranks), *own))
 
-    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        shape, ranks = shape_of(kept), self.ranks_of(kept)
-        return sum(shape[mode] * ranks[mode] for mode in self.state_modes(len(shape))) * item_size(kept)
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(x), self.ranks_of(x)
+        return sum(shape[mode] * ranks[mode] for mode in self.state_modes(len(shape))) * item_size(x)
 
     def bytes_of(self, elements: int, item_bytes: int) -> int:
         """Return the bytes of a stored core or factor."""
         return elements * item_bytes
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        if isinstance(operation, Convolution) and self.by_factors(compressed.about, weight, operation):
+        if isinstance(operation, Convolution) and self.by_factors(compressed.metadata, weight, operation):
             core, factors = self.parts(compressed)
             grad_output, kernel = computable(grad_output), computable(weight)
-            caps = self.caps(compressed.about.shape)
+            caps = self.caps(compressed.metadata.shape)
             return factor_gradient(core, factors, grad_output, kernel, operation, caps).to(weight.dtype)
         return super().weight_gradient(compressed, grad_output, weight, operation)
 
@@ -167,7 +179,7 @@ class Truncated(Method):
         return self if self.max_ranks is None or len(self.max_ranks) == count else replace(self, max_ranks=None)
 
     @property
-    def fixed(self) -> bool:
+    def fixed_size(self) -> bool:
         return self.ranks is not None
 
     @property
@@ -204,12 +216,12 @@ class Truncated(Method):
         """Return the ranks at an explained variance (None: the method's own) for spectra of the full tensor."""
         return tuple(self.rank(spectrum, mode, shape, variance) for mode, spectrum in found.items())
 
-    def ranks_of(self, kept: Tensor | Sequence[int]) -> dict[int, int]:
+    def ranks_of(self, x: Tensor | Sequence[int]) -> dict[int, int]:
         """Return the rank of each mode for a tensor, or the largest for a shape."""
-        shape = shape_of(kept)
-        if self.ranks is not None or not isinstance(kept, Tensor):
+        shape = shape_of(x)
+        if self.ranks is not None or not isinstance(x, Tensor):
             return self.clip(self.ranks or self.max_ranks, shape)
-        return self.clip(self.ranks_at(None, self.spectra(self.working(kept)), shape), shape)
+        return self.clip(self.ranks_at(None, self.spectra(self.working(x)), shape), shape)
 
     def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
         """Return the ranks by mode, none above what its factor can have; raises ConfigError where their number is wrong."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import NO_STATE, Compressed, Method, State, check_derive, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, check_derive, shape_of
 from fedact.compression.transform.bitstream import least_body, levels_end, read, write
 from fedact.compression.transform.coefficients import (
     Threshold,
@@ -69,14 +69,17 @@ class Transform(Method):
     again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
     """
 
-    source: ClassVar[str] = "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979"
-    published: ClassVar[str] = "variance=0.96"
-    same_work: ClassVar[bool] = False
-    hard: ClassVar[int] = 4
-    by_example: ClassVar[bool] = True
-    seconds: ClassVar[tuple[float, float]] = (1.6e-3, 2e-8)
-    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999))
-    variants: ClassVar[tuple[str, ...]] = ("", "derive=0")
+    traits: ClassVar[Traits] = Traits(
+        "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979",
+        published="variance=0.96",
+        sweep=Sweep("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999)),
+        variants=("", "derive=0"),
+        per_example=True,
+        fixed_workspace=False,
+        worst_case_count=4,
+        tensor_seconds=1.6e-3,
+        element_seconds=2e-8,
+    )
 
     variance: float | None = None
     bits: float | None = None
@@ -98,7 +101,7 @@ class Transform(Method):
         return Compressed((packed,), Layout(x.shape, x.dtype), State((torch.tensor([step], device=x.device),)))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        shape, dtype = compressed.about
+        shape, dtype = compressed.metadata
         batch, height, width, channels = images_shape(shape)
         by = frequencies(height, width, self._fall, compressed.tensors[0].device)
         found = read(compressed.tensors[0], channels, by.rings)
@@ -109,16 +112,16 @@ class Transform(Method):
             chunk.copy_(inverse(chunk, by))
         return from_images(images, shape).to(dtype)
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        shape = shape_of(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape = shape_of(x)
         if self.variance is None and self.bits is not None:
             return self._most(shape)
-        return self.compress(kept).tensors[0].nbytes if isinstance(kept, Tensor) else self._most(shape)
+        return self.compress(x).tensors[0].nbytes if isinstance(x, Tensor) else self._most(shape)
 
-    def predicted_state_bytes(self, kept: Tensor | Sequence[int]) -> int:
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
         return torch.float32.itemsize
 
-    def hard_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
+    def worst_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
         # Behind a far smaller step every coefficient of noise is a candidate; of zeros no step fills the room.
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, HARD_STEP))
@@ -133,7 +136,7 @@ class Transform(Method):
         return {32.0: Exact(self.derive), **{bits: replace(self, bits=bits) for bits in LEVELS}}
 
     @property
-    def free(self) -> bool:
+    def has_free_settings(self) -> bool:
         return self.variance is None and self.bits is None
 
     def between(self, other: Method, share: float) -> Method | None:
@@ -143,7 +146,7 @@ class Transform(Method):
         return replace(self, bits=float(f"{bits:.2g}"))
 
     @property
-    def fixed(self) -> bool:
+    def fixed_size(self) -> bool:
         return self.variance is None and self.bits is not None
 
     @property
@@ -167,11 +170,11 @@ class Transform(Method):
         tries += [(self._threshold(images, means), 0.0), (nothing, 0.0)]
         found = (self._tried(images, means, threshold, guess) for threshold, guess in tries)
         chosen, of_channels, of_rings = next(one for one in found if one)
-        body = self._room(images) if self.fixed else chosen.size
+        body = self._room(images) if self.fixed_size else chosen.size
         return write(chosen, of_channels, of_rings, levels_end(len(of_channels), len(of_rings)) + body), chosen.step
 
     def _threshold(self, images: Tensor, means: Tensor) -> Threshold:
-        if self.fixed:
+        if self.fixed_size:
             return room_for(8 * self._room(images), images.numel())
         return leaving(self._share, float(means.square().mean()) / prod(images.shape[1:3]))
 
@@ -193,7 +196,7 @@ class Transform(Method):
         by = frequencies(height, width, self._fall, images.device)
         found = candidates(_coefficients(images, means, by), threshold)
         step = None
-        if not self.fixed:
+        if not self.fixed_size:
             error = self._share * (found.energy + len(images) * float(means.square().sum()))
             step = keeping(error, found.energy, found.values, means, len(images), found.least, guess)
             if step is None and found.least > 0:

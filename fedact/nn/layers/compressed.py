@@ -93,17 +93,17 @@ class Keeping(Swapped, nn.Module):
 
 def save(ctx: Any, method: Any, compressed: Compressed, *others: Tensor) -> None:
     """Save what is kept, and other tensors, for the backward pass of an autograd function."""
-    state = compressed.state.tensors if method.reads_state else ()
+    state = compressed.state.tensors if method.traits.reads_state else ()
     ctx.save_for_backward(*others, *compressed.tensors, *state)
     ctx.places = len(others), len(others) + len(compressed.tensors)
-    ctx.about = compressed.about, compressed.state.about
+    ctx.layout = compressed.metadata, compressed.state.metadata
 
 
 def saved(ctx: Any) -> tuple[Compressed, tuple[Tensor, ...]]:
     """Return what ``save`` saved: what is kept, and the others."""
     first, last = ctx.places
-    tensors, (about, state) = ctx.saved_tensors, ctx.about
-    return Compressed(tensors[first:last], about, State(tensors[last:], state)), tensors[:first]
+    tensors, (metadata, state) = ctx.saved_tensors, ctx.layout
+    return Compressed(tensors[first:last], metadata, State(tensors[last:], state)), tensors[:first]
 
 
 class _WithKeptInput(torch.autograd.Function):

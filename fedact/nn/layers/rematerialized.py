@@ -20,7 +20,7 @@ class MadeAgain:
 
     def __init__(self, method: Method, chain: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.method, self.chain, self.dtype = method, chain, dtype
-        self.reads_state = method.reads_state
+        self.traits = method.traits
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         """Return the input as the layers between make it."""

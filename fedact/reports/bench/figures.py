@@ -49,7 +49,7 @@ def curves(found: Sequence[Measured]) -> Curves:
 
 def _value(method: Method) -> str:
     """Return the value of the setting that the method is swept over, empty where it has none."""
-    setting, _ = method.sweep
+    setting = method.traits.sweep.setting
     return spelled(getattr(method, setting)) if setting and getattr(method, setting) is not None else ""
 
 
@@ -156,5 +156,5 @@ def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mappin
 def ladders(families: Curves) -> str:
     """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
     lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
-    found = (f"{make_method(name).sweep[0]} {values[0]} to {values[-1]}" for name, values in lines.items())
+    found = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
     return "; ".join(dict.fromkeys(found))
