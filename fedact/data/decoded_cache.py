@@ -1,6 +1,5 @@
 """Decoded files, kept on disk: each is decoded once, when a run first needs it, whatever the seed and the process."""
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -23,6 +22,7 @@ from fedact.config.sizes import format_bytes
 from fedact.data.examples import Examples, Images, Rows, Source
 from fedact.data.files import Files, some_of
 from fedact.storage.disk import make_folder
+from fedact.storage.locks import locked
 
 AT_ONCE = 256
 """Files between two marks of what is there."""
@@ -62,7 +62,7 @@ def kept(files: Files, rows: np.ndarray, folder: Path) -> Rows:
     own = folder / _key(files)
     if not _is_reserved(own, files) or len(_missing(own, files, rows)):
         _make_folder(own)
-        with _alone(own):
+        with locked(own, "waiting for another process that decodes the same files"):
             _reserve(own, files)
             _decode(own, files, _missing(own, files, rows))
     return Rows(np.memmap(own / "pixels", files.dtype, "r", shape=files.shape), rows)
@@ -113,24 +113,6 @@ def _make_folder(own: Path) -> None:
         make_folder(own)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in the folder, and keep them out meanwhile."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that decodes the same files")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            # Some network file systems know no locks: two processes then write the same bytes to the same places.
-            log.info(f"{folder} cannot be locked: another process may decode the same files")
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _decode(own: Path, files: Files, rows: np.ndarray) -> None:

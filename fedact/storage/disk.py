@@ -1,10 +1,7 @@
-"""Whole or not at all, also at a power cut: what every file that fedact writes goes through, and who may write a folder."""
+"""Files written whole or not at all, also at a power cut."""
 
-import fcntl
-import logging
 import os
 import secrets
-from contextlib import ExitStack
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
@@ -82,30 +79,3 @@ def sweep(folder: Path, older_than: float = float("inf")) -> None:
     for path in unfinished(folder):
         if path.stat().st_mtime < older_than:
             path.unlink(missing_ok=True)
-
-
-class Locks(ExitStack):
-    """Folders that every other process is kept out of until the end; a killed process keeps nobody out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folders: set[Path] = set()
-
-    def take(self, folder: Path) -> None:
-        """Keep the others out of a folder from now on; raises ConfigError where another process is in it."""
-        if folder in self.folders:
-            return
-        descriptor = os.open(folder, os.O_RDONLY)
-        self.callback(os.close, descriptor)
-        _lock(descriptor, folder)
-        self.folders.add(folder)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{folder} is being written by another process: let it end, or stop it first") from None
-    except OSError as error:
-        # Some network file systems know no locks.
-        logging.getLogger(__name__).warning(f"{folder} cannot be locked ({error.strerror}): let one process alone write it")

@@ -1,12 +1,7 @@
 """Whole or not at all, in the right order, and one writer at a time."""
 
-import fcntl
 import json
-import logging
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,12 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedact.config.errors import ConfigError
 from fedact.data import Examples
 from fedact.models import pretraining
 from fedact.models.weights import plain_preprocessing
 from fedact.simulate import main
-from fedact.storage.disk import Locks, append_lines, cut, make_folder, sweep, unfinished, write_whole
+from fedact.storage.disk import append_lines, cut, make_folder, sweep, unfinished, write_whole
 from fedact.storage.run import RunFolder
 from tests.support.records import HEADER, client, round_
 from tests.support.runs import ONE
@@ -140,60 +134,6 @@ def test_a_write_of_which_any_blocks_were_lost_never_was(tmp_path_factory, lengt
         return
     assert [row["kind"] for row in folder.cut_unfinished()] == ["run", "round"]
     assert folder.records.read_bytes() == BEFORE.encode()
-
-
-# One writer ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_anothers_until_the_end(tmp_path):
-    with Locks() as first:
-        first.take(tmp_path)
-        first.take(tmp_path)
-        with Locks() as second, pytest.raises(ConfigError, match="another process"):
-            second.take(tmp_path)
-    with Locks() as third:
-        third.take(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_where_locks_are_unknown_one_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
-    def unknown(*_):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "flock", unknown)
-    with Locks() as locks, caplog.at_level(logging.WARNING):
-        locks.take(tmp_path)
-    assert "cannot be locked" in caplog.text
-
-
-def test_two_processes_do_not_write_one_run_and_a_killed_one_keeps_nobody_out(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main([*ONE, "--rounds", "0", "--out", str(run)]) == 0
-    capsys.readouterr()
-    hold = f"import fcntl, os, time; fcntl.flock(os.open({str(run)!r}, 0), 2); print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        assert main(["--resume", str(run)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "being written by another process" in line
-        holder.send_signal(signal.SIGKILL)
-    assert main(["--resume", str(run)]) == 0
-
-
-def test_a_folder_that_was_filled_while_a_run_was_prepared_is_left_alone(tmp_path, monkeypatch, capsys):
-    make = "fedact.federation.simulation.make_plans"
-    out = tmp_path / "run"
-
-    def meanwhile(experiment, method):
-        out.mkdir()
-        (out / "thesis.txt").write_text("years of work")
-        return {}
-
-    monkeypatch.setattr(make, meanwhile)
-    assert main([*ONE, "--out", str(out)]) == 2
-    assert "not empty" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
 OTHER = save({"0.weight": torch.zeros(4, 3, 3, 3)})
