@@ -1,14 +1,33 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 
-# Shared machines stall: a deadline would measure them, not the code. Derandomised, so that a failure repeats.
-settings.register_profile("fedact", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("fedact")
+from tests.support.portions import PORTIONS
+
+for profile, count in PORTIONS.items():
+    # Shared machines stall: a deadline would measure them, not the code. Derandomised, so that a failure repeats.
+    settings.register_profile(profile, max_examples=count, deadline=None, derandomize=True, print_blob=True)
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    settings.load_profile("exhaustive" if is_exhaustive(config) else "ci")
+
+
+def is_exhaustive(config) -> bool:
+    return re.search(r"(?<!not )\bexhaustive\b", config.option.markexpr) is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """With ``-m exhaustive`` properties run too, on all of their examples."""
+    for item in items if is_exhaustive(config) else ():
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fedact
 from tests.support.laws import EVERY_SETTING, GENTLEST, relative_error
 from tests.support.networks import shared
+from tests.support.portions import rotated
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)
 Y = torch.tensor([0, 1, 2, 3])
@@ -59,8 +60,7 @@ def test_a_copy_made_in_the_middle_of_training_goes_the_same_way_alone(text):
     assert equal(gradients(twin, 2 * images(seed=1)), ours)
 
 
-@every_setting
-@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@rotated(2, text=EVERY_SETTING, off=[torch.no_grad, torch.inference_mode])
 def test_without_gradients_it_is_the_plain_model_and_no_state_moves(text, off):
     model, plain = compressed(text), network().eval()
     with off():
@@ -79,9 +79,9 @@ def half_precision(model: nn.Module, inside: bool) -> tuple[Tensor, dict[str, Te
     return y.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@every_setting
-@pytest.mark.parametrize(("smooth", "inside"), [(False, True), (True, False)], ids=["relu-inside", "smooth-outside"])
-def test_autocast_gives_the_plain_output_and_gradients_as_good_as_the_methods(text, smooth, inside):
+@rotated(2, text=EVERY_SETTING, smooth=[False, True])
+def test_autocast_gives_the_plain_output_and_gradients_as_good_as_the_methods(text, smooth):
+    inside = not smooth
     y, actual = half_precision(compressed(text, smooth), inside)
     expected_y, expected = half_precision(compressed("vanilla", smooth), inside)
     full = gradients(compressed(text, smooth), images())
@@ -91,8 +91,7 @@ def test_autocast_gives_the_plain_output_and_gradients_as_good_as_the_methods(te
         assert relative_error(gradient, expected[name]) <= 2 * own + 0.05, name
 
 
-@every_setting
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@rotated(2, text=EVERY_SETTING, dtype=[torch.float64, torch.bfloat16])
 def test_models_of_other_types_train(text, dtype):
     model, plain = compressed(text, smooth=True).to(dtype), network(smooth=True).eval().to(dtype)
     x = images().to(dtype)

@@ -10,7 +10,7 @@ pytest.importorskip("segmentation_models_pytorch")
 BUDGET = 1_500_000
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_fleet_learns_street_scenes_within_its_budget(development_data, tmp_path):
     scenes = [
         "--task",

@@ -91,7 +91,7 @@ def test_a_run_that_dies_at_any_step_goes_on(quick, tmp_path, capsys):
     assert dies_everywhere(QUICK, tmp_path) > 20
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["two seeds", "plans made again"])
 def test_so_does_one_of_several_methods_seeds_or_plans(quick, tmp_path, capsys, name):
     assert dies_everywhere(RUNS[name], tmp_path, every=3) > 40

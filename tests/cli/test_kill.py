@@ -72,7 +72,7 @@ def through_kills(run: Run, arguments: list[str], out: Path, kills: list[float])
     assert go_on(run, arguments, out, None) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(forked, tmp_path, name):
     # The first run pretrains, the second says how long one takes.
@@ -104,7 +104,7 @@ def on_the_command_line(folder: Path) -> Run:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_so_does_the_real_command_line(tmp_path):
     run, arguments = on_the_command_line(tmp_path), RUNS["two seeds"]
     code, seconds = run([*arguments, "--out", str(tmp_path / "whole")], None)

@@ -219,7 +219,7 @@ def test_a_few_files_of_each_kind_are_refused_or_right(kind, originals, tmp_path
     all_mutated(kind, range(FAST), originals, tmp_path, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_many_files_of_each_kind_are_refused_or_right(kind, originals, tmp_path, capsys):
     all_mutated(kind, range(FAST, FAST + ALL), originals, tmp_path, capsys)

@@ -58,7 +58,7 @@ def clients_by_round(rows: list[dict]) -> list[int]:
     return [row["clients"] for row in rows if row["kind"] == "round"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_clients_need_no_more_memory_than_twenty(tmp_path):
     few, many = measured(tmp_path / "few", 20, 20, 11_000), measured(tmp_path / "many", 1000, 100, 11_000)
     assert many.peak < few.peak + 100e6
@@ -67,7 +67,7 @@ def test_a_thousand_clients_need_no_more_memory_than_twenty(tmp_path):
     assert {row["status"] for row in many.rows if row["kind"] == "client"} == {"head-only"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_round_has_as_many_rows_as_clients_were_sampled_of_a_thousand(tmp_path):
     for sampled in (25, 50, 100, 200):
         run = measured(tmp_path / str(sampled), 1000, sampled, 11_000)
@@ -76,7 +76,7 @@ def test_a_round_has_as_many_rows_as_clients_were_sampled_of_a_thousand(tmp_path
         assert all(len(set(each)) == sampled and max(each) < 1000 for each in numbers)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_thousand_clients_need_their_images_and_little_else(tmp_path):
     few, many = measured(tmp_path / "few", 20, 20, 11_000), measured(tmp_path / "many", 100_000, 100, 1_001_000)
     images = (1_001_000 - 11_000) * SIDE * SIDE * 3

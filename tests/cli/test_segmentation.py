@@ -29,7 +29,9 @@ SCENES = [
     "--threads", "1", "--cache-size", "none",
 ]  # fmt: skip
 BUDGET = 600_000
-METHODS = ["exact", "hosvd", "svd", "asi", "gradient_filter", "quantize", "transform", "checkpoint", "auto"]
+SLOW, EXHAUSTIVE = ("hosvd", "transform", "auto"), ("exact", "svd", "asi", "gradient_filter", "quantize", "checkpoint")
+METHODS = [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
+METHODS += [pytest.param(method, marks=pytest.mark.exhaustive) for method in EXHAUSTIVE]
 
 
 def scenes_config(**settings):
@@ -79,7 +81,6 @@ def test_a_run_that_is_resumed_equals_one_that_is_not(run_folder, tmp_path):
     assert timeless(folder) == timeless(run_folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_five_layers_within_a_budget(method, tmp_path):
     settings = ["--budget", str(BUDGET), "--rounds", "1", "--method", method, "--out", str(tmp_path / "run")]
@@ -274,7 +275,7 @@ def test_what_is_wrong_with_scenes_is_one_line_with_the_file_and_exit_code_2(har
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebooks_read_a_run_with_masks(path, run_folder, monkeypatch):
     monkeypatch.setenv("FEDACT_RUN", str(run_folder))

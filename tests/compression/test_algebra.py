@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tensorly.decomposition import tucker as tensorly_tucker
 
 from fedact.compression.lowrank.algebra import compose, factor, gram_spectrum, mode_product, rank_for_variance, unfold
 from fedact.compression.lowrank.hosvd import HOSVD
 from tests.support.laws import INPUTS
+from tests.support.portions import examples
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
 kinds = st.sampled_from(sorted(INPUTS))
@@ -40,7 +41,7 @@ def test_spectra_are_the_squared_singular_values_of_each_unfolding(shape, kind, 
 
 
 @given(shapes, st.sampled_from(["gaussian", "decaying", "relu6_like"]), st.integers(0, 99), st.floats(0.1, 0.999))
-@settings(max_examples=200)
+@examples(200)
 def test_published_ranks_are_those_of_numpys_svd_of_each_unfolding(shape, kind, seed, variance):
     x = tensor(kind, shape, seed)
     assume(bool(x.any()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.compression import Method, make_method, method_name
@@ -14,6 +14,7 @@ from fedact.compression.gradient_filter import patch_means, patch_sizes, spread
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.measure.memory import stored_bytes
 from tests.support.laws import INPUTS, relative_error
+from tests.support.portions import examples
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
 kinds = st.sampled_from(["gaussian", "decaying", "relu6_like"])
@@ -47,7 +48,7 @@ def leading(x: np.ndarray, mode: int, rank: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "mode"), [("svd", 0), ("channel_svd", 1)])
 @given(shape=shapes, kind=kinds, seed=seeds, variance=variances)
-@settings(max_examples=60)
+@examples(60)
 def test_an_svds_rank_is_numpys_and_its_error_the_energy_left_out(name, mode, shape, kind, seed, variance):
     x, method = tensor(kind, shape, seed), make_method(f"{name}:variance={variance}")
     if not x.any():
@@ -67,7 +68,7 @@ def test_an_svd_of_a_linear_layers_input_is_numpys(name, shape, mode):
 
 @pytest.mark.parametrize("solver", ["gram", "svd"])
 @given(shape=shapes, kind=kinds, seed=seeds, variance=variances)
-@settings(max_examples=60)
+@examples(60)
 def test_sequential_truncation_is_st_hosvd(solver, shape, kind, seed, variance):
     x = tensor(kind, shape, seed)
     core, *factors = HOSVD(variance=variance, truncation="sequential", solver=solver).compress(x).tensors
@@ -82,7 +83,7 @@ def test_sequential_truncation_is_st_hosvd(solver, shape, kind, seed, variance):
 
 
 @given(shape=shapes, kind=kinds, seed=seeds, ranks=four_ranks)
-@settings(max_examples=60)
+@examples(60)
 def test_hooi_is_at_least_as_good_as_hosvd_and_both_truncations_are_within_their_bound(shape, kind, seed, ranks):
     x = tensor(kind, shape, seed)
     settings_of = ("", ",solver=svd", ",truncation=sequential")

@@ -13,6 +13,7 @@ from fedact.compression.operations import Convolution
 from fedact.measure.memory import stored_bytes
 from fedact.nn.surgery import compress
 from tests.support.laws import GENTLEST, LOSSY, relative_error
+from tests.support.portions import rotated
 
 GEOMETRIES: dict[str, dict[str, object]] = {
     "1x1": {"kernel_size": 1},
@@ -77,8 +78,7 @@ def weight_gradient(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return weight.grad
 
 
-@every_geometry
-@pytest.mark.parametrize("text", METHODS)
+@rotated(5, text=METHODS, geometry=GEOMETRIES)
 def test_weight_gradient_is_autograds_on_the_reconstruction(text, geometry):
     plain, x, method = convolution(geometry), image(), make_method(text)
     model = compress(nn.Sequential(copy.deepcopy(plain)), text, layers=1)
@@ -87,8 +87,7 @@ def test_weight_gradient_is_autograds_on_the_reconstruction(text, geometry):
     assert relative_error(actual, weight_gradient(plain, rebuilt, plain.weight)) < 2e-5
 
 
-@pytest.mark.parametrize("geometry", ["1x1", "3x3", "3x3, dilation 12, larger than the image", "7x7", "depthwise"])
-@pytest.mark.parametrize("text", METHODS)
+@rotated(5, text=METHODS, geometry=["1x1", "3x3", "3x3, dilation 12, larger than the image", "7x7", "depthwise"])
 def test_weight_gradient_on_the_maps_of_a_pyramid_is_autograds_on_the_reconstruction(text, geometry):
     method = make_method(text)
     for size, examples in product([(1, 1), (1, 2), (2, 2), (3, 3), (6, 6)], [1, 4]):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.compression.lowrank import leading_vectors as leading
@@ -12,6 +12,7 @@ from fedact.compression.lowrank.algebra import gram, matrix, slabs
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.lowrank.leading_vectors import by_iteration, leading_factor, squared_norm
 from tests.support.laws import INPUTS
+from tests.support.portions import examples
 
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])
 seeds = st.integers(0, 99)
@@ -129,7 +130,7 @@ def test_a_threshold_within_rounding_is_decided_in_float64(monkeypatch):
 
 @layouts
 @given(shape=st.tuples(*[st.integers(1, 6)] * 4), seed=seeds)
-@settings(max_examples=80)
+@examples(80)
 def test_slabs_matrices_and_grams_are_those_of_the_unfolding(layout, shape, seed):
     x = INPUTS["gaussian"](shape, torch.Generator().manual_seed(seed)).contiguous(memory_format=layout)
     for mode in range(4):

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from fedact.config.errors import ConfigError
 from fedact.measure.memory import stored_bytes
 from fedact.nn.surgery import compress
 from tests.support.laws import EVERY_SETTING, GENTLEST, LOSSY, ROUNDING, Case, cases, relative_error
+from tests.support.portions import examples
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)
 
@@ -31,7 +32,7 @@ def backward(layer: nn.Conv2d, case: Case) -> tuple[Tensor, Tensor, Tensor, Tens
 
 @every_setting
 @given(case=cases())
-@settings(max_examples=30)
+@examples(30)
 def test_forward_and_input_gradient_are_those_of_the_plain_layer_bit_for_bit(text, case):
     y, grad_input, _, grad_bias = backward(wrapped(case.layer, text), case)
     plain_y, plain_input, _, plain_bias = backward(copy.deepcopy(case.layer), case)
@@ -43,7 +44,7 @@ def test_forward_and_input_gradient_are_those_of_the_plain_layer_bit_for_bit(tex
 
 @every_setting
 @given(case=cases())
-@settings(max_examples=30)
+@examples(30)
 def test_weight_gradient_is_the_plain_one_of_the_reconstruction(text, case):
     method = make_method(text)
     _, _, grad_weight, _ = backward(wrapped(case.layer, text), case)
@@ -55,7 +56,7 @@ def test_weight_gradient_is_the_plain_one_of_the_reconstruction(text, case):
 
 
 @given(case=cases(), ranks=st.tuples(*[st.integers(1, 6)] * 4))
-@settings(max_examples=100)
+@examples(100)
 def test_factor_gradient_equals_the_gradient_of_the_rebuilt_activation_in_every_geometry(case, ranks):
     method, operation = HOSVD(ranks=ranks), Convolution.of(case.layer)
     core, factors = method.parts(method.compress(case.x.double()))
@@ -68,7 +69,7 @@ def test_factor_gradient_equals_the_gradient_of_the_rebuilt_activation_in_every_
 
 @every_setting
 @given(case=cases())
-@settings(max_examples=25)
+@examples(25)
 def test_predicted_bytes_are_stored_bytes_and_no_view_pins_more_than_it_shows(text, case):
     method = make_method(text)
     tensors, _, state = method.compress(case.x)
@@ -88,7 +89,7 @@ def test_a_view_of_a_large_tensor_does_not_pin_it(text):
 
 @pytest.mark.parametrize("name", GENTLEST)
 @given(case=cases())
-@settings(max_examples=25)
+@examples(25)
 def test_the_gentlest_setting_loses_nothing(name, case):
     method = make_method(GENTLEST[name])
     rebuilt = method.reconstruct(method.compress(case.x))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
@@ -13,6 +13,7 @@ from fedact.compression.transform.cosine import as_images, frequencies, from_ima
 from fedact.compression.transform.transform import Transform
 from fedact.measure.memory import measure_memory
 from tests.support.laws import INPUTS
+from tests.support.portions import examples
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
 kinds = st.sampled_from(sorted(INPUTS))
@@ -45,7 +46,7 @@ def test_coefficients_are_scipys_weighted_and_come_back(shape, fall, seed):
 
 
 @given(shapes, kinds, st.integers(0, 99), st.floats(0.05, 12))
-@settings(max_examples=150)
+@examples(150)
 def test_bits_are_kept_to_the_byte_whatever_is_in_the_tensor(shape, kind, seed, bits):
     method, x = Transform(bits=bits, derive=0), drawn(shape, kind, seed)
     first = method.compress(x)
@@ -61,7 +62,7 @@ def lost_share(method: Transform, x: torch.Tensor) -> float:
 
 
 @given(shapes, kinds, st.integers(0, 99), st.floats(0.3, 0.9999))
-@settings(max_examples=150)
+@examples(150)
 def test_the_variance_is_kept(shape, kind, seed, variance):
     x = drawn(shape, kind, seed)
     assert lost_share(Transform(variance=variance, derive=0), x) <= (1 - variance) * 1.001 + 1e-8

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
 from fedact.config.errors import ConfigError
 from fedact.config.strategies import STRATEGIES, make_strategy
 from fedact.federation.aggregation import Aggregation, ServerOptimizer
+from tests.support.portions import examples
 
 NAMES = ("deep.weight", "head.weight", "head.bias")
 SHAPES = {"deep.weight": (2, 3), "head.weight": (3,), "head.bias": (1,)}
@@ -104,7 +105,7 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("text", ORACLES)
-@settings(max_examples=30)
+@examples(30)
 @given(fleets=rounds)
 def test_each_tensor_follows_the_papers_formula_over_the_rounds_in_which_somebody_trained_it(text, fleets):
     start, actual = update(NAMES, 0), after(text, fleets)
@@ -117,7 +118,7 @@ def test_each_tensor_follows_the_papers_formula_over_the_rounds_in_which_somebod
 
 
 @pytest.mark.parametrize("text", ["median", "trimmed_mean", "trimmed_mean:beta=0.4", "trimmed_mean:beta=0"])
-@settings(max_examples=30)
+@examples(30)
 @given(fleets=rounds)
 def test_robust_rules_take_the_clients_that_trained_a_tensor_each_for_one(text, fleets):
     share = {"median": None, "trimmed_mean": 0.2}.get(text, float(text.partition("=")[2] or 0))
@@ -157,7 +158,7 @@ def test_a_minority_that_lies_does_not_move_the_robust_rules_out_of_the_others_r
 
 
 @pytest.mark.parametrize("text", STRATEGIES)
-@settings(max_examples=30)
+@examples(30)
 @given(fleets=rounds)
 def test_what_nobody_trains_stays_to_the_bit_and_so_do_its_moments(text, fleets):
     aggregation, model = Aggregation(make_strategy(text)), update(NAMES, 0)
@@ -172,7 +173,7 @@ def test_what_nobody_trains_stays_to_the_bit_and_so_do_its_moments(text, fleets)
 
 
 @pytest.mark.parametrize("text", STRATEGIES)
-@settings(max_examples=30)
+@examples(30)
 @given(fleets=rounds, random=st.randoms(use_true_random=False))
 def test_the_state_taken_up_again_goes_on_to_the_bit(text, fleets, random):
     cut = random.randint(0, len(fleets))

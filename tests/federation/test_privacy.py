@@ -5,12 +5,13 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.privacy import make_privacy
 from fedact.federation.client_mods import private
 from fedact.federation.simulation import LocalGrid
+from tests.support.portions import examples
 
 RECEIVED = {"deep.weight": torch.full((300, 50), 2.0), "head.weight": torch.ones(40, 25), "tail": torch.zeros(7)}
 TRAINED = ("head.weight", "deep.weight")
@@ -38,7 +39,7 @@ def test_only_what_the_client_trained_is_looked_at_and_sent():
     assert all(tensors[name].dtype == torch.float32 for name in TRAINED)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.floats(0.01, 100), st.floats(0.001, 10))
 def test_without_noise_the_update_is_clipped_to_the_norm_and_keeps_its_direction(norm, step):
     moved = change(sent(f"local_dp:clipping_norm={norm!r},sensitivity=1e-300", step))

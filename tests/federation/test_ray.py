@@ -65,7 +65,7 @@ def test_rows_are_those_of_a_local_run_but_for_seconds(local, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / final).read_bytes() == (local / "checkpoints" / final).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_ends_with_130_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     # Several rounds are left after the first: a signal that finds the run finished would say nothing.
     longer, local, folder = [*SMALL, "--rounds", "5"], tmp_path / "local", tmp_path / "run"
@@ -93,7 +93,7 @@ def text_of(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_client_that_fails_has_the_same_row_as_in_a_local_run(tmp_path):
     diverging = [*SMALL, "--lr", "1e6", "--clip-norm", "1e6", "--local-epochs", "20", "--layers", "4", "--rounds", "1"]
     for runtime in ("local", "ray"):
@@ -111,7 +111,7 @@ def test_what_the_server_raises_ends_the_run_and_no_worker_is_left(tmp_path, mon
     assert not importlib.import_module("ray").is_initialized()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_workers_stay_and_prepare_once_and_one_that_dies_is_an_error_not_the_end(local):
     config = make_config(read_toml(local / "config.toml")).model_copy(update={"runtime": "ray"})
     plan = json.dumps(fedact.load_run(local).plans["hosvd"]["60000"])

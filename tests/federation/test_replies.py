@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.errors import BadReply, NoReply
@@ -19,6 +19,7 @@ from fedact.federation.replies import FIGURES, in_order, read_reply
 from fedact.federation.simulation import LocalGrid
 from fedact.training.averaging import RunningMean
 from tests.support.planned import plan_for
+from tests.support.portions import examples
 
 EXPECTED = {"deep.weight": torch.zeros(2, 3), "head.bias": torch.zeros(4)}
 GOOD = {
@@ -232,20 +233,20 @@ def edited(numbers, edit: str, examples: int) -> Message:
     return reply_with(record, {**GOOD, "num-examples": examples})
 
 
-@settings(max_examples=25)
+@examples(25)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @given(replies)
 def test_the_mean_of_what_is_let_through_is_finite_and_within_the_updates_range(fleet):
     mean, let_through = RunningMean(), []
-    for numbers, edit, examples in fleet:
+    for numbers, edit, count in fleet:
         try:
-            update, figures = read_reply(edited(numbers, edit, examples), EXPECTED, plan_for("20KB"), examples)
+            update, figures = read_reply(edited(numbers, edit, count), EXPECTED, plan_for("20KB"), count)
         except BadReply:
             assert edit or not np.isfinite(np.float32([*numbers["deep.weight"], *numbers["head.bias"]])).all()
             continue
         assert not edit
         mean.add(update, figures["num_examples"])
-        let_through += [update] * (examples > 0)
+        let_through += [update] * (count > 0)
     for name, tensor in mean.over(EXPECTED).items():
         stacked = torch.stack([update[name] for update in let_through] or [EXPECTED[name]])
         assert bool(torch.isfinite(tensor).all())

@@ -42,7 +42,7 @@ def test_nodes_with_budgets_of_their_own_give_the_rows_of_a_local_run(open_fleet
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_node_that_says_nonsense_is_one_line_and_its_partition_a_failed_row(open_fleet: Fleet, tmp_path):
     open_fleet.node("first", "partition-id=0 num-partitions=3")
     open_fleet.node("second", "partition-id=7 num-partitions=3")
@@ -60,7 +60,7 @@ def test_a_node_that_says_nonsense_is_one_line_and_its_partition_a_failed_row(op
     assert clients["reason"].tolist()[1:] == ["no node holds this partition"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nodes_learn_pixels_as_a_local_run_does(open_fleet: Fleet, tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     for number in range(2):
@@ -72,7 +72,7 @@ def test_nodes_learn_pixels_as_a_local_run_does(open_fleet: Fleet, tmp_path):
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tls_and_authenticated_nodes(tmp_path):
     keys = make_keys(tmp_path / "keys", ["known-0", "known-1", "stranger"])
     tls = ["--ssl-ca-certfile", keys / "ca.crt", "--ssl-certfile", keys / "server.crt", "--ssl-keyfile", keys / "server.key"]
@@ -90,7 +90,7 @@ def test_tls_and_authenticated_nodes(tmp_path):
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 def test_flowers_simulation_engine_gives_the_rows_of_a_local_run(tmp_path):
     with fleet(tmp_path, ["--insecure", "--simulation"], []) as started:
@@ -101,7 +101,7 @@ def test_flowers_simulation_engine_gives_the_rows_of_a_local_run(tmp_path):
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_node_that_disappears_is_a_failed_row_and_one_in_its_place_goes_on(open_fleet: Fleet, tmp_path):
     node = "partition-id={} num-partitions=2"
     open_fleet.node("first", node.format(0))

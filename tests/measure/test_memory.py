@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
@@ -14,6 +14,7 @@ import fedact
 from fedact.measure.memory import Memory
 from tests.support.laws import EVERY_SETTING
 from tests.support.networks import MODELS, batch, measure, packed_bytes, train
+from tests.support.portions import examples, rotated
 
 # Golden values -------------------------------------------------------------------------------------------------------------
 
@@ -63,9 +64,7 @@ AT_ONCE = [text for text in EVERY_SETTING if text != "checkpoint"]
 """Methods that hold the most at the end of the forward pass; a recomputation holds more later."""
 
 
-@pytest.mark.parametrize("method", AT_ONCE)
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("size", [1, 7])
+@rotated(4, method=AT_ONCE, build=MODELS, size=[1, 7])
 def test_saved_bytes_are_what_hooks_see_and_nothing_is_hidden(build, method, size):
     torch.manual_seed(size)
     model, (x, y) = fedact.compress(build(), method, layers=2), batch(size)
@@ -80,7 +79,7 @@ STEADY = [text for text in AT_ONCE if not text.startswith(("asi:variance", "lanc
 """Methods whose bytes do not hang on which batch came first."""
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.sampled_from(MODELS), st.sampled_from(STEADY), st.integers(1, 9),
        st.integers(1, 9))  # fmt: skip
 def test_micro_batches_hold_the_maximum_and_not_the_sum(build, method, size, part):

@@ -112,7 +112,7 @@ def test_a_plan_for_a_small_classifier_keeps_its_budget(name, method):
     check_a_plan(SMALL[name](), 32, method, 60_000)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_every_family_counts_all_it_holds(name):
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def on_no_device(name: str, classes: int) -> nn.Module:
         return get_model(name, num_classes=classes, **({"init_weights": False} if name in AUXILIARY else {}))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in names() if not name.startswith("regnet") or name.endswith("00mf")])
 def test_only_the_head_that_is_found_depends_on_the_classes(name):
     ours, theirs = on_no_device(name, CLASSES), on_no_device(name, 1000).state_dict()
@@ -236,7 +236,7 @@ def rows(folder) -> list[dict]:
     return [{key: row[key] for key in row if key != "seconds"} for row in found if row["kind"] in ("client", "round")]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["mcunet", "resnet18", "efficientnet_b0"])
 def test_rows_are_the_same_without_the_cache(tmp_path, name):
     arguments = [*FLEET, "--model", name, "--layers", "2", "--rounds", "2", "--method", "hosvd:variance=0.8"]

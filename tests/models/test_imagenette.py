@@ -45,7 +45,7 @@ def test_a_network_that_learned_imagenet_knows_its_pictures(development_data, tm
     assert accuracy(some, development_data / "weights" / "mobilenet_v2-imagenet.safetensors") > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_of_val_is_decoded_as_torchvision_decodes_it_and_known(development_data, tmp_path):
     test = val(development_data, tmp_path, every=1)
     theirs = datasets.ImageFolder(

@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedact.data import VOID
 from fedact.measure.memory import measure_memory
 from fedact.models.pixel_loss import pixel_loss, scaled_up
+from tests.support.portions import examples
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -22,7 +23,7 @@ def made(examples, classes, low, high, seed, void=0.2):
     return scores.requires_grad_(), masks
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.integers(1, 3), st.integers(1, 5), sizes, sizes, st.integers(0, 2**16))
 def test_the_lean_loss_and_its_gradient_are_the_plain_ones(examples, classes, low, high, seed):
     scores, masks = made(examples, classes, low, high, seed)

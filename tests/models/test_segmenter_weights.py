@@ -50,7 +50,7 @@ def test_imagenets_weights_are_those_of_the_encoders_classifier(name, monkeypatc
     assert from_torchvision(name, 64).tensors is tensors
 
 
-@pytest.mark.parametrize("name", ["pspnet_resnet18", *GATED, pytest.param("fcn_resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["pspnet_resnet18", *GATED, pytest.param("fcn_resnet50", marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_a_classifiers_weights_become_the_encoder(name):
     classifier, model = get_model(encoder_of(name)), built(name)
@@ -84,7 +84,7 @@ def test_a_whole_networks_weights_load_but_for_a_head_of_other_classes(name):
         assert torch.equal(tensor, start[key] if of_head else other.state_dict()[key]), key
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_weights_load_without_their_second_head():
     published = get_model("fcn_resnet50", weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     model = built("fcn_resnet50")

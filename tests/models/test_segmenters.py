@@ -58,7 +58,7 @@ LAST = {
 
 SMP = [name for name in LAYERS if name.endswith(("resnet18", "v2"))]
 SMALL = [*SMP, *GATED]
-EVERY = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name not in SMALL)]
+EVERY = [*SMALL, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in LAYERS if name not in SMALL)]
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_the_packages_own_network_gives_the_same_scores(name):
     torch.testing.assert_close(model(x), other(x))
 
 
-@pytest.mark.parametrize("name", [*GATED, pytest.param("fcn_resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*GATED, pytest.param("fcn_resnet50", marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_torchvisions_own_network_scales_the_same_scores_up(name):
     other = get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES).eval()
@@ -176,7 +176,7 @@ def most_held(module: nn.Module, name: str, given: int, made: int, loss: int) ->
     return ceil(made / 4 / 2) if isinstance(module, PlacedMaxPool2d) else 0
 
 
-@pytest.mark.parametrize("layers", [5, pytest.param(10, marks=pytest.mark.slow), "all"])
+@pytest.mark.parametrize("layers", [5, pytest.param(10, marks=pytest.mark.exhaustive), "all"])
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in GATED])
 def test_a_step_holds_layers_inputs_masks_and_nothing_else(name, layers):
     model, (x, y) = built(name), batch()
@@ -223,7 +223,7 @@ def test_a_network_is_cut_before_its_first_trained_layer(name, layers):
 
 
 @pytest.mark.parametrize("method", [*GENTLEST.values(), "hosvd:variance=0.8", "gradient_filter:patch=4", "transform"])
-@pytest.mark.parametrize("name", ["pspnet_resnet18", pytest.param("deeplabv3_resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["pspnet_resnet18", pytest.param("deeplabv3_resnet18", marks=pytest.mark.exhaustive)])
 def test_every_method_trains_the_branches_of_a_pyramid(name, method):
     model, (x, y) = built(name), batch(examples=4)
     assert step(fedact.compress(model, method, layers=5), x, y).hidden_bytes == 0

@@ -13,6 +13,7 @@ from fedact.compression import make_method
 from fedact.nn.surgery import calibrate, load_states, states
 from tests.support.laws import ALONE, EVERY_SETTING, relative_error
 from tests.support.networks import measure, packed_bytes, train
+from tests.support.portions import rotated
 
 every_setting = pytest.mark.parametrize("text", EVERY_SETTING)
 every_setting_alone = pytest.mark.parametrize("text", dict.fromkeys(ALONE))
@@ -65,9 +66,7 @@ def test_a_trained_norm_is_autograds_with_its_input_as_the_method_shows_it(text)
     assert relative_error(layer.weight.grad, plain.weight.grad) < 1e-4
 
 
-@every_setting_alone
-@pytest.mark.parametrize("plain", SMOOTH, ids=str)
-@pytest.mark.parametrize("shape", [(4, 5, 6, 6), (6, 10)], ids=str)
+@rotated(4, text=dict.fromkeys(ALONE), plain=SMOOTH, shape=[(4, 5, 6, 6), (6, 10)])
 def test_a_smooth_activation_has_the_slope_of_what_the_method_shows(text, plain, shape):
     x, grad, layer = normal(*shape), normal(*shape, seed=1), wrapped(copy.deepcopy(plain), text)
     expected = seen(layer, text, x)

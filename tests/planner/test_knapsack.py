@@ -3,10 +3,11 @@
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.planner.knapsack import Option, allocate
+from tests.support.portions import examples
 
 options = st.builds(Option, st.integers(0, 60), st.floats(0, 10).map(lambda error: round(error, 3)))
 groups_of_options = st.lists(st.lists(options, min_size=1, max_size=5), min_size=1, max_size=5)
@@ -27,7 +28,7 @@ def smallest(groups) -> int:
     return sum(min(option.size for option in group) for group in groups)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(groups_of_options, st.integers(0, 200))
 def test_no_other_way_within_the_capacity_has_less_error(groups, capacity):
     chosen, best = allocate(groups, capacity), least_error(groups, capacity)
@@ -38,7 +39,7 @@ def test_no_other_way_within_the_capacity_has_less_error(groups, capacity):
         assert total(groups, chosen).error == pytest.approx(best)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(groups_of_options, st.integers(0, 200), st.integers(1, 8))
 def test_thinned_ways_still_keep_the_capacity_and_something_is_found_wherever_anything_fits(groups, capacity, most_ways):
     chosen = allocate(groups, capacity, most_ways)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import mobilenet_v2
@@ -15,6 +15,7 @@ from fedact.compression import make_method
 from fedact.config.plan import Plan
 from fedact.nn.surgery import install, trained_parameters
 from tests.support.planned import Net, batch, in_scope, net, plan_for, step
+from tests.support.portions import examples
 
 # The bytes -----------------------------------------------------------------------------------------------------------------
 
@@ -53,7 +54,7 @@ def convolutional_net() -> nn.Module:
         ).train()  # fmt: skip
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(problems, st.data())
 def test_no_real_step_exceeds_the_plan_or_the_budget(problem, data):
     budget, size, method, scope, layers = problem
@@ -73,7 +74,7 @@ def test_no_real_step_exceeds_the_plan_or_the_budget(problem, data):
     assert max(first.hidden_bytes, second.hidden_bytes) == 0
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(problems, st.integers(1, 9))
 def test_a_full_micro_batch_under_fixed_methods_holds_exactly_what_the_plan_says(problem, seed):
     if problem[2].startswith("hosvd:ranks"):
@@ -96,7 +97,7 @@ def test_a_smaller_micro_batch_is_planned_with_the_bytes_it_really_takes_also_fo
     assert step(fedact.apply(net(), plan), x, y).saved_bytes == plan.saved_bytes
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(st.sampled_from(["hosvd:variance=0.6", "hosvd:variance=0.8", "hosvd:variance=0.99", "hosvd:variance=1.0"]),
        st.sampled_from([1, 2, 4]), st.integers(1, 9), st.sampled_from(["saved", "peak"]))  # fmt: skip
 def test_a_variance_never_stores_more_than_its_caps_on_data_of_higher_rank(method, rank, seed, scope):

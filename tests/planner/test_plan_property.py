@@ -83,6 +83,9 @@ class Case:
         return fedact.make_plan(self.network(), example=example, scope=self.scope, momentum=self.momentum, **given)
 
 
+SEEDS = [*range(FAST), *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(FAST, ALL))]
+
+
 def case(seed: int) -> Case:
     """Return one of the random cases: every method comes in turn, and every other budget is one that binds small models."""
     draw = random.Random(seed)
@@ -156,7 +159,7 @@ def check_answers(asked: Case, plan: Plan) -> None:
         assert all(make_method(kept.method).traits.keeps_input for kept in plan.kept)
 
 
-@pytest.mark.parametrize("seed", [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_no_step_exceeds_the_budget_and_the_plans_bytes_are_those_measured(seed):
     asked = case(seed)
     plan = asked.plan()

@@ -56,7 +56,7 @@ def held(model, plan: Plan, batch) -> int:
     return memory.saved_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_layers_in_128_000_bytes_with_nearly_the_exact_gradient(development_data):
     model, server, client = model_and_batches(development_data, 32)
     plan = fedact.make_plan(model, 128_000, server, "auto", 4)
@@ -67,7 +67,7 @@ def test_four_layers_in_128_000_bytes_with_nearly_the_exact_gradient(development
     assert min(found.values()) >= 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_layer_in_512_000_bytes(development_data):
     model, server, client = model_and_batches(development_data, 8)
     plan = fedact.make_plan(model, 512_000, server, "auto", 52)
@@ -78,7 +78,7 @@ def test_every_layer_in_512_000_bytes(development_data):
     assert min(found.values()) >= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_no_published_method_gets_anywhere_near(development_data, method):
     """Nor any micro-batch of plain training: the table of the README."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,11 +13,12 @@ from fedact.nn.surgery import apply, trained_parameters
 from fedact.training.local import pull_back, starts_of, train_locally
 from fedact.training.recipe import Recipe
 from tests.support.planned import net, plan_for
+from tests.support.portions import examples
 
 RECIPE = Recipe(batch_size=8, local_epochs=2, lr=0.1, momentum=0.0, weight_decay=0.0, clip_norm=1e9)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 1000), st.floats(0, 10), st.floats(0.01, 5))
 def test_the_gradient_is_autograds_of_the_loss_and_the_term(seed, mu, moved):
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from fedact.nn.surgery import trained_parameters
 from fedact.training import local as training
 from fedact.training.local import evaluate, micro_step, train_locally, within_budget
 from fedact.training.recipe import Recipe
+from tests.support.portions import examples
 
 EXAMPLES = 23
 RECIPE = Recipe(batch_size=8, local_epochs=2, lr=0.05, momentum=0.9, weight_decay=1e-3, clip_norm=1.0)
@@ -63,7 +64,7 @@ def gradient(method: str, x: Tensor, y: Tensor, part: int) -> Tensor:
     return torch.cat([p.grad.flatten() for p in trained_parameters(model).values()])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.sampled_from(["vanilla", "exact", "hosvd:variance=1.0"]), st.integers(1, EXAMPLES), st.integers(1, EXAMPLES))
 def test_micro_batches_of_any_size_add_up_to_the_same_gradient(method, size, part):
     whole, parts = gradient("vanilla", X[:size], Y[:size], size), gradient(method, X[:size], Y[:size], part)
