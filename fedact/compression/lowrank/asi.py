@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import factor, full_ranks, gram_spectrum, mode_product, project, times_gram, unfold
+from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
+from fedact.compression.lowrank.factorization import Factorization, Factors
+from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.lowrank.subspaces import Subspaces
-from fedact.compression.lowrank.truncated import DECOMPOSITION, Factors
 from fedact.compression.method import State, Traits
 
 FEW_COLUMNS = 24
@@ -21,7 +23,26 @@ WELL_CONDITIONED = 1e4
 
 
 @dataclass(frozen=True)
-class ASI(Subspaces):
+class SubspaceIteration(Subspaces):
+    """One step of subspace iteration on last step's bases; the batch's factor anew, from the small core."""
+
+    def feasible(self, ranks: dict[int, int], shape: Sequence[int]) -> dict[int, int]:
+        return ranks | {0: min(ranks[0], prod(rank for mode, rank in ranks.items() if mode))}
+
+    def factorize(self, x: Tensor, rule: RankRule, state: State) -> tuple[Tensor, Factors]:
+        last = self.last_bases(x, state)
+        bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x, rule)
+        core = project(x, bases)
+        if rule.variance is None:
+            rank = rule.bounds[0]
+        else:
+            rank = state.metadata[0] if state.metadata else self.leading_factor(x, 0, rule).shape[1]
+        batch = leading_examples(core, min(rank, full_ranks(core.shape)[0]))
+        return mode_product(core, batch.T, 0), {0: batch, **bases}
+
+
+@dataclass(frozen=True)
+class ASI(LowRank):
     """One warm-started subspace step a mode, at ranks that stay.
 
     variance: the ranks are those of a plan's or of the first batch; ranks: given ones, one a mode; max_ranks: caps.
@@ -37,21 +58,9 @@ class ASI(Subspaces):
         fixed_workspace=False,
     )
 
-    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
-        last = self.last_bases(x, state)
-        bases = {mode: subspace_step(x, basis, mode) for mode, basis in last.items()} or self.first_bases(x)
-        core = project(x, bases)
-        rank = state.metadata[0] if state.metadata and self.ranks is None else self._first_rank(x)
-        batch = leading_examples(core, min(rank, full_ranks(core.shape)[0]))
-        return mode_product(core, batch.T, 0), {0: batch, **bases}
-
-    def _first_rank(self, x: Tensor) -> int:
-        """Return the batch's rank in a first step."""
-        return self.clip(self.ranks, x.shape)[0] if self.ranks else self.leading_factor(x, 0, x.shape).shape[1]
-
-    def clip(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
-        clipped = super().clip(ranks, shape)
-        return clipped | {0: min(clipped[0], prod(rank for mode, rank in clipped.items() if mode))}
+    @property
+    def factorization(self) -> Factorization:
+        return SubspaceIteration()
 
 
 def leading_examples(core: Tensor, rank: int) -> Float[Tensor, "batch rank"]:

@@ -1,4 +1,4 @@
-"""``lance``: subspaces found once, on calibration data, and kept."""
+"""``lance``: subspaces found once, on calibration data, and fixed."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -6,13 +6,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import project
+from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
+from fedact.compression.lowrank.factorization import Factorization, Factors
+from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.lowrank.subspaces import Subspaces
-from fedact.compression.lowrank.truncated import DECOMPOSITION, Factors
 from fedact.compression.method import State, Traits
 
 
 @dataclass(frozen=True)
-class LANCE(Subspaces):
+class FixedSubspaces(Subspaces):
+    """Projection onto the bases of the first batch."""
+
+    def factorize(self, x: Tensor, rule: RankRule, state: State) -> tuple[Tensor, Factors]:
+        bases = self.last_bases(x, state) or self.first_bases(x, rule)
+        return project(x, bases), bases
+
+
+@dataclass(frozen=True)
+class LANCE(LowRank):
     """Projections onto fixed subspaces of channels and positions: only the core is kept of a step.
 
     variance: the ranks are those of the calibration batch; ranks: given ones for channels, height, width; max_ranks: caps.
@@ -26,8 +37,8 @@ class LANCE(Subspaces):
     )
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
-        return self.state_modes(dimensions)
+        return tuple(range(1, dimensions))
 
-    def decompose(self, x: Tensor, state: State) -> tuple[Tensor, Factors]:
-        bases = self.last_bases(x, state) or self.first_bases(x)
-        return project(x, bases), bases
+    @property
+    def factorization(self) -> Factorization:
+        return FixedSubspaces()

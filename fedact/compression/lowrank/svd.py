@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedact.compression.lowrank.truncated import DECOMPOSITION, Truncated
+from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.method import Traits
 
 
 @dataclass(frozen=True)
-class SVD(Truncated):
+class SVD(LowRank):
     """Truncated SVD of the batch x rest matrix: a few images, and each example's coefficients.
 
     variance: the rank is the smallest that explains this share; ranks: a fixed rank; max_ranks: a cap on it.
@@ -24,7 +24,7 @@ class SVD(Truncated):
 
 
 @dataclass(frozen=True)
-class ChannelSVD(Truncated):
+class ChannelSVD(LowRank):
     """Truncated SVD of the positions x channels matrix: fewer channels, and how they mix.
 
     variance: the rank is the smallest that explains this share; ranks: a fixed rank; max_ranks: a cap on it.

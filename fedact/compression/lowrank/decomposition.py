@@ -1,0 +1,242 @@
+"""What the decompositions share: a core and factors of some modes, ranks by variance, the gradient from the factors."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from fedact.compression.exact import Exact
+from fedact.compression.lowrank.algebra import compose
+from fedact.compression.lowrank.bit_depth import BitDepth
+from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
+from fedact.compression.lowrank.ranks import RankRule
+from fedact.compression.method import (
+    NO_STATE,
+    Compressed,
+    Method,
+    State,
+    Sweep,
+    Traits,
+    computable,
+    item_size,
+    owned,
+    shape_of,
+)
+from fedact.compression.operations import Convolution, Operation
+from fedact.config.errors import ConfigError
+
+PAPER_VARIANCE = 0.8
+"""The explained variance of the papers' headline figures."""
+LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
+"""Explained variances between which a budget chooses."""
+
+CORE_TYPES = {torch.float16: torch.bfloat16}
+"""A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
+
+DECOMPOSITION = Traits("", published="variance=0.8", sweep=Sweep("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)))
+"""What the decompositions have in common."""
+
+
+class Layout(NamedTuple):
+    """The tensor's shape and type, the core's shape; whose factors follow the core, and whose are the state."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    core: torch.Size
+    modes: tuple[int, ...]
+    state_modes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LowRank(Method):
+    """A core and orthonormal factors: ``x ~ core x1 U1 x2 U2 ...`` over the modes of ``modes``.
+
+    A method is composed of a rank rule (variance, ranks, max_ranks), a factorization and a bit depth.
+    variance: ranks are, per mode, the smallest that explain this share of the full tensor's variance (as published);
+    ranks: fixed ranks such as 4x40x5x5 instead, one a mode; max_ranks: caps on the ranks that a variance asks for.
+    Without any of them the variance is the paper's 0.8. Ranks for another number of dimensions leave a tensor exact.
+    """
+
+    name: ClassVar[str]
+
+    variance: float | None = None
+    ranks: tuple[int, ...] | None = None
+    max_ranks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.variance is not None and self.ranks is not None:
+            raise ConfigError(f"{self.name} takes variance or ranks, not both")
+        if self.variance is not None and not 0 < self.variance <= 1:
+            raise ConfigError(f"{self.name}: variance is above 0 and at most 1, not {self.variance:g}")
+        for setting in ("ranks", "max_ranks"):
+            ranks = getattr(self, setting)
+            if ranks is not None:
+                object.__setattr__(self, setting, self._checked(tuple(ranks)))
+
+    def _checked(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        linear, several, usual = (len(self.modes(dimensions)) for dimensions in (2, 3, 4))
+        if len(ranks) in (linear, several, usual) and all(isinstance(rank, int) and rank >= 1 for rank in ranks):
+            return ranks
+        also = "" if linear == usual else f" ({linear} or {several} for a linear layer's input)"
+        spelled = "x".join(map(str, ranks))
+        raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled}")
+
+    @property
+    def factorization(self) -> Factorization:
+        """How the core and the factors are computed."""
+        return HigherOrderSVD()
+
+    @property
+    def bits(self) -> int:
+        """Bits an element of the core and the factors: 32, 8 or 4."""
+        return 32
+
+    @property
+    def mean(self) -> bool:
+        """Whether every channel's mean is stored apart, exactly, and the decomposition is of what is left."""
+        return False
+
+    def modes(self, dimensions: int) -> tuple[int, ...]:
+        """Return the modes that are truncated, of a tensor with so many dimensions."""
+        return tuple(range(dimensions))
+
+    def rank_rule(self, shape: Sequence[int]) -> RankRule:
+        """Return the rule for a tensor's ranks; raises ConfigError where the number of given ranks is not its modes'."""
+        caps = self._bounds(self.max_ranks, shape) if self.max_ranks else {}
+        if self.ranks is not None:
+            return RankRule(self._bounds(self.ranks, shape), None, caps)
+        return RankRule(caps or self._bounds(None, shape), self.variance or PAPER_VARIANCE, caps)
+
+    def _bounds(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
+        """Return the ranks (the largest, where there are none) by mode, none above what its factor can have."""
+        modes, limits = self.modes(len(shape)), self.factorization.limits(shape)
+        if ranks is not None and len(ranks) != len(modes):
+            raise ConfigError(f"{len(ranks)} ranks are given for a tensor of {len(shape)} dimensions")
+        pairs = zip(modes, ranks or [limits[mode] for mode in modes], strict=True)
+        return self.factorization.feasible({mode: min(rank, limits[mode]) for mode, rank in pairs}, shape)
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        rule, factorization = self.rank_rule(x.shape), self.factorization
+        state = state if factorization.continues(state, x.shape, rule) else NO_STATE
+        core, factors = factorization.factorize(self._centred(x), rule, state)
+        held = factorization.state_modes(x.dim())
+        layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
+        ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
+        following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.metadata or ranks)
+        stored = [_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
+        stored += [_in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
+        del core, factors
+        packed = BitDepth(self.bits).pack(stored)
+        return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, following if held else NO_STATE)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """Return the tensor that is decomposed, in a type with enough digits for linear algebra."""
+        return computable(x) - computable(channel_mean(x)) if self.mean else computable(x)
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        centred = compose(*self.parts(compressed)).to(compressed.metadata.dtype)
+        return centred + compressed.tensors[-1] if self.mean else centred
+
+    def parts(self, compressed: Compressed) -> tuple[Tensor, Factors]:
+        """Return the core and all factors by mode, the state's too, in a type with enough digits for linear algebra."""
+        layout = compressed.metadata
+        stored = compressed.tensors[:-1] if self.mean else compressed.tensors
+        shapes = (layout.core, *(torch.Size((layout.shape[mode], layout.core[mode])) for mode in layout.modes))
+        core, *own = map(computable, BitDepth(self.bits).unpack(stored, shapes, layout.dtype))
+        factors = dict(zip(layout.modes, own, strict=True))
+        return core, factors | dict(zip(layout.state_modes, map(computable, compressed.state.tensors), strict=True))
+
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(x), self._ranks_of(x)
+        held = self.factorization.state_modes(len(shape))
+        core = prod(ranks.get(mode, size) for mode, size in enumerate(shape))
+        factors = [shape[mode] * rank for mode, rank in ranks.items() if mode not in held]
+        means = shape[1 if len(shape) == 4 else -1] if self.mean else 0
+        stored = sum(BitDepth(self.bits).bytes(elements, item_size(x)) for elements in (core, *factors))
+        return stored + means * item_size(x)
+
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
+        shape, ranks = shape_of(x), self._ranks_of(x)
+        return sum(shape[mode] * ranks[mode] for mode in self.factorization.state_modes(len(shape))) * item_size(x)
+
+    def _ranks_of(self, x: Tensor | Sequence[int]) -> Mapping[int, int]:
+        """Return the rank of each mode for a tensor in a first step, or the largest for a shape."""
+        rule = self.rank_rule(shape_of(x))
+        if rule.variance is None or not isinstance(x, Tensor):
+            return rule.bounds
+        return self.factorization.ranks(self._centred(x), rule)
+
+    def stored_elements(self, tensor: Tensor) -> int:
+        return BitDepth(self.bits).elements(tensor)
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        """Return the weight gradient from the factors where that takes fewer multiplications than from the whole tensor."""
+        layout = compressed.metadata
+        caps = self.rank_rule(layout.shape).caps
+        ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
+        if not isinstance(operation, Convolution) or not factors_are_cheaper(
+            ranks, layout.shape, self.modes(4), weight, operation
+        ):
+            return super().weight_gradient(compressed, grad_output, weight, operation)
+        core, factors = self.parts(compressed)
+        gradient = factor_gradient(core, factors, computable(grad_output), computable(weight), operation, caps)
+        gradient = gradient.to(weight.dtype)
+        if not self.mean:
+            return gradient
+        del core, factors
+        # The means are the same in every example: one image, correlated with the summed output gradient.
+        image = compressed.tensors[-1].expand(1, *layout.shape[1:])
+        return gradient + operation.weight_gradient(image, grad_output.sum(0, keepdim=True), weight)
+
+    def for_dimensions(self, dimensions: int) -> Method:
+        """Return exact for a tensor that the given ranks are not for, and drop caps that are not for it."""
+        count = len(self.modes(dimensions))
+        if self.ranks is not None and len(self.ranks) != count:
+            return Exact()
+        return self if self.max_ranks is None or len(self.max_ranks) == count else replace(self, max_ranks=None)
+
+    @property
+    def fixed_size(self) -> bool:
+        return self.ranks is not None
+
+    @property
+    def ceiling(self) -> Method:
+        # Full variance up to the caps: the same work as below them, and as many bytes as they allow.
+        return self if self.max_ranks is None else replace(self, variance=1.0)
+
+    def levels(self, x: Tensor) -> dict[float, Method]:
+        """Return caps at each explained variance down to the one given, or the ranks that a plan fixes."""
+        if self.ranks is not None:
+            return {1.0: self}
+        least = self.variance or PAPER_VARIANCE
+        if self.factorization.constant_ranks:
+            return {1.0: self.with_ranks(self.ranks_at(x, [least])[least])}
+        levels = [*(level for level in LEVELS if level > least), least]
+        return {level: replace(self, max_ranks=ranks) for level, ranks in self.ranks_at(x, levels).items()}
+
+    def ranks_at(self, x: Tensor, variances: Iterable[float]) -> dict[float, tuple[int, ...]]:
+        """Return the ranks of the truncated modes at each explained variance, from the spectra of the full tensor."""
+        rule, centred = self.rank_rule(x.shape), self._centred(x)
+        spectra = {mode: self.factorization.spectrum(centred, mode).eigenvalues for mode in rule.bounds}
+        return {
+            variance: tuple(rule.rank(mode, values, variance) for mode, values in spectra.items()) for variance in variances
+        }
+
+    def with_ranks(self, ranks: tuple[int, ...]) -> Self:
+        """Return the same method at fixed ranks."""
+        return replace(self, variance=None, max_ranks=None, ranks=ranks)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Return every channel's mean over the batch and the positions, with x's number of dimensions and in x's type."""
+    channels = 1 if x.dim() == 4 else x.dim() - 1
+    others = [dimension for dimension in range(x.dim()) if dimension != channels]
+    return computable(x).mean(others, keepdim=True).to(x.dtype) if others else x.clone()
+
+
+def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return owned(x.to(dtype).contiguous())
