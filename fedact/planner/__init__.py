@@ -1,4 +1,4 @@
-"""(model, example, budget) -> plan: the least gradient error that a budget allows, promised only after it was measured."""
+"""(model, example, budget) -> Plan: the least gradient error that the budget allows, measured before it is promised."""
 
 from fedact.planner.make_plan import expected_error, make_plan
 

@@ -1,198 +1,196 @@
-"""Settings to choose: every micro-batch and family of methods is drafted, the best drafts are measured, one is taken."""
+"""Planner that chooses settings: a budget's bytes are allocated to the saved inputs for the least gradient error.
+
+For every micro-batch and family of methods an allocation is drafted; the best drafts are measured, and one is taken.
+"""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.planner.cost_model import Costs, measure_costs
+from fedact.planner.cost_model import ModuleCosts, measure_costs
 from fedact.planner.drafts import Draft
-from fedact.planner.knapsack import MOST_WAYS
-from fedact.planner.problem import Methods, Problem, evaluating, measure_fitting, measure_step
-from fedact.planner.profile import BOUNDLESS, Family, Study, names_at
-from fedact.planner.search import Found
-from fedact.planner.slowdown import Pace
+from fedact.planner.knapsack import MAX_STATES
+from fedact.planner.problem import Methods, Problem, evaluating, measure_step, measure_within_budget
+from fedact.planner.profile import UNBOUNDED, Family, Profile, layers_with_input
+from fedact.planner.search import Solution
+from fedact.planner.slowdown import SlowdownLimit
 
 DERIVE = (3, 5)
-"""How many convolutions back ``auto`` looks for a narrower tensor to make others again from."""
-QUICK = 0
-"""Where the time is bounded it also tries to keep every input: nothing has to be made again."""
+"""The ``derive`` settings of ``auto``: how many convolutions back it looks for an input to rematerialize others from."""
+NO_DERIVE = 0
+"""Tried as well where time is limited: nothing is rematerialized."""
 NEGLIGIBLE = 1e-3
-"""Errors of this much a trained layer are as good as none: of such plans the fastest is taken."""
+"""Errors up to this much a trained layer are as good as none: of such plans the fastest is taken."""
 EXAMPLES, ELEMENTS = 8, 6_000_000
-"""Errors are measured on so many examples, fewer where they have more kept elements in all."""
-SCAN_WAYS = 300
+"""Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""
+SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
-ROUNDS, SLACK = 4, 0.01
-"""A measured draft is shared out anew so many times, unless it leaves less than this share of the budget unused."""
-ABOUT = 1.1
-"""A whole batch takes about as many times what one example takes as it has examples."""
+REFINEMENTS, SLACK = 4, 0.01
+"""A measured draft is allocated anew at most so often, unless it leaves less than this share of the budget unused."""
+LINEARITY = 1.1
+"""The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
 
 
 class _Candidate(NamedTuple):
-    """A draft, where it comes from, and how many examples the frozen part would be run on at a time."""
+    """A draft, the profile it comes from, and how many examples at a time the frozen prefix would run on."""
 
     draft: Draft
-    study: Study
+    profile: Profile
     prefix_chunk: int
 
 
-@dataclass(frozen=True, eq=False)
-class Sharing:
-    """Chooses the methods and their settings, tensor by tensor; no depth above ``deepest`` is asked about."""
+class ByteAllocation:
+    """Chooses methods and settings, saved input by saved input, at any depth up to ``deepest``.
 
-    problem: Problem
-    deepest: int
-    pace: Pace
-    studies: dict[tuple[Family, int, int], Study] = field(default_factory=dict)
+    It remembers every profile of a family of methods, by depth and number of examples.
+    """
 
-    def errors_at(self, depth: int) -> Mapping[str, float] | None:
-        studies = [self._study(family, self.deepest, 1) for family in self.families]
-        drafts = [draft for study in studies for draft in self._drafts(study, depth, 1, SCAN_WAYS)]
-        return min(drafts, key=lambda draft: draft.error).errors if drafts else None
+    def __init__(self, problem: Problem, deepest: int, limit: SlowdownLimit) -> None:
+        self.problem, self.deepest, self.limit = problem, deepest, limit
+        self.profiles: dict[tuple[Family, int, int], Profile] = {}
 
-    def at(self, depth: int) -> Found | None:
-        whole = self._whole(depth)
-        if whole:
-            return whole
-        best: Found | None = None
-        for candidate, least in _best_first([*self._candidates(depth)], NEGLIGIBLE * len(self.problem.trained(depth))):
-            enough = sum(best.added.values()) if best else float("inf")
-            # A draft knows of no working memory: what it comes to may have more error, but not less.
-            if least >= enough:
+    def expected_errors(self, depth: int) -> Mapping[str, float] | None:
+        profiles = [self._profile(family, self.deepest, 1) for family in self.families]
+        drafts = [draft for profile in profiles for draft in self._drafts(profile, depth, 1, SCAN_STATES)]
+        return min(drafts, key=lambda draft: draft.error).layer_errors if drafts else None
+
+    def solve(self, depth: int) -> Solution | None:
+        if exact := self._exact(depth):
+            return exact
+        candidates = list(self._candidates(depth))
+        negligible = min((each.draft.error for each in candidates), default=0.0)
+        negligible += NEGLIGIBLE * len(self.problem.trained(depth))
+        # Those with hardly more error than the least come first, the fastest of them before the others.
+        ranked = [(max(each.draft.error, negligible), each.profile.seconds(each.draft), each) for each in candidates]
+        best: Solution | None = None
+        for error, _, candidate in sorted(ranked, key=lambda rank: rank[:2]):
+            enough = sum(best.input_errors.values()) if best else float("inf")
+            # A draft knows of no working memory: once measured, it may have more error, but not less.
+            if error >= enough:
                 break
-            found = self._settled(candidate, enough)
-            best = (self.pace.kept(found) if found else None) or best
+            solution = self._refined(candidate, enough)
+            best = (self.limit.admit(solution) if solution else None) or best
         return best
 
-    def _whole(self, depth: int) -> Found | None:
-        """Return plain training, less what its gradient does not need, where the budget and the pace allow that."""
-        methods, size = dict.fromkeys(names_at(self.problem, depth), Exact()), self.problem.batch_size
+    def _exact(self, depth: int) -> Solution | None:
+        """Return exact training of the whole batch at once, where budget and slowdown allow it."""
+        methods, size = dict.fromkeys(layers_with_input(self.problem, depth), Exact()), self.problem.batch_size
         one = measure_step(self.problem, methods, 1)
-        if self.problem.held(one) * size > ABOUT * self.capacity:
+        if self.problem.bytes_in_scope(one) * size > LINEARITY * self.capacity:
             return None
-        found = Found(depth, size, methods, measure_step(self.problem, methods, size), dict.fromkeys(methods, 0.0))
-        return self.pace.kept(found) if self.problem.fits(found.memory) else None
+        memory = measure_step(self.problem, methods, size)
+        solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0))
+        return self.limit.admit(solution) if self.problem.fits(memory) else None
 
-    def coarsest(self, depth: int) -> list[Methods]:
-        return [methods for family in self.families for methods in self._extremes(self._study(family, depth, 1), depth)]
+    def smallest_methods(self, depth: int) -> list[Methods]:
+        profiles = (self._profile(family, depth, 1) for family in self.families)
+        return [methods for profile in profiles for methods in self._extremes(profile, depth)]
 
-    def _extremes(self, study: Study, depth: int) -> list[Methods]:
-        """Return the methods of which one has the fewest bytes: with the smallest tensors, some work in more memory."""
-        return study.extremes(depth)[: 1 if self.problem.scope == "saved" else None]
+    def _extremes(self, profile: Profile, depth: int) -> list[Methods]:
+        """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
+        return profile.extremes(depth)[: 1 if self.problem.scope == "saved" else None]
 
     @property
     def capacity(self) -> int:
         """The budget in bytes, or more than there will ever be."""
-        return BOUNDLESS if self.problem.budget is None else self.problem.budget
+        return UNBOUNDED if self.problem.budget is None else self.problem.budget
 
     @cached_property
     def families(self) -> list[Family]:
-        """What may be mixed in one plan."""
+        """The sets of methods of which a plan may mix one."""
         method = self.problem.method
         if isinstance(method, Method):
             return [Family(method, method.derive)]
-        return [Family(None, reach) for reach in (DERIVE if self.pace.max_slowdown is None else (QUICK, *DERIVE))]
+        return [Family(None, derive) for derive in (DERIVE if self.limit.max_slowdown is None else (NO_DERIVE, *DERIVE))]
 
     @cached_property
-    def costs(self) -> Costs:
-        """What the model's modules cost."""
-        with evaluating(self.problem.plain) as model:
+    def costs(self) -> ModuleCosts:
+        """The operations of the model's modules."""
+        with evaluating(self.problem.plain_model) as model:
             return measure_costs(model, self.problem.x[:1])
 
     @cached_property
     def examples(self) -> int:
-        """On how many examples the errors of methods that keep each one apart are measured."""
-        return self.problem.affordable(self.problem.trained(self.deepest), EXAMPLES, ELEMENTS)
+        """How many examples errors are measured on, for methods that compress every example by itself."""
+        return self.problem.example_count(self.problem.trained(self.deepest), EXAMPLES, ELEMENTS)
 
-    def _study(self, family: Family, depth: int, micro_batch: int) -> Study:
-        """Return the study of a family at this depth; where examples are kept together, in this micro-batch."""
-        count = self.examples if family.by_example else micro_batch
-        deepest = self._studied(family, self.deepest, count) if family.by_example else None
-        return deepest if deepest and deepest.knows(depth) else self._studied(family, depth, count)
-
-    def _studied(self, family: Family, depth: int, count: int) -> Study:
-        if (family, depth, count) not in self.studies:
-            self.studies[family, depth, count] = Study(self.problem, family, depth, self.costs, count)
-        return self.studies[family, depth, count]
+    def _profile(self, family: Family, depth: int, micro_batch: int) -> Profile:
+        """Return a family's profile: the deepest one where it covers the depth and holds in every micro-batch."""
+        count, depths = (self.examples, (self.deepest, depth)) if family.per_example else (micro_batch, (depth,))
+        for each in depths:
+            if (family, each, count) not in self.profiles:
+                self.profiles[family, each, count] = Profile(self.problem, family, each, self.costs, count)
+            profile = self.profiles[family, each, count]
+            if profile.covers(depth):
+                break
+        return profile
 
     def _candidates(self, depth: int) -> Iterator[_Candidate]:
         for family in self.families:
-            for micro_batch in self.problem.halvings():
-                study = self._study(family, depth, micro_batch)
-                for prefix_chunk in self._chunks(study, depth, micro_batch):
-                    for draft in self._drafts(study, depth, micro_batch):
-                        yield _Candidate(draft, study, prefix_chunk)
+            for micro_batch in self.problem.micro_batches():
+                profile = self._profile(family, depth, micro_batch)
+                chunk = self._prefix_chunk(profile, depth, micro_batch)
+                if chunk is not None:
+                    for draft in self._drafts(profile, depth, micro_batch):
+                        yield _Candidate(draft, profile, chunk)
 
-    def _drafts(self, study: Study, depth: int, micro_batch: int, most_ways: int = MOST_WAYS) -> Iterator[Draft]:
-        draft = study.draft(depth, micro_batch, self.capacity, most_ways)
+    def _drafts(self, profile: Profile, depth: int, micro_batch: int, max_states: int = MAX_STATES) -> Iterator[Draft]:
+        """Yield the optimal allocation, and the smallest or gentlest methods where these may do better."""
+        draft = profile.draft(depth, micro_batch, self.capacity, max_states)
         if draft:
             yield draft
-        # One of them keeps a peak budget, as ``_chunks`` has seen.
-        capacity = self.capacity if draft or self.problem.scope == "saved" else BOUNDLESS
+        # One of the extremes is within a peak budget, as ``_prefix_chunk`` has measured.
+        capacity = self.capacity if draft or self.problem.scope == "saved" else UNBOUNDED
         extremes = [True] if draft and draft.error else [] if draft else [True, False]
-        others = (study.extreme(depth, micro_batch, capacity, gentle) for gentle in extremes)
+        others = (profile.extreme(depth, micro_batch, capacity, gentle) for gentle in extremes)
         yield from (other for other in others if other)
 
-    def _chunks(self, study: Study, depth: int, micro_batch: int) -> list[int]:
-        """Return how the frozen part is to be run so that some methods keep the budget."""
+    def _prefix_chunk(self, profile: Profile, depth: int, micro_batch: int) -> int | None:
+        """Return the largest prefix chunk with which some methods are within the budget, None where there is none."""
         if self.problem.scope == "saved":
-            return [0]
-        for chunk in self.problem.chunks(depth, micro_batch):
-            for methods in self._extremes(study, depth):
-                if self.problem.fits(measure_fitting(self.problem, methods, micro_batch, chunk)):
-                    return [chunk]
-        return []
+            return 0
+        for chunk in self.problem.prefix_chunks(depth, micro_batch):
+            for methods in self._extremes(profile, depth):
+                if self.problem.fits(measure_within_budget(self.problem, methods, micro_batch, chunk)):
+                    return chunk
+        return None
 
-    def _settled(self, candidate: _Candidate, enough: float) -> Found | None:
-        """Return the candidate measured, and shared out anew until it keeps the budget and leaves little of it unused.
+    def _refined(self, candidate: _Candidate, enough: float) -> Solution | None:
+        """Return the candidate measured, and allocated anew until it fits and leaves little of the budget unused.
 
-        enough: only less error than this is of use.
+        enough: None is returned unless the error is less than this.
         """
-        draft, study, chunk = candidate
-        best: Found | None = None
-        for _ in range(ROUNDS):
-            found = self._measured(draft, chunk)
-            unused = self.capacity - self.problem.held(found.memory)
-            if unused >= 0 and (best is None or draft.error < sum(best.added.values())):
-                best = found
+        draft, profile, chunk = candidate
+        best: Solution | None = None
+        for _ in range(REFINEMENTS):
+            solution = self._measured(draft, chunk)
+            size = self.problem.bytes_in_scope(solution.memory)
+            unused = self.capacity - size
+            if unused >= 0 and (best is None or draft.error < sum(best.input_errors.values())):
+                best = solution
             if unused >= 0 and (draft.error == 0 or unused <= SLACK * self.capacity):
                 break
-            # What the step held besides the tensors, as it really was.
-            room = self.capacity - (self.problem.held(found.memory) - draft.predicted_bytes)
-            following = study.draft_within(draft.depth, draft.micro_batch, room)
+            # What the step held besides the saved inputs is now known.
+            room = self.capacity - (size - draft.predicted_bytes)
+            following = profile.draft_within(draft.depth, draft.micro_batch, room)
             if following is None or following.methods == draft.methods or following.error >= enough:
                 break
             draft = following
-        best = best or self._extreme(candidate)
-        return best if best and sum(best.added.values()) < enough else None
+        best = best or self._fitting_extreme(candidate)
+        return best if best and sum(best.input_errors.values()) < enough else None
 
-    def _extreme(self, candidate: _Candidate) -> Found | None:
-        """Return the smallest methods, or the gentlest, where one of them keeps the budget."""
-        (draft, study, chunk) = candidate
-        for methods in self._extremes(study, draft.depth):
-            given = study.draft_of(draft.depth, draft.micro_batch, methods)
-            found = self._measured(given, chunk) if given else None
-            if found and self.problem.fits(found.memory):
-                return found
+    def _fitting_extreme(self, candidate: _Candidate) -> Solution | None:
+        """Return the smallest methods, else the gentlest, where they fit the budget."""
+        draft, profile, chunk = candidate
+        for methods in self._extremes(profile, draft.depth):
+            extreme = profile.draft_of(draft.depth, draft.micro_batch, methods)
+            solution = self._measured(extreme, chunk) if extreme else None
+            if solution and self.problem.fits(solution.memory):
+                return solution
         return None
 
-    def _measured(self, draft: Draft, chunk: int) -> Found:
-        memory = measure_fitting(self.problem, draft.methods, draft.micro_batch, chunk)
-        return Found(draft.depth, draft.micro_batch, draft.methods, memory, draft.added, chunk)
-
-
-def _best_first(candidates: list[_Candidate], negligible: float) -> list[tuple[_Candidate, float]]:
-    """Return those as good as the best first, the fastest of them first, then the others by their error.
-
-    Each comes with the error above which another one may be better.
-    """
-    least = min((candidate.draft.error for candidate in candidates), default=0.0) + negligible
-
-    def place(ranked: tuple[_Candidate, float]) -> tuple[float, float]:
-        candidate, error = ranked
-        return error, candidate.study.seconds(candidate.draft)
-
-    return sorted(((candidate, max(candidate.draft.error, least)) for candidate in candidates), key=place)
+    def _measured(self, draft: Draft, chunk: int) -> Solution:
+        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk)
+        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk)

@@ -1,122 +1,120 @@
-"""Ways to share a budget out over the kept tensors, from what was measured about each of them; nothing here runs a model."""
+"""Drafts: allocations of a budget to the saved inputs, from what was measured about each; nothing here runs a model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 from fedact.compression import Method
-from fedact.planner.kept_tensors import Group
-from fedact.planner.knapsack import MOST_WAYS, Option, allocate
-from fedact.planner.sensitivity import Errors
+from fedact.planner.knapsack import MAX_STATES, Option, allocate
+from fedact.planner.saved_inputs import SavedInput
+from fedact.planner.sensitivity import GradientErrors
 
-STEPS_BETWEEN = 4
-"""Bits between two measured levels are filled in with so many steps less one."""
+INTERVALS = 4
+"""The interval between two measured levels is divided into so many, where a method has settings in between."""
 
 
-class Way(NamedTuple):
-    """One way to keep a group's tensor, and its errors: of its layers' weight gradients, and of what passes its slopes."""
+class MethodOption(NamedTuple):
+    """One method for a saved input, and the errors of the gradients that are computed from it, by layer."""
 
     method: Method
-    own: dict[str, float]
-    passed: dict[str, float]
+    errors: GradientErrors
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A shared-out budget that is yet to be measured. errors: by trained layer; added: by kept tensor, their sum's parts."""
+    """An allocation whose step has not been measured yet.
+
+    options: by the saved input's key. layer_errors: expected, by trained layer; input_errors: each saved input's part of
+    their sum. predicted_bytes: of the saved inputs alone.
+    """
 
     depth: int
     micro_batch: int
-    ways: dict[str, Way]
-    groups: tuple[Group, ...]
-    errors: dict[str, float]
-    added: dict[str, float]
+    options: dict[str, MethodOption]
+    saved_inputs: tuple[SavedInput, ...]
+    layer_errors: dict[str, float]
+    input_errors: dict[str, float]
     predicted_bytes: int
 
     @property
     def error(self) -> float:
         """The sum over the trained layers of ||g' - g||^2 / ||g||^2."""
-        return sum(self.added.values())
+        return sum(self.input_errors.values())
 
     @property
     def methods(self) -> dict[str, Method]:
-        """The method of every layer: that of the tensor which its input is, or is made again from."""
-        keys = {name: group.key for group in self.groups for name in group.layers}
-        return {name: self.ways[key].method for name, key in keys.items()}
+        """The method of every layer: that of the saved input which its input is, or is rematerialized from."""
+        return {name: self.options[saved.key].method for saved in self.saved_inputs for name in saved.layers}
 
 
-def ways_of(ladder: Sequence[Method], levels: Sequence[Errors]) -> list[Way]:
-    """Return the measured ways to keep a tensor, and those between them."""
-    measured = [Way(method, errors.own, errors.passed) for method, errors in zip(ladder, levels, strict=True)]
-    return measured + [way for one, other in pairwise(measured) for way in _between(one, other)]
+def method_options(ladder: Sequence[Method], levels: Sequence[GradientErrors]) -> list[MethodOption]:
+    """Return the measured methods of a saved input, then those between two of them, with interpolated errors.
+
+    Between two levels errors follow a power law in the bits.
+    """
+    measured = [MethodOption(method, errors) for method, errors in zip(ladder, levels, strict=True)]
+    between = []
+    for one, other in pairwise(measured):
+        for place in range(1, INTERVALS):
+            share = place / INTERVALS
+            method = one.method.between(other.method, share)
+            if method is not None:
+                pairs = zip(one.errors, other.errors, strict=True)
+                between.append(MethodOption(method, GradientErrors(*(_interpolated(*pair, share) for pair in pairs))))
+    return measured + between
 
 
-def of_group(way: Way, group: Group) -> Way:
-    """Return a way with the errors of one group's layers alone."""
-    own = {name: way.own[name] for name in group.layers if name in way.own}
-    return Way(way.method, own, {name: way.passed[name] for name in group.before if name in way.passed})
-
-
-def _between(one: Way, other: Way) -> Iterator[Way]:
-    """Yield ways between two levels: errors fall with the bits by a power law from one to the other."""
-    for place in range(1, STEPS_BETWEEN):
-        share = place / STEPS_BETWEEN
-        method = one.method.between(other.method, share)
-        if method is not None:
-            yield Way(method, _mixed(one.own, other.own, share), _mixed(one.passed, other.passed, share))
-
-
-def _mixed(one: Mapping[str, float], other: Mapping[str, float], share: float) -> dict[str, float]:
+def _interpolated(one: Mapping[str, float], other: Mapping[str, float], share: float) -> dict[str, float]:
     return {name: error ** (1 - share) * other[name] ** share for name, error in one.items()}
+
+
+def option_for(option: MethodOption, saved: SavedInput) -> MethodOption:
+    """Return an option with the errors of the layers that depend on one saved input, and no others."""
+    weights = {name: option.errors.weights[name] for name in saved.layers if name in option.errors.weights}
+    outputs = {name: option.errors.outputs[name] for name in saved.slope_layers if name in option.errors.outputs}
+    return MethodOption(option.method, GradientErrors(weights, outputs))
 
 
 def draft(
     depth: int,
     micro_batch: int,
-    groups: Sequence[Group],
-    ways: Mapping[str, Sequence[Way]],
+    saved_inputs: Sequence[SavedInput],
+    options: Mapping[str, Sequence[MethodOption]],
     sizes: Mapping[str, Sequence[int]],
     trained: Sequence[str],
     damping: float,
     capacity: int,
-    most_ways: int = MOST_WAYS,
+    max_states: int = MAX_STATES,
 ) -> Draft | None:
-    """Return the way of each group with the least sum of errors within the capacity, None where none fits.
+    """Return the allocation with the least sum of errors within the capacity (bytes), None where none fits.
 
-    sizes: the bytes of each way for this micro-batch. trained: the layers in their order; an error in the gradient of one's
-    output reaches, damped, its own weight and those of all before it.
+    options: by the saved input's key, with their sizes in bytes for this micro-batch. trained: the layers in their order; an
+    error in the gradient of one's output arrives, times ``damping``, in its own weight gradient and in those of all layers
+    before it.
     """
     reach = {name: damping * (place + 1) for place, name in enumerate(trained)}
-    options = [
-        [Option(size, _added(way, reach)) for size, way in zip(sizes[group.key], ways[group.key], strict=True)]
-        for group in groups
+    groups = [
+        [Option(size, _total_error(option, reach)) for size, option in zip(sizes[key], options[key], strict=True)]
+        for key in (saved.key for saved in saved_inputs)
     ]
-    chosen = allocate(options, capacity, most_ways)
-    if chosen is None:
+    places = allocate(groups, capacity, max_states)
+    if places is None:
         return None
-    picked = {group.key: ways[group.key][place] for group, place in zip(groups, chosen, strict=True)}
-    taken = [each[place] for each, place in zip(options, chosen, strict=True)]
-    added = {group.key: option.error for group, option in zip(groups, taken, strict=True)}
-    errors = _by_layer(picked.values(), trained, damping)
-    return Draft(depth, micro_batch, picked, tuple(groups), errors, added, sum(option.size for option in taken))
-
-
-def _added(way: Way, reach: Mapping[str, float]) -> float:
-    """Return what a way adds to the sum of all trained layers' errors."""
-    own = sum(error for name, error in way.own.items() if name in reach)
-    return own + sum(error * reach[name] for name, error in way.passed.items() if name in reach)
-
-
-def _by_layer(ways: Iterable[Way], trained: Sequence[str], damping: float) -> dict[str, float]:
-    """Return every trained layer's error: its own, and what reaches it from after it."""
-    own: dict[str, float] = {}
-    passed: dict[str, float] = {}
-    for way in ways:
-        own.update(way.own)
-        passed.update(way.passed)
-    errors, reaching = {}, 0.0
+    chosen = {saved.key: options[saved.key][place] for saved, place in zip(saved_inputs, places, strict=True)}
+    costs = [group[place] for group, place in zip(groups, places, strict=True)]
+    input_errors = {saved.key: cost.error for saved, cost in zip(saved_inputs, costs, strict=True)}
+    weights = {name: error for option in chosen.values() for name, error in option.errors.weights.items()}
+    outputs = {name: error for option in chosen.values() for name, error in option.errors.outputs.items()}
+    layer_errors, arriving = {}, 0.0
     for name in reversed(trained):
-        reaching += damping * passed.get(name, 0.0)
-        errors[name] = own.get(name, 0.0) + reaching
-    return errors
+        arriving += damping * outputs.get(name, 0.0)
+        layer_errors[name] = weights.get(name, 0.0) + arriving
+    size = sum(cost.size for cost in costs)
+    return Draft(depth, micro_batch, chosen, tuple(saved_inputs), layer_errors, input_errors, size)
+
+
+def _total_error(option: MethodOption, reach: Mapping[str, float]) -> float:
+    """Return what an option adds to the sum of all trained layers' errors."""
+    weights = sum(error for name, error in option.errors.weights.items() if name in reach)
+    return weights + sum(error * reach[name] for name, error in option.errors.outputs.items() if name in reach)

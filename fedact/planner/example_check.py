@@ -1,4 +1,4 @@
-"""One example's way through a model and a loss, before anything is planned: bad input is found out here."""
+"""Checks of a plan's example: its form, and one pass through the model and the loss before anything is planned."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from fedact.models.tasks import Loss
 from fedact.nn.surgery import install
 
 
-def checked(example: Any) -> tuple[Tensor, Tensor]:
+def valid_example(example: Any) -> tuple[Tensor, Tensor]:
     """Return the inputs and labels of an example; raises ConfigError for what is no batch of finite inputs with labels."""
     if not isinstance(example, tuple | list) or len(example) != 2 or not all(isinstance(each, Tensor) for each in example):
         raise ConfigError(f"an example is a pair of tensors, inputs and labels, not {_in_words(example)}")
@@ -27,14 +27,18 @@ def checked(example: Any) -> tuple[Tensor, Tensor]:
 
 
 def called_modules(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> frozenset[str]:
-    """Return the names of the modules that the model calls for the first example; batch norm and dropout are as in a plan.
+    """Return the names of the modules that the model calls for the first example, batch norm and dropout as in a plan.
 
     Raises ConfigError where the model cannot be run on it or gives no finite numbers, or where its loss for any of the
     labels is no number with a gradient.
     """
     called: set[str] = set()
+
+    def add(module: nn.Module, args: Any, name: str) -> None:
+        called.add(name)
+
     modules = install(model, {}).named_modules()
-    handles = [module.register_forward_pre_hook(partial(_note, called, name)) for name, module in modules]
+    handles = [module.register_forward_pre_hook(partial(add, name=name)) for name, module in modules]
     # Any code may run here and raise anything.
     try:
         with torch.no_grad():
@@ -47,13 +51,13 @@ def called_modules(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> frozen
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         raise ConfigError("the model's output for the example's first input has a NaN or an infinity")
     if isinstance(scores, Tensor):
-        _try_loss(loss, scores, y)
+        _check_loss(loss, scores, y)
     return frozenset(called)
 
 
 @contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """Let what is random in a model's own code be the same every time, and leave torch's generators as they are."""
+def fixed_randomness(device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for what is random in a model's own code, and put them back afterwards."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(0)
@@ -63,7 +67,7 @@ def own_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _try_loss(loss: Loss, scores: Tensor, y: Tensor) -> None:
+def _check_loss(loss: Loss, scores: Tensor, y: Tensor) -> None:
     """Take the loss of every label with the first example's scores: two at a time, for scores may be whole images."""
     scores = scores.detach().requires_grad_()
     for labels in torch.split(y, 2):
@@ -73,10 +77,6 @@ def _try_loss(loss: Loss, scores: Tensor, y: Tensor) -> None:
             raise ConfigError(f"the loss cannot be taken of the model's output and a label: {_first_line(error)}") from None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise ConfigError(f"a loss is one number with a gradient, not {_in_words(value)}")
-
-
-def _note(called: set[str], name: str, module: nn.Module, args: Any) -> None:
-    called.add(name)
 
 
 def _first_line(error: Exception) -> str:

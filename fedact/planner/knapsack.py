@@ -1,4 +1,4 @@
-"""One option for each kept tensor, so that the errors add up to the least within a number of bytes."""
+"""Multiple-choice knapsack: one option for each saved input, the least sum of errors within a number of bytes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,64 +6,68 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-MOST_WAYS = 4_000
-"""Up to so many ways to share out the bytes are told apart; beyond it the allocation is no longer proven to be the best."""
+MAX_STATES = 4_000
+"""Most partial allocations told apart in a stage; where there are more, the result is no longer proven to be optimal."""
 
 
 class Option(NamedTuple):
-    """One way to keep a tensor: the bytes it takes and the error it adds."""
+    """One way to save an input: its size in bytes and the error it adds."""
 
     size: int
     error: float
 
 
 class _Stage(NamedTuple):
-    """The best ways to keep the tensors so far: more bytes, less error. Each is a way before and an option of the last."""
+    """The Pareto-optimal allocations for the groups so far, by rising bytes and falling error.
 
-    sizes: Int64[np.ndarray, " ways"]
-    errors: Float64[np.ndarray, " ways"]
-    before: Int64[np.ndarray, " ways"]
-    option: Int64[np.ndarray, " ways"]
+    previous: each one's place in the stage before; option: its place in the last group.
+    """
+
+    sizes: Int64[np.ndarray, " states"]
+    errors: Float64[np.ndarray, " states"]
+    previous: Int64[np.ndarray, " states"]
+    option: Int64[np.ndarray, " states"]
 
 
-def allocate(groups: Sequence[Sequence[Option]], capacity: int, most_ways: int = MOST_WAYS) -> list[int] | None:
-    """Return the place of the option for each group; None where even the smallest ones do not fit.
+def allocate(groups: Sequence[Sequence[Option]], capacity: int, max_states: int = MAX_STATES) -> list[int] | None:
+    """Return each group's option, by its place in the group; None where even the smallest options exceed the capacity.
 
-    A dynamic programme over the ways that no other way beats in both bytes and error: what it returns never takes more
-    than the capacity, and has the least sum of errors while there are at most ``most_ways`` such ways.
+    groups: the options for every saved input. capacity: bytes. A dynamic programme over Pareto-optimal allocations: the
+    result never exceeds the capacity, and has the least sum of errors as long as no stage has more than ``max_states``.
+
+    >>> allocate([[Option(8, 0.0), Option(2, 0.5)], [Option(4, 0.0), Option(1, 0.1)]], capacity=9)
+    [0, 1]
     """
     least = [min(option.size for option in group) for group in groups]
     if sum(least) > capacity:
         return None
     stages = [_Stage(*(np.zeros(1, kind) for kind in (np.int64, np.float64, np.int64, np.int64)))]
     for place, group in enumerate(groups):
-        stages.append(_following(stages[-1], group, capacity - sum(least[place + 1 :]), most_ways))
-    way, chosen = len(stages[-1].sizes) - 1, []
+        stages.append(_next_stage(stages[-1], group, capacity - sum(least[place + 1 :]), max_states))
+    state, chosen = len(stages[-1].sizes) - 1, []
     for stage in reversed(stages[1:]):
-        chosen.append(int(stage.option[way]))
-        way = int(stage.before[way])
+        chosen.append(int(stage.option[state]))
+        state = int(stage.previous[state])
     return chosen[::-1]
 
 
-def _following(last: _Stage, group: Sequence[Option], capacity: int, most_ways: int) -> _Stage:
-    """Return the undominated ways to keep one more tensor within the capacity."""
+def _next_stage(last: _Stage, group: Sequence[Option], capacity: int, max_states: int) -> _Stage:
+    """Return the Pareto-optimal allocations with one more group; beyond ``max_states``, one for each step of bytes."""
     sizes = last.sizes[:, None] + np.array([option.size for option in group], np.int64)
     errors = last.errors[:, None] + np.array([option.error for option in group], np.float64)
-    before, option = np.nonzero(sizes <= capacity)
-    stage = _Stage(sizes[before, option], errors[before, option], before, option)
-    stage = _taken(stage, np.lexsort((stage.errors, stage.sizes)))
+    previous, option = np.nonzero(sizes <= capacity)
+    stage = _Stage(sizes[previous, option], errors[previous, option], previous, option)
+    stage = _select(stage, np.lexsort((stage.errors, stage.sizes)))
     best = np.minimum.accumulate(stage.errors)
-    stage = _taken(stage, np.flatnonzero(stage.errors < np.concatenate([[np.inf], best[:-1]])))
-    return stage if len(stage.sizes) <= most_ways else _thinned(stage, most_ways)
-
-
-def _thinned(stage: _Stage, most_ways: int) -> _Stage:
-    """Return one way for each of so many equal steps of bytes: the one with the least error; and the smallest of all."""
-    step = max(1, int(np.ptp(stage.sizes)) // most_ways + 1)
+    stage = _select(stage, np.flatnonzero(stage.errors < np.concatenate([[np.inf], best[:-1]])))
+    if len(stage.sizes) <= max_states:
+        return stage
+    # Of each step's states the one with the least error; and the smallest of all.
+    step = max(1, int(np.ptp(stage.sizes)) // max_states + 1)
     bucket = (stage.sizes - stage.sizes[0]) // step
-    last = np.flatnonzero(np.diff(bucket, append=bucket[-1] + 1))
-    return _taken(stage, np.unique(np.concatenate([[0], last])))
+    last_of_step = np.flatnonzero(np.diff(bucket, append=bucket[-1] + 1))
+    return _select(stage, np.unique(np.concatenate([[0], last_of_step])))
 
 
-def _taken(stage: _Stage, places: Int64[np.ndarray, " some"]) -> _Stage:
-    return _Stage(*(each[places] for each in stage))
+def _select(stage: _Stage, places: Int64[np.ndarray, " some"]) -> _Stage:
+    return _Stage(*(column[places] for column in stage))

@@ -1,4 +1,4 @@
-"""What keeping tensors less exactly does to the gradient: measured layer by layer, with everything after a layer exact."""
+"""What compression does to the gradient: measured layer by layer, with everything after the layer exact."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,15 +19,17 @@ from fedact.nn.rematerialization import calls_of
 from fedact.nn.surgery import calibrate, install, restore
 
 Methods = Mapping[str, Method]
+"""The method of each saved input, by layer."""
 OnOutput = Callable[[str, Tensor], Tensor | None]
+"""Called with a layer's name and its output gradient; returns what is to take its place, None to leave it."""
 
-CLOSEST = 1e-12
-"""Below this a relative squared difference is rounding."""
+ROUNDING = 1e-12
+"""A relative squared difference below this is rounding."""
 
 
 @dataclass(frozen=True)
 class _RoundTrip(Itself):
-    """Keeps what a method makes of a tensor, as it is: every layer that is computed from it finds it ready."""
+    """Saves a tensor's reconstruction as it is: whatever is rematerialized from it needs no decoding."""
 
     traits: ClassVar[Traits] = replace(Exact.traits, source="none: for measuring", keeps_input=False)
 
@@ -41,45 +43,47 @@ class _RoundTrip(Itself):
         return replace(self, method=self.method.for_dimensions(dimensions))
 
 
-class Errors(NamedTuple):
-    """Relative squared errors of one way to keep everything: ||g' - g||^2 / ||g||^2, by layer.
+class GradientErrors(NamedTuple):
+    """Relative squared errors ||g' - g||^2 / ||g||^2 of one choice of methods, by layer.
 
-    own: of the weight's gradient where the output's gradient is exact. passed: of the output's gradient where the gradient
-    at the next trained layers' outputs is exact: what comes from the slopes of the activations between.
+    weights: of weight gradients, where the layer's output gradient is exact. outputs: of output gradients, where those of
+    the next trained layers are exact: the error of the slopes of the activation functions between.
     """
 
-    own: dict[str, float]
-    passed: dict[str, float]
+    weights: dict[str, float]
+    outputs: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The errors of each level, and what is needed to add them up.
+    """The gradient errors of every level, and what adds them up.
 
-    lengths: the squared length of each layer's exact gradient. damping: what of an error in a layer's output gradient is
-    left, on average, in the weight gradients of it and of the layers before.
+    squared_norms: of each layer's exact weight gradient. damping: the mean share of an error in a layer's output gradient
+    that arrives in the weight gradients of this layer and of those before it.
     """
 
-    lengths: dict[str, float]
-    levels: list[Errors]
+    squared_norms: dict[str, float]
+    levels: list[GradientErrors]
     damping: float
 
 
-def averaged(found: Sequence[Sensitivity]) -> Sensitivity:
+def mean_sensitivity(batches: Sequence[Sensitivity]) -> Sensitivity:
     """Return the mean of what was measured on several batches."""
+
+    def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
+
     levels = [
-        Errors(_means([errors.own for errors in each]), _means([errors.passed for errors in each]))
-        for each in zip(*(one.levels for one in found), strict=True)
+        GradientErrors(mean([errors.weights for errors in level]), mean([errors.outputs for errors in level]))
+        for level in zip(*(one.levels for one in batches), strict=True)
     ]
-    damping = sum(one.damping for one in found) / len(found)
-    return Sensitivity(_means([one.lengths for one in found]), levels, damping)
-
-
-def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
+    damping = sum(one.damping for one in batches) / len(batches)
+    return Sensitivity(mean([one.squared_norms for one in batches]), levels, damping)
 
 
 class _Exact(NamedTuple):
+    """The exact gradients of weights and of outputs, by layer; outputs only of layers that are called once."""
+
     weights: dict[str, Tensor]
     outputs: dict[str, Tensor]
     called_once: set[str]
@@ -88,29 +92,31 @@ class _Exact(NamedTuple):
 def measure_sensitivity(
     model: nn.Module, batch: Batch, trained: Sequence[str], levels: Sequence[Methods], loss: Loss
 ) -> Sensitivity:
-    """Return what each level (a method for each kept input) does to the gradient of a batch, taken at once.
+    """Return the gradient errors of each level (a method for every saved input) on a batch, taken at once.
 
-    trained: the layers with weights, in their order. The model is changed.
+    trained: the layers with weights, in their order. The model's methods are changed.
     """
-    once = set(calls_of(restore(model)))
+    called_once = set(calls_of(restore(model)))
     install(model, dict.fromkeys(levels[0], Exact()))
-    shared = record(model, batch[0])
-    exact = _Exact({}, {}, once)
-    exact.weights.update(_gradients(model, batch, shared, loss, trained, once, exact.outputs.__setitem__))
-    found = []
+    prefix = record(model, batch[0])
+    exact = _Exact({}, {}, called_once)
+    exact.weights.update(_gradients(model, batch, prefix, loss, trained, called_once, exact.outputs.__setitem__))
+    errors = []
     for methods in levels:
         install(model, _round_trips(methods))
-        found.append(_errors(model, batch, prefix_of(model, batch[0], shared), loss, trained, exact))
-    joint = 1.0
-    if any(error > CLOSEST for errors in found for error in errors.passed.values()):
-        place = len(levels) // 2
-        install(model, _round_trips(levels[place]))
-        together = relative_errors(
-            _gradients(model, batch, prefix_of(model, batch[0], shared), loss, trained), exact.weights
-        )
-        joint = _damping(together, found[place], list(exact.weights))
-    lengths = {name: float(g.square().sum()) for name, g in exact.weights.items()}
-    return Sensitivity(lengths, found, joint)
+        errors.append(_errors(model, batch, prefix_of(model, batch[0], prefix), loss, trained, exact))
+    damping = 1.0
+    if any(error > ROUNDING for level in errors for error in level.outputs.values()):
+        # How much of the output errors arrives in the weight gradients, by one step with all of them in it.
+        middle = len(levels) // 2
+        install(model, _round_trips(levels[middle]))
+        gradients = _gradients(model, batch, prefix_of(model, batch[0], prefix), loss, trained)
+        arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors[middle].weights.values())
+        layers = list(exact.weights)
+        sent = sum(error * (layers.index(name) + 1) for name, error in errors[middle].outputs.items())
+        damping = max(0.0, arrived / sent) if sent else 0.0
+    norms = {name: float(g.square().sum()) for name, g in exact.weights.items()}
+    return Sensitivity(norms, errors, damping)
 
 
 def _round_trips(methods: Methods) -> Methods:
@@ -119,19 +125,18 @@ def _round_trips(methods: Methods) -> Methods:
     }
 
 
-def _errors(model: nn.Module, batch: Batch, prefix: Any, loss: Loss, trained: Sequence[str], exact: _Exact) -> Errors:
-    passed: dict[str, float] = {}
+def _errors(
+    model: nn.Module, batch: Batch, prefix: Any, loss: Loss, trained: Sequence[str], exact: _Exact
+) -> GradientErrors:
+    """Return the errors of the installed methods, each layer's with the exact output gradient put in its place."""
+    outputs: dict[str, float] = {}
 
-    def put_right(name: str, gradient: Tensor) -> Tensor:
-        passed[name] = relative_error(gradient, exact.outputs[name])
+    def replace_by_exact(name: str, gradient: Tensor) -> Tensor:
+        outputs[name] = relative_error(gradient, exact.outputs[name])
         return exact.outputs[name]
 
-    own = relative_errors(_gradients(model, batch, prefix, loss, trained, exact.called_once, put_right), exact.weights)
-    return Errors(own, passed)
-
-
-def _left_alone(name: str, gradient: Tensor) -> None:
-    pass
+    gradients = _gradients(model, batch, prefix, loss, trained, exact.called_once, replace_by_exact)
+    return GradientErrors(relative_errors(gradients, exact.weights), outputs)
 
 
 def _gradients(
@@ -141,52 +146,44 @@ def _gradients(
     loss: Loss,
     trained: Sequence[str],
     watched: Collection[str] = (),
-    on_output: OnOutput = _left_alone,
+    on_output: OnOutput | None = None,
 ) -> dict[str, Tensor]:
-    """Return the gradient of each trained layer's weight; ``on_output`` sees, and may change, those of the outputs."""
+    """Return each trained layer's weight gradient; ``on_output`` is called with the watched layers' output gradients."""
+
+    def watch(module: nn.Module, args: Any, output: Tensor, name: str) -> None:
+        if output.requires_grad and on_output:
+            output.register_hook(partial(on_output, name))  # type: ignore[no-untyped-call]
+
     with ExitStack() as stack:
         for name in trained:
             if name in watched:
-                watch = partial(_watch, name=name, on_output=on_output)
-                stack.callback(model.get_submodule(name).register_forward_hook(watch).remove)
+                stack.callback(model.get_submodule(name).register_forward_hook(partial(watch, name=name)).remove)
         step(model, batch, prefix, loss=loss)
     weights = {name: model.get_submodule(name).weight for name in trained}
-    found = {name: weight.grad for name, weight in weights.items() if isinstance(weight.grad, Tensor)}
+    gradients = {name: weight.grad for name, weight in weights.items() if isinstance(weight.grad, Tensor)}
     model.zero_grad()
-    return found
-
-
-def _watch(module: nn.Module, args: Any, output: Tensor, name: str, on_output: OnOutput) -> None:
-    if output.requires_grad:
-        output.register_hook(partial(on_output, name))  # type: ignore[no-untyped-call]
-
-
-def _damping(together: Mapping[str, float], apart: Errors, layers: Sequence[str]) -> float:
-    """Return how much of the passed errors arrives in the weight gradients, by one step with all of them in it."""
-    arrived = sum(together.values()) - sum(apart.own.values())
-    sent = sum(error * (layers.index(name) + 1) for name, error in apart.passed.items())
-    return max(0.0, arrived / sent) if sent else 0.0
+    return gradients
 
 
 def total_error(
     model: nn.Module, batch: Batch, methods: Methods, loss: Loss, micro_batch: int, calibration: Tensor | None = None
 ) -> float:
-    """Return the sum of the trained layers' errors for a batch in micro-batches; the model is changed.
+    """Return the sum of the trained layers' gradient errors for a batch in micro-batches; the model's methods are changed.
 
-    calibration: inputs on which methods that are calibrated find their states first.
+    calibration: inputs on which calibrated methods compute their states first.
     """
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     exact: dict[str, Tensor] = {}
-    ours: dict[str, Tensor] = {}
-    for total, chosen in ((exact, dict.fromkeys(methods, Exact())), (ours, methods)):
-        install(model, chosen)
+    compressed: dict[str, Tensor] = {}
+    for total, installed in ((exact, dict.fromkeys(methods, Exact())), (compressed, methods)):
+        install(model, installed)
         if calibration is not None:
             calibrate(model, calibration)
         for part in parts(batch, micro_batch):
             for name, gradient in _gradients(model, part, None, loss, trained).items():
                 share = gradient * (len(part[1]) / len(batch[1]))
                 total[name] = total[name] + share if name in total else share
-    return sum(relative_errors(ours, exact).values())
+    return sum(relative_errors(compressed, exact).values())
 
 
 def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
@@ -195,8 +192,8 @@ def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]
 
 
 def relative_error(gradient: Tensor, exact: Tensor) -> float:
-    """Return ||g' - g||^2 / ||g||^2, 0 for a difference that is rounding."""
-    length = float(torch.sum(exact.double().square()))
-    error = float(torch.sum((gradient.double() - exact.double()).square()))
-    relative = error / length if length else float(error > 0)
-    return relative if relative > CLOSEST else 0.0
+    """Return ||g' - g||^2 / ||g||^2; 0 for a difference that is rounding, 1 for any other from a gradient of 0."""
+    squared_norm = float(torch.sum(exact.double().square()))
+    difference = float(torch.sum((gradient.double() - exact.double()).square()))
+    relative = difference / squared_norm if squared_norm else float(difference > 0)
+    return relative if relative > ROUNDING else 0.0

@@ -1,4 +1,4 @@
-"""How long a batch takes under a plan, relative to plain training of the same layers at once; and what it computes."""
+"""The time of a batch under a plan, relative to plain training of the same layers at once; and its operations."""
 
 import time
 from dataclasses import dataclass
@@ -10,52 +10,52 @@ from fedact.compression.exact import Vanilla
 from fedact.measure.cost import count_flops
 from fedact.nn.surgery import install
 from fedact.planner.problem import Methods, Problem
-from fedact.planner.search import Found
+from fedact.planner.search import Solution
 from fedact.training.local import micro_step
 
-TIMES = 3
+REPETITIONS = 3
 """Steps timed after a first one; the fastest counts, for anything else on the machine only adds to it."""
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Times what was found, where a bound on the slowdown was given."""
+class SlowdownLimit:
+    """The most time that a batch may take relative to plain training's; None for no limit, and nothing is timed."""
 
     problem: Problem
     max_slowdown: float | None
 
-    def kept(self, found: Found) -> Found | None:
-        """Return what was found with its slowdown, None where that is over the bound; untimed where there is no bound."""
+    def admit(self, solution: Solution) -> Solution | None:
+        """Return the solution with its slowdown, None where that is over the limit; as it is where there is none."""
         if self.max_slowdown is None:
-            return found
-        slowdown = self.slowdown(found)
-        return found._replace(slowdown=slowdown) if slowdown <= self.max_slowdown else None
+            return solution
+        slowdown = self.slowdown(solution)
+        return solution._replace(slowdown=slowdown) if slowdown <= self.max_slowdown else None
 
-    def slowdown(self, found: Found) -> float:
-        """Return the time of a batch in micro-batches relative to plain training's, all at once."""
-        names, size = list(found.methods), self.problem.batch_size
-        plain = _seconds(self.problem, dict.fromkeys(names, Vanilla()), size, 0)
-        return _seconds(self.problem, found.methods, found.micro_batch, found.prefix_chunk) / plain
+    def slowdown(self, solution: Solution) -> float:
+        """Return the seconds of a batch in micro-batches, divided by plain training's, all at once."""
+        names, size = list(solution.methods), self.problem.batch_size
+        plain = _batch_seconds(self.problem, dict.fromkeys(names, Vanilla()), size, 0)
+        return _batch_seconds(self.problem, solution.methods, solution.micro_batch, solution.prefix_chunk) / plain
 
 
-def _seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> float:
-    """Return the seconds of a batch, by one micro-batch of it."""
+def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> float:
+    """Return the seconds of a batch, from the fastest of a few steps on one micro-batch."""
     model = install(problem.model, methods, prefix_chunk=prefix_chunk)
     x, y = problem.examples(micro_batch)
-    taken = []
-    for _ in range(1 + TIMES):
+    seconds = []
+    for _ in range(1 + REPETITIONS):
         begin = _now(x)
         micro_step(model, x, y, problem.batch_size, problem.loss)
-        taken.append(_now(x) - begin)
+        seconds.append(_now(x) - begin)
         model.zero_grad()
-    return min(taken[1:]) * ceil(problem.batch_size / micro_batch)
+    return min(seconds[1:]) * ceil(problem.batch_size / micro_batch)
 
 
 def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
     """Return the floating-point operations of a batch in micro-batches, from the first trained layer on."""
     model, examples = install(problem.model, methods, prefix_chunk=prefix_chunk), problem.examples(micro_batch)
     if any(method.traits.reads_state for method in methods.values()):
-        # What a method finds in a first step only is no part of the others.
+        # The first step alone has the operations that start a method's state.
         count_flops(model, examples, loss=problem.loss)
     return round(count_flops(model, examples, loss=problem.loss) * problem.batch_size / micro_batch)
 

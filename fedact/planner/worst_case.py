@@ -1,7 +1,7 @@
-"""Steps that take the most working memory, for methods whose working memory follows the data."""
+"""Steps with the most working memory, for methods whose working memory follows the data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,41 +12,59 @@ from fedact.compression.method import NO_STATE
 from fedact.measure.ledger import tensors_in
 
 
-@dataclass(frozen=True, eq=False)
-class Hardest(Method):
-    """Keeps, in an input's place, one like it that is as hard on the method as any; in every other way it is the method.
+class WorstCaseInputs:
+    """Remembers one of a method's worst cases for every shape and type of input; made at the first request.
 
-    place: which of the method's hard cases. ready: those that were made before the step that is measured, by shape.
+    index: which of the method's ``worst_cases``.
     """
+
+    def __init__(self, method: Method, index: int) -> None:
+        self.method, self.index = method, index
+        self.by_shape: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, State]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, State]:
+        """Return an input of x's shape and type, and a state, on which the method takes the most working memory."""
+        key = (x.shape, x.dtype)
+        if key not in self.by_shape:
+            self.by_shape[key] = self.method.worst_cases(x)[self.index]
+        return self.by_shape[key]
+
+
+@dataclass(frozen=True, eq=False)
+class WorstCase(Method):
+    """A method that compresses one of its worst cases in the place of every input; otherwise the method itself."""
 
     traits: ClassVar[Traits] = Traits("none: for measuring")
 
     method: Method
-    place: int
+    inputs: WorstCaseInputs
     derive: int = 0
-    ready: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, State]] = field(default_factory=dict)
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        like = (x.shape, x.dtype)
-        if like not in self.ready:
-            self.ready[like] = self.method.worst_cases(x)[self.place]
-        return self.method.compress(*self.ready[like])
+        return self.method.compress(*self.inputs.like(x))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return self.method.reconstruct(compressed)
 
-    def predicted_bytes(self, kept: Tensor | Sequence[int]) -> int:
-        return self.method.predicted_bytes(kept)
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return self.method.predicted_bytes(x)
 
 
-def hardest(methods: Mapping[str, Method], place: int) -> dict[str, Method]:
-    """Return the methods with those that have so many hard cases at one of these."""
+def worst_cases(methods: Mapping[str, Method], index: int) -> dict[str, Method]:
+    """Return the methods, by layer, each at its worst case of this index; a method with fewer cases as it is."""
     return {
-        name: Hardest(method, place, method.derive) if place < method.traits.worst_case_count else method
+        name: WorstCase(method, WorstCaseInputs(method, index), method.derive)
+        if index < method.traits.worst_case_count
+        else method
         for name, method in methods.items()
     }
 
 
-def made_ready(methods: Mapping[str, Method]) -> list[Tensor]:
-    """Return the tensors that a first step made for those that follow: they are no part of a step."""
-    return [tensor for method in methods.values() if isinstance(method, Hardest) for tensor in tensors_in(method.ready)]
+def worst_case_tensors(methods: Mapping[str, Method]) -> list[Tensor]:
+    """Return the tensors of all worst cases made so far: input of a measured step, not part of what it holds."""
+    return [
+        tensor
+        for method in methods.values()
+        if isinstance(method, WorstCase)
+        for tensor in tensors_in(method.inputs.by_shape)
+    ]

@@ -1,4 +1,4 @@
-"""Sharing a budget out: on small networks nothing that fits has less error, and more bytes never mean more of it."""
+"""Allocation of a budget: on small networks nothing that fits has less error, and more bytes never mean more of it."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 import fedact
 from fedact.compression import choose_method
-from fedact.planner.allocation import NEGLIGIBLE, Sharing
-from fedact.planner.drafts import Way, of_group
-from fedact.planner.example_check import own_randomness
-from fedact.planner.kept_tensors import Group
+from fedact.planner.allocation import NEGLIGIBLE, ByteAllocation
+from fedact.planner.drafts import MethodOption, option_for
+from fedact.planner.example_check import fixed_randomness
 from fedact.planner.problem import Problem, make_problem, measure_step
-from fedact.planner.profile import Study
-from fedact.planner.slowdown import Pace
+from fedact.planner.profile import Profile
+from fedact.planner.saved_inputs import SavedInput
+from fedact.planner.slowdown import SlowdownLimit
 from tests.support.planner_networks import NETWORKS, example, network
 
 WITHIN = 1.01
@@ -47,15 +47,15 @@ class Combinations(NamedTuple):
     """All ways to keep everything in a micro-batch: the errors that they add up to, and the bytes of the tensors alone."""
 
     micro_batch: int
-    groups: list[Group]
-    ways: list[list[Way]]
+    inputs: list[SavedInput]
+    options: list[list[MethodOption]]
     errors: np.ndarray
     sizes: np.ndarray
 
     def methods(self, place: int) -> dict[str, object]:
         chosen = np.unravel_index(place, self.errors.shape)
-        picked = [ways[each].method for ways, each in zip(self.ways, chosen, strict=True)]
-        return {name: method for group, method in zip(self.groups, picked, strict=True) for name in group.layers}
+        picked = [options[each].method for options, each in zip(self.options, chosen, strict=True)]
+        return {name: method for saved, method in zip(self.inputs, picked, strict=True) for name in saved.layers}
 
 
 def problem_of(name: str, method: str) -> Problem:
@@ -65,29 +65,29 @@ def problem_of(name: str, method: str) -> Problem:
 
 @cache
 def everything(name: str, method: str) -> tuple[Problem, list[Combinations]]:
-    with own_randomness(torch.device("cpu")):
+    with fixed_randomness(torch.device("cpu")):
         problem, depth = problem_of(name, method), NETWORKS[name][1]
-        return problem, list(_combinations(problem, depth, Sharing(problem, depth, Pace(problem, None))))
+        return problem, list(_combinations(problem, depth, ByteAllocation(problem, depth, SlowdownLimit(problem, None))))
 
 
-def _combinations(problem: Problem, depth: int, sharing: Sharing) -> Iterator[Combinations]:
-    for family, micro_batch in product(sharing.families, problem.halvings()):
-        count = sharing.examples if family.by_example else micro_batch
-        study = Study(problem, family, depth, sharing.costs, count)
-        groups, trained = study.groups(depth), problem.in_order(depth)
-        ways = [[of_group(way, group) for way in study.ways[group.key]] for group in groups]
-        errors = [[_added(way, trained, study.sensitivity.damping) for way in each] for each in ways]
+def _combinations(problem: Problem, depth: int, allocation: ByteAllocation) -> Iterator[Combinations]:
+    for family, micro_batch in product(allocation.families, problem.micro_batches()):
+        count = allocation.examples if family.per_example else micro_batch
+        profile = Profile(problem, family, depth, allocation.costs, count)
+        inputs, trained = profile.saved_inputs(depth), problem.trained_in_order(depth)
+        options = [[option_for(option, saved) for option in profile.options[saved.key]] for saved in inputs]
+        errors = [[_added(option, trained, profile.sensitivity.damping) for option in each] for each in options]
         sizes = [
-            [study.size(way.method, group.key, micro_batch) for way in each]
-            for group, each in zip(groups, ways, strict=True)
+            [profile.size(option.method, saved.key, micro_batch) for option in each]
+            for saved, each in zip(inputs, options, strict=True)
         ]
-        yield Combinations(micro_batch, groups, ways, _sums(errors), _sums(sizes))
+        yield Combinations(micro_batch, inputs, options, _sums(errors), _sums(sizes))
 
 
-def _added(way: Way, trained: list[str], damping: float) -> float:
+def _added(option: MethodOption, trained: list[str], damping: float) -> float:
     """Return the planner's objective: a layer's own error, and what passes its slopes in it and in all layers before."""
-    passed = sum(error * damping * (trained.index(name) + 1) for name, error in way.passed.items() if name in trained)
-    return passed + sum(error for name, error in way.own.items() if name in trained)
+    weights, outputs = ({name: error for name, error in each.items() if name in trained} for each in option.errors)
+    return sum(error * damping * (trained.index(name) + 1) for name, error in outputs.items()) + sum(weights.values())
 
 
 def _sums(of_groups: list[list[float]]) -> np.ndarray:
@@ -100,7 +100,7 @@ def _sums(of_groups: list[list[float]]) -> np.ndarray:
 @cache
 def measured(name: str, method: str, place: int, way: int) -> int:
     problem, found = everything(name, method)
-    with own_randomness(torch.device("cpu")):
+    with fixed_randomness(torch.device("cpu")):
         return measure_step(problem, found[place].methods(way), found[place].micro_batch).saved_bytes
 
 
@@ -144,6 +144,6 @@ def test_every_combination_is_looked_at():
     for name in NETWORKS:
         _, found = everything(name, "auto")
         assert {each.micro_batch for each in found} == {4, 2, 1}
-        assert all(2 <= len(each.groups) <= 4 for each in found)
+        assert all(2 <= len(each.inputs) <= 4 for each in found)
         assert found[0].errors.flat[0] == 0
         assert measured(name, "auto", 0, 0) == planned(name, None, "exact:derive=3").saved_bytes

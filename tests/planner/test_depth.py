@@ -1,4 +1,4 @@
-"""How many layers to train, and how fast: gradients' lengths against autograd, and the laws of what decides the depth."""
+"""How many layers to train, and how fast: gradients' norms against autograd, and the laws of what decides the depth."""
 
 import copy
 
@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fedact
-from fedact.planner import slowdown as pace
+from fedact.planner import slowdown
 from fedact.planner.depth import (
-    ENOUGH,
+    DEFAULT_DEPTH,
     HEAD_MOMENTUM,
     HEAD_STEPS,
-    UNTOLD,
-    depth_for,
-    expected_learning,
-    gradient_lengths,
-    grid,
+    SUFFICIENT_SHARE,
+    candidate_depths,
+    expected_loss_decrease,
+    squared_gradient_norms,
+    sufficient_depth,
 )
 from tests.support.planned import batch, net
 
@@ -48,15 +48,15 @@ def by_autograd(model: nn.Module, fitted, held_out) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("size", [2, 5, 8])
-def test_lengths_are_autograds_on_each_half_with_the_head_fitted_to_the_other(size):
+def test_norms_are_autograds_on_each_half_with_the_head_fitted_to_the_other(size):
     x, y = batch(size, seed=size)
     first, second = ((x[: (size + 1) // 2], y[: (size + 1) // 2]), (x[(size + 1) // 2 :], y[(size + 1) // 2 :]))
     one, other = by_autograd(net(), first, second), by_autograd(net(), second, first)
-    lengths = gradient_lengths(net(), (x, y), TRAINED, F.cross_entropy)
-    assert lengths == pytest.approx({name: one[name] + other[name] for name in TRAINED}, rel=1e-3)
+    norms = squared_gradient_norms(net(), (x, y), TRAINED, F.cross_entropy)
+    assert norms == pytest.approx({name: one[name] + other[name] for name in TRAINED}, rel=1e-3)
 
 
-def test_without_a_trained_head_the_lengths_are_the_gradients_own():
+def test_without_a_trained_head_the_norms_are_the_gradients_own():
     x, y = batch(6)
     expected = dict.fromkeys(["left", "right"], 0.0)
     for part in (slice(0, 3), slice(3, 6)):
@@ -64,18 +64,18 @@ def test_without_a_trained_head_the_lengths_are_the_gradients_own():
         F.cross_entropy(model(x[part]), y[part]).backward()
         for name in expected:
             expected[name] += float(model.get_submodule(name).weight.grad.square().sum())
-    lengths = gradient_lengths(net(), (x, y), ["left", "right"], F.cross_entropy)
-    assert lengths == pytest.approx(expected, rel=1e-3)
+    norms = squared_gradient_norms(net(), (x, y), ["left", "right"], F.cross_entropy)
+    assert norms == pytest.approx(expected, rel=1e-3)
 
 
 def test_one_example_tells_nothing():
-    assert gradient_lengths(net(), batch(1), TRAINED, F.cross_entropy) == dict.fromkeys(TRAINED, 0.0)
+    assert squared_gradient_norms(net(), batch(1), TRAINED, F.cross_entropy) == dict.fromkeys(TRAINED, 0.0)
 
 
 def test_the_weights_are_what_they_were_and_no_gradient_is_left():
     model = net()
     before = copy.deepcopy(model.state_dict())
-    gradient_lengths(model, batch(6), TRAINED, F.cross_entropy)
+    squared_gradient_norms(model, batch(6), TRAINED, F.cross_entropy)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
@@ -90,9 +90,11 @@ def with_a_head(*layers: nn.Module, head_name: str) -> nn.Module:
 def test_a_convolution_on_one_pixel_is_fitted_as_a_linear_head_is():
     torch.manual_seed(1)
     linear, convolution = nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
-    lengths = gradient_lengths(with_a_head(nn.Flatten(), linear, head_name="4"), batch(6), ["0", "4"], F.cross_entropy)
-    found = gradient_lengths(with_a_head(convolution, nn.Flatten(), head_name="3"), batch(6), ["0", "3"], F.cross_entropy)
-    assert [found["0"], found["3"]] == pytest.approx([lengths["0"], lengths["4"]], rel=1e-4)
+    norms = squared_gradient_norms(with_a_head(nn.Flatten(), linear, head_name="4"), batch(6), ["0", "4"], F.cross_entropy)
+    found = squared_gradient_norms(
+        with_a_head(convolution, nn.Flatten(), head_name="3"), batch(6), ["0", "3"], F.cross_entropy
+    )
+    assert [found["0"], found["3"]] == pytest.approx([norms["0"], norms["4"]], rel=1e-4)
 
 
 def test_a_convolutional_head_is_fitted_to_the_loss_of_its_pixels_whatever_its_inputs_size():
@@ -101,9 +103,9 @@ def test_a_convolutional_head_is_fitted_to_the_loss_of_its_pixels_whatever_its_i
     model.head_name = "2"
     x, _ = batch(4)
     masks = (x.sum(1) > 0).long()
-    lengths = [gradient_lengths(model, (scale * x, masks), ["0", "2"], F.cross_entropy)["2"] for scale in (1, 1e3)]
-    assert 0 < lengths[0] < float("inf")
-    assert 0 < lengths[1] < float("inf")
+    norms = [squared_gradient_norms(model, (scale * x, masks), ["0", "2"], F.cross_entropy)["2"] for scale in (1, 1e3)]
+    assert 0 < norms[0] < float("inf")
+    assert 0 < norms[1] < float("inf")
 
 
 # What decides the depth ----------------------------------------------------------------------------------------------------
@@ -120,69 +122,69 @@ def nested(depths, errors) -> dict[int, dict[str, float]]:
 
 
 @given(by_layer, by_layer, st.sampled_from(names), numbers)
-def test_more_error_teaches_less_and_none_teaches_the_most(lengths, errors, name, more):
-    assert expected_learning(lengths, dict.fromkeys(names, 0.0)) == pytest.approx(sum(lengths.values()))
-    assert expected_learning(lengths, errors) <= sum(lengths.values())
-    assert expected_learning(lengths, errors | {name: errors[name] + more}) <= expected_learning(lengths, errors)
-    assert expected_learning(lengths, {}) == 0
+def test_more_error_teaches_less_and_none_teaches_the_most(norms, errors, name, more):
+    assert expected_loss_decrease(norms, dict.fromkeys(names, 0.0)) == pytest.approx(sum(norms.values()))
+    assert expected_loss_decrease(norms, errors) <= sum(norms.values())
+    assert expected_loss_decrease(norms, errors | {name: errors[name] + more}) <= expected_loss_decrease(norms, errors)
+    assert expected_loss_decrease(norms, {}) == 0
 
 
 @given(by_layer, by_layer, st.floats(0.01, 100))
-def test_learning_follows_the_squared_gradients(lengths, errors, times):
-    longer = {name: times * length for name, length in lengths.items()}
-    assert expected_learning(longer, errors) == pytest.approx(times * expected_learning(lengths, errors))
+def test_learning_follows_the_squared_gradients(norms, errors, times):
+    longer = {name: times * length for name, length in norms.items()}
+    assert expected_loss_decrease(longer, errors) == pytest.approx(times * expected_loss_decrease(norms, errors))
 
 
 @given(depths, by_layer, by_layer, st.floats(0.05, 1))
-def test_the_depth_is_the_least_that_teaches_enough(depths, lengths, errors, enough):
+def test_the_depth_is_the_least_that_teaches_enough(depths, norms, errors, enough):
     at = nested(depths, errors)
-    chosen = depth_for(at, lengths, enough)
-    teaches = {depth: expected_learning(lengths, each) for depth, each in at.items()}
+    chosen = sufficient_depth(at, norms, enough)
+    teaches = {depth: expected_loss_decrease(norms, each) for depth, each in at.items()}
     most = max(teaches.values())
     assert teaches[chosen] >= enough * most
     assert all(teaches[depth] < enough * most for depth in depths if depth < chosen)
 
 
 @given(depths, by_layer, by_layer, st.floats(0.05, 1), st.floats(0.05, 1))
-def test_asking_for_more_never_trains_fewer_layers(depths, lengths, errors, one, other):
+def test_asking_for_more_never_trains_fewer_layers(depths, norms, errors, one, other):
     assume(one <= other)
     at = nested(depths, errors)
-    assert depth_for(at, lengths, one) <= depth_for(at, lengths, other)
-    assert depth_for(at, lengths) == depth_for(at, lengths, ENOUGH)
+    assert sufficient_depth(at, norms, one) <= sufficient_depth(at, norms, other)
+    assert sufficient_depth(at, norms) == sufficient_depth(at, norms, SUFFICIENT_SHARE)
 
 
 @pytest.mark.parametrize("untold", [0.0, float("inf"), float("nan")])
-def test_lengths_that_tell_nothing_leave_a_depth_that_was_settled_beforehand(untold):
-    lengths = dict.fromkeys(names, untold)
-    assert depth_for(nested([0, 1, 4, UNTOLD, 12, 40], dict.fromkeys(names, 0.1)), lengths) == UNTOLD
-    assert depth_for(nested([1, 3], dict.fromkeys(names, 0.1)), lengths) == 3
-    assert depth_for(nested([12, 40], dict.fromkeys(names, 0.1)), lengths) == 12
+def test_norms_that_tell_nothing_leave_a_depth_that_was_settled_beforehand(untold):
+    norms = dict.fromkeys(names, untold)
+    assert sufficient_depth(nested([0, 1, 4, DEFAULT_DEPTH, 12, 40], dict.fromkeys(names, 0.1)), norms) == DEFAULT_DEPTH
+    assert sufficient_depth(nested([1, 3], dict.fromkeys(names, 0.1)), norms) == 3
+    assert sufficient_depth(nested([12, 40], dict.fromkeys(names, 0.1)), norms) == 12
 
 
 def test_where_nothing_fits_there_is_no_depth():
-    assert depth_for({}, dict.fromkeys(names, 1.0)) is None
+    assert sufficient_depth({}, dict.fromkeys(names, 1.0)) is None
 
 
 @given(depths)
 def test_the_depths_that_are_looked_at_are_the_shallow_ones_and_the_deepest(depths):
-    looked_at = grid(depths)
+    looked_at = candidate_depths(depths)
     assert looked_at == sorted(set(looked_at))
     assert {depth for depth in depths if depth < 4 or depth == depths[-1]} <= set(looked_at) <= set(depths)
 
 
-# The pace ------------------------------------------------------------------------------------------------------------------
+# The slowdown --------------------------------------------------------------------------------------------------------------
 
 
 def set_clock(monkeypatch, seconds_of) -> None:
     """Let every timed step take as long as it is told by the model it is taken on and its number of examples."""
-    now, step = [0.0], pace.micro_step
+    now, step = [0.0], slowdown.micro_step
 
     def timed(model, x, y, *others):
         now[0] += seconds_of(model, len(y))
         return step(model, x, y, *others)
 
-    monkeypatch.setattr(pace, "micro_step", timed)
-    monkeypatch.setattr(pace, "_now", lambda x: now[0])
+    monkeypatch.setattr(slowdown, "micro_step", timed)
+    monkeypatch.setattr(slowdown, "_now", lambda x: now[0])
 
 
 def is_plain(model: nn.Module) -> bool:

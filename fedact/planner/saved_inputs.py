@@ -1,0 +1,87 @@
+"""The inputs that a step saves, each with the layers and activation functions whose gradients are computed from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import Node
+
+from fedact.compression import Method
+from fedact.nn.graph import downstream
+from fedact.nn.layers import SMOOTH
+from fedact.nn.layers.base import has_weights
+from fedact.nn.rematerialization import Derivations, calls_of, derivations
+
+PIECEWISE = (nn.ReLU, nn.ReLU6)
+
+
+@dataclass(frozen=True)
+class SavedInput:
+    """The input of the layer ``key``, saved once for everything that needs it in the backward pass.
+
+    layers: the trained layers whose weight gradient is computed from it. slope_layers: those whose output gradient passes
+    an activation function whose slope is computed from it. chains: for each rematerialized tensor, the modules that compute
+    it from this input. masks: the activation functions that save no mask but take it from what is rematerialized.
+    """
+
+    key: str
+    layers: tuple[str, ...]
+    slope_layers: tuple[str, ...]
+    chains: tuple[tuple[str, ...], ...]
+    masks: tuple[str, ...] = ()
+
+
+def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedInput]:
+    """Return the saved inputs of a plain model whose layers have these methods, in the order of the layers."""
+    trained = [name for name in methods if has_weights(model.get_submodule(name))]
+    gradient_path = downstream(model, trained)
+    derived = derivations(model, methods, gradient_path)
+    slopes = _slope_sources(model, trained, derived, methods)
+    saved = [name for name in methods if name in gradient_path and name not in derived.inputs]
+    keys = dict.fromkeys([*(_origin(name, derived) for name in methods if name in gradient_path), *saved])
+    return [
+        SavedInput(
+            key,
+            layers=tuple(name for name in methods if _origin(name, derived) == key),
+            slope_layers=tuple(name for name, source in slopes.items() if source == key),
+            chains=tuple(one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.origin == key),
+            masks=tuple(name for name, one in derived.masks.items() if one.origin == key),
+        )
+        for key in keys
+    ]
+
+
+def _origin(name: str, derived: Derivations) -> str:
+    """Return the layer whose saved input the named layer's input is, or is rematerialized from."""
+    return derived.inputs[name].origin if name in derived.inputs else name
+
+
+def _slope_sources(
+    model: nn.Module, trained: list[str], derived: Derivations, methods: Mapping[str, Method]
+) -> dict[str, str]:
+    """Return, for each trained layer before an activation function, the saved input that gives the function's slope.
+
+    An empty name where the function saves a mask of its own.
+    """
+    calls, modules, sources = calls_of(model), dict(model.named_modules()), dict[str, str]()
+    for name in trained:
+        activation = _activation_after(calls[name], modules) if name in calls else ""
+        if activation in derived.left:
+            sources[name] = _origin(derived.left[activation], derived)
+        elif activation in derived.masks:
+            sources[name] = derived.masks[activation].origin
+        elif activation:
+            sources[name] = _origin(activation, derived) if activation in methods else ""
+    return sources
+
+
+def _activation_after(node: Node, modules: Mapping[str, nn.Module]) -> str:
+    """Return the activation function that a layer's output reaches before any other layer with weights, "" where none."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, (*PIECEWISE, *SMOOTH)):
+            return str(node.target)
+        if node.op == "output" or isinstance(module, nn.Conv2d | nn.Linear):
+            return ""
+    return ""
