@@ -27,6 +27,14 @@ def test_a_notebook_runs_top_to_bottom_on_a_users_run(path, users_run, monkeypat
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_is_there(path):
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    lines = [line for cell in cells for line in cell.splitlines() if line.startswith(("import ", "from "))]
+    assert lines
+    exec("\n".join(lines), {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_without_outputs(path):
     assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
 

@@ -1,0 +1,141 @@
+"""What README.md and docs/ say must be so: commands parse, code runs, pictures and files are there.
+
+A block fenced as ``python`` is run, the blocks of a page one after the other; one fenced as ``py`` needs data or a run that
+is not there, and is only compiled.
+"""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedact import bench, compare, plan, simulate
+from fedact.compression import choose_method
+from fedact.config.loading import make_config, read_toml
+from fedact.config.schema import Config
+from fedact.config.spec import build
+from fedact.data.partition import PARTITIONS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+COMMAND = re.compile(r"python -m fedact\.(\w+)\s+([^`#&;\n]+)")
+DOORS = {"simulate": simulate, "plan": plan, "bench": bench, "compare": compare}
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    """Return the contents of a page's fenced blocks of one kind."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    """Return what stands between single backticks, on one line each."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each command of fedact on a page as (name of the command, arguments)."""
+    fenced = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+    for code in [fenced.replace("\\\n", " "), *inline_code(text)]:
+        yield from COMMAND.findall(code)
+
+
+FOUND = {(page, door, arguments.strip()) for page, text in TEXTS.items() for door, arguments in commands(text)}
+COMMANDS = sorted(found for found in FOUND if found[2] != "--help")
+
+
+@pytest.mark.parametrize(("page", "door", "arguments"), COMMANDS)
+def test_every_command_is_understood(page, door, arguments):
+    settings = DOORS[door].parser().settings(shlex.split(arguments))
+    given = {name: value for name, value in settings.items() if name in Config.model_fields and door != "compare"}
+    make_config(given if door == "simulate" else {name: value for name, value in given.items() if name != "method"})
+    for method in settings.get("method", ()):
+        assert choose_method(method)
+    if "partition" in given:
+        assert build("partition", PARTITIONS, given["partition"])
+
+
+def test_every_page_has_commands_that_are_checked():
+    assert {"README.md", "docs/start.md", "docs/planner.md", "docs/fleets.md"} <= {page for page, _, _ in COMMANDS}
+    assert {door for _, door, _ in COMMANDS} == set(DOORS)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_flag_that_is_named_is_there(page):
+    known = {flag for door in DOORS.values() for flag in door.parser()._option_string_actions}
+    named = {code.split()[0] for code in inline_code(TEXTS[page]) if code.startswith("--")}
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_setting_of_a_flower_run_is_there(page):
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    settings = re.findall(r'--run-config "([^"]*)"', TEXTS[page])
+    assert {name for each in settings for name in re.findall(r"([a-z][a-z-]*)=", each)} <= set(known)
+
+
+RUNNABLE = [page for page, text in TEXTS.items() if blocks(text, "python") and page != "README.md"]
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(TEXTS[page], "python"):
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if blocks(text, "py")])
+def test_code_that_needs_a_run_compiles(page):
+    for block in blocks(TEXTS[page], "py"):
+        compile(block, page, "exec")
+
+
+def test_the_training_loop_of_the_readme_saves_the_memory_it_says(capsys):
+    (block,) = blocks(TEXTS["README.md"], "python")
+    exec(compile(block, "README", "exec"), {})
+    saved = {line.split()[0]: int(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    said = {method: int(size.replace(",", "")) for method, size in re.findall(r"^# (\S+) +([\d,]+)", block, re.MULTILINE)}
+    assert said.keys() == saved.keys()
+    assert all(said[method] == pytest.approx(saved[method], rel=0.1) for method in said)
+    assert saved["vanilla"] > 2 * saved["exact"] > 2 * saved["hosvd:variance=0.8"] > 2 * saved["transform"]
+
+
+RUNS = sorted(path for path in (ROOT / "configs").glob("*.toml") if path.stem != "devices")
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_says_how_it_is_run(path):
+    assert make_config(read_toml(path))
+    assert f"--config configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_file_that_a_page_leads_to_is_there(page):
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", TEXTS[page], flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose)
+    local = [link for link in links if "://" not in link]
+    assert all(((ROOT / page).parent / link).exists() for link in local), local
+
+
+def test_the_readme_is_a_page_with_a_picture():
+    text = TEXTS["README.md"]
+    assert len(text.encode()) < 10_000
+    assert re.search(r"!\[.*?\]\(.*?\)", text)
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)) == pages
+
+
+def test_ci_runs_the_readmes_own_commands():
+    script = (ROOT / ".ci" / "run").read_text()
+    needles = re.findall(r"readme_command '(.*?)'", script)
+    assert len(needles) == 2
+    assert all(any(needle in line for line in TEXTS["README.md"].splitlines()) for needle in needles)
