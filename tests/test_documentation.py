@@ -123,6 +123,11 @@ def test_every_file_that_a_page_leads_to_is_there(page):
     assert all(((ROOT / page).parent / link).exists() for link in local), local
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_test_that_a_page_names_is_there(page):
+    assert all((ROOT / file).is_file() for file in re.findall(r"\btests/[\w/]+\.py\b", TEXTS[page]))
+
+
 def test_the_readme_is_a_page_with_a_picture():
     text = TEXTS["README.md"]
     assert len(text.encode()) < 10_000
