@@ -1,14 +1,25 @@
 """``vanilla`` and ``exact``: the tensor itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import ClassVar
 
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Traits, check_derive, item_size, owned, shape_of
-from fedact.config.errors import ConfigError
+from fedact.compression.method import (
+    NO_STATE,
+    Compressed,
+    Convolutions,
+    Count,
+    Method,
+    State,
+    Traits,
+    item_size,
+    owned,
+    shape_of,
+)
+from fedact.config.spec import settings
 
 ITSELF = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0)
 
@@ -26,7 +37,7 @@ class Itself(Method):
         return prod(shape_of(x)) * item_size(x)
 
 
-@dataclass(frozen=True)
+@settings("exact")
 class Exact(Itself):
     """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient.
 
@@ -38,20 +49,17 @@ class Exact(Itself):
         ITSELF, source="autograd's gradient without what it need not keep", variants=("", "derive=2")
     )
 
-    derive: int = 0
-
-    def __post_init__(self) -> None:
-        check_derive("exact", self.derive)
+    derive: Convolutions = 0
 
 
-@dataclass(frozen=True)
+@settings("vanilla")
 class Vanilla(Itself):
     """Plain autograd: every layer keeps what PyTorch keeps."""
 
     traits: ClassVar[Traits] = replace(ITSELF, source="PyTorch autograd", saves_less=False)
 
 
-@dataclass(frozen=True)
+@settings("checkpoint")
 class Checkpoint(Itself):
     """Keeps the inputs of segments, and recomputes what lies inside: the same gradient for one more forward pass.
 
@@ -61,11 +69,7 @@ class Checkpoint(Itself):
 
     traits: ClassVar[Traits] = replace(ITSELF, source="Chen et al., 2016, arXiv 1604.06174, section 4")
 
-    children: int = 1
-
-    def __post_init__(self) -> None:
-        if self.children < 1:
-            raise ConfigError(f"checkpoint: children is a whole number from 1, not {self.children}")
+    children: Count = 1
 
     @property
     def segment(self) -> int:

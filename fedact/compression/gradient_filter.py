@@ -1,7 +1,6 @@
 """``gradient_filter``: one number a patch, for the activation and for the output gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil, prod
 from typing import ClassVar, Literal
 
@@ -10,13 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, choose, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, item_size, shape_of
 from fedact.compression.operations import Convolution, Operation
+from fedact.config.spec import settings
 
-PATCHES = (1, 2, 4, 7)
 
-
-@dataclass(frozen=True)
+@settings("gradient_filter")
 class GradientFilter(Method):
     """Patch means of the activation; the input gradient comes from patch means of the output gradient.
 
@@ -34,9 +32,6 @@ class GradientFilter(Method):
     )
 
     patch: Literal[1, 2, 4, 7] = 2
-
-    def __post_init__(self) -> None:
-        choose("gradient_filter", "patch", self.patch, PATCHES)
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return Compressed((patch_means(x, self.patch).contiguous(),), x.shape)

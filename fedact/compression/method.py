@@ -1,15 +1,15 @@
 """What a method is: a codec for a saved activation, with the traits that planner and figures ask for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.operations import Operation
-from fedact.config.errors import ConfigError
 
 
 class State(NamedTuple):
@@ -20,6 +20,13 @@ class State(NamedTuple):
 
 
 NO_STATE = State()
+
+Variance = Annotated[float, Field(gt=0, le=1)]
+"""A share of a tensor's variance (the sum of its squares)."""
+Convolutions = Annotated[int, Field(ge=0)]
+"""A number of convolutions."""
+Count = Annotated[int, Field(ge=1)]
+"""A number of things, at least one."""
 
 
 class Compressed(NamedTuple):
@@ -167,18 +174,6 @@ class Method(Codec):
     def worst_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
         """Return inputs like x, with states, of which one takes about as much working memory as any ever does."""
         return []
-
-
-def choose(method: str, setting: str, value: object, allowed: Collection[object]) -> None:
-    """Raise ConfigError unless the setting's value is one of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{method}: {setting} is one of {', '.join(map(str, allowed))}, not {value}")
-
-
-def check_derive(method: str, derive: int) -> None:
-    """Raise ConfigError unless it is a number of convolutions."""
-    if isinstance(derive, bool) or not isinstance(derive, int) or derive < 0:
-        raise ConfigError(f"{method}: derive is a whole number from 0, not {derive}")
 
 
 def item_size(x: Tensor | Sequence[int]) -> int:

@@ -1,19 +1,18 @@
 """``quantize``: few bits an element, rounded at random so that the mean is right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, check_derive, choose, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Convolutions, Count, Method, State, Sweep, Traits, shape_of
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
-from fedact.config.errors import ConfigError
+from fedact.config.spec import settings
 
 
-@dataclass(frozen=True)
+@settings("quantize")
 class Quantize(Method):
     """Low-bit codes with stochastic rounding: an unbiased gradient.
 
@@ -32,14 +31,8 @@ class Quantize(Method):
     )
 
     bits: Literal[8, 4, 2] = 2
-    group: int = 256
-    derive: int = 0
-
-    def __post_init__(self) -> None:
-        check_derive("quantize", self.derive)
-        choose("quantize", "bits", self.bits, (8, 4, 2))
-        if self.group < 1:
-            raise ConfigError(f"quantize: group is a whole number from 1, not {self.group}")
+    group: Count = 256
+    derive: Convolutions = 0
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         (seed,) = (state if state.tensors else self.start(0)).tensors

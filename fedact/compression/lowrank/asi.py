@@ -15,6 +15,7 @@ from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.lowrank.subspaces import Subspaces
 from fedact.compression.method import State, Traits
+from fedact.config.spec import settings
 
 FEW_COLUMNS = 24
 """Columns up to which QR takes no longer than Cholesky."""
@@ -41,7 +42,7 @@ class SubspaceIteration(Subspaces):
         return mode_product(core, batch.T, 0), {0: batch, **bases}
 
 
-@dataclass(frozen=True)
+@settings("asi")
 class ASI(LowRank):
     """One warm-started subspace step a mode, at ranks that stay.
 

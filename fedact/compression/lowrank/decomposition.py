@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
+from pydantic import PlainValidator
 from torch import Tensor
 
 from fedact.compression.exact import Exact
@@ -21,6 +22,7 @@ from fedact.compression.method import (
     State,
     Sweep,
     Traits,
+    Variance,
     computable,
     item_size,
     owned,
@@ -28,6 +30,7 @@ from fedact.compression.method import (
 )
 from fedact.compression.operations import Convolution, Operation
 from fedact.config.errors import ConfigError
+from fedact.config.spec import spelled
 
 PAPER_VARIANCE = 0.8
 """The explained variance of the papers' headline figures."""
@@ -39,6 +42,10 @@ CORE_TYPES = {torch.float16: torch.bfloat16}
 
 DECOMPOSITION = Traits("", published="variance=0.8", sweep=Sweep("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)))
 """What the decompositions have in common."""
+
+
+Ranks = Annotated[tuple[int, ...] | None, PlainValidator(lambda ranks: None if ranks is None else tuple(ranks))]
+"""One rank a mode; a list will do."""
 
 
 class Layout(NamedTuple):
@@ -63,27 +70,24 @@ class LowRank(Method):
 
     name: ClassVar[str]
 
-    variance: float | None = None
-    ranks: tuple[int, ...] | None = None
-    max_ranks: tuple[int, ...] | None = None
+    variance: Variance | None = None
+    ranks: Ranks = None
+    max_ranks: Ranks = None
 
     def __post_init__(self) -> None:
         if self.variance is not None and self.ranks is not None:
             raise ConfigError(f"{self.name} takes variance or ranks, not both")
-        if self.variance is not None and not 0 < self.variance <= 1:
-            raise ConfigError(f"{self.name}: variance is above 0 and at most 1, not {self.variance:g}")
-        for setting in ("ranks", "max_ranks"):
-            ranks = getattr(self, setting)
+        for ranks in (self.ranks, self.max_ranks):
             if ranks is not None:
-                object.__setattr__(self, setting, self._checked(tuple(ranks)))
+                self._check(ranks)
 
-    def _checked(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    def _check(self, ranks: tuple[int, ...]) -> None:
+        """Raise ConfigError unless the ranks are whole numbers from 1, one for each truncated mode of a layer's input."""
         linear, several, usual = (len(self.modes(dimensions)) for dimensions in (2, 3, 4))
         if len(ranks) in (linear, several, usual) and all(isinstance(rank, int) and rank >= 1 for rank in ranks):
-            return ranks
+            return
         also = "" if linear == usual else f" ({linear} or {several} for a linear layer's input)"
-        spelled = "x".join(map(str, ranks))
-        raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled}")
+        raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled(ranks)}")
 
     @property
     def factorization(self) -> Factorization:

@@ -14,6 +14,7 @@ from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.method import State, Sweep, Traits
+from fedact.config.spec import settings
 
 ITERATIONS, TOLERANCE = 100, 1e-6
 
@@ -42,7 +43,7 @@ class HOOI(Factorization):
         return project(x, factors), factors
 
 
-@dataclass(frozen=True)
+@settings("tucker")
 class Tucker(LowRank):
     """Higher-order orthogonal iteration (tensorly's), to convergence: the smallest error at given ranks.
 

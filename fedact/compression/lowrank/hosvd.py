@@ -1,18 +1,18 @@
 """``hosvd``: a core and one factor a mode, as in the paper, and the ways in which it can be had better."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.lowrank.algebra import SOLVERS
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LEVELS, PAPER_VARIANCE, LowRank
 from fedact.compression.lowrank.factorization import Factorization, HigherOrderSVD, SequentialHOSVD
-from fedact.compression.method import Method, Traits, choose
+from fedact.compression.method import Method, Traits
+from fedact.config.spec import settings
 
 
-@dataclass(frozen=True)
+@settings("hosvd")
 class HOSVD(LowRank):
     """Truncated HOSVD of the whole batch.
 
@@ -36,12 +36,6 @@ class HOSVD(LowRank):
     solver: Literal["gram", "svd"] = "gram"
     batch: bool = True
     mean: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose("hosvd", "truncation", self.truncation, ("published", "sequential"))
-        choose("hosvd", "bits", self.bits, (32, 8, 4))
-        choose("hosvd", "solver", self.solver, tuple(SOLVERS))
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
         return tuple(range(0 if self.batch else 1, dimensions))

@@ -11,6 +11,7 @@ from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.lowrank.subspaces import Subspaces
 from fedact.compression.method import State, Traits
+from fedact.config.spec import settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class FixedSubspaces(Subspaces):
         return project(x, bases), bases
 
 
-@dataclass(frozen=True)
+@settings("lance")
 class LANCE(LowRank):
     """Projections onto fixed subspaces of channels and positions: only the core is kept of a step.
 

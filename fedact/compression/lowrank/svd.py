@@ -1,13 +1,14 @@
 """``svd`` and ``channel_svd``: one unfolding of the activation, truncated."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.method import Traits
+from fedact.config.spec import settings
 
 
-@dataclass(frozen=True)
+@settings("svd")
 class SVD(LowRank):
     """Truncated SVD of the batch x rest matrix: a few images, and each example's coefficients.
 
@@ -23,7 +24,7 @@ class SVD(LowRank):
         return (0,)
 
 
-@dataclass(frozen=True)
+@settings("channel_svd")
 class ChannelSVD(LowRank):
     """Truncated SVD of the positions x channels matrix: fewer channels, and how they mix.
 

@@ -1,16 +1,17 @@
 """``transform``: cosine transforms in space, a step that spends bits where the variance is, and an entropy coder."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, floor, log10, prod, sqrt
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, check_derive, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method, State, Sweep, Traits, Variance, shape_of
 from fedact.compression.transform.bitstream import least_body, levels_end, read, write
 from fedact.compression.transform.coefficients import (
     Threshold,
@@ -34,9 +35,9 @@ from fedact.compression.transform.cosine import (
 )
 from fedact.compression.transform.cosine import transform as cosine_transform
 from fedact.compression.transform.step_size import ROUND_DOWN, Symbols, filling, keeping, near, symbols
-from fedact.config.errors import ConfigError
+from fedact.config.spec import settings
 
-MOST_BITS = 16.0
+MOST_BITS = 16
 DEFAULT_VARIANCE = 0.96
 """On MobileNetV2's layers the weight gradient's cosine is then about 0.95."""
 LEVELS = (8.0, 3.0, 1.0, 0.3, 0.1, 0.03)
@@ -56,7 +57,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
+@settings("transform")
 class Transform(Method):
     """Transform coding: weighted cosine coefficients, one uniform step, runs of zeros in Rice's code.
 
@@ -81,16 +82,9 @@ class Transform(Method):
         element_seconds=2e-8,
     )
 
-    variance: float | None = None
-    bits: float | None = None
-    derive: int = 2
-
-    def __post_init__(self) -> None:
-        check_derive("transform", self.derive)
-        if self.variance is not None and not 0 < self.variance <= 1:
-            raise ConfigError(f"transform: variance is above 0 and at most 1, not {self.variance:g}")
-        if self.bits is not None and not 0 < self.bits <= MOST_BITS:
-            raise ConfigError(f"transform: bits is above 0 and at most {MOST_BITS:g}, not {self.bits:g}")
+    variance: Variance | None = None
+    bits: Annotated[float, Field(gt=0, le=MOST_BITS)] | None = None
+    derive: Convolutions = 2
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         images = as_images(x)
