@@ -8,12 +8,14 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import fedact
 from fedact import bench, compare, plan, simulate
-from fedact.compression import choose_method
+from fedact.compression import AUTO, METHODS, choose_method
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.config.spec import build
@@ -132,6 +134,17 @@ def test_the_readme_is_a_page_with_a_picture():
     text = TEXTS["README.md"]
     assert len(text.encode()) < 10_000
     assert re.search(r"!\[.*?\]\(.*?\)", text)
+
+
+def test_the_api_page_has_every_public_name_and_every_method():
+    named = re.findall(r"^::: ([\w.]+)$", TEXTS["docs/api.md"], flags=re.MULTILINE)
+    found = [getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in named]
+    public = [getattr(fedact, name) for name in fedact.__all__ if name != "compression"]
+    assert {*public, *METHODS.values()} <= set(found)
+
+
+def test_every_method_has_a_section():
+    assert {*METHODS, AUTO} <= set(re.findall(r"^## (\w+)$", TEXTS["docs/methods.md"], flags=re.MULTILINE))
 
 
 def test_every_page_is_in_the_navigation():
