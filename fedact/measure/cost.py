@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedact.config.seeds import Purpose, generator
-from fedact.measure.step import Batch, Prefix, part_step, parts, record, step
+from fedact.measure.step import Batch, parts, record, step
+from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
 
 Clock = Callable[[], float]
@@ -59,7 +60,7 @@ def time_micro_batches(
 def _whole_seconds(model: nn.Module, micro_batch: int | None, batch: Batch, clock: Clock) -> float:
     begin = _now(batch[0], clock)
     for part in parts(batch, micro_batch):
-        part_step(model, part, len(batch[1]))
+        add_gradient(model, *part, len(batch[1]))
     end = _now(batch[0], clock)
     model.zero_grad()
     return end - begin
@@ -70,7 +71,7 @@ def relative(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[fl
     return [row[name] / row[to] for row in rows]
 
 
-def _seconds(model: nn.Module, batch: Batch, prefix: Prefix, clock: Clock) -> float:
+def _seconds(model: nn.Module, batch: Batch, prefix: Inputs, clock: Clock) -> float:
     begin = 0.0
 
     def reached() -> None:
@@ -107,7 +108,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count_flops(model: nn.Module, batch: Batch, prefix: Prefix | None = None, loss: Loss = task_loss) -> int:
+def count_flops(model: nn.Module, batch: Batch, prefix: Inputs | None = None, loss: Loss = task_loss) -> int:
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
     They are those of convolutions and matrix products, two a multiplication and addition, and of decompositions, which

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedact.compression import State
 from fedact.config.seeds import Purpose, generator
 from fedact.measure.memory import Memory, largest, measure_memory
-from fedact.measure.step import Batch, Prefix, part_step, parts, prefix_of, record, step
+from fedact.measure.step import Batch, parts, prefix_of, record, step
+from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.nn.layers import Keeping
 from fedact.nn.layers.compressed import Keeper
 from fedact.nn.surgery import trained_parameters
@@ -88,13 +89,13 @@ def measure_fidelity(
     return [_summary(name, memories[name], found[name]) for name in models]
 
 
-def gradient(model: nn.Module, batch: Batch, prefix: Prefix | None = None, micro_batch: int | None = None) -> Gradients:
+def gradient(model: nn.Module, batch: Batch, prefix: Inputs | None = None, micro_batch: int | None = None) -> Gradients:
     """Return the gradient of each trained parameter; the model is left without any."""
     if micro_batch is None:
         step(model, batch, prefix)
     else:
         for part in parts(batch, micro_batch):
-            part_step(model, part, len(batch[1]))
+            add_gradient(model, *part, len(batch[1]))
     return _taken(model)
 
 
@@ -106,7 +107,7 @@ def _taken(model: nn.Module) -> Gradients:
 
 
 def observe(
-    model: nn.Module, batch: Batch, prefix: Prefix, draws: int, seed: int, micro_batch: int | None = None
+    model: nn.Module, batch: Batch, prefix: Inputs, draws: int, seed: int, micro_batch: int | None = None
 ) -> tuple[Memory, list[Gradients]]:
     """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
 
@@ -116,7 +117,7 @@ def observe(
     for part in parts(batch, micro_batch):
         # The whole step, for the frozen part has the peak.
         with measure_memory(model, inputs=part) as memory:
-            part_step(model, part, len(batch[1]))
+            add_gradient(model, *part, len(batch[1]))
         memories.append(memory)
     drawn, after = [_taken(model)], states(model)
     while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):

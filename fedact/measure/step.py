@@ -1,26 +1,20 @@
-"""A training step from the first trained layer on: what lies before it is run once a batch, for every method."""
+"""A training step from the first trained layer on: the frozen prefix before it is run once a batch, for every method."""
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedact.models.tasks import loss_under, task_loss
-from fedact.nn.layers import OriginConv2d
+from fedact.models.micro_batch import Inputs, add_gradient
+from fedact.models.tasks import Loss, task_loss
+from fedact.nn.layers import OriginConv2d, RecomputedSequential
 from fedact.nn.prefix.graph import takes_part
-from fedact.nn.prefix.split import in_place_of_forward
-from fedact.nn.surgery import is_lean
+from fedact.nn.prefix.split import PrefixOutputs, split
 
 Batch = tuple[Tensor, Tensor]
-Prefix = list[Any]
-"""What the outermost modules before the first trained layer returned for a batch, in the order of their calls."""
-
-
-class _Reached(Exception):
-    """The first trained layer."""
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -29,55 +23,49 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})
 
 
-def record(model: nn.Module, x: Tensor) -> Prefix:
-    """Run the model up to its first trained layer and return what its frozen modules made of x."""
-    prefix: Prefix = []
-    inside = False
+def record(model: nn.Module, x: Tensor) -> Inputs:
+    """Return the outputs of a model's frozen prefix for a batch of images, or the images where there is no such prefix.
 
-    def remember(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside:
-            return plain(*args, **kwargs)
-        inside = True
-        output = plain(*args, **kwargs)
-        inside = False
-        # Copied, here and when handed out: what follows may write into it.
-        prefix.append(copy.deepcopy(output))
-        return output
-
-    def stop() -> None:
-        raise _Reached
-
-    with torch.no_grad(), suppress(_Reached), _in_their_place(model, remember, stop):
-        model(x)
-    return prefix
+    There is none where the first trained layer takes the images, or where torch.fx cannot trace the code that leads there.
+    """
+    parts = split(model)
+    return x if parts is None else PrefixOutputs(parts, parts.prefix(x))
 
 
-def prefix_of(model: nn.Module, x: Tensor, shared: Prefix) -> Prefix:
-    """Return the prefix that other models share, or the model's own, where it keeps the input of a frozen layer."""
-    return record(model, x) if any(isinstance(module, OriginConv2d) for module in model.modules()) else shared
+def prefix_of(model: nn.Module, x: Tensor, shared: Inputs) -> Inputs:
+    """Return the prefix outputs that models of the same weights share, or a model's own where it is cut elsewhere.
+
+    It is where it keeps the input of a frozen layer, or recomputes segments.
+    """
+    elsewhere = any(isinstance(module, OriginConv2d | RecomputedSequential) for module in model.modules())
+    return record(model, x) if elsewhere else shared
 
 
 def step(
     model: nn.Module,
     batch: Batch,
-    prefix: Prefix | None = None,
-    reached: Callable[[], None] = lambda: None,
-    loss: Callable[[Tensor, Tensor], Tensor] = task_loss,
+    prefix: Inputs | None = None,
+    reached: Callable[[], None] | None = None,
+    loss: Loss = task_loss,
 ) -> None:
     """Add a batch's gradient to the model's.
 
-    prefix: of the same batch and the same trained layers, to save the time it took; what lies between its modules is run
-    again. reached: called when the first trained layer is entered. From there on nothing is replayed: a frozen layer that
-    runs later, or again in the backward pass, runs.
+    prefix: what ``record`` returned for the same batch, weights and trained layers, to save the time it took.
+    reached: called when the first layer that is trained, or keeps an input for one, is entered.
     """
-    left = iter(prefix or ())
+    x = batch[0] if prefix is None else prefix
+    x = x.under(model) if isinstance(x, PrefixOutputs) else x
+    with ExitStack() as hooks:
 
-    def replay(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return copy.deepcopy(next(left)) if prefix else plain(*args, **kwargs)
+        def enter(*_: Any) -> None:
+            hooks.close()
+            if reached is not None:
+                reached()
 
-    with _in_their_place(model, replay, reached):
-        loss_under(is_lean(model), loss)(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+        for module in model.modules() if reached else ():
+            if takes_part(module):
+                hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        add_gradient(model, x, batch[1], len(batch[1]), loss)
 
 
 def parts(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -88,41 +76,3 @@ def parts(batch: Batch, size: int | None) -> Iterator[Batch]:
         return
     for start in range(0, len(y), size):
         yield tuple(each[start : start + size].clone(memory_format=torch.preserve_format) for each in (x, y))  # type: ignore[misc]
-
-
-def part_step(model: nn.Module, part: Batch, batch_examples: int) -> None:
-    """Add a micro-batch's part of the batch's gradient to the model's, nothing replayed."""
-    loss = loss_under(is_lean(model), task_loss)(model(part[0]), part[1]) * (len(part[1]) / batch_examples)
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _in_their_place(model: nn.Module, call: Callable[..., Any], reached: Callable[[], None]) -> Iterator[None]:
-    """Run ``call(forward, *args)`` in the place of the outermost frozen modules' forward, up to the first trained layer.
-
-    A frozen layer whose input is kept for a trained one counts as one: keeping is a part of the step.
-    """
-    with ExitStack() as stack:
-
-        def leave(*_: Any) -> None:
-            stack.close()
-            reached()
-
-        for module in model.modules():
-            if takes_part(module):
-                stack.callback(module.register_forward_pre_hook(leave, prepend=True).remove)
-        for module in dict.fromkeys(_outermost_frozen(model)):
-            stack.enter_context(in_place_of_forward(module, _bound(call, module.forward)))
-        yield
-
-
-def _outermost_frozen(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if type(child) in (nn.ModuleList, nn.ModuleDict) or any(takes_part(module) for module in child.modules()):
-            yield from _outermost_frozen(child)
-        else:
-            yield child
-
-
-def _bound(call: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: call(plain, *args, **kwargs)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,41 +15,29 @@ from fedact.data import Loader
 from fedact.measure.memory import measure_memory, stored_bytes
 from fedact.nn.prefix.chunks import in_chunks
 from fedact.nn.prefix.outputs import LEAST_GROUP, Layout, Positions, group_for, layouts, made
-from fedact.nn.prefix.split import Split, in_place_of_forward, split
+from fedact.nn.prefix.split import PrefixOutputs, Split, split
 from fedact.nn.surgery import states
 from fedact.training.prefix_cache import PrefixCache
 
 HELD_BYTES = 2**28
 """How many bytes of a client's crossing values stay in memory for its epochs; of a larger one they are made each time."""
 
-Batches = Callable[[Positions], tuple["Crossed", Tensor]]
+Batches = Callable[[Positions], tuple["BatchOutputs", Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Crossed:
-    """A batch's values that cross from a frozen part into the rest; peak_of: what that part's run on examples peaks at."""
+class BatchOutputs(PrefixOutputs):
+    """The prefix outputs of some of a loader's examples; peak_of: the peak bytes of the prefix's run on such a batch."""
 
-    split: Split
-    values: tuple[Tensor, ...]
     positions: Positions
     peak_of: Callable[[Positions], int]
 
-    def __getitem__(self, part: slice) -> "Crossed":
-        return Crossed(self.split, tuple(value[part] for value in self.values), self.positions[part], self.peak_of)
+    def __getitem__(self, part: slice) -> Self:
+        return replace(super().__getitem__(part), positions=self.positions[part])
 
     def peak_bytes(self) -> int:
-        """Return what the frozen part's run on this batch peaks at, on a device."""
+        """Return the peak bytes of the prefix's run on this batch, on a device."""
         return self.peak_of(self.positions)
-
-    def through(self) -> Tensor:
-        """Return what the model makes of the batch."""
-
-        def go_on(*values: Tensor) -> Tensor:
-            # Made here, as the frozen part would make them: they are the step's, and gone as soon as they can be.
-            return self.split.go_on([value.clone(memory_format=torch.preserve_format) for value in values])  # type: ignore[no-any-return]
-
-        with in_place_of_forward(self.split.model, go_on):
-            return self.split.model(*self.values)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +77,7 @@ class FrozenPart:
         return examples * sum(layout.nbytes for layout in self.layouts) <= HELD_BYTES
 
     def held(self, loader: Loader) -> Batches:
-        """Return what gives batches of the loader's examples as Crossed, all of them made here and now."""
+        """Return what gives batches of the loader's examples as BatchOutputs, all of them made here and now."""
         kept = self._make(loader, np.arange(len(loader)))
         return partial(self._batch, loader, lambda chosen: [value[torch.from_numpy(chosen)] for value in kept])
 
@@ -111,10 +100,12 @@ class FrozenPart:
         groups = [values for _, values in made(self.split, loader, chosen, self.layouts, self.group)]
         return [torch.cat(each) for each in zip(*groups, strict=True)]
 
-    def _batch(self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions) -> tuple[Crossed, Tensor]:
+    def _batch(
+        self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions
+    ) -> tuple[BatchOutputs, Tensor]:
         kept = zip(self.layouts, take(chosen), strict=True)
         values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
-        return Crossed(self.split, values, chosen, partial(self._peak, loader)), loader.targets(chosen)
+        return BatchOutputs(self.split, values, chosen, partial(self._peak, loader)), loader.targets(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
         """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""

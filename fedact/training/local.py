@@ -13,9 +13,11 @@ from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, largest, measure_memory
-from fedact.models.tasks import TASKS, Loss, Outcome, loss_under, task_loss
-from fedact.nn.surgery import is_lean, trained_parameters
-from fedact.training.frozen_prefix import Crossed
+from fedact.models.micro_batch import Inputs, add_gradient, scores_of
+from fedact.models.tasks import TASKS, Loss, Outcome, task_loss
+from fedact.nn.prefix.split import PrefixOutputs
+from fedact.nn.surgery import trained_parameters
+from fedact.training.frozen_prefix import BatchOutputs
 from fedact.training.recipe import Recipe
 from fedact.training.threads import threads_for
 
@@ -35,9 +37,6 @@ def pull_back(parameters: Sequence[Tensor], starts: Sequence[Tensor], mu: float)
         if parameter.grad is not None:
             parameter.grad.add_(parameter, alpha=mu).sub_(start, alpha=mu)
 
-
-Inputs = Tensor | Crossed
-"""A batch's images, or what the frozen part of the model has made of them."""
 
 Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
 """Takes the positions of some examples, returns their inputs and labels, ready for the model."""
@@ -65,13 +64,8 @@ class LocalTraining:
     paper_bytes_std: float
 
 
-def scores_of(model: nn.Module, x: Inputs) -> Tensor:
-    """Return what the model makes of its inputs."""
-    return x.through() if isinstance(x, Crossed) else model(x)
-
-
 def _threads(x: Inputs) -> AbstractContextManager[None]:
-    return threads_for(x.values[0] if isinstance(x, Crossed) else x)
+    return threads_for(x.values[0] if isinstance(x, PrefixOutputs) else x)
 
 
 def micro_step(
@@ -84,13 +78,12 @@ def micro_step(
     clip_norm: float = float("inf"),
     before_clipping: Callable[[], None] | None = None,
 ) -> float:
-    """Add a micro-batch's part of the batch's gradient, and with an optimizer, end the batch; returns its part of the loss.
+    """Add a micro-batch's gradient, and with an optimizer, end the batch by clipping and a step; see ``add_gradient``.
 
-    The loss is a sum over the whole batch's size, so that micro-batches of any size add up to the same gradient.
+    before_clipping: run before the gradients are clipped. Returns the micro-batch's part of the batch's loss.
     """
     with _threads(x):
-        value = loss_under(is_lean(model), loss)(scores_of(model, x), y) * (len(y) / batch_examples)
-        value.backward()  # type: ignore[no-untyped-call]
+        value = add_gradient(model, x, y, batch_examples, loss)
         if optimizer is not None:
             if before_clipping is not None:
                 before_clipping()
@@ -137,7 +130,7 @@ def train_locally(
             else:
                 with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
                     total += step()
-                if isinstance(x, Crossed):
+                if isinstance(x, BatchOutputs):
                     memory.peak_bytes = max(memory.peak_bytes, x.peak_bytes())
                 known[shape] = within_budget(memory, plan)
             memories.append(known[shape])

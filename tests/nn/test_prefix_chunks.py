@@ -176,7 +176,7 @@ def test_an_error_in_the_trained_part_leaves_the_model_as_it_was(model):
 def test_without_gradients_the_model_runs_at_once(model):
     expected = evaluate(chunked(model, 0), lambda places: (X[places], Y[places]), len(X))
     assert evaluate(chunked(model, 1), lambda places: (X[places], Y[places]), len(X)) == expected
-    assert len(record(model, X)[-1]) == len(X)
+    assert len(record(model, X).values[-1]) == len(X)
 
 
 def test_a_plan_brings_its_chunk():

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 import fedact
 from fedact.config.plan import Plan
-from fedact.measure.step import part_step, parts
+from fedact.measure.step import parts
 from fedact.models import mobilenet_v2
+from fedact.models.micro_batch import add_gradient
 from fedact.models.weights import from_file, load_into
 from fedact.nn.surgery import trained_parameters
 
@@ -34,7 +35,7 @@ def model_and_batches(data, size: int):
 
 def gradients(model, batch, micro_batch):
     for part in parts(batch, micro_batch):
-        part_step(model, part, len(batch[1]))
+        add_gradient(model, *part, len(batch[1]))
     found = {name: p.grad.clone() for name, p in trained_parameters(model).items() if name.endswith("weight")}
     model.zero_grad()
     return found
@@ -51,7 +52,7 @@ def held(model, plan: Plan, batch) -> int:
     """Return the most that a whole step under the plan saves."""
     x, y = (each[: plan.micro_batch].clone() for each in batch)
     with fedact.measure_memory(fedact.apply(model, plan), inputs=(x, y)) as memory:
-        part_step(model, (x, y), plan.batch_size)
+        add_gradient(model, x, y, plan.batch_size)
     model.zero_grad()
     return memory.saved_bytes
 

@@ -10,7 +10,7 @@ from fedact.data import Examples, Loader, Preprocessing
 from fedact.nn.surgery import apply
 from fedact.planner import make_plan
 from fedact.training import frozen_prefix as frozen
-from fedact.training.frozen_prefix import Crossed, frozen_part
+from fedact.training.frozen_prefix import BatchOutputs, frozen_part
 
 EXAMPLES = 40
 
@@ -37,11 +37,11 @@ def test_the_rest_goes_on_as_the_whole_model_would(loader, planned):
     model, plan = planned
     batches = frozen_part(model, plan, loader, EXAMPLES).held(loader)
     chosen = np.array([5, 39, 0])
-    crossed, labels = batches(chosen)
+    outputs, labels = batches(chosen)
     x, y = loader(chosen)
     assert torch.equal(labels, y)
-    torch.testing.assert_close(crossed.through(), model(x))
-    torch.testing.assert_close(crossed[1:].through(), model(x[1:]))
+    torch.testing.assert_close(outputs.scores(), model(x))
+    torch.testing.assert_close(outputs[1:].scores(), model(x[1:]))
 
 
 def test_values_are_the_same_whether_held_or_made_each_time(loader, planned):
@@ -60,10 +60,10 @@ def test_a_client_too_large_to_be_held_is_run_in_the_smallest_groups(loader, pla
 
 
 def test_the_peak_is_that_of_as_many_examples(loader, planned):
-    crossed, _ = frozen_part(*planned, loader, EXAMPLES).held(loader)(np.arange(16))
-    assert isinstance(crossed, Crossed)
+    outputs, _ = frozen_part(*planned, loader, EXAMPLES).held(loader)(np.arange(16))
+    assert isinstance(outputs, BatchOutputs)
     # The first convolution's output, and the ReLU's.
-    whole, part = crossed.peak_bytes(), crossed[:4].peak_bytes()
+    whole, part = outputs.peak_bytes(), outputs[:4].peak_bytes()
     assert whole == 4 * part
     assert part >= 4 * 8 * 36 * 4
 

@@ -1,9 +1,10 @@
 """The frozen part of a model before its first trained layer, as a part of its own."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,38 @@ def split(model: nn.Module) -> Split | None:
     """Return a plain or an installed model in two, or None where there is no such cut: see ``cuts.parts_of``."""
     parts = parts_of(model)
     return None if parts is None else Split(model, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixOutputs:
+    """What a model's frozen prefix made of a batch, from which the model goes on in place of the images.
+
+    values: the prefix's outputs, examples first.
+    """
+
+    split: Split
+    values: tuple[Any, ...]
+
+    def __getitem__(self, part: slice) -> Self:
+        return replace(self, values=tuple(value[part] for value in self.values))
+
+    def under(self, model: nn.Module) -> Self:
+        """Return the same outputs for another model with the same weights that is cut at the same place."""
+        return self if model is self.split.model else replace(self, split=Split(model, self.split.parts))
+
+    def scores(self) -> Tensor:
+        """Return the model's output for the batch; the values stay as they are."""
+
+        def suffix(*values: Any) -> Any:
+            # Copied here, as the prefix would make them: the copies are the step's, and gone as soon as they can be.
+            return self.split.go_on([_copied(value) for value in values])
+
+        with in_place_of_forward(self.split.model, suffix):
+            return self.split.model(*self.values)  # type: ignore[no-any-return]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 @contextmanager
