@@ -41,8 +41,15 @@ class Itself(Method):
 class Exact(Itself):
     """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient.
 
-    derive: an input that is at most so many convolutions behind another kept one, no smaller than it, is not kept but made
-    again from it in the backward pass, with the ReLUs' masks; 0 keeps every input.
+    Stores x itself: 4 bytes an element in float32, and an error of 0. What it spares are the tensors of the layers around: a
+    frozen batch norm is an affine map, whose gradient needs no activation, and a ReLU needs a mask alone.
+
+    derive: whole number from 0, default 0; an input at most so many convolutions behind another saved one, and no smaller
+    than it, is not saved but rematerialized from that one in the backward pass.
+
+    >>> from fedact.compression import METHODS
+    >>> METHODS["exact"](derive=2).predicted_bytes((16, 96, 14, 14))
+    1204224
     """
 
     traits: ClassVar[Traits] = replace(
@@ -54,7 +61,14 @@ class Exact(Itself):
 
 @settings("vanilla")
 class Vanilla(Itself):
-    """Plain autograd: every layer keeps what PyTorch keeps."""
+    """Plain autograd: every layer keeps what PyTorch keeps.
+
+    Stores x itself (4 bytes an element in float32), and leaves the layers around it as they are: the baseline.
+
+    >>> from fedact.compression import METHODS
+    >>> METHODS["vanilla"]().predicted_bytes((16, 96, 14, 14))
+    1204224
+    """
 
     traits: ClassVar[Traits] = replace(ITSELF, source="PyTorch autograd", saves_less=False)
 
@@ -63,8 +77,14 @@ class Vanilla(Itself):
 class Checkpoint(Itself):
     """Keeps the inputs of segments, and recomputes what lies inside: the same gradient for one more forward pass.
 
-    children: how many children of the outermost Sequential make a segment. While a segment is recomputed, its layers keep
-    what ``exact`` keeps; outside of a Sequential they always do.
+    A segment is a number of children of the outermost Sequential. While it is recomputed, its layers save what ``exact``
+    saves; outside of a Sequential they always do. Chen et al., 2016, arXiv 1604.06174, section 4.
+
+    children: of a segment, whole number from 1, default 1.
+
+    >>> from fedact.compression import METHODS
+    >>> METHODS["checkpoint"](children=2).segment
+    2
     """
 
     traits: ClassVar[Traits] = replace(ITSELF, source="Chen et al., 2016, arXiv 1604.06174, section 4")

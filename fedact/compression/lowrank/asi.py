@@ -46,9 +46,19 @@ class SubspaceIteration(Subspaces):
 class ASI(LowRank):
     """One warm-started subspace step a mode, at ranks that stay.
 
-    variance: the ranks are those of a plan's or of the first batch; ranks: given ones, one a mode; max_ranks: caps.
-    The factors of all modes but the batch are the state: the next step starts from them, and this one's gradient reads them.
-    The batch's factor is found anew in the small core, for its examples are others at every step.
+    Stores a core and the batch's factor; the factors of the other modes are the state: the next step starts from them, and
+    this one's gradient reads them. With last step's Un, the new one is an orthonormal basis of X Xt Un, X the mode-n
+    unfolding: a few thin matrix products in place of an eigendecomposition. The batch's factor is computed anew in the small
+    core, for its examples are others at every step. Nguyen et al., *Beyond Low-rank Decomposition*, ICML 2025,
+    arXiv 2505.05086, section 3.
+
+    variance: above 0, at most 1; the ranks are those of a plan or of the first batch; with neither it nor ranks 0.8. ranks:
+    fixed ones, whole numbers from 1, one a mode. max_ranks: caps on the ranks that a variance asks for.
+
+    >>> from fedact.compression import METHODS
+    >>> codec = METHODS["asi"](ranks=(4, 40, 5, 5))
+    >>> codec.predicted_bytes((16, 96, 14, 14)), codec.predicted_state_bytes((16, 96, 14, 14))
+    (16256, 15920)
     """
 
     name: ClassVar[str] = "asi"
