@@ -27,9 +27,10 @@ class HOSVD(LowRank):
     With neither a plan's budget chooses the ranks; where there is none, the variance is the paper's 0.8. Ranks for another
     number of dimensions leave a tensor exact. max_ranks: caps on the ranks that a variance asks for.
     truncation: published, or sequential: each mode's spectrum from the core that the modes before it left, the smallest mode
-    first and the batch last (ST-HOSVD: cheaper, at lower ranks). bits: 32 (default), 8 or 4, of the core's and the factors' elements,
-    in groups of 64 with a scale. solver: gram (default), or svd, the paper's full SVD of every unfolding. batch: false does
-    not truncate the batch. mean: true stores every channel's mean apart, exactly, and explains the variance around it.
+    first and the batch last (ST-HOSVD: cheaper, at lower ranks). bits: 32 (default), 8 or 4, of an element of core and
+    factors, in groups of 64 with a scale. solver: gram (default), or svd, the paper's full SVD of every unfolding. batch:
+    false does not truncate the batch. mean: true stores every channel's mean apart, exactly, and explains the variance
+    around it.
 
     >>> import torch
     >>> from fedact.compression import METHODS

@@ -63,9 +63,9 @@ class Transform(Method):
 
     Every channel loses its mean and goes through an orthonormal cosine transform (DCT-II) in height and width; a coefficient
     is weighted by how much an error at its frequency harms the weight gradient; all are divided by one step and rounded,
-    small ones to zero. One step for all, with an entropy coder, is reverse water-filling: bits go where the variance is. Stores
-    one stream of bytes: a header of 92, half a byte for every channel and group of frequencies (at most 64), and the body.
-    State: the last step, where the next search starts, 4 bytes. Raises FloatingPointError for a NaN or an infinity.
+    small ones to zero. One step for all, with an entropy coder, is reverse water-filling: bits go where the variance is.
+    Stores one stream of bytes: a header of 92, half a byte for every channel and group of frequencies (at most 64), and the
+    body. State: the last step, where the next search starts, 4 bytes. Raises FloatingPointError for a NaN or an infinity.
     Parts: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb, 1966; Rice, 1979.
 
     variance: above 0, at most 1; as many bytes as it takes to keep this share of the weighted coefficients' energy.
