@@ -15,9 +15,9 @@ from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.measure.equal_cosine import YARDSTICK as PUBLISHED_HOSVD
-from fedact.measure.equal_cosine import capture, chosen, compare, least_bytes
-from fedact.measure.methods import YARDSTICK, installed, measure_methods
+from fedact.measure.equal_cosine import BASELINE as PUBLISHED_HOSVD
+from fedact.measure.equal_cosine import bytes_ratios, capture, convolutions_to_compare, least_bytes
+from fedact.measure.methods import BASELINE, compressed_models, measure_methods
 from fedact.reports.bench.figures import error_against_bytes
 from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
 from fedact.reports.run.figures import png
@@ -51,10 +51,10 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     experiment = _prepared(config, options.batches + 1)
     warm_up, *batches = _batches(experiment, options.batches + 1)
     model, layers = experiment.model_with({}), int(config.layers)
-    models = installed(model, names, layers, config.train_norm, config.seed)
-    yardstick = models.get(YARDSTICK) or installed(model, [YARDSTICK], layers, config.train_norm)[YARDSTICK]
+    models = compressed_models(model, names, layers, config.train_norm, config.seed)
+    baseline = models.get(BASELINE) or compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
     timed = _timed(experiment, options.steps)
-    found = measure_methods(models, yardstick, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
+    found = measure_methods(models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
     title = _title(experiment.config, f"last {config.layers} layers")
     show(cost_table(title, found, options.micro_batch), gradient_table(found))
     _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
@@ -74,9 +74,9 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     experiment = _prepared(config, 1)
     (batch,) = _batches(experiment, 1)
     model = experiment.model_with({})
-    layers = capture(model, batch, chosen(model, int(config.layers), options.every))
+    layers = capture(model, batch, convolutions_to_compare(model, int(config.layers), options.every))
     found = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
-    ratios = compare(found)
+    ratios = bytes_ratios(found)
     title = _title(experiment.config, f"{len(layers)} convolutions, one at a time")
     show(least_table(title, found), ratio_table(ratios))
     rows: dict[str, Sequence[Any]] = {"least": [asdict(each) for each in found], "ratios": [asdict(each) for each in ratios]}

@@ -17,7 +17,7 @@ from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.federation.planning import calibration_batch, canonical_methods, plan_for
-from fedact.measure.plan_cost import parts, step_time
+from fedact.measure.plan_cost import input_costs, step_time
 from fedact.measure.step import Batch
 from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
@@ -37,7 +37,7 @@ TIMED = 3
 """Steps whose time is measured."""
 WIDTH = 120
 """Characters of a line in a file or a pipe."""
-YARDSTICK = "exact"
+BASELINE = "exact"
 HALVINGS = DOUBLINGS = 3
 """How far the figure's budgets go below and above those that were asked for."""
 
@@ -98,7 +98,7 @@ def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[
     """Return each method's plans at powers of two around the budgets; around what is held, where there is no budget."""
     sizes = [size or held(make(methods[0], None)) or 1 for size in budgets]
     rungs = {*sizes, *ladder(min(sizes), max(sizes))}
-    names = list(dict.fromkeys([*methods, YARDSTICK]))
+    names = list(dict.fromkeys([*methods, BASELINE]))
     log.info(f"the figure: plans for {len(rungs)} budgets, each with {', '.join(names)}")
     return {method: [make(method, rung) for rung in sorted(rungs)] for method in names}
 
@@ -116,7 +116,7 @@ def _found(experiment: Experiment, make: Make, example: Batch, method: str, budg
     model, config = experiment.model_with({}), experiment.config
     return Findings(
         plan=plan,
-        parts=tuple(parts(model, plan, example[0])) if trains else (),
+        parts=tuple(input_costs(model, plan, example[0])) if trains else (),
         time=step_time(experiment.model_with({}), plan, list(_timed(experiment)), config.train_norm) if trains else None,
         more=None if budget is None else make(method, 2 * budget),
         convolutions=len(convolutions(model)),

@@ -66,7 +66,7 @@ def _whole_seconds(model: nn.Module, micro_batch: int | None, batch: Batch, cloc
     return end - begin
 
 
-def relative(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:
+def time_ratios(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:
     """Return one model's time relative to another's on the same batch, batch by batch."""
     return [row[name] / row[to] for row in rows]
 

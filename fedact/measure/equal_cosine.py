@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedact.compression import Method, at, family, method_name
 from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
-from fedact.measure.gradient_error import spread
+from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, twin
 from fedact.models.tasks import task_loss
@@ -21,12 +21,12 @@ COSINES = (0.95, 0.98, 0.99)
 LARGE = 32_000
 """Bytes of published HOSVD above which a saving matters; below, it must only not be a loss."""
 BISECTIONS = 5
-YARDSTICK = "hosvd"
+BASELINE = "hosvd"
 """Published HOSVD."""
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
+class CapturedConvolution:
     """A convolution's input and output gradient on a real batch, and its exact weight gradient."""
 
     name: str
@@ -38,7 +38,7 @@ class Captured:
 
 
 @dataclass(frozen=True)
-class Least:
+class LeastBytes:
     """The least bytes measured at which a family reaches the cosine with the exact gradient of one layer.
 
     method: with its settings; None where no value of the setting is enough, so that the tensor itself must be kept.
@@ -55,7 +55,7 @@ class Least:
 
 
 @dataclass(frozen=True)
-class Ratios:
+class FamilyRatios:
     """A family's bytes relative to published HOSVD's at the same cosine; None where there is nothing to compare.
 
     typical: the geometric mean over layers and cosines where HOSVD needs more than LARGE bytes; worst: of the others.
@@ -66,7 +66,7 @@ class Ratios:
     worst: float | None
 
 
-def chosen(model: nn.Module, last: int, every: int) -> list[str]:
+def convolutions_to_compare(model: nn.Module, last: int, every: int) -> list[str]:
     """Return the names of the last convolutions, and of every so many-th before them; every 0: of no other.
 
     Raises ConfigError where the model has fewer convolutions.
@@ -78,7 +78,7 @@ def chosen(model: nn.Module, last: int, every: int) -> list[str]:
     return ([*reversed(before[-every::-every])] if every else []) + names[-last:]
 
 
-def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captured]:
+def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[CapturedConvolution]:
     """Return what the named convolutions see in one exact step of the whole model, batch norm frozen.
 
     A layer that is called several times is taken as it was called first.
@@ -101,13 +101,15 @@ def _keeps(name: str, inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -
     return hook
 
 
-def _captured(name: str, module: nn.Module, x: Tensor, grad_output: Tensor) -> Captured:
+def _captured(name: str, module: nn.Module, x: Tensor, grad_output: Tensor) -> CapturedConvolution:
     assert isinstance(module, nn.Conv2d)
     operation, weight = Convolution.of(module), module.weight.detach()
-    return Captured(name, x, grad_output, weight, operation, operation.weight_gradient(x, grad_output, weight))
+    return CapturedConvolution(name, x, grad_output, weight, operation, operation.weight_gradient(x, grad_output, weight))
 
 
-def least_bytes(captured: Captured, base: Method, cosines: Sequence[float] = COSINES, seed: int = 0) -> list[Least]:
+def least_bytes(
+    captured: CapturedConvolution, base: Method, cosines: Sequence[float] = COSINES, seed: int = 0
+) -> list[LeastBytes]:
     """Return the least bytes at which a family reaches each cosine, of the settings tried.
 
     The values of its sweep are tried upwards until one is enough; where they are floats, the interval before it is halved
@@ -124,12 +126,12 @@ def least_bytes(captured: Captured, base: Method, cosines: Sequence[float] = COS
 
 
 def _least(
-    captured: Captured,
+    captured: CapturedConvolution,
     base: Method,
     wanted: float,
     cosine: Callable[[Method], float],
     measured: dict[Method, tuple[int, float]],
-) -> Least:
+) -> LeastBytes:
     _search(base, wanted, cosine)
     enough = {method: found for method, found in measured.items() if found[1] >= wanted}
     method = min(enough, key=lambda method: enough[method][0], default=None)
@@ -137,7 +139,7 @@ def _least(
     # More bytes than the tensor's own buy nothing.
     size = min(size, captured.x.nbytes)
     name = method_name(method) if method else None
-    return Least(captured.name, method_name(family(base)), wanted, name, size, reached, captured.x.nbytes)
+    return LeastBytes(captured.name, method_name(family(base)), wanted, name, size, reached, captured.x.nbytes)
 
 
 def _search(base: Method, wanted: float, cosine: Callable[[Method], float]) -> None:
@@ -154,20 +156,20 @@ def _search(base: Method, wanted: float, cosine: Callable[[Method], float]) -> N
         low, high = (low, middle) if cosine(at(base, middle)) >= wanted else (middle, high)
 
 
-def _measure(captured: Captured, method: Method, seed: int) -> tuple[int, float]:
+def _measure(captured: CapturedConvolution, method: Method, seed: int) -> tuple[int, float]:
     """Return the bytes kept in a first step, state included, and the weight gradient's cosine with the exact one."""
     compressed = method.compress(captured.x, method.start(seed))
     ours = method.weight_gradient(compressed, captured.grad_output, captured.weight, captured.operation)
-    return stored_bytes((*compressed.tensors, *compressed.state.tensors)), spread([ours], captured.exact).cosine
+    return stored_bytes((*compressed.tensors, *compressed.state.tensors)), weight_error([ours], captured.exact).cosine
 
 
-def compare(found: Sequence[Least], yardstick: str = YARDSTICK) -> list[Ratios]:
-    """Return each family's bytes relative to the yardstick's."""
-    of = {(each.layer, each.wanted): each.bytes for each in found if each.family == yardstick}
+def bytes_ratios(found: Sequence[LeastBytes], baseline: str = BASELINE) -> list[FamilyRatios]:
+    """Return each family's bytes relative to the baseline's."""
+    of = {(each.layer, each.wanted): each.bytes for each in found if each.family == baseline}
     result = []
     for name in dict.fromkeys(each.family for each in found):
         own = [(each.bytes, of[each.layer, each.wanted]) for each in found if each.family == name]
         large = [log(ours / theirs) for ours, theirs in own if theirs > LARGE]
         small = [ours / theirs for ours, theirs in own if theirs <= LARGE]
-        result.append(Ratios(name, exp(fmean(large)) if large else None, max(small, default=None)))
+        result.append(FamilyRatios(name, exp(fmean(large)) if large else None, max(small, default=None)))
     return result

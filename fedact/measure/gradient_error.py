@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.compression import State
 from fedact.config.seeds import Purpose, generator
-from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.measure.step import Batch, parts, prefix_of, record, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.nn.layers import Keeping
@@ -25,7 +25,7 @@ States = list[dict[Any, State]]
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class GradientError:
     """One method on some batches.
 
     saved, state, peak and paper bytes: the largest over the batches. By trained weight, for g exact and g' compressed, means
@@ -47,16 +47,16 @@ class Fidelity:
     total_error: float
 
 
-class Spread(NamedTuple):
-    """One weight's draws against its exact gradient; bias and variance are squared lengths, and so is ``length``."""
+class WeightError(NamedTuple):
+    """One weight's draws against its exact gradient; bias and variance are squared lengths, and so is ``squared_norm``."""
 
     cosine: float
     bias: float
     variance: float
-    length: float
+    squared_norm: float
 
 
-def measure_fidelity(
+def measure_gradient_errors(
     models: Mapping[str, nn.Module],
     exact: nn.Module,
     warm_up: Batch,
@@ -64,7 +64,7 @@ def measure_fidelity(
     draws: int = 8,
     seed: int = 0,
     micro_batch: int | None = None,
-) -> list[Fidelity]:
+) -> list[GradientError]:
     """Measure each method's model on the same batches; all have the same weights and the same trained layers.
 
     exact: has the exact gradient. warm_up: a batch of its own before the first that counts: a method that keeps a state
@@ -73,23 +73,23 @@ def measure_fidelity(
     """
     first = record(exact, warm_up[0])
     for model in models.values():
-        gradient(model, warm_up, prefix_of(model, warm_up[0], first), micro_batch)
+        gradients(model, warm_up, prefix_of(model, warm_up[0], first), micro_batch)
     memories: dict[str, list[Memory]] = {name: [] for name in models}
-    found: dict[str, list[tuple[int, dict[str, Spread]]]] = {name: [] for name in models}
+    found: dict[str, list[tuple[int, dict[str, WeightError]]]] = {name: [] for name in models}
     for batch in batches:
         prefix = record(exact, batch[0])
-        reference = gradient(exact, batch, prefix)
+        reference = gradients(exact, batch, prefix)
         for name, model in models.items():
             # What is not random on one batch is not on another.
             settled = bool(found[name]) and found[name][0][0] == 1
             own = prefix_of(model, batch[0], prefix)
-            memory, drawn = observe(model, batch, own, 1 if settled else draws, seed, micro_batch)
+            memory, drawn = measure_draws(model, batch, own, 1 if settled else draws, seed, micro_batch)
             memories[name].append(memory)
             found[name].append((len(drawn), _spreads(drawn, reference)))
     return [_summary(name, memories[name], found[name]) for name in models]
 
 
-def gradient(model: nn.Module, batch: Batch, prefix: Inputs | None = None, micro_batch: int | None = None) -> Gradients:
+def gradients(model: nn.Module, batch: Batch, prefix: Inputs | None = None, micro_batch: int | None = None) -> Gradients:
     """Return the gradient of each trained parameter; the model is left without any."""
     if micro_batch is None:
         step(model, batch, prefix)
@@ -106,26 +106,26 @@ def _taken(model: nn.Module) -> Gradients:
     return found
 
 
-def observe(
+def measure_draws(
     model: nn.Module, batch: Batch, prefix: Inputs, draws: int, seed: int, micro_batch: int | None = None
 ) -> tuple[Memory, list[Gradients]]:
     """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
 
     All draws start from the same state; the model is left in the one after the step.
     """
-    before, memories = states(model), []
+    before, memories = method_states(model), []
     for part in parts(batch, micro_batch):
         # The whole step, for the frozen part has the peak.
         with measure_memory(model, inputs=part) as memory:
             add_gradient(model, *part, len(batch[1]))
         memories.append(memory)
-    drawn, after = [_taken(model)], states(model)
+    drawn, after = [_taken(model)], method_states(model)
     while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):
-        put_back(model, before)
+        restore_states(model, before)
         _reseed(model, seed, len(drawn))
-        drawn.append(gradient(model, batch, prefix, micro_batch))
-    put_back(model, after)
-    return largest(memories), drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
+        drawn.append(gradients(model, batch, prefix, micro_batch))
+    restore_states(model, after)
+    return maximum_memory(memories), drawn[:1] if draws > 1 and _same(*drawn[:2]) else drawn
 
 
 def _same(first: Gradients, second: Gradients) -> bool:
@@ -133,12 +133,12 @@ def _same(first: Gradients, second: Gradients) -> bool:
     return all((g - second[key]).square().sum() <= ROUNDING * g.square().sum() for key, g in first.items())
 
 
-def _spreads(draws: Sequence[Gradients], exact: Gradients) -> dict[str, Spread]:
+def _spreads(draws: Sequence[Gradients], exact: Gradients) -> dict[str, WeightError]:
     """Return how each trained weight's draws lie around its exact gradient."""
-    return {key: spread([each[key] for each in draws], g) for key, g in exact.items() if key.endswith("weight")}
+    return {key: weight_error([each[key] for each in draws], g) for key, g in exact.items() if key.endswith("weight")}
 
 
-def spread(draws: Sequence[Tensor], exact: Tensor) -> Spread:
+def weight_error(draws: Sequence[Tensor], exact: Tensor) -> WeightError:
     """Return the mean cosine of the draws, and what of their mean squared error is bias and what variance."""
     ours, g = torch.stack(list(draws)).flatten(1).double(), exact.flatten().double()
     mean, count = ours.mean(0), len(ours)
@@ -146,15 +146,15 @@ def spread(draws: Sequence[Tensor], exact: Tensor) -> Spread:
     # The mean of a few draws is off by their variance over their number, which is no bias.
     bias = float((mean - g).square().sum()) - variance / count
     length = float(g.square().sum())
-    return Spread(float(((ours @ g) / (ours.norm(dim=1) * length**0.5)).nan_to_num().mean()), bias, variance, length)
+    return WeightError(float(((ours @ g) / (ours.norm(dim=1) * length**0.5)).nan_to_num().mean()), bias, variance, length)
 
 
-def _summary(name: str, memories: Sequence[Memory], found: Sequence[tuple[int, dict[str, Spread]]]) -> Fidelity:
-    most, batches = largest(memories), [spreads for _, spreads in found]
+def _summary(name: str, memories: Sequence[Memory], found: Sequence[tuple[int, dict[str, WeightError]]]) -> GradientError:
+    most, batches = maximum_memory(memories), [spreads for _, spreads in found]
     weights = list(batches[0])
-    bias = {key: fmean(_share(each[key].bias, each[key].length) for each in batches) for key in weights}
-    variance = {key: fmean(_share(each[key].variance, each[key].length) for each in batches) for key in weights}
-    return Fidelity(
+    bias = {key: fmean(_share(each[key].bias, each[key].squared_norm) for each in batches) for key in weights}
+    variance = {key: fmean(_share(each[key].variance, each[key].squared_norm) for each in batches) for key in weights}
+    return GradientError(
         method=name,
         saved_bytes=most.saved_bytes,
         state_bytes=most.state_bytes,
@@ -169,9 +169,9 @@ def _summary(name: str, memories: Sequence[Memory], found: Sequence[tuple[int, d
     )
 
 
-def _total(spreads: Iterable[Spread]) -> float:
+def _total(spreads: Iterable[WeightError]) -> float:
     every = list(spreads)
-    return _share(sum(each.bias + each.variance for each in every), sum(each.length for each in every))
+    return _share(sum(each.bias + each.variance for each in every), sum(each.squared_norm for each in every))
 
 
 def _share(part: float, whole: float) -> float:
@@ -182,12 +182,12 @@ def _keepers(model: nn.Module) -> list[Keeper]:
     return [module.keeper for module in model.modules() if isinstance(module, Keeping)]
 
 
-def states(model: nn.Module) -> States:
+def method_states(model: nn.Module) -> States:
     """Return what the model's methods keep between steps, as it is now."""
     return [dict(keeper.states) for keeper in _keepers(model)]
 
 
-def put_back(model: nn.Module, before: States) -> None:
+def restore_states(model: nn.Module, before: States) -> None:
     """Make the model's methods go on from what ``states`` returned."""
     for keeper, state in zip(_keepers(model), before, strict=True):
         keeper.states = dict(state)

@@ -98,7 +98,7 @@ def _watch(model: nn.Module, ledger: Ledger) -> Iterator[torch.utils.hooks.Remov
             yield parameter.register_post_accumulate_grad_hook(ledger.became_gradient)  # type: ignore[no-untyped-call]
 
 
-def largest(memories: Iterable[Memory]) -> Memory:
+def maximum_memory(memories: Iterable[Memory]) -> Memory:
     """Return the most of every figure; by layer, those of the step that saved the most."""
     found = list(memories)
     names = ("saved_bytes", "state_bytes", "peak_bytes", "paper_bytes", "hidden_bytes")

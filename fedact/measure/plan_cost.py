@@ -20,12 +20,12 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Part:
+class InputCost:
     """One input in a step under a plan: kept, or made again from another.
 
     name: the layer that takes it. seconds: of encoding and decoding it in all micro-batches of a step; where it is made
     again, of decoding the other and of the layers between. expected_error: of keeping it so, for all that is made from it.
-    origin: the layer whose kept input it is made again from. frozen: whether the layer is not trained, and its input kept
+    source: the layer whose kept input it is made again from. frozen: whether the layer is not trained, and its input kept
     for others alone. images: whether it is the very images, which count nothing.
     """
 
@@ -35,7 +35,7 @@ class Part:
     cap_bytes: int
     seconds: float
     expected_error: float | None = None
-    origin: str | None = None
+    source: str | None = None
     frozen: bool = False
     images: bool = False
 
@@ -48,7 +48,7 @@ class StepTime:
     plain_seconds: float
 
 
-def parts(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.perf_counter) -> Iterator[Part]:
+def input_costs(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.perf_counter) -> Iterator[InputCost]:
     """Yield what a plan keeps, in the order of its tensors; a frozen layer's input comes before the first that needs it.
 
     x: a whole batch; its first micro-batch is encoded and decoded here.
@@ -67,7 +67,7 @@ def parts(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.perf_coun
         if keeper.counts:
             yield replace(watch.kept(kept, origin, inputs[origin]), frozen=True)
         seconds = watch.making_again(keeper, inputs[origin], inputs[kept.name].dtype)
-        yield Part(kept.name, kept.shape, kept.method, 0, seconds, origin=origin)
+        yield InputCost(kept.name, kept.shape, kept.method, 0, seconds, source=origin)
 
 
 def _derived(model: nn.Module) -> dict[str, DerivedKeeper]:
@@ -90,11 +90,11 @@ class Watch:
     micro_batches: float
     clock: Clock
 
-    def kept(self, kept: Kept, name: str, x: Tensor) -> Part:
+    def kept(self, kept: Kept, name: str, x: Tensor) -> InputCost:
         """Return the part of the named layer, whose input x is kept."""
         images = make_method(kept.method).traits.keeps_input and x.shape == self.x.shape and torch.equal(x, self.x)
         cap, seconds = 0 if images else kept.cap_bytes, self.coding(kept.method, x)
-        return Part(name, tuple(x.shape), kept.method, cap, seconds, kept.expected_error, images=images)
+        return InputCost(name, tuple(x.shape), kept.method, cap, seconds, kept.expected_error, images=images)
 
     def coding(self, method_name: str, x: Tensor) -> float:
         """Return the time of encoding and decoding x, where the method goes on from an earlier step."""

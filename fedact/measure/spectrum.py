@@ -10,15 +10,15 @@ from torch import Tensor
 from fedact.compression import make_method
 from fedact.compression.lowrank.algebra import SOLVERS, rank_for_variance
 from fedact.compression.lowrank.hosvd import HOSVD
-from fedact.measure.equal_cosine import Captured
-from fedact.measure.gradient_error import spread
+from fedact.measure.equal_cosine import CapturedConvolution
+from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 
 MODES = ("batch", "channel", "height", "width")
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """What truncating a tensor keeps.
 
     variance: the explained variance asked for in every mode, kept_variance: of the whole tensor. ranks: one a mode. bytes:
@@ -44,7 +44,7 @@ def components_for(x: Tensor, variance: float) -> dict[str, tuple[int, int]]:
     return {name: (rank_for_variance(share, variance), len(share)) for name, share in spectra(x).items()}
 
 
-def cuts(layer: Captured, variances: Iterable[float], settings: str = "") -> list[Cut]:
+def truncations(layer: CapturedConvolution, variances: Iterable[float], settings: str = "") -> list[Truncation]:
     """Return what HOSVD keeps of a layer's input at each explained variance.
 
     settings: of HOSVD beside the variance, such as ``,bits=8``.
@@ -52,18 +52,18 @@ def cuts(layer: Captured, variances: Iterable[float], settings: str = "") -> lis
     return [_cut(layer, variance, settings) for variance in variances]
 
 
-def _cut(layer: Captured, variance: float, settings: str) -> Cut:
+def _cut(layer: CapturedConvolution, variance: float, settings: str) -> Truncation:
     method = make_method(f"hosvd:variance={variance}{settings}")
     assert isinstance(method, HOSVD)
     compressed = method.compress(layer.x)
     gradient = method.weight_gradient(compressed, layer.grad_output, layer.weight, layer.operation)
     lost = torch.linalg.vector_norm(layer.x - method.reconstruct(compressed)).square()
-    found = spread([gradient], layer.exact)
-    return Cut(
+    found = weight_error([gradient], layer.exact)
+    return Truncation(
         variance=variance,
         kept_variance=1 - float(lost / layer.x.square().sum()),
         ranks=tuple(rank for rank, _ in components_for(layer.x, variance).values()),
         bytes=stored_bytes(compressed.tensors),
-        error=(found.bias + found.variance) / found.length,
+        error=(found.bias + found.variance) / found.squared_norm,
         cosine=found.cosine,
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
-from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.models.tasks import Loss
 from fedact.nn.prefix.chunks import examples_stand_alone
 from fedact.nn.prefix.split import split
@@ -167,7 +167,7 @@ def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_ch
     It is the most of several steps: of the second one too, where methods have a state, and of steps on the methods' worst
     cases, where the budget bounds working memory that follows the data.
     """
-    return largest([*_steps(problem, methods, micro_batch, prefix_chunk)])
+    return maximum_memory([*_steps(problem, methods, micro_batch, prefix_chunk)])
 
 
 def measure_within_budget(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
@@ -177,7 +177,7 @@ def measure_within_budget(problem: Problem, methods: Methods, micro_batch: int, 
         memories.append(memory)
         if not problem.fits(memory):
             break
-    return largest(memories)
+    return maximum_memory(memories)
 
 
 def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from fedact.measure.spectrum import MODES, Cut
+from fedact.measure.spectrum import MODES, Truncation
 from fedact.reports.run.figures import COLORS, error_scale
 
 PERCENT = 100
@@ -36,7 +36,7 @@ def explained_variance(layers: Mapping[str, Spectra]) -> Figure:
     return figure
 
 
-def what_variance_costs(layers: Mapping[str, Sequence[Cut]], exact_bytes: Mapping[str, int]) -> Figure:
+def what_variance_costs(layers: Mapping[str, Sequence[Truncation]], exact_bytes: Mapping[str, int]) -> Figure:
     """Return bytes and gradient error against the explained variance, and against each other, a line a layer.
 
     exact_bytes: of each layer's whole input, as a dashed line.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
-from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.models.micro_batch import Inputs, add_gradient, scores_of
 from fedact.models.tasks import TASKS, Loss, Outcome, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
@@ -140,7 +140,7 @@ def train_locally(
 
 
 def _summed_up(losses: list[float], memories: list[Memory]) -> LocalTraining:
-    most = largest(memories)
+    most = maximum_memory(memories)
     saved, paper = (np.array([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes"))
     return LocalTraining(
         loss=float(np.mean(losses)),

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import fedact
-from fedact.measure.cost import count_flops, relative, time_micro_batches, time_steps
-from fedact.measure.methods import installed, measure_methods
+from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, time_steps
+from fedact.measure.methods import compressed_models, measure_methods
 from fedact.measure.step import record
 from tests.support.networks import batch, normed
 
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 def test_time_is_of_the_trained_part_interleaved_and_relative_on_the_same_batch():
     clock, names = Clock(), ("vanilla", "exact", "quantize")
-    models = installed(network().eval(), names, 1)
+    models = compressed_models(network().eval(), names, 1)
     for name, seconds in zip(names, (2.0, 3.0, 5.0), strict=True):
         clock.charge(models[name][0], 100.0)
         clock.charge(models[name][2], seconds, name)
@@ -46,7 +46,7 @@ def test_time_is_of_the_trained_part_interleaved_and_relative_on_the_same_batch(
 
 def test_ratios_are_of_times_on_the_same_batch():
     rows = [{"vanilla": 1.0, "x": 2.0}, {"vanilla": 10.0, "x": 30.0}, {"vanilla": 2.0, "x": 20.0}]
-    assert relative(rows, "x", "vanilla") == [2.0, 3.0, 10.0]
+    assert time_ratios(rows, "x", "vanilla") == [2.0, 3.0, 10.0]
 
 
 def test_flops_of_the_trained_part_are_counted_as_by_hand():
@@ -54,7 +54,7 @@ def test_flops_of_the_trained_part_are_counted_as_by_hand():
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 1, bias=False), nn.Flatten(),
         nn.Linear(96, 5),
     ).eval()  # fmt: skip
-    models = installed(model, ["vanilla", "exact", "gradient_filter:patch=2"], 2)
+    models = compressed_models(model, ["vanilla", "exact", "gradient_filter:patch=2"], 2)
     (x, y), size = batch(7), 7
     depthwise, pointwise, head = 2 * size * 16 * (8 * 1 * 9), 2 * size * 16 * (6 * 8), 2 * size * (96 * 5)
     # The first trained layer has no input gradient.
@@ -84,7 +84,7 @@ def test_a_plan_says_what_a_batch_computes_and_what_plain_training_does():
 
 
 def test_recomputation_and_decompositions_are_counted():
-    models = installed(normed().eval(), ["vanilla", "checkpoint", "hosvd:variance=0.5"], 2)
+    models = compressed_models(normed().eval(), ["vanilla", "checkpoint", "hosvd:variance=0.5"], 2)
     prefix = record(models["vanilla"], batch(4)[0])
     vanilla, checkpoint, hosvd = (count_flops(model, batch(4), prefix) for model in models.values())
     assert checkpoint > vanilla
@@ -104,19 +104,19 @@ def test_an_eigendecomposition_has_its_textbook_count():
 
 def test_no_timed_batches_measure_no_time_and_the_yardstick_need_not_be_a_method():
     model = normed().eval()
-    models, yardstick = installed(model, ["checkpoint"], 2), installed(model, ["vanilla"], 2)["vanilla"]
-    (each,) = measure_methods(models, yardstick, batch(4), [batch(4, 1)], [])
+    models, baseline = compressed_models(model, ["checkpoint"], 2), compressed_models(model, ["vanilla"], 2)["vanilla"]
+    (each,) = measure_methods(models, baseline, batch(4), [batch(4, 1)], [])
     assert each.seconds is None
     assert each.time_ratio is None
     assert each.flops_ratio > 1
-    (timed,) = measure_methods(models, yardstick, batch(4), [batch(4, 1)], [batch(4, 2), batch(4, 3), batch(4, 4)])
+    (timed,) = measure_methods(models, baseline, batch(4), [batch(4, 1)], [batch(4, 2), batch(4, 3), batch(4, 4)])
     assert timed.time_range[0] <= timed.time_ratio <= timed.time_range[1]
-    assert timed.row()["saved_bytes"] == timed.fidelity.saved_bytes
+    assert timed.row()["saved_bytes"] == timed.gradient_error.saved_bytes
 
 
 def test_micro_batches_are_timed_as_whole_steps_against_whole_batches():
     clock, names = Clock(), ("vanilla", "exact")
-    models = installed(network().eval(), names, 1)
+    models = compressed_models(network().eval(), names, 1)
     for name, seconds in zip(names, (2.0, 3.0), strict=True):
         clock.charge(models[name][0], 10.0)
         clock.charge(models[name][2], seconds, name)

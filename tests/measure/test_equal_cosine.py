@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fedact.compression import families, make_method
 from fedact.config.errors import ConfigError
-from fedact.measure.equal_cosine import Least, capture, chosen, compare, least_bytes
+from fedact.measure.equal_cosine import LeastBytes, bytes_ratios, capture, convolutions_to_compare, least_bytes
 from tests.support.networks import MODELS, batch, normed, shared
 
 
@@ -14,7 +14,7 @@ from tests.support.networks import MODELS, batch, normed, shared
 def test_the_captured_layers_have_autograds_weight_gradient(make):
     torch.manual_seed(0)
     model, (x, y) = make().eval(), batch(4)
-    names = chosen(model, 2, 0)
+    names = convolutions_to_compare(model, 2, 0)
     captured = capture(model, (x, y), names)
     F.cross_entropy(model(x), y).backward()
     for each in captured:
@@ -24,10 +24,10 @@ def test_the_captured_layers_have_autograds_weight_gradient(make):
 
 def test_the_last_and_every_so_many_th_before_are_chosen():
     model = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(52)))
-    assert chosen(model, 6, 10) == [str(place) for place in (6, 16, 26, 36, *range(46, 52))]
-    assert chosen(model, 2, 0) == ["50", "51"]
+    assert convolutions_to_compare(model, 6, 10) == [str(place) for place in (6, 16, 26, 36, *range(46, 52))]
+    assert convolutions_to_compare(model, 2, 0) == ["50", "51"]
     with pytest.raises(ConfigError, match="52 convolutions"):
-        chosen(model, 53, 10)
+        convolutions_to_compare(model, 53, 10)
 
 
 @pytest.mark.parametrize("base", [each for each in families() if len(each.traits.sweep.values) > 1], ids=str)
@@ -57,11 +57,11 @@ def test_bisection_is_finer_than_the_ladder_and_no_setting_counts_as_the_tensor(
 
 def test_ratios_are_geometric_means_of_large_layers_and_the_worst_of_small_ones():
     def least(layer, family, size):
-        return Least(layer, family, 0.95, family, size, 0.96, 10**6)
+        return LeastBytes(layer, family, 0.95, family, size, 0.96, 10**6)
 
     found = [least("a", "hosvd", 40_000), least("b", "hosvd", 90_000), least("c", "hosvd", 1000), least("d", "hosvd", 500)]
     found += [least("a", "x", 20_000), least("b", "x", 180_000), least("c", "x", 1500), least("d", "x", 600)]
-    yardstick, ours = compare(found)
-    assert (yardstick.typical, yardstick.worst) == (1.0, 1.0)
+    baseline, ours = bytes_ratios(found)
+    assert (baseline.typical, baseline.worst) == (1.0, 1.0)
     assert ours.typical == pytest.approx(1.0)
     assert ours.worst == 1.5

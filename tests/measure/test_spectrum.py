@@ -8,7 +8,7 @@ import torch
 import fedact
 from fedact.config.errors import ConfigError
 from fedact.measure.equal_cosine import capture
-from fedact.measure.spectrum import MODES, components_for, cuts, spectra
+from fedact.measure.spectrum import MODES, components_for, spectra, truncations
 from fedact.nn.surgery import convolutions
 from fedact.reports.spectrum_figures import explained_variance, what_variance_costs
 from fedact.simulate import main
@@ -38,7 +38,7 @@ def test_as_few_components_as_reach_the_variance():
 
 def test_more_variance_costs_more_bytes_and_leaves_less_error():
     for layer in layers():
-        found = cuts(layer, (0.5, 0.9, 1.0))
+        found = truncations(layer, (0.5, 0.9, 1.0))
         assert [cut.bytes for cut in found] == sorted(cut.bytes for cut in found)
         assert found[0].error > found[1].error > found[2].error == pytest.approx(0, abs=1e-6)
         assert (found[2].kept_variance, found[2].cosine) == pytest.approx((1, 1))
@@ -51,7 +51,7 @@ def test_a_line_a_layer_in_every_panel():
     assert [len(axes.lines) for axes in figure.axes] == [len(found) + 2] * 4
     assert all(line.get_ydata()[-1] == pytest.approx(100) for axes in figure.axes for line in axes.lines[: len(found)])
     costs = what_variance_costs(
-        {name: cuts(layer, (0.5, 0.9)) for name, layer in found.items()},
+        {name: truncations(layer, (0.5, 0.9)) for name, layer in found.items()},
         {name: layer.x.nbytes for name, layer in found.items()},
     )
     assert [len(axes.lines) for axes in costs.axes] == [2 * len(found), len(found), len(found)]

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import fedact
 from fedact.compression import METHODS, make_method
 from fedact.config.plan import Plan
-from fedact.measure.memory import Memory, largest, measure_memory
+from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
 from fedact.training.local import micro_step
@@ -122,7 +122,7 @@ def trained(asked: Case, plan: Plan) -> Memory:
                 micro_step(model, x, y, size, F.cross_entropy, last, clip_norm=1.0)
             memories.append(memory)
         optimizer.zero_grad()
-    return largest(memories)
+    return maximum_memory(memories)
 
 
 def check_skipped(asked: Case, plan: Plan) -> None:

@@ -9,16 +9,18 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
-from fedact.measure.gradient_error import Fidelity
-from fedact.measure.methods import Measured
+from fedact.measure.gradient_error import GradientError
+from fedact.measure.methods import MethodMeasurement
 from fedact.reports.bench.figures import curves, error_against_bytes, frontier
 from fedact.reports.label_placement import obstacles, write
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 
 
-def measured(method: str, saved: int, error: float) -> Measured:
-    return Measured(Fidelity(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0)
+def measured(method: str, saved: int, error: float) -> MethodMeasurement:
+    return MethodMeasurement(
+        GradientError(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0
+    )
 
 
 FOUND = [

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import fedact
 from fedact.config.plan import Kept, Plan
-from fedact.measure.plan_cost import StepTime, parts, step_time
+from fedact.measure.plan_cost import StepTime, input_costs, step_time
 from fedact.reports.plan.tables import Findings, bought, error, kept_table, summary
 from tests.support.planned import batch, net, plan_for
 
@@ -37,7 +37,7 @@ def text_of(table) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_rows_add_up_to_the_saved_bytes_and_name_every_layer(method, layers):
     plan = plan_for(None, method=method, size=4, layers=layers)
-    table = kept_table(plan, list(parts(net(), plan, batch(4)[0])))
+    table = kept_table(plan, list(input_costs(net(), plan, batch(4)[0])))
     *rows, total = [int(cell.replace(",", "")) for cell in column(table, 5)]
     assert sum(rows) == total == plan.saved_bytes
     named = "\n".join(column(table, 0)).split("\n")
@@ -47,7 +47,7 @@ def test_the_rows_add_up_to_the_saved_bytes_and_name_every_layer(method, layers)
 
 def test_the_very_images_count_nothing():
     plan = plan_for(None, method="exact", size=4, layers=4)
-    first, *others = parts(net(), plan, batch(4)[0], ticks())
+    first, *others = input_costs(net(), plan, batch(4)[0], ticks())
     assert (first.name, first.images, first.cap_bytes) == ("stem.0", True, 0)
     assert not any(part.images for part in others)
     assert column(kept_table(plan, [first]), 0)[0] == "stem.0 (images)"
@@ -64,8 +64,8 @@ def mobile():
 
 def test_a_frozen_layers_input_has_a_row_and_those_made_again_from_it_share_one():
     plan = fedact.make_plan(mobile(), None, batch(4), "exact:derive=2", layers=2)
-    found = list(parts(mobile(), plan, batch(4)[0], ticks()))
-    assert [(part.name, part.frozen, part.origin) for part in found] == [
+    found = list(input_costs(mobile(), plan, batch(4)[0], ticks()))
+    assert [(part.name, part.frozen, part.source) for part in found] == [
         ("2", True, None), ("4", False, "2"), ("6", False, "2"), ("9", False, None),
     ]  # fmt: skip
     assert [part.cap_bytes for part in found] == [4 * 2 * 6 * 6 * 4, 0, 0, 4 * 4 * 4]
@@ -77,7 +77,7 @@ def test_a_frozen_layers_input_has_a_row_and_those_made_again_from_it_share_one(
 
 def test_settings_have_a_column_of_their_own():
     plan = plan_for(None, method="hosvd:ranks=2x3x3x2,bits=8,mean=true", size=4, layers=1)
-    table = kept_table(plan, list(parts(net(), plan, batch(4)[0])))
+    table = kept_table(plan, list(input_costs(net(), plan, batch(4)[0])))
     cells = [column(table, number)[0] for number in (2, 3, 4)]
     assert cells == ["hosvd:mean=true", "2x3x3x2", "8"]
 
@@ -85,7 +85,7 @@ def test_settings_have_a_column_of_their_own():
 def test_a_tensor_takes_its_time_once_a_micro_batch():
     plan = plan_for(None, method="quantize", size=8, layers=2)
     for micro_batch in (8, 2):
-        found = parts(net(), replace(plan, micro_batch=micro_batch), batch(8)[0], ticks())
+        found = input_costs(net(), replace(plan, micro_batch=micro_batch), batch(8)[0], ticks())
         assert {part.seconds for part in found} == {8 / micro_batch}
 
 

@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 from fedact.compression import Method, family, make_method, method_name
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
-from fedact.measure.methods import Measured
+from fedact.measure.methods import MethodMeasurement
 from fedact.reports.label_placement import Point, obstacles, write
 from fedact.reports.run.figures import COLORS, error_scale, short_size
 
@@ -36,13 +36,13 @@ def frontier(points: Iterable[Point]) -> list[Point]:
     return best
 
 
-def curves(found: Sequence[Measured]) -> Curves:
+def curves(found: Sequence[MethodMeasurement]) -> Curves:
     """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0."""
     result: Curves = {}
     for each in found:
-        method, fidelity = make_method(each.fidelity.method), each.fidelity
-        error = fidelity.total_error if fidelity.total_error > ROUNDING else 0.0
-        point = (fidelity.saved_bytes, error)
+        method, errors = make_method(each.gradient_error.method), each.gradient_error
+        error = errors.total_error if errors.total_error > ROUNDING else 0.0
+        point = (errors.saved_bytes, error)
         result.setdefault(method_name(family(method)), []).append((point, _value(method)))
     return {name: sorted(points) for name, points in result.items()}
 
@@ -53,7 +53,7 @@ def _value(method: Method) -> str:
     return spelled(getattr(method, setting)) if setting and getattr(method, setting) is not None else ""
 
 
-def error_against_bytes(title: str, found: Sequence[Measured]) -> Figure:
+def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figure:
     """Return the relative squared error of the whole gradient over saved bytes, a line a family, on logarithmic axes.
 
     Exact gradients have a rail of their own below; the frontier of all points is a step line that ends there.

@@ -7,16 +7,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.config.sizes import format_bytes
-from fedact.measure.equal_cosine import LARGE, Least, Ratios
+from fedact.measure.equal_cosine import LARGE, FamilyRatios, LeastBytes
 from fedact.measure.gradient_error import ROUNDING
-from fedact.measure.methods import Measured
+from fedact.measure.methods import MethodMeasurement
 
 COSTS = ("saved", "state", "peak", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")
 LAYER_WIDTH = 12
 
 
-def cost_table(title: str, found: Sequence[Measured], micro_batch: int | None = None) -> Table:
+def cost_table(title: str, found: Sequence[MethodMeasurement], micro_batch: int | None = None) -> Table:
     """Return what each method holds and costs, in whole batches or in micro-batches against vanilla in whole ones."""
     part = "time (of vanilla's) and operations from the first trained layer on"
     whole = (
@@ -26,20 +26,20 @@ def cost_table(title: str, found: Sequence[Measured], micro_batch: int | None = 
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
     for each in found:
-        table.add_row(each.fidelity.method, *_costs(each))
+        table.add_row(each.gradient_error.method, *_costs(each))
     return table
 
 
-def _costs(each: Measured) -> list[str]:
-    fidelity = each.fidelity
-    sizes = (fidelity.saved_bytes, fidelity.state_bytes, fidelity.peak_bytes, fidelity.paper_bytes)
+def _costs(each: MethodMeasurement) -> list[str]:
+    errors = each.gradient_error
+    sizes = (errors.saved_bytes, errors.state_bytes, errors.peak_bytes, errors.paper_bytes)
     time = "-" if each.time_ratio is None else f"{each.time_ratio:.2f}x"
     return [*map(format_bytes, sizes), time, f"{each.flops / 1e9:.2f}", f"{each.flops_ratio:.2f}x"]
 
 
-def gradient_table(found: Sequence[Measured]) -> Table:
+def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
     """Return how far each method's gradient is off, and its cosine with the exact one layer by layer."""
-    weights = list(found[0].fidelity.cosine)
+    weights = list(found[0].gradient_error.cosine)
     table = _table(
         "The gradient's squared error, relative to its square: bias² and variance (mean of the layers), all weights as one"
         "\nThen the cosine of each weight's gradient with the exact one"
@@ -49,14 +49,14 @@ def gradient_table(found: Sequence[Measured]) -> Table:
     for weight in weights:
         table.add_column(weight.removesuffix(".weight"), justify="right", overflow="fold", max_width=LAYER_WIDTH)
     for each in found:
-        fidelity = each.fidelity
-        shares = (fmean(fidelity.bias.values()), fmean(fidelity.variance.values()), fidelity.total_error)
-        cosines = (f"{fidelity.cosine[weight]:.4f}" for weight in weights)
-        table.add_row(fidelity.method, *map(_share, shares), *cosines)
+        errors = each.gradient_error
+        shares = (fmean(errors.bias.values()), fmean(errors.variance.values()), errors.total_error)
+        cosines = (f"{errors.cosine[weight]:.4f}" for weight in weights)
+        table.add_row(errors.method, *map(_share, shares), *cosines)
     return table
 
 
-def least_table(title: str, found: Sequence[Least]) -> Table:
+def least_table(title: str, found: Sequence[LeastBytes]) -> Table:
     """Return the least bytes that each family needs, by layer and cosine."""
     table = _table(f"{title}\nLeast bytes for the weight gradient's cosine with the exact one", "layer")
     families = list(dict.fromkeys(each.family for each in found))
@@ -69,7 +69,7 @@ def least_table(title: str, found: Sequence[Least]) -> Table:
     return table
 
 
-def ratio_table(ratios: Sequence[Ratios]) -> Table:
+def ratio_table(ratios: Sequence[FamilyRatios]) -> Table:
     """Return each family's bytes relative to published HOSVD's."""
     table = _table("Bytes relative to published HOSVD's at the same cosine (the exact tensor's, where it is not reached)")
     table.add_column(f"geometric mean where HOSVD needs over {format_bytes(LARGE)} bytes", justify="right")

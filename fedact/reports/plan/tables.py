@@ -13,7 +13,7 @@ from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
-from fedact.measure.plan_cost import Part, StepTime
+from fedact.measure.plan_cost import InputCost, StepTime
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Findings:
     """
 
     plan: Plan
-    parts: tuple[Part, ...]
+    parts: tuple[InputCost, ...]
     time: StepTime | None
     more: Plan | None
     convolutions: int
@@ -154,13 +154,13 @@ def title(config: Config) -> str:
     return f"{config.model}{width} ({start}), {config.data_name} at {config.resolution} px, batch {config.batch_size}"
 
 
-def kept_table(plan: Plan, parts: Sequence[Part]) -> Table:
+def kept_table(plan: Plan, parts: Sequence[InputCost]) -> Table:
     """Return what is kept, a row a tensor, and rows that add up to the plan's saved bytes."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("input of", overflow="fold")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("shape", "method") else "right", overflow="fold")
-    for origin, group in groupby(parts, key=lambda part: part.origin):
+    for origin, group in groupby(parts, key=lambda part: part.source):
         for cells in _made_again(list(group)) if origin else map(_kept, group):
             table.add_row(*cells)
     table.add_section()
@@ -171,14 +171,14 @@ def kept_table(plan: Plan, parts: Sequence[Part]) -> Table:
     return table
 
 
-def _kept(part: Part) -> list[str]:
+def _kept(part: InputCost) -> list[str]:
     method = make_method(part.method)
     name = part.name + (" (frozen)" if part.frozen else " (images)" if part.images else "")
     cells = (_plain_name(method), _ranks(method), _bits(method))
     return [name, _shape(part), *cells, format_bytes(part.cap_bytes), error(part.expected_error), _ms(part.seconds)]
 
 
-def _made_again(parts: Sequence[Part]) -> Iterator[list[str]]:
+def _made_again(parts: Sequence[InputCost]) -> Iterator[list[str]]:
     """Yield one row for all these layers, which take what is made again from the same other one."""
     names = [part.name for part in parts]
     shapes = [_shape(part) for part in parts]
@@ -186,11 +186,11 @@ def _made_again(parts: Sequence[Part]) -> Iterator[list[str]]:
         names = [names[0], f"... ({len(names)} layers)", names[-1]]
         shapes = [shapes[0], "", shapes[-1]]
     seconds = sum(part.seconds for part in parts)
-    again = f"made again from\n{parts[0].origin}"
+    again = f"made again from\n{parts[0].source}"
     yield ["\n".join(names), "\n".join(shapes), again, "", "", "0", "", _ms(seconds)]
 
 
-def _others(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[str, int]]:
+def _others(plan: Plan, parts: Sequence[InputCost]) -> Iterator[tuple[str, int]]:
     """Yield what is held besides the kept tensors, so that all of it adds up to the saved bytes."""
     kept = sum(part.cap_bytes for part in parts)
     state = plan.state_bytes or 0
@@ -214,7 +214,7 @@ def _bits(method: Method) -> str:
     return spelled(getattr(method, "bits", None))
 
 
-def _shape(part: Part) -> str:
+def _shape(part: InputCost) -> str:
     return "x".join(map(str, part.shape))
 
 
