@@ -18,6 +18,7 @@ from tests.support.runs import SMALL
 
 
 def layers():
+    torch.manual_seed(0)
     model = normed().eval()
     return capture(model, batch(6), convolutions(model)[-2:])
 
