@@ -132,7 +132,12 @@ def _describe(message: Message, context: Context) -> Message:
     from fedact.federation.node import held_starts, read_node
 
     node = read_node(context.node_config)
-    said = {"partition": node.partition, "partitions": node.partitions, "budget": node.budget or "", "starts": held_starts()}
+    said = {
+        "partition": node.partition,
+        "partitions": node.partitions,
+        "budget": str(node.budget or ""),
+        "starts": held_starts(),
+    }
     return Message(RecordDict({"node": ConfigRecord(said)}), reply_to=message)  # type: ignore[arg-type]
 
 

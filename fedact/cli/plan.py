@@ -11,8 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from fedact.cli.flags import log_to_stderr
-from fedact.config.budgets import parse_budget
-from fedact.config.plan import Plan, plan_key, plans_json
+from fedact.config.plan import Plan, PlanKey, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
@@ -57,7 +56,7 @@ class Options:
 def show_plans(config: Config, options: Options) -> int:
     """Make a plan for every method and distinct budget, print what it keeps and costs, write the files."""
     log_to_stderr()
-    methods, budgets = canonical_methods(config), list(dict.fromkeys(size for size, _ in parse_budget(config.budget)))
+    methods, budgets = canonical_methods(config), list(dict.fromkeys(config.budget.sizes))
     experiment = prepared(config)
     example = calibration_batch(experiment)
     make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example))
@@ -67,7 +66,7 @@ def show_plans(config: Config, options: Options) -> int:
     for method in methods:
         for budget in budgets:
             _show(console, _found(experiment, make, example, method, budget))
-    plans = {method: {plan_key(budget): make(method, budget) for budget in budgets} for method in methods}
+    plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))
     if options.figure:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from fedact.config.budgets import size_text
 from fedact.config.errors import ConfigError
 
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -96,29 +97,35 @@ class Plan:
             raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
 
 
-Plans = dict[str, Plan]
-"""The plans of one method, by their keys in plans.json."""
+@dataclass(frozen=True)
+class PlanKey:
+    """Which of a method's plans: its budget in bytes, None for no bound, and the first round it holds in, from 1."""
+
+    budget_bytes: int | None
+    first_round: int = 1
+
+    def __str__(self) -> str:
+        """Return the name in plans.json: ``512000`` of a budget's first plan, ``512000@4`` of one made before round 4."""
+        return size_text(self.budget_bytes) + (f"@{self.first_round}" if self.first_round > 1 else "")
+
+    @classmethod
+    def parse(cls, text: str) -> "PlanKey":
+        """Return the key behind a name in plans.json; raises ConfigError for what is none."""
+        match = re.fullmatch(r"(none|0|[1-9][0-9]{0,18})(?:@([2-9]|[1-9][0-9]{1,9}))?", text)
+        if match is None:
+            raise ConfigError(
+                f"{text!r} names no plan: it is a budget in bytes or none, with @ROUND where it was made again"
+            )
+        return cls(None if match[1] == "none" else int(match[1]), int(match[2] or 1))
 
 
-def plan_key(budget: int | None, number: int = 1) -> str:
-    """Return the name in plans.json of a budget's plan: "512000" of the first one, "512000@4" of one made before round 4."""
-    name = "none" if budget is None else str(budget)
-    return name if number <= 1 else f"{name}@{number}"
-
-
-def read_key(key: str) -> tuple[int | None, int]:
-    """Return the budget and the first round behind ``plan_key``; raises ConfigError for what is no key."""
-    match = re.fullmatch(r"(none|[0-9]{1,19})(?:@([2-9]|[1-9][0-9]{1,9}))?", key)
-    if match is None:
-        raise ConfigError(f"{key!r} names no plan: it is a budget in bytes or none, with @ROUND where it was made again")
-    return None if match[1] == "none" else int(match[1]), int(match[2] or 1)
+Plans = dict[PlanKey, Plan]
+"""The plans of one method."""
 
 
 def plans_json(plans: dict[str, Plans]) -> str:
     """Return plans.json: by method, and by budget in bytes with the round where one was made again."""
-    by_method = {
-        method: {key: json.loads(plan.to_json()) for key, plan in by_key.items()} for method, by_key in plans.items()
-    }
+    by_method = {m: {str(key): json.loads(plan.to_json()) for key, plan in by.items()} for m, by in plans.items()}
     return json.dumps(by_method, indent=1) + "\n"
 
 
@@ -126,12 +133,13 @@ def plans_from_json(by_method: Any) -> dict[str, Plans]:
     """Return the plans behind ``plans_json``; raises ConfigError for what is no plan, or has another's key."""
     if not isinstance(by_method, Mapping) or not all(isinstance(by_key, Mapping) for by_key in by_method.values()):
         raise ConfigError("it holds no plans by method and budget")
-    plans = {m: {key: Plan.from_json(json.dumps(plan)) for key, plan in by.items()} for m, by in by_method.items()}
-    for by_key in plans.values():
-        for key, plan in by_key.items():
-            budget, first = read_key(key)
-            if (budget, key) != (plan.budget_bytes, plan_key(budget, first)):
-                raise ConfigError(f"the plan {key!r} is for {plan.budget_bytes} bytes")
+    plans: dict[str, Plans] = {method: {} for method in by_method}
+    for method, by_key in by_method.items():
+        for text, row in by_key.items():
+            key, plan = PlanKey.parse(text), Plan.from_json(json.dumps(row))
+            if key.budget_bytes != plan.budget_bytes:
+                raise ConfigError(f"the plan {text!r} is for {plan.budget_bytes} bytes")
+            plans[method][key] = plan
     return plans
 
 

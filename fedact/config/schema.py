@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from fedact.config.budgets import dealt_budgets, in_bytes, parse_budget
+from fedact.config.budgets import UNBOUNDED, Budget, parse_budget
 from fedact.config.devices import read_devices
 from fedact.config.errors import as_flag
 from fedact.config.faults import make_faults
@@ -36,8 +36,8 @@ class Config(BaseModel):
     devices: Path | None = Field(
         None, description="TOML file of the devices that --budget may name [the one that ships with fedact, see --list]"
     )
-    budget: str = Field(
-        "512KB",
+    budget: Budget = Field(
+        parse_budget("512KB"),
         description="activation memory of a client: a size, none, a device, a mix such as 256KB:10,512KB:6,esp32-s3:4, "
         "or a list with one for each client, such as 256KB/none/512KB",
     )
@@ -193,8 +193,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _a_budget_for_each(self) -> "Config":
-        listed = self.budget.count("/") + 1
-        if listed > 1 and listed != self.clients:
+        listed = len(self.budget.sizes)
+        if self.budget.shares is None and listed != self.clients:
             raise ValueError(f"--budget lists {listed} budgets for {self.clients} clients")
         return self
 
@@ -213,13 +213,13 @@ class Config(BaseModel):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _budget_in_bytes(cls, value: Any, info: ValidationInfo) -> str:
-        text = str(value).strip()
+    def _budget_of_text(cls, value: Any, info: ValidationInfo) -> Budget:
         # What is wrong with the devices is said already.
-        if "devices" in info.data:
-            text = in_bytes(text, info.data["devices"])
-            parse_budget(text)
-        return text
+        return parse_budget(str(value).strip(), info.data["devices"]) if "devices" in info.data else UNBOUNDED
+
+    @field_serializer("budget")
+    def _text_of_budget(self, budget: Budget) -> str:
+        return budget.text
 
     @field_validator("cache_size")
     @classmethod
@@ -237,8 +237,8 @@ class Config(BaseModel):
         return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
 
     def client_budgets(self) -> tuple[int | None, ...]:
-        """Return each client's budget in bytes: exact counts by largest remainder, shuffled by seed."""
-        return dealt_budgets(self.budget, self.clients, self.seed)
+        """Return each client's budget in bytes, None for no bound."""
+        return self.budget.by_client(self.clients, self.seed)
 
     def to_toml(self) -> str:
         """Return the whole config; reading it back gives an equal one."""

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedact.config.budgets import parse_budget
+from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.federation.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A node that holds a partition: its number in Flower, its budget as it was written, if it was, and its starts.
+    """A node that holds a partition: its number in Flower, its budget of one size, if it says one, and its starts.
 
     lost: whether its last reply never came; another node may then take its place.
     """
 
     node: int
     partition: int
-    budget: str | None
+    budget: Budget | None
     starts: frozenset[str]
     lost: bool = False
 
@@ -111,7 +111,7 @@ class Fleet:
             raise ConfigError(f"it says num-partitions={partitions}, the run has clients={self.clients}")
         if not 0 <= member.partition < self.clients:
             raise ConfigError(f"it says partition-id={member.partition}, of {self.clients}")
-        if self.planned and member.budget and _size(member.budget) != self.planned[member.partition]:
+        if self.planned and member.budget and member.budget.sizes[0] != self.planned[member.partition]:
             planned = self.planned[member.partition]
             raise ConfigError(f"partition {member.partition} was planned for {planned} bytes, the node has {member.budget}")
         before = self.members.get(member.partition)
@@ -125,19 +125,15 @@ class Fleet:
         sizes = list(config.client_budgets())
         for member in self.members.values():
             if member.budget:
-                sizes[member.partition] = _size(member.budget)
+                sizes[member.partition] = member.budget.sizes[0]
         self.planned = tuple(sizes)
         if self.planned == config.client_budgets():
             return config
-        return config.model_copy(update={"budget": "/".join("none" if size is None else str(size) for size in sizes)})
+        return config.model_copy(update={"budget": parse_budget("/".join(map(size_text, sizes)))})
 
     def open(self, experiment: Experiment) -> "FleetGrid":
         """Return the way to the nodes for an experiment."""
         return FleetGrid(self, experiment)
-
-
-def _size(budget: str) -> int | None:
-    return parse_budget(budget)[0][0]
 
 
 def read_member(node: int, reply: Message) -> tuple[Member, int]:
@@ -145,12 +141,13 @@ def read_member(node: int, reply: Message) -> tuple[Member, int]:
     try:
         said = reply.content["node"]
         partition, partitions = int(said["partition"]), int(said["partitions"])  # type: ignore[arg-type]
-        budget, starts = str(said["budget"]), frozenset(map(str, said["starts"]))  # type: ignore[arg-type]
-        if budget and len(parse_budget(budget)) != 1:
-            raise ConfigError(f"a node has one budget, not {budget!r}")
+        budget = parse_budget(str(said["budget"])) if said["budget"] else None
+        starts = frozenset(map(str, said["starts"]))  # type: ignore[arg-type]
+        if budget and len(budget.sizes) != 1:
+            raise ConfigError(f"a node has one budget, not '{budget}'")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"it answers as no node of this app does ({error})") from None
-    return Member(node, partition, budget or None, starts), partitions
+    return Member(node, partition, budget, starts), partitions
 
 
 class FleetGrid(Grid):

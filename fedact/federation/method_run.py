@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.config.errors import BadReply, NoReply
 from fedact.config.faults import Fault, Faults, drawn, make_faults
-from fedact.config.plan import Plan
+from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.replanning import PlanBook
@@ -49,7 +49,7 @@ class MethodRun:
         """For how many classes a client says an IoU, None where it says none."""
         return len(self.experiment.classes) if self.config.task == "segmentation" else None
 
-    def key_of(self, client: int, number: int) -> str:
+    def key_of(self, client: int, number: int) -> PlanKey:
         return self.book.key(self.budgets[client], number)
 
     def plan_of(self, client: int, number: int) -> Plan:
@@ -91,7 +91,7 @@ class MethodRun:
         plan = self.plan_of(client, number)
         return {
             "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
-            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": self.key_of(client, number),
+            "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
             "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
             "num_examples": self.examples_of(client), **figures,
         }  # fmt: skip

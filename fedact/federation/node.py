@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedact.config.budgets import in_bytes, parse_budget
+from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
 from fedact.config.plan import Plan
@@ -30,20 +30,20 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Node:
-    """A node: which of how many partitions it holds, where its data lies, and its budget as it was written, if it was."""
+    """A node: which of how many partitions it holds, where its data lies, and its budget of one size, if one was given."""
 
     partition: int
     partitions: int
-    budget: str | None
+    budget: Budget | None
     data_dir: Path | None
 
     def check(self, client: int, plan: Plan) -> None:
         """Raise ConfigError for an order that is another's, or needs more than this node has."""
         if client != self.partition:
             raise ConfigError(f"this node holds partition {self.partition}, the order is for {client}")
-        ((own, _),) = parse_budget(self.budget or "none")
-        if own is not None and (plan.budget_bytes is None or plan.budget_bytes > own):
-            raise ConfigError(f"this node has {own:,} bytes, the plan is for {plan.budget_bytes or 'any number of'}")
+        size = self.budget.sizes[0] if self.budget else None
+        if size is not None and (plan.budget_bytes is None or plan.budget_bytes > size):
+            raise ConfigError(f"this node has {size:,} bytes, the plan is for {plan.budget_bytes or 'any number of'}")
 
 
 def read_node(settings: Mapping[str, Any]) -> Node:
@@ -66,11 +66,11 @@ def _whole(settings: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _one_size(text: str) -> str:
-    sizes = parse_budget(in_bytes(text))
-    if len(sizes) > 1 or ":" in text:
+def _one_size(text: str) -> Budget:
+    budget = parse_budget(text)
+    if len(budget.sizes) > 1 or ":" in text:
         raise ConfigError(f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device")
-    return "none" if sizes[0][0] is None else str(sizes[0][0])
+    return parse_budget(size_text(budget.sizes[0]))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

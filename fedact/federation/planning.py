@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
 from fedact.config.errors import ConfigError
-from fedact.config.plan import Plan, Plans, plan_key, read_key
+from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
 from fedact.data import Loader, centred
 from fedact.models.tasks import task_loss
@@ -25,7 +25,7 @@ def make_plans(experiment: Experiment, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
     example = calibration_batch(experiment)
     budgets = dict.fromkeys(experiment.config.client_budgets())
-    return {plan_key(budget): plan_for(experiment, method, budget, example) for budget in budgets}
+    return {PlanKey(budget): plan_for(experiment, method, budget, example) for budget in budgets}
 
 
 def plan_for(
@@ -78,7 +78,7 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     again = replace(again, reason=_given_way(plan, again))
     logging.getLogger(__name__).info(
         "%s, plan %s: gradient error %.3g instead of the planned %.3g; made again, it is %.3g",
-        plan.method, plan_key(plan.budget_bytes), error, plan.expected_error, again.expected_error,
+        plan.method, PlanKey(plan.budget_bytes), error, plan.expected_error, again.expected_error,
     )  # fmt: skip
     return again
 
@@ -125,7 +125,7 @@ def canonical_methods(config: Config) -> list[str]:
     return names
 
 
-def current_key(plans: Plans, budget: int | None, number: int) -> str:
-    """Return the key of the plan that a budget has in a round: the last one made for it until then."""
-    first_rounds = [first for size, first in map(read_key, plans) if size == budget and first <= max(number, 1)]
-    return plan_key(budget, max(first_rounds))
+def current_key(plans: Plans, budget: int | None, number: int) -> PlanKey:
+    """Return the key of a budget's plan in a round: the last one made until then."""
+    keys = (key for key in plans if key.budget_bytes == budget and key.first_round <= max(number, 1))
+    return max(keys, key=lambda key: key.first_round)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedact.config.plan import Plan, Plans, plan_key, plans_json, read_key
+from fedact.config.plan import Plan, PlanKey, Plans, plans_json
 from fedact.federation.plan_check import check_states
 from fedact.federation.planning import calibrated_states, current_key, is_calibrated, remake
 from fedact.storage import checkpoints
@@ -41,15 +41,15 @@ class PlanBook:
     def plans(self) -> Plans:
         return self.all_plans[self.method]
 
-    def key(self, budget: int | None, number: int) -> str:
+    def key(self, budget: int | None, number: int) -> PlanKey:
         """Return the key of the plan that a budget has in a round."""
         return current_key(self.plans, budget, number)
 
-    def states(self, key: str) -> dict[str, Tensor]:
+    def states(self, key: PlanKey) -> dict[str, Tensor]:
         """Return what the methods of a plan found once, when it was made."""
         plan, file = self.plans[key], self.folder.states(self.method, key)
         # A first plan's are found again: they follow from the start alone.
-        if read_key(key)[1] == 1 or not is_calibrated(plan):
+        if key.first_round == 1 or not is_calibrated(plan):
             return calibrated_states(self.experiment, plan)
         found = checkpoints.load(file)
         check_states(found, plan, file)
@@ -64,7 +64,7 @@ class PlanBook:
             return
         made: Plans = {}
         for budget in dict.fromkeys(self.experiment.config.client_budgets()):
-            if (key := plan_key(budget, number)) not in self.plans:
+            if (key := PlanKey(budget, number)) not in self.plans:
                 before = self.plans[self.key(budget, number)]
                 if (plan := remake(self.experiment, before, tensors)) is not before:
                     made[key] = plan
@@ -74,6 +74,6 @@ class PlanBook:
         if made:
             write_whole(self.folder.plans, plans_json(self.all_plans))
 
-    def _keep_states(self, key: str, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    def _keep_states(self, key: PlanKey, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
         if found := calibrated_states(self.experiment, plan, tensors):
             checkpoints.save(self.folder.states(self.method, key), found)

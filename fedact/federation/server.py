@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedact.config.errors import NoReply
+from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation, Collector
 from fedact.federation.method_run import MethodRun, OnRound
@@ -35,7 +36,7 @@ class PartialFedAvg(FedAvg):
         self.rows: list[Row] = []
         self.clients: dict[int, int] = {}
         self.arrays = ArrayRecord()
-        self.states: dict[str, ArrayRecord] = {}
+        self.states: dict[PlanKey, ArrayRecord] = {}
         self.trained_by: dict[str, int] = {}
         self.aggregation = Aggregation(make_strategy(run.config.strategy))
         self.started = time.monotonic()
@@ -77,7 +78,7 @@ class PartialFedAvg(FedAvg):
         parts = {"arrays": arrays, "states": states, "config": ConfigRecord(order)}  # type: ignore[arg-type]
         return RecordDict(parts)  # type: ignore[arg-type]
 
-    def _states(self, key: str) -> ArrayRecord:
+    def _states(self, key: PlanKey) -> ArrayRecord:
         if key not in self.states:
             self.states[key] = ArrayRecord(self.run.book.states(key))
         return self.states[key]

@@ -12,7 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedact.config.errors import ConfigError
-from fedact.config.plan import Plans, plan_key, plans_from_json, plans_json
+from fedact.config.plan import PlanKey, Plans, plans_from_json, plans_json
 from fedact.config.schema import Config
 from fedact.federation import client
 from fedact.federation.local_grid import RUN_ID, SERVER_NODE, LocalGrid
@@ -68,11 +68,11 @@ class Simulation:
         plans = plans_from_json(self.folder.read_plans())
         known = [method for method in self.methods if method in plans or method in self.done]
         for method in known:
-            for key in map(plan_key, self.config.client_budgets()):
+            for key in map(PlanKey, self.config.client_budgets()):
                 if key not in plans.get(method, {}):
-                    raise ConfigError(f"{self.folder.plans} lacks the plan {key!r} of {method}")
+                    raise ConfigError(f"{self.folder.plans} lacks the plan '{key}' of {method}")
             for key, plan in plans[method].items():
-                check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan {key!r} of {method}")
+                check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan '{key}' of {method}")
         return {method: plans[method] for method in known}
 
     @cached_property

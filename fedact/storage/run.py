@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedact.config.errors import ConfigError
-from fedact.config.plan import plans_from_json
+from fedact.config.plan import PlanKey, plans_from_json
 from fedact.storage.disk import append_lines, cut, sweep, write_whole
 from fedact.storage.partition_csv import COLUMNS, no_holdings, read_holdings
 from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row, score_name
@@ -59,7 +59,7 @@ class RunFolder:
         """Return where a method's TensorBoard events lie."""
         return self.path / "tensorboard" / _slug(method)
 
-    def states(self, method: str, key: str) -> Path:
+    def states(self, method: str, key: PlanKey) -> Path:
         """Return where the states lie that a method found for a plan that was made again."""
         return self.path / "checkpoints" / f"{_slug(method)}-states-{key}.safetensors"
 

@@ -11,7 +11,7 @@ import fedact
 from fedact.cli import plan as inspection
 from fedact.cli.plan import ladder, prepared
 from fedact.config.loading import make_config
-from fedact.config.plan import plans_from_json
+from fedact.config.plan import PlanKey, plans_from_json
 from fedact.federation.planning import calibration_batch
 from fedact.models import pretraining
 from fedact.plan import main
@@ -104,7 +104,7 @@ def test_a_figure_is_drawn_around_the_budget(tmp_path, capsys, monkeypatch):
 def test_auto_is_the_method_where_none_is_given(tmp_path):
     file = tmp_path / "plans.json"
     assert main([*SMALL, "--layers", "1", "--budget", "6KB", "--json", str(file)]) == 0
-    assert plans_from_json(json.loads(file.read_text())) == {"auto": {"6000": plan_of(6_000, method="auto")}}
+    assert plans_from_json(json.loads(file.read_text())) == {"auto": {PlanKey(6_000): plan_of(6_000, method="auto")}}
 
 
 def test_a_bound_on_the_time_is_passed_on_and_told(capsys):

@@ -15,7 +15,7 @@ from fedact.simulate import parser
 
 def test_no_settings_give_the_documented_defaults():
     config = make_config({})
-    assert (config.clients, config.rounds, config.budget, config.scope) == (20, 10, "512KB", "saved")
+    assert (config.clients, config.rounds, str(config.budget), config.scope) == (20, 10, "512KB", "saved")
     assert (config.method, config.layers, config.model, config.dataset) == (("hosvd",), "auto", "mobilenet_v2", "digits")
     assert (config.seed, config.sample_fraction) == (0, 1)
     assert config.partition == "dirichlet:alpha=0.3"
@@ -83,15 +83,25 @@ def test_counts_differ_from_their_share_by_less_than_one(clients, shares, seed):
 @given(st.text("0159KBMi:,.-none ", max_size=20))
 def test_any_text_is_a_budget_or_a_config_error(text):
     try:
-        parts = parse_budget(text)
+        budget = parse_budget(text)
     except ConfigError:
         return
-    assert all(size is None or size > 0 for size, _ in parts)
-    assert all(0 < share < float("inf") for _, share in parts)
+    assert budget.text == text
+    assert all(size is None or size > 0 for size in budget.sizes)
+    assert all(0 < share < float("inf") for share in budget.shares)
+    assert len(budget.sizes) == len(budget.shares)
 
 
 def test_the_same_budget_with_blanks_is_the_same():
     assert parse_budget("256KB:10,none:2") == parse_budget(" 256KB : 10 , none : 2 ")
+
+
+@given(st.sampled_from(["512KB", "512000", "none", "256KB:10, 512KiB:6", "64KB/none", "1KB:0.5,1KB:0.5"]))
+def test_a_budget_is_parsed_once_and_written_as_it_was(text):
+    config = make_config({"budget": text, "clients": 2})
+    assert config.budget == parse_budget(text)
+    assert config.model_dump()["budget"] == tomllib.loads(config.to_toml())["budget"] == str(config.budget) == text
+    assert make_config({**dict(config), "clients": 2}) == config
 
 
 def test_every_error_is_named_at_once():

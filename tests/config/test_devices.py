@@ -62,7 +62,7 @@ def test_only_what_may_go_to_activations_is_the_budget(own):
 def test_names_in_a_mix_are_the_same_mix_in_bytes(words):
     text = ",".join(f"{word}:{share}" for share, word in enumerate(words, start=1))
     spelled = ",".join(f"{BOARDS[w].activations if w in BOARDS else w}:{s}" for s, w in enumerate(words, start=1))
-    assert parse_budget(in_bytes(text)) == parse_budget(spelled)
+    assert parse_budget(text) == parse_budget(in_bytes(text)) == parse_budget(spelled)
 
 
 @given(st.text("0159KBMi:,.- ", max_size=20))

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedact.config.budgets import UNBOUNDED
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
-from fedact.config.plan import Plan, plan_key, plans_from_json, plans_json, read_key
+from fedact.config.plan import Plan, PlanKey, plans_from_json, plans_json
 from fedact.federation import planning, replanning
 from fedact.federation.planning import current_key, make_plans, remake
 from fedact.federation.replanning import PlanBook, is_due
@@ -32,32 +33,36 @@ budgets = st.none() | st.integers(1, 2**62)
 
 @given(budgets, st.integers(1, 10**6))
 def test_a_key_reads_back(budget, number):
-    assert read_key(plan_key(budget, number)) == (budget, number)
+    assert PlanKey.parse(str(PlanKey(budget, number))) == PlanKey(budget, number)
 
 
-@pytest.mark.parametrize("key", ["", "512KB", "-5", "512000@", "512000@1", "512000@0", "512000@02", "@4", "5@4@5", "None"])
+@pytest.mark.parametrize(
+    "key", ["", "512KB", "-5", "512000@", "512000@1", "512000@0", "512000@02", "@4", "5@4@5", "None", "0512", "512.0"]
+)
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(ConfigError, match="names no plan"):
-        read_key(key)
+        PlanKey.parse(key)
 
 
 @given(st.dictionaries(budgets, st.sets(st.integers(2, 30), max_size=5), min_size=1), st.integers(0, 40), st.data())
 def test_the_plan_in_a_round_is_the_last_one_made_until_then(made, number, data):
-    plans = {plan_key(budget, first): None for budget, rounds in made.items() for first in {1, *rounds}}
+    plans = {PlanKey(budget, first): None for budget, rounds in made.items() for first in {1, *rounds}}
     budget = data.draw(st.sampled_from(list(made)))
-    size, first = read_key(current_key(plans, budget, number))
-    assert (size, first) == (budget, max(first for first in {1, *made[budget]} if first <= max(number, 1)))
+    first = max(first for first in {1, *made[budget]} if first <= max(number, 1))
+    assert current_key(plans, budget, number) == PlanKey(budget, first)
 
 
 def test_plans_read_back_under_their_keys():
     first, again = plan_for("20KB"), replace(plan_for("20KB"), expected_error=0.5)
-    plans = {"exact": {"20000": first, "20000@4": again, "none": plan_for(None)}}
-    assert plans_from_json(json.loads(plans_json(plans))) == plans
+    plans = {"exact": {PlanKey(20_000): first, PlanKey(20_000, 4): again, PlanKey(None): plan_for(None)}}
+    written = json.loads(plans_json(plans))
+    assert list(written["exact"]) == ["20000", "20000@4", "none"]
+    assert plans_from_json(written) == plans
 
 
 def test_a_plan_under_anothers_key_is_refused():
     with pytest.raises(ConfigError, match="20000 bytes"):
-        plans_from_json(json.loads(plans_json({"exact": {"30000": plan_for("20KB")}})))
+        plans_from_json(json.loads(plans_json({"exact": {PlanKey(30_000): plan_for("20KB")}})))
 
 
 # When ----------------------------------------------------------------------------------------------------------------------
@@ -99,7 +104,7 @@ def plan(request, experiment) -> Plan:
 
 
 def test_given_settings_that_no_budget_bounds_are_not_looked_at(experiment, monkeypatch):
-    unbounded = Experiment(**{**vars(experiment), "config": experiment.config.model_copy(update={"budget": "none"})})
+    unbounded = Experiment(**{**vars(experiment), "config": experiment.config.model_copy(update={"budget": UNBOUNDED})})
     (plan,) = make_plans(unbounded, "quantize:bits=4").values()
     (calibrated,) = make_plans(unbounded, "lance:variance=0.8").values()
     looked = []
@@ -284,12 +289,12 @@ def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, 
     method, weights = "lance:variance=0.8", moved(experiment)
     book = PlanBook(method, experiment, RunFolder(tmp_path), {method: make_plans(experiment, method)})
     book.look(2, weights)
-    for key, tensors in (("8000", {}), ("8000@2", weights)):
+    for key, tensors in ((PlanKey(8_000), {}), (PlanKey(8_000, 2), weights)):
         expected = planning.calibrated_states(experiment, book.plans[key], tensors)
         assert expected.keys() == book.states(key).keys() != set()
         assert all(torch.equal(state, book.states(key)[name]) for name, state in expected.items())
-    first = planning.calibrated_states(experiment, book.plans["8000@2"])
-    assert not all(torch.equal(state, book.states("8000@2")[name]) for name, state in first.items())
+    first = planning.calibrated_states(experiment, book.plans[PlanKey(8_000, 2)])
+    assert not all(torch.equal(state, book.states(PlanKey(8_000, 2))[name]) for name, state in first.items())
 
 
 def test_states_found_for_a_plan_made_again_outlast_an_interruption(tmp_path, monkeypatch):
