@@ -8,6 +8,7 @@ tests before the others, then the whole suite. Prints for each fault the test th
 """
 
 import argparse
+import ast
 import os
 import shlex
 import shutil
@@ -113,9 +114,16 @@ def apply(fault: Fault, root: Path) -> None:
 
 
 def lines_of(fault: Fault, root: Path = ROOT) -> range:
-    """Return the numbers of the lines that a fault changes."""
-    first = (root / fault.path).read_bytes()[: fault.start].count(b"\n") + 1
-    return range(first, first + fault.old.count("\n") + 1)
+    """Return the numbers of the lines of the statement that a fault is in, of a compound one its head's."""
+    source = (root / fault.path).read_bytes()
+    line = source[: fault.start].count(b"\n") + 1
+    heads = [range(line, line + fault.old.count("\n") + 1)]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            head = range(node.lineno, max(node.lineno, body[0].lineno - 1 if body else node.end_lineno) + 1)
+            heads += [head] if line in head else []
+    return heads[-1]
 
 
 def named_by(fault: Fault, contexts: Path, root: Path = ROOT) -> list[str]:
@@ -127,7 +135,7 @@ def named_by(fault: Fault, contexts: Path, root: Path = ROOT) -> list[str]:
             [f"%/{fault.path}"],
         ).fetchall()
     lines = set(lines_of(fault, root))
-    names = {context.partition("|")[0] for context, *arc in rows if lines & {abs(line) for line in arc}} - {""}
+    names = {context.partition("|")[0] for context, *arc in rows if lines & {abs(number) for number in arc}} - {""}
     package = fault.path.split("/")[1]
     turns: dict[str, int] = {}
     for name in sorted(names):
@@ -136,33 +144,36 @@ def named_by(fault: Fault, contexts: Path, root: Path = ROOT) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith(f"tests/{package}/"), turns[name], name))
 
 
-def run(fault: Fault, first: Sequence[str], arguments: Sequence[str], whole: bool = True, tests: Path | None = None) -> str:
+def run(
+    fault: Fault, first: Sequence[str], arguments: Sequence[str], whole: bool = True, tests: Path = ROOT / "tests"
+) -> str:
     """Return the test that catches a fault, "" where none does."""
+    package = f"tests/{fault.path.split('/')[1]}"
     with tempfile.TemporaryDirectory(prefix="fault") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        if tests is not None:
-            shutil.rmtree(tree / "tests")
-            shutil.copytree(tests, tree / "tests", ignore=LEFT_OUT)
+        shutil.rmtree(tree / "tests")
+        shutil.copytree(tests, tree / "tests", ignore=LEFT_OUT)
         apply(fault, tree)
-        if first and (caught := _caught(tree, first, arguments)):
-            return caught
-        package = tree / "tests" / fault.path.split("/")[1]
-        if not first and package.is_dir() and (caught := _caught(tree, [str(package)], arguments)):
-            return caught
-        return _caught(tree, [], arguments) if whole else ""
+        own = [name for name in first if name.startswith(f"{package}/")]
+        others = [name for name in first if name not in own]
+        if not first and (tree / package).is_dir():
+            own = [package]
+        everything = [["tests"]] if whole else []
+        return next(
+            (caught for part in (own, others, *everything) if part and (caught := _caught(tree, part, arguments))), ""
+        )
 
 
 def _caught(tree: Path, tests: Sequence[str], arguments: Sequence[str]) -> str:
     (tree / "chosen.txt").write_text("\n".join(tests))
-    chosen = [f"@{tree / 'chosen.txt'}"] if tests else []
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments, *chosen]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments, f"@{tree / 'chosen.txt'}"]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return f"no end after {SECONDS} s"
-    if done.returncode == pytest.ExitCode.USAGE_ERROR and tests:
+    if done.returncode == pytest.ExitCode.USAGE_ERROR and any("::" in name for name in tests):
         # A test that has another name now.
         modules = dict.fromkeys(name.partition("::")[0] for name in tests)
         return _caught(tree, [name for name in modules if (tree / name).exists()], arguments)
@@ -179,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", type=Path, default=ROOT / ".coverage", help="data of a coverage run with contexts")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
     parser.add_argument("--chosen-only", action="store_true", help="only the tests that the contexts name")
-    parser.add_argument("--tests", type=Path, help="the tests to run, another tree's")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="the tests to run, another tree's")
     given = parser.parse_args(arguments)
     faults, survived = [*by_hand(), *drawn()], 0
     for number, fault in enumerate(faults):
