@@ -10,6 +10,7 @@ from fedact.config.errors import ConfigError
 from fedact.planner import expected_error
 from tests.support import networks
 from tests.support.planned import Net, batch, net, step
+from tests.support.portions import rotated
 
 METHODS = ["auto", "exact", "hosvd", "transform"]
 
@@ -177,8 +178,7 @@ class Residual(networks.Residual):
 MODELS = [Untraceable, WithUnusedLayers, Smooth, Perceptron, FunctionalDropout, shared, Residual]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@rotated(2, model=MODELS, method=METHODS)
 def test_an_odd_model_gets_a_plan_that_holds(model, method):
     torch.manual_seed(0)
     own = model().train()
