@@ -145,12 +145,12 @@ def _train(message: Message, context: Context) -> Message:
     from fedact.config.plan import Plan
     from fedact.federation.client import train_on
     from fedact.federation.client_mods import guarded
-    from fedact.federation.node import experiment_of, keep_start, read_node
+    from fedact.federation.node import keep_start, read_node, workspace_on
 
     node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
     assert isinstance(order, ConfigRecord)
     assert isinstance(start, ArrayRecord)
     node.check(int(order["client"]), Plan.from_json(str(order["plan"])))  # type: ignore[arg-type]
     keep_start(str(order["start"]), start.to_torch_state_dict())
-    experiment = experiment_of(str(order["experiment"]), node, str(order["start"]), str(order["preprocessing"]))
-    return guarded(lambda order, _: train_on(experiment, order))(message, context)
+    workspace = workspace_on(node, str(order["experiment"]), str(order["start"]), str(order["preprocessing"]))
+    return guarded(lambda order, _: train_on(workspace, order))(message, context)

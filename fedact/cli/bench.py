@@ -22,7 +22,8 @@ from fedact.reports.bench.figures import error_against_bytes
 from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
 from fedact.reports.run.figures import png
 from fedact.storage.disk import write_whole
-from fedact.training.experiment import Experiment, prepare
+from fedact.training.experiment import Experiment
+from fedact.training.workspace import Workspace, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
@@ -48,9 +49,10 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     """Measure the methods (every one as published, where none is named), print the tables, write the files."""
     chosen = swept(methods) if options.sweep else methods or published()
     names = list(dict.fromkeys(method_name(make_method(text)) for text in chosen))
-    experiment = _prepared(config, options.batches + 1)
+    workspace = _prepared(config, options.batches + 1)
+    experiment = workspace.experiment
     warm_up, *batches = _batches(experiment, options.batches + 1)
-    model, layers = experiment.model_with({}), int(config.layers)
+    model, layers = workspace.model_with({}), int(config.layers)
     models = compressed_models(model, names, layers, config.train_norm, config.seed)
     baseline = models.get(BASELINE) or compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
     timed = _timed(experiment, options.steps)
@@ -71,9 +73,10 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     # A state that was found on the very batch it is measured on says nothing about the next one.
     bases = [each for each in wanted if len(each.traits.sweep.values) > 1 and (methods or not each.traits.reads_state)]
     bases = list(dict.fromkeys([make_method(PUBLISHED_HOSVD), *bases]))
-    experiment = _prepared(config, 1)
+    workspace = _prepared(config, 1)
+    experiment = workspace.experiment
     (batch,) = _batches(experiment, 1)
-    model = experiment.model_with({})
+    model = workspace.model_with({})
     layers = capture(model, batch, convolutions_to_compare(model, int(config.layers), options.every))
     found = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
     ratios = bytes_ratios(found)
@@ -84,7 +87,7 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     return 0
 
 
-def _prepared(config: Config, batches: int) -> Experiment:
+def _prepared(config: Config, batches: int) -> Workspace:
     return prepare(config.model_copy(update={"calibration": config.batch_size * batches, **ALONE}))
 
 

@@ -76,7 +76,7 @@ def _raced(config: Config, size: str) -> Row:
         simulation = Simulation(config.model_copy(update={"cache_size": size}), RunFolder(Path(folder)))
         simulation.open_folder()
         experiment, (method,) = simulation.experiment, simulation.methods
-        model = copy.deepcopy(experiment.model_with({}))
+        model = copy.deepcopy(simulation.workspace.model_with({}))
         (plan,) = simulation.plans[method].values()
         names = set(trained_parameters(apply(model, plan)))
         race = Race(experiment, restore(model), names)

@@ -26,7 +26,8 @@ from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import Findings, held, kept_table, summary, title
 from fedact.reports.run.figures import png
 from fedact.storage.disk import write_whole
-from fedact.training.experiment import Experiment, check_names, prepare
+from fedact.training.experiment import Experiment, check_names
+from fedact.training.workspace import Workspace, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
@@ -57,15 +58,16 @@ def show_plans(config: Config, options: Options) -> int:
     """Make a plan for every method and distinct budget, print what it keeps and costs, write the files."""
     log_to_stderr()
     methods, budgets = canonical_methods(config), list(dict.fromkeys(config.budget.sizes))
-    experiment = prepared(config)
+    workspace = prepared(config)
+    experiment = workspace.experiment
     example = calibration_batch(experiment)
-    make: Make = cache(lambda method, budget: plan_for(experiment, method, budget, example))
+    make: Make = cache(lambda method, budget: plan_for(workspace, method, budget, example))
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
     console.print(title(experiment.config), highlight=False, soft_wrap=True)
     for method in methods:
         for budget in budgets:
-            _show(console, _found(experiment, make, example, method, budget))
+            _show(console, _found(workspace, make, example, method, budget))
     plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))
@@ -76,7 +78,7 @@ def show_plans(config: Config, options: Options) -> int:
     return 0
 
 
-def prepared(config: Config) -> Experiment:
+def prepared(config: Config) -> Workspace:
     """Prepare the model at full width; what is pretrained here is so at few pixels.
 
     A plan asks for the activations of a trained network, not for accuracy: those of a random one are far simpler, so that
@@ -89,8 +91,8 @@ def prepared(config: Config) -> Experiment:
     if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION or config.task == "segmentation":
         return prepare(config)
     small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}), side=wanted)
-    whole = small.config.model_copy(update={"resolution": wanted})
-    return replace(small, config=whole, preprocessing=plain_preprocessing(wanted))
+    whole = small.experiment.config.model_copy(update={"resolution": wanted})
+    return Workspace(replace(small.experiment, config=whole, preprocessing=plain_preprocessing(wanted)), small.model)
 
 
 def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:
@@ -109,14 +111,15 @@ def ladder(least: int, most: int) -> list[int]:
     return [first << step for step in range(steps + 1)]
 
 
-def _found(experiment: Experiment, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
+def _found(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
     plan = make(method, budget)
     trains = plan.status != "skipped"
-    model, config = experiment.model_with({}), experiment.config
+    model, experiment = workspace.model_with({}), workspace.experiment
+    train_norm = experiment.config.train_norm
     return Findings(
         plan=plan,
         parts=tuple(input_costs(model, plan, example[0])) if trains else (),
-        time=step_time(experiment.model_with({}), plan, list(_timed(experiment)), config.train_norm) if trains else None,
+        time=step_time(workspace.model_with({}), plan, list(_timed(experiment)), train_norm) if trains else None,
         more=None if budget is None else make(method, 2 * budget),
         convolutions=len(convolutions(model)),
         example_bytes=sum(each[0].nbytes for each in example),

@@ -16,9 +16,9 @@ from fedact.federation.client_mods import MODS
 from fedact.models.tasks import Outcome
 from fedact.nn.surgery import load_states, trained_parameters
 from fedact.training.batches import client_batches
-from fedact.training.experiment import Experiment, shared
 from fedact.training.local import LocalTraining, evaluate, train_locally
 from fedact.training.recipe import recipe
+from fedact.training.workspace import Workspace, workspace_of
 
 app = ClientApp()
 
@@ -29,17 +29,17 @@ AUDIT_EVERY = 10
 
 @app.train(mods=list(MODS))
 def train(message: Message, context: Context) -> Message:
-    """Train one client for one round, on what this process stands on."""
-    return train_on(shared(str(message.content["config"]["experiment"])), message)
+    """Train one client for one round, in this process's workspace."""
+    return train_on(workspace_of(str(message.content["config"]["experiment"])), message)
 
 
-def train_on(experiment: Experiment, message: Message) -> Message:
-    """Train one client for one round on an experiment.
+def train_on(workspace: Workspace, message: Message) -> Message:
+    """Train one client for one round in a workspace.
 
     The message's config says which client, round and plan; the reply carries the trained tensors and the figures.
     Raises BudgetError where a step breaks the budget and FloatingPointError where training diverges; the reply then says so.
     """
-    started = time.monotonic()
+    started, experiment = time.monotonic(), workspace.experiment
     order = message.content["config"]
     client, number = int(order["client"]), int(order["round"])  # type: ignore[arg-type]
     plan = Plan.from_json(str(order["plan"]))
@@ -47,10 +47,10 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     assert isinstance(arrays, ArrayRecord)
     assert isinstance(states, ArrayRecord)
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
-    model = experiment.model_under(plan, arrays.to_torch_state_dict(), seed)
+    model = workspace.model_under(plan, arrays.to_torch_state_dict(), seed)
     load_states(model, plan, states.to_torch_state_dict())
-    trained, outcome = _train(experiment, plan, client, number, list(arrays))
-    tensors = {name: parameter.detach() for name, parameter in trained_parameters(experiment.model).items()}
+    trained, outcome = _train(workspace, plan, client, number, list(arrays))
+    tensors = {name: parameter.detach() for name, parameter in trained_parameters(workspace.model).items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
     sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})
@@ -68,25 +68,25 @@ def train_on(experiment: Experiment, message: Message) -> Message:
     return Message(reply, reply_to=message)
 
 
-def _train(experiment: Experiment, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, Outcome]:
-    config = experiment.config
+def _train(workspace: Workspace, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, Outcome]:
+    experiment, config = workspace.experiment, workspace.experiment.config
     own, held_out = experiment.parts[client]
     cuts = generator(config.seed, Purpose.AUGMENTATION, number, client)
-    training, testing = client_batches(experiment, plan, own, held_out, moving, cuts)
+    training, testing = client_batches(workspace, plan, own, held_out, moving, cuts)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
     result = train_locally(
-        experiment.model,
+        workspace.model,
         training,
         len(own),
         plan,
         recipe(config, number),
         random,
-        measured=experiment.measured,
+        measured=workspace.measured,
         audited=(client + number) % AUDIT_EVERY == 0,
     )
     if not isfinite(result.loss):
         raise FloatingPointError(DIVERGED.format(f"loss {result.loss}"))
-    return result, evaluate(experiment.model, testing, len(held_out), config.task, len(experiment.classes))
+    return result, evaluate(workspace.model, testing, len(held_out), config.task, len(experiment.classes))
 
 
 def measured_iou(outcome: Outcome) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
 """One method's way through the rounds: its plans, who trains, what may go wrong, and the row of each client."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,28 +13,28 @@ from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.replanning import PlanBook
-from fedact.nn.surgery import apply, trained_parameters
 from fedact.storage.run import Row, RunFolder
 from fedact.training.experiment import Experiment
+from fedact.training.workspace import Workspace
 
 OnRound = Callable[[Row, list[Row]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class MethodRun:
-    """What every round of a method needs and none changes.
-
-    trained: the names of the tensors that a plan trains, once they are known.
-    """
+    """What every round of a method needs and none changes."""
 
     method: str
     config: Config
-    experiment: Experiment
+    workspace: Workspace
     experiment_key: str
     book: PlanBook
     folder: RunFolder
     on_round: OnRound
-    trained: dict[Plan, list[str]] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.workspace.experiment
 
     @cached_property
     def budgets(self) -> tuple[int | None, ...]:
@@ -69,9 +69,7 @@ class MethodRun:
 
     def names_of(self, plan: Plan) -> list[str]:
         """Return the names of the tensors that a plan trains."""
-        if plan not in self.trained:
-            self.trained[plan] = list(trained_parameters(apply(self.experiment.model_with({}), plan)))
-        return self.trained[plan]
+        return self.workspace.trained_by(plan)
 
     def examples_of(self, client: int) -> int:
         """Return on how many examples a client trains."""

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config, cache_folder
 from fedact.data import Preprocessing
 from fedact.storage import checkpoints
-from fedact.training.experiment import Experiment, prepare_with
 from fedact.training.prefix_cache import fingerprint
+from fedact.training.workspace import Workspace, prepare_with, workspace_for
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")
@@ -108,10 +107,13 @@ def own_config(sent: str, node: Node) -> Config:
     return make_config(settings)
 
 
-@lru_cache(maxsize=1)
-def experiment_of(sent: str, node: Node, start: str, preprocessing: str) -> Experiment:
-    """Return what this device stands on: its own data, dealt as the server deals it, and the start that the server sent."""
+def workspace_on(node: Node, sent: str, start: str, preprocessing: str) -> Workspace:
+    """Return this device's workspace: its own data, dealt as the server deals it, and the start that the server sent."""
     if not _NAME.fullmatch(start):
         raise ConfigError(f"{start!r} names no start")
-    tensors = checkpoints.load(_starts() / f"{start}.safetensors")
-    return prepare_with(own_config(sent, node), tensors, Preprocessing(**json.loads(preprocessing)))
+
+    def make() -> Workspace:
+        tensors = checkpoints.load(_starts() / f"{start}.safetensors")
+        return prepare_with(own_config(sent, node), tensors, Preprocessing(**json.loads(preprocessing)))
+
+    return workspace_for(f"{node} {start} {preprocessing} {sent}", make)

@@ -11,32 +11,32 @@ from fedact.config.plan import Plan
 from fedact.federation.planning import calibration_batch
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, trained_layers
-from fedact.training.experiment import Experiment
 from fedact.training.local import micro_step
+from fedact.training.workspace import Workspace
 
 
-def check_plan(experiment: Experiment, method: str, plan: Plan, what: str) -> None:
+def check_plan(workspace: Workspace, method: str, plan: Plan, what: str) -> None:
     """Raise ConfigError where the run could not have made this plan: another's settings, or a step of it that fails."""
-    config = experiment.config
+    config = workspace.experiment.config
     if (plan.method, plan.scope, plan.batch_size) != (method, config.scope, config.batch_size):
         raise ConfigError(f"{what} is for {plan.method}, {plan.scope} bytes and batches of {plan.batch_size}")
     if plan.status == "skipped":
         return
     try:
-        _check_layers(experiment, plan)
+        _check_layers(workspace, plan)
         _check_bytes(plan)
-        _try(experiment, plan)
+        _try(workspace, plan)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{what} is no plan for this model: {reason}") from None
 
 
-def _check_layers(experiment: Experiment, plan: Plan) -> None:
-    config = experiment.config
+def _check_layers(workspace: Workspace, plan: Plan) -> None:
+    config = workspace.experiment.config
     if config.layers not in ("auto", plan.layers) and plan.status == "ok":
         raise ValueError(f"it trains {plan.layers} layers, not {config.layers}")
     names = [kept.name for kept in plan.kept]
-    missing = set(trained_layers(experiment.model_with({}), plan.layers, config.train_norm)) - set(names)
+    missing = set(trained_layers(workspace.model_with({}), plan.layers, config.train_norm)) - set(names)
     if missing or len(set(names)) < len(names):
         raise ValueError(f"it keeps the inputs of {', '.join(names)}")
 
@@ -52,11 +52,11 @@ def _check_bytes(plan: Plan) -> None:
         raise ValueError(f"its kept tensors are not of its micro-batch of {plan.micro_batch}")
 
 
-def _try(experiment: Experiment, plan: Plan) -> None:
-    x, y = (part[: plan.micro_batch] for part in calibration_batch(experiment))
-    model = apply(experiment.model_with({}), plan)
+def _try(workspace: Workspace, plan: Plan) -> None:
+    x, y = (part[: plan.micro_batch] for part in calibration_batch(workspace.experiment))
+    model = apply(workspace.model_with({}), plan)
     micro_step(model, x, y, len(y), task_loss)
-    experiment.model_with({})
+    workspace.model_with({})
 
 
 def check_states(states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:

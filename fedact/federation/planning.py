@@ -16,20 +16,21 @@ from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, states
 from fedact.planner import expected_error, make_plan
 from fedact.training.experiment import Experiment
+from fedact.training.workspace import Workspace
 
 TOLERANCE = 1.25
 """A plan whose gradient error has grown to more than so many times the planned one is made again."""
 
 
-def make_plans(experiment: Experiment, method: str) -> Plans:
+def make_plans(workspace: Workspace, method: str) -> Plans:
     """Return one plan for each distinct budget, made from the server's own calibration examples."""
-    example = calibration_batch(experiment)
-    budgets = dict.fromkeys(experiment.config.client_budgets())
-    return {PlanKey(budget): plan_for(experiment, method, budget, example) for budget in budgets}
+    example = calibration_batch(workspace.experiment)
+    budgets = dict.fromkeys(workspace.experiment.config.client_budgets())
+    return {PlanKey(budget): plan_for(workspace, method, budget, example) for budget in budgets}
 
 
 def plan_for(
-    experiment: Experiment,
+    workspace: Workspace,
     method: str,
     budget: int | None,
     example: tuple[Tensor, Tensor],
@@ -40,9 +41,9 @@ def plan_for(
 
     layers: as in the config, if not given. tensors: what clients have trained so far.
     """
-    config = experiment.config
+    config = workspace.experiment.config
     return make_plan(
-        experiment.model_with(tensors or {}),
+        workspace.model_with(tensors or {}),
         budget,
         example,
         method,
@@ -55,7 +56,7 @@ def plan_for(
     )
 
 
-def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
+def remake(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan, or one made again for the same budget, method and layers where its gradient error has grown too much.
 
     tensors: the global model's trained tensors, with which the error is measured on the server's own examples. A plan that
@@ -67,11 +68,11 @@ def remake(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor]) ->
     if plan.budget_bytes is None and not is_calibrated(plan):
         # Given settings that nothing bounds come out the same again.
         return plan
-    example = calibration_batch(experiment)
-    error = expected_error(experiment.model_with(tensors), plan, example, task_loss)
+    example = calibration_batch(workspace.experiment)
+    error = expected_error(workspace.model_with(tensors), plan, example, task_loss)
     if error <= TOLERANCE * plan.expected_error:
         return plan
-    again = plan_for(experiment, plan.method, plan.budget_bytes, example, plan.layers, tensors)
+    again = plan_for(workspace, plan.method, plan.budget_bytes, example, plan.layers, tensors)
     # Other layers than before would leave tensors without the clients that trained them; a search can also end worse.
     if again.status == "skipped" or again.layers != plan.layers or (again.expected_error or 0.0) > error:
         return plan
@@ -101,14 +102,14 @@ def is_calibrated(plan: Plan) -> bool:
     return any(make_method(kept.method).traits.calibrated for kept in plan.kept)
 
 
-def calibrated_states(experiment: Experiment, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def calibrated_states(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the states that the plan's methods find once, on the server's own examples; most methods have none.
 
     tensors: what clients had trained when the plan was made.
     """
     if not is_calibrated(plan):
         return {}
-    model = calibrate(apply(experiment.model_with(tensors or {}), plan), calibration_batch(experiment)[0])
+    model = calibrate(apply(workspace.model_with(tensors or {}), plan), calibration_batch(workspace.experiment)[0])
     return {name: tensor.cpu() for name, tensor in states(model).items()}
 
 

@@ -11,7 +11,7 @@ from fedact.federation.planning import calibrated_states, current_key, is_calibr
 from fedact.storage import checkpoints
 from fedact.storage.disk import write_whole
 from fedact.storage.run import RunFolder
-from fedact.training.experiment import Experiment
+from fedact.training.workspace import Workspace
 
 
 def is_due(replan: int | str, number: int) -> bool:
@@ -33,7 +33,7 @@ class PlanBook:
     """
 
     method: str
-    experiment: Experiment
+    workspace: Workspace
     folder: RunFolder
     all_plans: dict[str, Plans]
 
@@ -50,7 +50,7 @@ class PlanBook:
         plan, file = self.plans[key], self.folder.states(self.method, key)
         # A first plan's are found again: they follow from the start alone.
         if key.first_round == 1 or not is_calibrated(plan):
-            return calibrated_states(self.experiment, plan)
+            return calibrated_states(self.workspace, plan)
         found = checkpoints.load(file)
         check_states(found, plan, file)
         return found
@@ -60,13 +60,13 @@ class PlanBook:
 
         tensors: the global model's trained tensors. A plan that is there for this round already is a resumed run's.
         """
-        if not is_due(self.experiment.config.replan, number):
+        if not is_due(self.workspace.experiment.config.replan, number):
             return
         made: Plans = {}
-        for budget in dict.fromkeys(self.experiment.config.client_budgets()):
+        for budget in dict.fromkeys(self.workspace.experiment.config.client_budgets()):
             if (key := PlanKey(budget, number)) not in self.plans:
                 before = self.plans[self.key(budget, number)]
-                if (plan := remake(self.experiment, before, tensors)) is not before:
+                if (plan := remake(self.workspace, before, tensors)) is not before:
                     made[key] = plan
         for key, plan in made.items():
             self._keep_states(key, plan, tensors)
@@ -75,5 +75,5 @@ class PlanBook:
             write_whole(self.folder.plans, plans_json(self.all_plans))
 
     def _keep_states(self, key: PlanKey, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-        if found := calibrated_states(self.experiment, plan, tensors):
+        if found := calibrated_states(self.workspace, plan, tensors):
             checkpoints.save(self.folder.states(self.method, key), found)

@@ -137,11 +137,11 @@ class PartialFedAvg(FedAvg):
         return number % config.evaluate_every == 0 or number == config.rounds
 
     def _evaluate(self, tensors: dict[str, torch.Tensor]) -> Row:
-        experiment, plan = self.run.experiment, self.run.deepest_plan
+        workspace, plan = self.run.workspace, self.run.deepest_plan
         # The frozen part under the plan that trains the most is frozen under every plan.
-        model = experiment.model_with(tensors) if plan is None else experiment.model_under(plan, tensors)
-        batches, task = test_batches(experiment, plan, tensors), self.run.config.task
-        found = evaluate(model, batches, len(experiment.test), task, len(experiment.classes))
+        model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
+        batches, task = test_batches(workspace, plan, tensors), self.run.config.task
+        found = evaluate(model, batches, len(self.run.experiment.test), task, len(self.run.experiment.classes))
         return {"accuracy": found.score, "class_iou": found.class_iou, "loss": found.loss}
 
 

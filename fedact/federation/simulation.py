@@ -25,8 +25,9 @@ from fedact.storage.disk import write_whole
 from fedact.storage.partition_csv import holdings_csv
 from fedact.storage.rows import SCHEMA, Row
 from fedact.storage.run import RunFolder
-from fedact.training.experiment import Experiment, shared
+from fedact.training.experiment import Experiment
 from fedact.training.threads import default_threads
+from fedact.training.workspace import workspace_of
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
 """Makes the way to the clients of an experiment, and takes it down again."""
@@ -46,7 +47,8 @@ class Simulation:
         config = config.model_copy(update={"threads": config.threads or default_threads()})
         # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
         self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard"})
-        self.experiment: Experiment = shared(self.key)
+        self.workspace = workspace_of(self.key)
+        self.experiment = self.workspace.experiment
         settings = {"out": None, "method": tuple(self.methods), "tensorboard": config.tensorboard}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
@@ -57,7 +59,7 @@ class Simulation:
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
         self.plans: dict[str, Plans] = {
-            method: known[method] if method in known else make_plans(self.experiment, method) for method in self.methods
+            method: known[method] if method in known else make_plans(self.workspace, method) for method in self.methods
         }
 
     def _plans_on_disk(self) -> dict[str, Plans]:
@@ -72,7 +74,7 @@ class Simulation:
                 if key not in plans.get(method, {}):
                     raise ConfigError(f"{self.folder.plans} lacks the plan '{key}' of {method}")
             for key, plan in plans[method].items():
-                check_plan(self.experiment, method, plan, f"{self.folder.plans}: the plan '{key}' of {method}")
+                check_plan(self.workspace, method, plan, f"{self.folder.plans}: the plan '{key}' of {method}")
         return {method: plans[method] for method in known}
 
     @cached_property
@@ -107,8 +109,8 @@ class Simulation:
         @app.main()
         def main(grid: Grid, context: Context) -> None:
             for method in self.methods:
-                book = PlanBook(method, self.experiment, self.folder, self.plans)
-                job = MethodRun(method, self.config, self.experiment, self.key, book, self.folder, on_round)
+                book = PlanBook(method, self.workspace, self.folder, self.plans)
+                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round)
                 run_method(grid, job, self.done.get(method))
 
         with (open_grid or grid_of)(self.experiment) as grid:

@@ -27,8 +27,6 @@ from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Derivations, derivations
 
 _TRAINABLE = "_fedact_trainable"
-PLAN = "_fedact_plan"
-"""Where a model remembers the plan that it carries."""
 _OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
@@ -107,7 +105,6 @@ def restore(model: nn.Module) -> nn.Module:
             module.__class__ = module.plain  # type: ignore[assignment]
             for own in _OWN:
                 module.__dict__.pop(own, None)
-    model.__dict__.pop(PLAN, None)
     trainable = model.__dict__.pop(_TRAINABLE, None)
     if trainable is not None:
         for name, parameter in model.named_parameters():

@@ -10,12 +10,12 @@ from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
-from fedact.nn.install import PLAN, has_statistics, install, restore, trained_parameters
+from fedact.nn.install import has_statistics, install, restore, trained_parameters
 from fedact.nn.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
 
 __all__ = [
-    "apply", "assign", "calibrate", "carries", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",
-    "load_states", "made_again", "methods_of", "restore", "smooth_activations", "states", "trained_layers",
+    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",
+    "load_states", "made_again", "methods_of", "renew", "restore", "smooth_activations", "states", "trained_layers",
     "trained_parameters",
 ]  # fmt: skip
 
@@ -105,21 +105,13 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
 
-    seed: what is random in a method follows from it. A model that carries the plan already only forgets its methods' states.
+    seed: what is random in a method follows from it.
     """
-    if carries(model, plan):
-        return _renew(model, plan, seed)
-    install(model, methods_of(model, plan), seed, plan.prefix_chunk)
-    vars(model)[PLAN] = plan
-    return model
+    return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
 
 
-def carries(model: nn.Module, plan: Plan) -> bool:
-    """Tell whether a model has been under this plan since ``apply`` put it in."""
-    return bool(vars(model).get(PLAN) == plan)
-
-
-def _renew(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
+def renew(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
+    """Return a model that ``apply`` put a plan into as it was then, at less cost: its methods' states are forgotten."""
     places = {kept.name: place for place, kept in enumerate(plan.kept)}
     for name, module in model.named_modules():
         if isinstance(keeper := vars(module).get("keeper"), Keeper):

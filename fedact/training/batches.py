@@ -5,82 +5,83 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
-from torch import nn
 
 from fedact.config.plan import Plan
 from fedact.config.schema import cache_folder
-from fedact.data import Augmented, Loader
+from fedact.data import Augmented, Examples, Loader
 from fedact.nn.prefix.outputs import Positions
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPart, frozen_part
 from fedact.training.local import Batches
 from fedact.training.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
+from fedact.training.workspace import Workspace
 
 
 def client_batches(
-    experiment: Experiment,
+    workspace: Workspace,
     plan: Plan,
     own: Positions,
     held_out: Positions,
     moving: Collection[str],
     random: np.random.Generator,
 ) -> tuple[Batches, Batches]:
-    """Return batches of a client's training and held-out examples, for the experiment's model, which carries the plan.
+    """Return batches of a client's training and held-out examples, for the workspace's model, which carries the plan.
 
     The frozen part is run once for all of them, whatever the number of epochs, unless the training images are cropped or
     flipped at random. moving: the tensors that some client trains. random: for crops and flips.
     """
-    config = experiment.config
+    config = workspace.experiment.config
     if config.crop is not None or config.flip:
-        loader = Loader(experiment.train.only(own), experiment.preprocessing, config.device)
-        augmented = Augmented(loader, config.crop, config.flip, random)
-        return augmented, _batches(experiment, plan, "train", held_out, moving)
-    all_batches = _batches(experiment, plan, "train", np.concatenate([own, held_out]), moving)
+        augmented = Augmented(_loader(workspace.experiment, "train", own), config.crop, config.flip, random)
+        return augmented, _batches(workspace, plan, "train", held_out, moving)
+    all_batches = _batches(workspace, plan, "train", np.concatenate([own, held_out]), moving)
     return all_batches, lambda chosen: all_batches(chosen + len(own))
 
 
-def test_batches(experiment: Experiment, plan: Plan | None, moving: Collection[str]) -> Batches:
-    """Return batches of the server's test examples, for the experiment's model, which carries the plan or none.
+def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str]) -> Batches:
+    """Return batches of the server's test examples, for the workspace's model, which carries the plan or none.
 
     moving: the tensors that some client trains.
     """
+    experiment = workspace.experiment
     if plan is None:
         return Loader(experiment.test, experiment.preprocessing, experiment.config.device)
-    return _batches(experiment, plan, "test", np.arange(len(experiment.test)), moving)
+    return _batches(workspace, plan, "test", np.arange(len(experiment.test)), moving)
 
 
-def _batches(experiment: Experiment, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
-    examples = experiment.train if which == "train" else experiment.test
-    loader = Loader(examples.only(positions), experiment.preprocessing, experiment.config.device)
-    part = _part(experiment, plan, loader)
+def _loader(experiment: Experiment, which: str, positions: Positions) -> Loader:
+    return Loader(_examples(experiment, which).only(positions), experiment.preprocessing, experiment.config.device)
+
+
+def _examples(experiment: Experiment, which: str) -> Examples:
+    return experiment.train if which == "train" else experiment.test
+
+
+def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
+    experiment, loader = workspace.experiment, _loader(workspace.experiment, which, positions)
+    if plan not in workspace.frozen:
+        # Once, for tracing a model takes long.
+        share = len(experiment.train) / experiment.config.clients
+        workspace.frozen[plan] = frozen_part(workspace.model, plan, loader, share)
+    part = workspace.frozen[plan]
     if part is None:
         return loader
     # What one plan freezes another may train: then it changes from round to round, and nothing of it may be kept.
-    cache = None if part.reads(moving) else _cache(experiment, plan, part, which)
-    if cache is not None:
-        return part.cached(loader, cache, positions)
+    if not part.reads(moving):
+        if (plan, which) not in workspace.caches:
+            workspace.caches[plan, which] = _cache(experiment, part, which)
+        cache = workspace.caches[plan, which]
+        if cache is not None:
+            return part.cached(loader, cache, positions)
     return part.held(loader) if which == "train" and part.holds(len(positions)) else part.passing(loader)
 
 
-def _part(experiment: Experiment, plan: Plan, loader: Loader) -> FrozenPart | None:
-    """Return the frozen part under a plan, found once: the process has one model, and tracing it takes long."""
-    if plan not in experiment.frozen:
-        each = len(experiment.train) / experiment.config.clients
-        experiment.frozen[plan] = frozen_part(experiment.model, plan, loader, each)
-    return experiment.frozen[plan]
-
-
-def _cache(experiment: Experiment, plan: Plan, part: FrozenPart, which: str) -> PrefixCache | None:
-    if (plan, which) not in experiment.caches:
-        wanted = experiment.config.cache_size != "none" and can_keep(part.layouts)
-        experiment.caches[plan, which] = _opened(experiment, part, which) if wanted else None
-    return experiment.caches[plan, which]
-
-
-def _opened(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache | None:
-    """Return the cache, None where the disk has no place for it, which is said."""
-    examples = experiment.train if which == "train" else experiment.test
-    key = fingerprint(_made_by(experiment, part), examples.images)
+def _cache(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache | None:
+    """Return the cache, None where none is wanted or the disk has no place for it, which is said."""
+    if experiment.config.cache_size == "none" or not can_keep(part.layouts):
+        return None
+    examples = _examples(experiment, which)
+    key = fingerprint(_origin(experiment, part), examples.images)
     size, folder = int(experiment.config.cache_size), cache_folder() / "prefix"
     try:
         return open_cache(folder, key, part.layouts, len(examples), size)
@@ -89,12 +90,12 @@ def _opened(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache
         return None
 
 
-def _made_by(experiment: Experiment, part: FrozenPart) -> str:
-    """Return what tells a frozen part, with all that its values' last bits follow from, from any other."""
+def _origin(experiment: Experiment, part: FrozenPart) -> str:
+    """Return a digest of all that the last bits of a frozen part's outputs follow from, but for the images."""
     called = [part.split.model.get_submodule(name) for name in part.modules]
     code = [
         str(part.split.parts.before),
-        *(_described(module) for module in called),
+        *(f"{module!r} {[type(each).__name__ for each in module.modules()]}" for module in called),
         repr(experiment.preprocessing),
         str(part.group),
     ]
@@ -105,7 +106,3 @@ def _made_by(experiment: Experiment, part: FrozenPart) -> str:
         experiment.config.device,
     ]
     return fingerprint(*code, *machine, *part.tensors.values())
-
-
-def _described(module: nn.Module) -> str:
-    return f"{module!r} {[type(each).__name__ for each in module.modules()]}"

@@ -18,6 +18,12 @@ def default_threads() -> int:
     return min(MOST_THREADS, torch.get_num_threads())
 
 
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads in this process from now on; None changes nothing."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 @contextmanager
 def threads_for(x: Tensor) -> Iterator[None]:
     """Run on one thread where a batch of images (N, C, ...) has few pixels, on as many as before otherwise."""

@@ -6,18 +6,19 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.storage import checkpoints
 from fedact.storage.run import Run, run_folders
-from fedact.training.experiment import Experiment, prepare
+from fedact.training.experiment import Experiment
+from fedact.training.workspace import Workspace, prepare
 
 
-def trained_model(run: Run, method: str | None = None) -> tuple[Experiment, nn.Module]:
-    """Return what a run's first seed stands on, and its model after a method's last finished round, plain and in eval mode.
+def trained_model(run: Run, method: str | None = None) -> tuple[Workspace, nn.Module]:
+    """Return a workspace for a run's first seed, and its model after a method's last finished round, plain and in eval mode.
 
     method: by its full name, by default the run's first. Raises ConfigError where the run has no such method, where its
     checkpoint is gone, or where its data is.
     """
     _last_round(run, method)
-    experiment = prepare(make_config(run.config))
-    return experiment, experiment.model_with(trained_tensors(run, experiment, method))
+    workspace = prepare(make_config(run.config))
+    return workspace, workspace.model_with(trained_tensors(run, workspace.experiment, method))
 
 
 def trained_tensors(run: Run, experiment: Experiment, method: str | None = None) -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ def printed(capsys, *flags: str) -> str:
 
 
 def plan_of(budget, layers=1, method=METHOD, scope="saved"):
-    experiment = prepared(make_config(SETTINGS))
-    model, example = experiment.model_with({}), calibration_batch(experiment)
+    workspace = prepared(make_config(SETTINGS))
+    model, example = workspace.model_with({}), calibration_batch(workspace.experiment)
     return fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
 
 
@@ -126,7 +126,7 @@ def test_what_is_pretrained_for_many_pixels_is_so_at_few(monkeypatch):
     sides = []
     monkeypatch.setattr(pretraining, "_train", lambda model, loader, *_: sides.append(loader.preprocessing.resolution))
     settings = {"max_examples": 500, "model": "mobilenet_v2", "batch_size": 2, "dataset": "digits"}
-    few, many = (prepared(make_config({**settings, "resolution": side})) for side in (32, 80))
+    few, many = (prepared(make_config({**settings, "resolution": side})).experiment for side in (32, 80))
     assert sides == [32, 64]
     assert [each.preprocessing.resolution for each in (few, many)] == [32, 80]
     assert [each.config.resolution for each in (few, many)] == [32, 80]

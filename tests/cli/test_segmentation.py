@@ -16,7 +16,7 @@ from fedact.nn.surgery import head
 from fedact.plan import main as plan
 from fedact.simulate import main
 from fedact.storage import checkpoints
-from fedact.training.experiment import prepare
+from fedact.training.workspace import prepare
 from tests.support.paths import NOTEBOOKS
 from tests.support.runs import rows, timeless
 from tests.support.scene_sets import halves, paint, write_cityscapes, write_folder, write_mask, write_voc
@@ -102,7 +102,7 @@ def test_crops_and_flips_follow_from_the_seed(tmp_path):
 
 
 def test_scenes_are_dealt_by_where_they_come_from_if_asked_to():
-    by_class, by_source = (prepare(scenes_config(partition_by=name)) for name in ("class", "source"))
+    by_class, by_source = (prepare(scenes_config(partition_by=name)).experiment for name in ("class", "source"))
     assert len(np.unique(by_class.train.labels)) == 5
     assert len(np.unique(by_source.train.labels)) == 4
     assert np.array_equal(np.asarray(by_class.train.masks).shape, np.asarray(by_source.train.masks).shape)
@@ -110,16 +110,17 @@ def test_scenes_are_dealt_by_where_they_come_from_if_asked_to():
 
 def test_the_head_alone_is_fitted_first():
     before, after = (prepare(scenes_config(head_epochs=count)) for count in (0, 3))
-    changed = {name for name, tensor in before.start.items() if not torch.equal(tensor, after.start[name])}
+    starts = [workspace.experiment.start for workspace in (before, after)]
+    changed = {name for name, tensor in starts[0].items() if not torch.equal(tensor, starts[1][name])}
     (name,) = head(after.model)
     assert changed == {f"{name}.weight", f"{name}.bias"}
 
 
 def test_pretraining_goes_on_from_given_weights_and_leaves_a_better_model(tmp_path):
     config = {"pretrain_epochs": 2, "weights": "pretrain", "max_examples": 60}
-    first = prepare(scenes_config(**config))
+    first = prepare(scenes_config(**config)).experiment
     checkpoints.save(tmp_path / "start.safetensors", first.start)
-    second = prepare(scenes_config(**config, pretrain_from=str(tmp_path / "start.safetensors")))
+    second = prepare(scenes_config(**config, pretrain_from=str(tmp_path / "start.safetensors"))).experiment
     assert second.config.pretrain_from == str(tmp_path / "start.safetensors")
     assert any(not torch.equal(tensor, second.start[name]) for name, tensor in first.start.items())
 
@@ -131,11 +132,11 @@ def test_an_encoder_that_a_classifier_learned_stays_while_the_rest_is_pretrained
         scenes_config(
             weights="pretrain", max_examples=60, pretrain_epochs=1, pretrain_from=str(tmp_path / "classifier.safetensors")
         )
-    )
-    encoder = {name.removeprefix("encoder."): tensor for name, tensor in start.start.items() if name.startswith("encoder.")}
+    ).experiment.start
+    encoder = {name.removeprefix("encoder."): tensor for name, tensor in start.items() if name.startswith("encoder.")}
     assert encoder.keys() == {name for name in classifier if not name.startswith("classifier.")}
     assert all(torch.equal(tensor, classifier[name]) for name, tensor in encoder.items())
-    norm = start.start["decoder.conv.1.num_batches_tracked"]
+    norm = start["decoder.conv.1.num_batches_tracked"]
     assert norm > 0
 
 

@@ -19,7 +19,7 @@ from fedact.data.pictures import Pictures, decode
 from fedact.federation import server
 from fedact.models import pretraining
 from fedact.simulate import main
-from fedact.training.experiment import prepare, prepare_with
+from fedact.training.workspace import prepare, prepare_with
 from tests.support.picture_sets import (
     CLASSES,
     write_cub,
@@ -325,7 +325,7 @@ def test_only_the_examples_of_a_run_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("fedact.data.pictures.decode", lambda file, side: (seen.append(file), real(file, side))[1])
     settings = {"dataset": "imagenet", "data_dir": write_imagenet(tmp_path, 20, 20), "weights": "none", "width": 0.1}
     settings |= {"max_examples": 24, "max_test_examples": 6, "resolution": 16, "calibration": 4, "clients": 2}
-    experiment = prepare(make_config(settings))
+    experiment = prepare(make_config(settings)).experiment
     assert len(seen) == len(set(seen)) == 30
     assert np.bincount(experiment.test.labels).tolist() == [2, 2, 2]
     expected = np.stack([real(file, 16) for file in sorted(file for file in seen if "val" in file.parts)])
@@ -337,8 +337,8 @@ SMALL = {"dataset": "imagenet", "width": 0.1, "resolution": 16, "calibration": 4
 
 def test_a_device_alone_reads_the_pictures_that_the_server_deals_it(tmp_path):
     config = make_config({**SMALL, "weights": "none", "data_dir": write_imagenet(tmp_path, 20)})
-    server = prepare(config)
-    device = prepare_with(server.config, server.start, server.preprocessing)
+    server = prepare(config).experiment
+    device = prepare_with(server.config, server.start, server.preprocessing).experiment
     assert np.array_equal(np.asarray(device.train.images), np.asarray(server.train.images))
     assert np.array_equal(device.train.labels, server.train.labels)
 
@@ -347,7 +347,7 @@ def test_a_plan_for_many_pixels_has_pictures_of_so_many_though_fewer_are_pretrai
     trained = []
     monkeypatch.setattr(pretraining, "_train", lambda model, loader, *_: trained.append(loader(np.array([0]))[0].shape))
     settings = {**SMALL, "data_dir": write_imagenet(tmp_path, 20, 8), "resolution": 96}
-    experiment = prepared(make_config(settings))
+    experiment = prepared(make_config(settings)).experiment
     assert trained == [(1, 3, 64, 64)]
     assert experiment.calibration.images.shape == (4, 96, 96, 3)
     originals = {decode(file, 96).tobytes() for file in (tmp_path / "train").rglob("*.JPEG")}

@@ -9,6 +9,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from fedact.config.loading import make_config, read_toml
 from fedact.federation import client
 from fedact.federation.ray_grid import RayGrid, backend_config
 from fedact.simulate import main
-from fedact.training.experiment import shared
 from tests.support.runs import TINY, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
@@ -45,11 +45,13 @@ def small_config(**settings):
 
 
 def answer_with_its_process(message, context):
-    """Answer as a client would, with how often this process has prepared an experiment; client 3 takes it down."""
+    """Answer as a client would, with how often this process has prepared a workspace; client 3 takes it down."""
     if context.node_config["partition-id"] == 3:
         os._exit(1)
+    if not isinstance(workspace.prepare, Mock):
+        workspace.prepare = Mock(wraps=workspace.prepare)
     reply = client.app(message, context)
-    reply.content["about"] = ConfigRecord({"prepared": shared.cache_info().misses})
+    reply.content["about"] = ConfigRecord({"prepared": workspace.prepare.call_count})
     return reply
 
 

@@ -19,7 +19,7 @@ from fedact.federation.planning import current_key, make_plans, remake
 from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
 from fedact.storage.run import RunFolder
-from fedact.training.experiment import Experiment, prepare
+from fedact.training.workspace import Workspace, prepare
 from tests.support.planned import plan_for
 from tests.support.runs import FEW, FEW_SETTINGS, rows, timeless
 
@@ -93,18 +93,19 @@ def test_anything_else_is_refused(replan):
 
 
 @pytest.fixture(scope="module")
-def experiment() -> Experiment:
+def workspace() -> Workspace:
     return prepare(make_config({**FEW_SETTINGS, "budget": "8KB", "layers": 2}))
 
 
 @pytest.fixture(scope="module", params=["quantize:bits=4", "auto", "lance:variance=0.8"])
-def plan(request, experiment) -> Plan:
-    (made,) = make_plans(experiment, request.param).values()
+def plan(request, workspace) -> Plan:
+    (made,) = make_plans(workspace, request.param).values()
     return made
 
 
-def test_given_settings_that_no_budget_bounds_are_not_looked_at(experiment, monkeypatch):
-    unbounded = Experiment(**{**vars(experiment), "config": experiment.config.model_copy(update={"budget": UNBOUNDED})})
+def test_given_settings_that_no_budget_bounds_are_not_looked_at(workspace, monkeypatch):
+    config = workspace.experiment.config.model_copy(update={"budget": UNBOUNDED})
+    unbounded = Workspace(replace(workspace.experiment, config=config), workspace.model)
     (plan,) = make_plans(unbounded, "quantize:bits=4").values()
     (calibrated,) = make_plans(unbounded, "lance:variance=0.8").values()
     looked = []
@@ -115,19 +116,19 @@ def test_given_settings_that_no_budget_bounds_are_not_looked_at(experiment, monk
     assert looked == ["lance:variance=0.8"]
 
 
-def moved(experiment: Experiment, by: float = 0.02) -> dict[str, torch.Tensor]:
+def moved(workspace: Workspace, by: float = 0.02) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    start = {name: t for name, t in experiment.start.items() if name.startswith(("features.17", "features.18"))}
+    start = {name: t for name, t in workspace.experiment.start.items() if name.startswith(("features.17", "features.18"))}
     return {name: t + by * torch.randn(t.shape, generator=generator) for name, t in start.items() if t.ndim == 4}
 
 
-def test_where_nothing_was_trained_nothing_is_made_again(experiment, plan):
-    assert remake(experiment, plan, {}) is plan
+def test_where_nothing_was_trained_nothing_is_made_again(workspace, plan):
+    assert remake(workspace, plan, {}) is plan
 
 
 @pytest.mark.parametrize("growth", [1.25, 1.3])
-def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(experiment, growth, monkeypatch, caplog):
-    (plan,) = make_plans(experiment, "quantize:bits=4").values()
+def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(workspace, growth, monkeypatch, caplog):
+    (plan,) = make_plans(workspace, "quantize:bits=4").values()
     seen = []
 
     def error(model, looked_at, example, loss):
@@ -135,9 +136,9 @@ def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(experi
         return growth * plan.expected_error
 
     monkeypatch.setattr(planning, "expected_error", error)
-    tensors = moved(experiment)
+    tensors = moved(workspace)
     with caplog.at_level("INFO", logger="fedact"):
-        again = remake(experiment, plan, tensors)
+        again = remake(workspace, plan, tensors)
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in tensors.items())
     assert (again is plan) == (growth == 1.25)
     if again is not plan:
@@ -147,11 +148,11 @@ def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(experi
         assert "plan 8000: gradient error" in caplog.text
 
 
-def test_a_plan_made_again_is_no_worse_and_says_the_error_of_the_weights_as_they_are(experiment, plan, monkeypatch):
+def test_a_plan_made_again_is_no_worse_and_says_the_error_of_the_weights_as_they_are(workspace, plan, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    again, example = remake(experiment, plan, moved(experiment)), planning.calibration_batch(experiment)
+    again, example = remake(workspace, plan, moved(workspace)), planning.calibration_batch(workspace.experiment)
     before, after = (
-        planning.expected_error(experiment.model_with(moved(experiment)), each, example) for each in (plan, again)
+        planning.expected_error(workspace.model_with(moved(workspace)), each, example) for each in (plan, again)
     )
     assert after <= before != plan.expected_error
     if plan.method != "auto":
@@ -159,13 +160,13 @@ def test_a_plan_made_again_is_no_worse_and_says_the_error_of_the_weights_as_they
 
 
 @pytest.mark.parametrize("change", [{"expected_error": None}, {"expected_error": 0.0}, {"status": "skipped"}])
-def test_a_plan_that_cannot_age_is_not_looked_at(experiment, change, monkeypatch):
+def test_a_plan_that_cannot_age_is_not_looked_at(workspace, change, monkeypatch):
     monkeypatch.setattr(planning, "expected_error", lambda *arguments: pytest.fail("looked at"))
     plan = replace(plan_for("20KB"), **{"expected_error": 0.1, **change})
-    assert remake(experiment, plan, {}) is plan
+    assert remake(workspace, plan, {}) is plan
 
 
-def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_still_said(experiment, monkeypatch):
+def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_still_said(workspace, monkeypatch):
     monkeypatch.setattr(planning, "expected_error", lambda *arguments: 1.0)
     first = replace(plan_for("20KB"), expected_error=0.1, layers=3, reason="layers 9 to 3; micro-batch 8 to 4")
     asked = []
@@ -175,12 +176,12 @@ def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_st
         return replace(first, reason="micro-batch 8 to 2", micro_batch=2)
 
     monkeypatch.setattr(planning, "make_plan", make)
-    again = remake(experiment, first, {})
+    again = remake(workspace, first, {})
     assert (again.micro_batch, again.reason) == (2, "layers 9 to 3; micro-batch 8 to 2")
     assert asked[0][4] == 3
     for worse in ({"layers": 0, "status": "head-only"}, {"status": "skipped"}, {"expected_error": 1.1}):
         monkeypatch.setattr(planning, "make_plan", lambda *a, worse=worse, **s: replace(first, **worse))
-        assert remake(experiment, first, {}) is first
+        assert remake(workspace, first, {}) is first
 
 
 def test_the_slowdown_that_was_asked_for_reaches_the_planner(monkeypatch):
@@ -199,7 +200,7 @@ def test_a_slowdown_is_a_positive_number(slowdown):
 # In a run ------------------------------------------------------------------------------------------------------------------
 
 
-def halved(experiment: Experiment, plan: Plan, tensors) -> Plan:
+def halved(workspace: Workspace, plan: Plan, tensors) -> Plan:
     """Stand in for a plan made again: half the micro-batch, told apart by the weights it was made for."""
     if plan.budget_bytes != 20_000:
         return plan
@@ -255,7 +256,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_plans_on_disk(remade, tmp_path,
 def remaking(monkeypatch) -> list[int | None]:
     """Put the stand-in into its place and return the budgets whose plans it will have been asked for."""
     asked: list[int | None] = []
-    stand_in = lambda experiment, plan, tensors: asked.append(plan.budget_bytes) or halved(experiment, plan, tensors)  # noqa: E731
+    stand_in = lambda workspace, plan, tensors: asked.append(plan.budget_bytes) or halved(workspace, plan, tensors)  # noqa: E731
     monkeypatch.setattr(replanning, "remake", stand_in)
     return asked
 
@@ -284,16 +285,16 @@ def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     assert (tmp_path / "looked" / "plans.json").read_bytes() == (tmp_path / "never" / "plans.json").read_bytes()
 
 
-def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, experiment, monkeypatch):
+def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, workspace, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    method, weights = "lance:variance=0.8", moved(experiment)
-    book = PlanBook(method, experiment, RunFolder(tmp_path), {method: make_plans(experiment, method)})
+    method, weights = "lance:variance=0.8", moved(workspace)
+    book = PlanBook(method, workspace, RunFolder(tmp_path), {method: make_plans(workspace, method)})
     book.look(2, weights)
     for key, tensors in ((PlanKey(8_000), {}), (PlanKey(8_000, 2), weights)):
-        expected = planning.calibrated_states(experiment, book.plans[key], tensors)
+        expected = planning.calibrated_states(workspace, book.plans[key], tensors)
         assert expected.keys() == book.states(key).keys() != set()
         assert all(torch.equal(state, book.states(key)[name]) for name, state in expected.items())
-    first = planning.calibrated_states(experiment, book.plans[PlanKey(8_000, 2)])
+    first = planning.calibrated_states(workspace, book.plans[PlanKey(8_000, 2)])
     assert not all(torch.equal(state, book.states(PlanKey(8_000, 2))[name]) for name, state in first.items())
 
 

@@ -66,8 +66,8 @@ def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):
     from fedact.training.local import evaluate
 
     for method in ("exact", "quantize:bits=4"):
-        experiment, model = trained_model(run, method)
-        found = evaluate(model, test_batches(experiment, None, ()), len(experiment.test))
+        workspace, model = trained_model(run, method)
+        found = evaluate(model, test_batches(workspace, None, ()), len(workspace.experiment.test))
         rounds = run.rounds[run.rounds["method"] == method]
         assert found.score == pytest.approx(rounds["accuracy"].iloc[-1])
     with pytest.raises(ConfigError, match="finished no round of vanilla, but of exact, quantize"):

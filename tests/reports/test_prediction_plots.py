@@ -210,10 +210,11 @@ def test_what_is_shown_of_a_run_is_what_its_records_tell(tmp_path):
     assert main([*TINY, "--out", str(tmp_path / "run")]) == 0
     assert {"class_iou.png", "predictions.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
     run = load_run(tmp_path / "run")
-    experiment, model = trained_model(run)
+    workspace, model = trained_model(run)
+    experiment = workspace.experiment
     everything = np.arange(len(experiment.test))
     for after in (1, 0):
         taken = predicted.predicted_masks(experiment, model, everything)
         told = run.rounds.loc[run.rounds["round"] == after, "accuracy"].item()
         assert mean_iou(experiment.test.masks[everything], taken) == pytest.approx(told, abs=1e-6)
-        model = experiment.model_with({})
+        model = workspace.model_with({})

@@ -7,7 +7,7 @@ import pytest
 
 from fedact.models import pretraining
 from fedact.simulate import main
-from fedact.training.experiment import shared
+from fedact.training.workspace import close_workspaces
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def quiet_home(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.urlopen", no_network)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    shared.cache_clear()
+    close_workspaces()
     yield
-    shared.cache_clear()
+    close_workspaces()
 
 
 def refused(capsys, arguments: list[str], out: Path) -> str:

@@ -5,8 +5,8 @@ import torch
 
 from fedact.config.loading import make_config, read_toml
 from fedact.simulate import main
-from fedact.training.experiment import prepare
 from fedact.training.threads import FEW_PIXELS, default_threads, threads_for
+from fedact.training.workspace import prepare
 
 
 @pytest.fixture(autouse=True)

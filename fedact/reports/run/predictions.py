@@ -132,14 +132,15 @@ def predictions_of(run: Run) -> Figure:
     or its checkpoints are gone.
     """
     methods = [str(method) for method in dict.fromkeys(run.rounds["method"])][:MOST_METHODS]
-    experiment, _ = trained_model(run, methods[0])
+    workspace, _ = trained_model(run, methods[0])
+    experiment = workspace.experiment
     masks = experiment.test.masks
     if masks is None:
         raise ConfigError(f"{run.path}: its test pictures have no masks")
     chosen = chosen_pictures(experiment.test.labels)
-    columns = {"before": predicted_masks(experiment, experiment.model_with({}), chosen)}
+    columns = {"before": predicted_masks(experiment, workspace.model_with({}), chosen)}
     for method in methods:
-        model = experiment.model_with(trained_tensors(run, experiment, method))
+        model = workspace.model_with(trained_tensors(run, experiment, method))
         columns[f"after {method}"] = predicted_masks(experiment, model, chosen)
     return predictions(experiment.test.images[chosen], masks[chosen], columns, run.classes)
 
