@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fedact.data.augmentation import Augmented, centred, cropped_and_flipped
-from fedact.data.decoded_cache import settled
+from fedact.data.decoded_cache import decode_files
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Request, Rows, Source, in_blocks
 from fedact.data.masks import VOID
 from fedact.data.readers import (
@@ -58,6 +58,6 @@ __all__ = [
     "Source",
     "centred",
     "cropped_and_flipped",
+    "decode_files",
     "in_blocks",
-    "settled",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
-from fedact.data.decoded_cache import kept
+from fedact.data.decoded_cache import decoded_rows
 from fedact.data.examples import Examples, Request
 from fedact.data.files import some_of
 from fedact.data.masks import IDS, Masks, Survey, dominant, of_classes, table
@@ -41,7 +41,7 @@ def surveyed(listing: Listing, cache: Path) -> np.ndarray:
     Raises ConfigError that names the masks which are none, or not of their pictures' sizes.
     """
     survey = Survey(listing.root, listing.masks, listing.pictures)
-    return np.asarray(kept(survey, np.arange(len(survey)), cache))
+    return np.asarray(decoded_rows(survey, np.arange(len(survey)), cache))
 
 
 def examples(

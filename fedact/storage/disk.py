@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
+from fedact.storage.system import open_to_append, replace, sync_folder
 
 UNFINISHED = ".part"
 """How the name of a file ends until it is whole; it starts with a dot."""
@@ -19,7 +20,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
-        os.replace(temporary, file)
+        replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -32,12 +33,11 @@ def append_lines(file: Path, text: str) -> None:
     A disk may keep the end of a write and lose its middle: without its last newline, none of it counts.
     Raises OSError for a link.
     """
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-    with open(descriptor, "ab") as opened:
+    with open(open_to_append(file), "ab") as opened:
         for part in (text.removesuffix("\n"), "\n"):
             opened.write(part.encode())
             opened.flush()
-            os.fsync(descriptor)
+            os.fsync(opened.fileno())
 
 
 def cut(file: Path, length: int) -> None:
@@ -58,15 +58,6 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} may not be written to")
     for path in new:
         sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def unfinished(folder: Path) -> list[Path]:

@@ -44,8 +44,8 @@ class Locks(ExitStack):
 
 
 @contextmanager
-def locked(folder: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock of a folder; where another process holds it, log ``waiting`` and wait until it is released.
+def locked(folder: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock of a folder; where another process holds it, log ``waiting``, if any, and wait until it is released.
 
     On a file system without locks, or where none may be written, the block runs without one.
     """
@@ -54,7 +54,8 @@ def locked(folder: Path, waiting: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.info(waiting)
+            if waiting:
+                log.info(waiting)
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.info(f"{folder} cannot be locked ({_reason(error)}): another process may write the same there")

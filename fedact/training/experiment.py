@@ -10,7 +10,7 @@ from fedact.config.errors import ConfigError, unknown
 from fedact.config.schema import Config, cache_folder
 from fedact.config.seeds import Purpose, generator
 from fedact.config.spec import build
-from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, settled
+from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
 from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
@@ -43,7 +43,7 @@ def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     random = generator(config.seed, Purpose.DATA)
     sizes = (config.max_examples, config.max_test_examples)
     request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by)
-    source = settled(_limited(config, _datasets(config)[config.dataset](request)), cache_folder() / "decoded")
+    source = decode_files(_limited(config, _datasets(config)[config.dataset](request)), cache_folder() / "decoded")
     return source, *_server_and_clients(config, source.train)
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fedact.config.errors import ConfigError
-from fedact.data import Examples, Rows, Source, in_blocks, settled
+from fedact.data import Examples, Rows, Source, decode_files, in_blocks
 from fedact.data import decoded_cache as decoded
-from fedact.data.decoded_cache import kept
+from fedact.data.decoded_cache import decoded_rows
 from fedact.data.pictures import Pictures, decode
 from fedact.training.prefix_cache import fingerprint
 from tests.support.picture_sets import write_picture
@@ -98,29 +98,29 @@ def test_kept_pictures_are_those_of_the_files_and_are_decoded_once(pictures, see
     rows = np.array([7, 2, 9])
     expected = pictures[rows]
     seen.clear()
-    first = kept(pictures, rows, tmp_path / "cache")
+    first = decoded_rows(pictures, rows, tmp_path / "cache")
     assert sorted(seen) == ["02.png", "07.png", "09.png"]
-    more = kept(pictures, np.array([2, 5]), tmp_path / "cache")
+    more = decoded_rows(pictures, np.array([2, 5]), tmp_path / "cache")
     assert sorted(seen) == ["02.png", "05.png", "07.png", "09.png"]
     assert np.array_equal(np.asarray(first), expected)
     assert np.array_equal(np.asarray(more), pictures[np.array([2, 5])])
 
 
 def test_no_rows_are_kept_as_no_rows(pictures, tmp_path, seen):
-    assert np.asarray(kept(pictures, np.arange(0), tmp_path / "cache")).shape == (0, 16, 16, 3)
+    assert np.asarray(decoded_rows(pictures, np.arange(0), tmp_path / "cache")).shape == (0, 16, 16, 3)
     assert seen == []
 
 
 def test_only_what_a_run_uses_takes_room(pictures, tmp_path):
     big = Pictures(pictures.root, pictures.files, 512)
-    kept(big, np.array([3]), tmp_path / "cache")
+    decoded_rows(big, np.array([3]), tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*/pixels")
     assert file.stat().st_size == 12 * 512 * 512 * 3
     assert file.stat().st_blocks * 512 < 2 * 512 * 512 * 3
 
 
 def test_kept_pictures_lie_on_disk_and_cannot_be_changed(pictures, tmp_path):
-    rows = kept(pictures, np.arange(12), tmp_path / "cache")
+    rows = decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     assert isinstance(rows.array, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows.array[0] = 0
@@ -129,7 +129,7 @@ def test_kept_pictures_lie_on_disk_and_cannot_be_changed(pictures, tmp_path):
 @pytest.mark.parametrize("change", ["pixels", "name", "side", "time"])
 def test_what_changed_is_decoded_anew(pictures, tmp_path, change):
     rows, cache = np.arange(12), tmp_path / "cache"
-    kept(pictures, rows, cache)
+    decoded_rows(pictures, rows, cache)
     first = pictures.root / pictures.files[0]
     if change == "pixels":
         random_picture(50, 50, seed=99).save(first)
@@ -143,13 +143,13 @@ def test_what_changed_is_decoded_anew(pictures, tmp_path, change):
         state, content = first.stat(), (pictures.root / pictures.files[5]).read_bytes()
         first.write_bytes(content)
         os.utime(first, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    assert np.array_equal(np.asarray(kept(pictures, rows, cache)), pictures[rows])
+    assert np.array_equal(np.asarray(decoded_rows(pictures, rows, cache)), pictures[rows])
 
 
 def test_settled_examples_keep_their_labels_and_order(pictures, tmp_path):
     everything = Examples(pictures, np.arange(12))
     chosen = np.array([8, 1, 4])
-    source = settled(Source(everything.only(chosen), everything, 12), tmp_path / "cache")
+    source = decode_files(Source(everything.only(chosen), everything, 12), tmp_path / "cache")
     assert source.train.labels.tolist() == [8, 1, 4]
     assert np.array_equal(np.asarray(source.train.images), pictures[chosen])
     assert np.array_equal(np.asarray(source.test.images), pictures[:])
@@ -158,7 +158,7 @@ def test_settled_examples_keep_their_labels_and_order(pictures, tmp_path):
 def test_rows_of_an_array_are_copied_out_of_it(tmp_path):
     whole = np.arange(10 * 12, dtype=np.uint8).reshape(10, 2, 2, 3)
     everything = Examples(whole, np.arange(10))
-    source = settled(Source(everything.only(np.array([4, 2])), everything, 10), tmp_path / "cache")
+    source = decode_files(Source(everything.only(np.array([4, 2])), everything, 10), tmp_path / "cache")
     assert np.array_equal(source.train.images, whole[[4, 2]])
     assert source.test.images is whole
     assert not (tmp_path / "cache").exists()
@@ -166,7 +166,7 @@ def test_rows_of_an_array_are_copied_out_of_it(tmp_path):
 
 def test_kept_pictures_have_the_fingerprint_of_their_pixels(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("fedact.data.examples.BYTES_AT_ONCE", 2000)
-    rows = kept(pictures, np.array([5, 3, 11, 0]), tmp_path / "cache")
+    rows = decoded_rows(pictures, np.array([5, 3, 11, 0]), tmp_path / "cache")
     assert [len(block) for block in in_blocks(rows)] == [2, 2]
     assert fingerprint(rows) == fingerprint(pictures[np.array([5, 3, 11, 0])])
 
@@ -212,13 +212,13 @@ def test_a_broken_picture_is_named_and_the_others_are_kept(pictures, tmp_path, s
     file.unlink()
     write(file)
     with pytest.raises(ConfigError) as caught:
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     assert str(caught.value).count(str(file)) == 1
     assert "\n" not in str(caught.value)
     assert "1 of 12" in str(caught.value)
     good = np.delete(np.arange(12), 4)
     seen.clear()
-    assert np.array_equal(np.asarray(kept(pictures, good, tmp_path / "cache")), pictures[good])
+    assert np.array_equal(np.asarray(decoded_rows(pictures, good, tmp_path / "cache")), pictures[good])
     assert len(seen) == len(good), "only the comparison decoded"
 
 
@@ -226,7 +226,7 @@ def test_of_many_broken_pictures_the_first_are_named(pictures, tmp_path):
     for file in pictures.files:
         (pictures.root / file).write_text("no picture")
     with pytest.raises(ConfigError, match=r"12 of 12 .*00\.png.*01\.png.*02\.png.*\.\.\.$") as caught:
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     assert "03.png" not in str(caught.value)
 
 
@@ -234,17 +234,17 @@ def test_a_missing_picture_and_a_link_to_nothing_are_named(pictures, tmp_path):
     file = pictures.root / pictures.files[4]
     file.unlink()
     with pytest.raises(ConfigError, match=r"04\.png cannot be read"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     file.symlink_to(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"04\.png cannot be read"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
 
 
 def test_a_pipe_is_named_and_not_waited_for(pictures, tmp_path):
     (pictures.root / "04.png").unlink()
     os.mkfifo(pictures.root / "04.png")
     with pytest.raises(ConfigError, match=r"04\.png cannot be read: it is no file"):
-        kept(pictures, np.arange(5), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(5), tmp_path / "cache")
 
 
 def test_links_to_pictures_are_pictures(pictures, tmp_path):
@@ -252,47 +252,54 @@ def test_links_to_pictures_are_pictures(pictures, tmp_path):
     for file in pictures.files:
         (tmp_path / "links" / file).symlink_to(pictures.root / file)
     linked = Pictures(tmp_path / "links", pictures.files, 16)
-    assert np.array_equal(np.asarray(kept(linked, np.arange(12), tmp_path / "cache")), pictures[:])
+    assert np.array_equal(np.asarray(decoded_rows(linked, np.arange(12), tmp_path / "cache")), pictures[:])
 
 
 def test_pictures_that_find_no_room_are_refused_before_any_is_decoded(pictures, tmp_path, monkeypatch, seen):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match=r"9,216 bytes, but .* has 1,000: lower --max-examples"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     assert seen == []
 
 
 def test_a_disk_that_fills_up_leaves_no_half_picture(pictures, tmp_path, monkeypatch):
-    real = os.pwrite
-    monkeypatch.setattr("os.pwrite", lambda descriptor, content, place: real(descriptor, content[:100], place))
+    real, written = os.pwrite, []
+
+    def full(descriptor, content, position):
+        if len(written) > 4:
+            raise OSError(28, "No space left on device")
+        written.append(real(descriptor, content[:100], position))
+        return written[-1]
+
+    monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(OSError, match="No space left"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     monkeypatch.undo()
-    assert np.array_equal(np.asarray(kept(pictures, np.arange(12), tmp_path / "cache")), pictures[:])
+    assert np.array_equal(np.asarray(decoded_rows(pictures, np.arange(12), tmp_path / "cache")), pictures[:])
 
 
 def test_a_cache_that_cannot_be_written_is_refused(pictures, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(ConfigError, match="FEDACT_CACHE"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("harm", ["no pixels", "no marks", "short pixels", "short marks"])
 def test_a_file_that_was_not_made_whole_is_made_anew(pictures, tmp_path, harm):
-    kept(pictures, np.arange(12), tmp_path / "cache")
+    decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*/pixels" if "pixels" in harm else "*/there")
     if harm.startswith("no"):
         file.unlink()
     else:
         os.truncate(file, 5)
-    assert np.array_equal(np.asarray(kept(pictures, np.arange(12), tmp_path / "cache")), pictures[:])
+    assert np.array_equal(np.asarray(decoded_rows(pictures, np.arange(12), tmp_path / "cache")), pictures[:])
 
 
 def test_it_is_said_how_many_are_decoded_and_how_far_it_is(pictures, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(decoded, "MANY", 12)
     monkeypatch.setattr(decoded, "AT_ONCE", 5)
     with caplog.at_level(logging.INFO, "fedact.data.decoded_cache"):
-        kept(pictures, np.arange(12), tmp_path / "cache")
+        decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     first, *others = caplog.messages
     assert "decoding 12 pictures at 16 px, once" in first
     assert others == ["decoded 5 of 12 pictures", "decoded 10 of 12 pictures", "decoded 12 of 12 pictures"]
@@ -315,7 +322,7 @@ def _decode_all(pictures: Pictures, cache: Path, said: Path, stop: int) -> None:
         return real(self, row)
 
     Pictures.decoded, decoded.AT_ONCE = stopping, 2
-    rows = kept(pictures, np.arange(len(pictures)), cache)
+    rows = decoded_rows(pictures, np.arange(len(pictures)), cache)
     said.write_text(f"{hashlib.sha256(np.asarray(rows).tobytes()).hexdigest()} {len(calls)}")
 
 
@@ -323,7 +330,7 @@ def test_a_killed_decoder_is_gone_on_with(pictures, tmp_path, seen):
     killed = decode_in_another_process(pictures, tmp_path / "cache", tmp_path / "said", stop=6)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    rows = kept(pictures, np.arange(12), tmp_path / "cache")
+    rows = decoded_rows(pictures, np.arange(12), tmp_path / "cache")
     again = len(seen)
     assert np.array_equal(np.asarray(rows), pictures[:])
     assert again == 6

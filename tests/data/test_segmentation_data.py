@@ -17,7 +17,7 @@ from torchvision import datasets
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from fedact.config.errors import ConfigError
-from fedact.data import SEGMENTATION_DATASETS, VOID, Examples, Loader, Preprocessing, Request, Source, settled
+from fedact.data import SEGMENTATION_DATASETS, VOID, Examples, Loader, Preprocessing, Request, Source, decode_files
 from fedact.data.masks import Masks, Survey, counting_from_zero, dominant, of_classes, read_ids, table
 from fedact.data.pictures import Scenes, fitting, frame_like
 from fedact.data.scenes import ranges
@@ -38,7 +38,7 @@ PLAIN = table(counting_from_zero(254, VOID))
 
 def read(name: str, path: Path, seed: int = 0, side: int = 30, **settings) -> Source:
     request = Request(path, None, None, np.random.default_rng(seed), side, **settings)
-    return settled(SEGMENTATION_DATASETS[name](request), request.cache)
+    return decode_files(SEGMENTATION_DATASETS[name](request), request.cache)
 
 
 def masks(examples: Examples) -> np.ndarray:
@@ -394,7 +394,7 @@ def test_only_the_scenes_of_a_run_are_decoded(tmp_path, monkeypatch):
     seen = counting_decoders(monkeypatch)
     request = Request(write_folder(tmp_path), None, None, np.random.default_rng(0), 30)
     source = SEGMENTATION_DATASETS["folder"](request)
-    few = settled(Source(source.train.only(np.array([2])), source.test.only(np.array([1])), 3), request.cache)
+    few = decode_files(Source(source.train.only(np.array([2])), source.test.only(np.array([1])), 3), request.cache)
     assert {name for name in seen if not name.startswith("Survey")} == {
         "Scenes images/b_1.png", "Masks masks/b_1.png", "Scenes images/c_1.png", "Masks masks/c_1.png",
     }  # fmt: skip

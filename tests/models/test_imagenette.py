@@ -9,7 +9,7 @@ import torch
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from fedact.data import DATASETS, Examples, Loader, Request, settled
+from fedact.data import DATASETS, Examples, Loader, Request, decode_files
 from fedact.models import mobilenet_v2
 from fedact.models.weights import from_file, load_into
 
@@ -37,7 +37,7 @@ def val(development_data: Path, cache: Path, every: int) -> Examples:
     source = DATASETS["imagenet"](request)
     assert (source.names, len(source.train), len(source.test)) == (WNIDS, 2500, 1000)
     nothing, some = source.train.only(np.arange(0)), source.test.only(np.arange(0, 1000, every))
-    return settled(replace(source, train=nothing, test=some), cache).test
+    return decode_files(replace(source, train=nothing, test=some), cache).test
 
 
 def test_a_network_that_learned_imagenet_knows_its_pictures(development_data, tmp_path):

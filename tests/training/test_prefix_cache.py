@@ -1,5 +1,6 @@
 """What a frozen part made of examples is kept, and the same to the last bit with and without."""
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_what_was_written_but_not_said_to_be_there_is_made_again(tmp_path):
         opened(tmp_path).get(np.arange(4), stopped)
     (found,) = opened(tmp_path).get(np.arange(4), maker([]))
     assert torch.equal(found, VALUES[:4])
+
+
+def test_two_processes_at_once_read_the_same(tmp_path):
+    def get(first: int) -> None:
+        for start in (first, 3, 0):
+            positions = np.arange(start, start + 6)
+            (found,) = opened(tmp_path).get(positions, maker([]))
+            assert torch.equal(found, VALUES[torch.from_numpy(positions)])
+
+    processes = [get_context("fork").Process(target=get, args=(first,)) for first in (0, 6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    asked: list[int] = []
+    opened(tmp_path).get(np.arange(EXAMPLES), maker(asked))
+    assert asked == []
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
