@@ -84,6 +84,15 @@ def test_variance_is_explained_variance_of_each_mode():
     assert rank_for_variance(torch.zeros(3), 0.8) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenvalues_are_added_up_in_float64_whatever_the_gram_matrix_was_made_in(dtype):
+    # 2^24 and many ones: their sum in float32 stays 2^24.
+    x = torch.diag(torch.tensor([2.0**12, *[1.0] * 63]))
+    eigenvalues = gram_spectrum(x, 0, dtype).eigenvalues
+    assert eigenvalues.sum() == 2.0**24 + 63
+    assert rank_for_variance(eigenvalues, (2.0**24 + 30.5) / (2.0**24 + 63)) == 32
+
+
 @pytest.mark.parametrize("shape", [(40, 3), (3, 40)])
 def test_factor_of_either_side_spans_the_leading_singular_subspace(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -56,6 +56,8 @@ def test_a_line_a_layer_in_every_panel():
         {name: layer.x.nbytes for name, layer in found.items()},
     )
     assert [len(axes.lines) for axes in costs.axes] == [2 * len(found), len(found), len(found)]
+    frames = [axes.spines[side] for drawn in (figure, costs) for axes in drawn.axes for side in ("top", "right")]
+    assert not any(frame.get_visible() for frame in frames)
 
 
 def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):

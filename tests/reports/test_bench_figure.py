@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from fedact.compression import METHODS, at, families, family, make_method, metho
 from fedact.measure.gradient_error import GradientError
 from fedact.measure.methods import MethodMeasurement
 from fedact.reports.bench.figures import curves, error_against_bytes, frontier
-from fedact.reports.label_placement import obstacles, write
+from fedact.reports.label_placement import AROUND_LINE, AROUND_POINT, obstacles, write
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 
@@ -65,6 +66,19 @@ def test_every_family_is_named_once_and_no_label_covers_another():
     assert "along the lines: bits 2 to 4; variance 0.5 to 0.8" in figure.axes[0].get_title("left")
     boxes = [Text.get_window_extent(text) for text in labels]
     assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("dpi", [50, 100, 300])
+def test_a_label_keeps_as_many_points_from_a_marker_at_every_resolution(dpi):
+    figure = Figure(figsize=(4, 3), dpi=dpi)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1])
+    boxes = list(obstacles(axes, [(0, 0), (1, 1)]))
+    around_points, along_the_line = boxes[:2], boxes[2:]
+    assert [box.width * 72 / dpi for box in around_points] == pytest.approx([2 * AROUND_POINT] * 2)
+    assert {round(box.width * 72 / dpi, 6) for box in along_the_line} == {2 * AROUND_LINE}
+    middles = [((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) for box in around_points]
+    assert middles == [pytest.approx(tuple(axes.transData.transform(point))) for point in ((0, 0), (1, 1))]
 
 
 def test_a_figure_without_exact_or_without_lossy_methods_is_drawn():

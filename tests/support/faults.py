@@ -47,8 +47,8 @@ BY_HAND = [
     ("config/seeds.py", "[seed, round, client, int(purpose)]", "[seed, round, int(purpose)]", "all clients draw the same"),
     (
         "storage/disk.py",
-        "            opened.flush()\n            os.fsync(opened.fileno())\n        os.replace",
-        "            opened.flush()\n        os.replace",
+        "            opened.flush()\n            os.fsync(opened.fileno())\n        replace",
+        "            opened.flush()\n        replace",
         "a file takes another's place before it is on the disk",
     ),
     ("data/augmentation.py", "[each.flip(-1) for each in both]", "[both[0].flip(-1), *both[1:]]", "a mask stays unflipped"),
