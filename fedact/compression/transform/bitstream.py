@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fedact.compression.packing import pack_codes, packed_bytes, unpack_codes
-from fedact.compression.transform.coefficients import CLASSES, classes, places_behind
+from fedact.compression.transform.coefficients import CLASSES, classify, places_from_gaps
 from fedact.compression.transform.rice import Coded, decode, encode
 from fedact.compression.transform.step_size import MEAN_STEPS, Symbols
 
@@ -36,18 +36,18 @@ def least_body(channels: int) -> int:
     return ceil(channels / 8)
 
 
-def write(chosen: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: int) -> UInt8[Tensor, " bytes"]:
-    """Return everything in so many bytes, those that are not needed zero."""
-    packed = torch.zeros(total, dtype=torch.uint8, device=chosen.counts.device)
-    packed[:4].view(torch.float32).fill_(chosen.step)
-    packed[4:COUNTS].view(torch.int32).fill_(chosen.bits[0])
-    packed[COUNTS:TABLE].view(torch.int32).copy_(chosen.counts)
-    packed[TABLE : TABLE + CLASSES + 1] = chosen.table
-    halves = (pack_codes(each, 4) for each in (channel_levels, ring_levels))
+def write(symbols: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: int) -> UInt8[Tensor, " bytes"]:
+    """Return header, levels and body in ``total`` bytes, filled up with zeros."""
+    packed = torch.zeros(total, dtype=torch.uint8, device=symbols.counts.device)
+    packed[:4].view(torch.float32).fill_(symbols.step)
+    packed[4:COUNTS].view(torch.int32).fill_(symbols.bits[0])
+    packed[COUNTS:TABLE].view(torch.int32).copy_(symbols.counts)
+    packed[TABLE : TABLE + CLASSES + 1] = symbols.table
+    halves = (pack_codes(levels, 4) for levels in (channel_levels, ring_levels))
     parts = (
         *halves,
-        *encode(chosen.numbers, chosen.parameters, chosen.bits),
-        pack_codes(chosen.negative.view(torch.uint8), 1),
+        *encode(symbols.numbers, symbols.parameters, symbols.bits),
+        pack_codes(symbols.negative.view(torch.uint8), 1),
     )
     place = HEADER
     for part in parts:
@@ -57,7 +57,7 @@ def write(chosen: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: i
 
 
 def read(packed: UInt8[Tensor, " bytes"], channels: int, rings: Int[Tensor, " positions"]) -> Decoded:
-    """Return what ``write`` wrote, for so many channels and the rings of the positions."""
+    """Return the coefficients and means that ``write`` wrote; rings: the group of every position."""
     step = packed[:4].view(torch.float32)
     quotients = ceil(int(packed[4:COUNTS].view(torch.int32)) / 8)
     counts = packed[COUNTS:TABLE].view(torch.int32).long()
@@ -65,14 +65,14 @@ def read(packed: UInt8[Tensor, " bytes"], channels: int, rings: Int[Tensor, " po
     ring_count = int(rings.max()) + 1
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)
     channel_levels = unpack_codes(packed[HEADER:middle], 4, channels)
-    among = classes(channel_levels, unpack_codes(packed[middle:body], 4, ring_count), rings)
-    kinds = torch.arange(CLASSES, dtype=torch.int32, device=packed.device).repeat_interleave(counts)
-    by_class = ((table[:-1] & 15).index_select(0, kinds), (table[:-1] >> 4).index_select(0, kinds))
+    cells = classify(channel_levels, unpack_codes(packed[middle:body], 4, ring_count), rings)
+    labels = torch.arange(CLASSES, dtype=torch.int32, device=packed.device).repeat_interleave(counts)
+    by_class = ((table[:-1] & 15).index_select(0, labels), (table[:-1] >> 4).index_select(0, labels))
     parameters = torch.cat([table[-1:].expand(channels), *by_class])
     signs = body + quotients + ceil(int(parameters.sum()) / 8)
     numbers = decode(Coded(packed[body : body + quotients], packed[body + quotients : signs]), parameters)
-    shown, gaps, sizes = torch.split(numbers, [channels, len(kinds), len(kinds)])
-    negative = unpack_codes(packed[signs : signs + packed_bytes(len(kinds), 1)], 1, len(kinds))
+    mean_codes, gaps, sizes = torch.split(numbers, [channels, len(labels), len(labels)])
+    negative = unpack_codes(packed[signs : signs + packed_bytes(len(labels), 1)], 1, len(labels))
     values = (sizes + 1) * (1 - 2 * negative.to(torch.int8)) * step
-    means = torch.where(shown % 2 == 1, (shown + 1) // 2, -(shown // 2)) * (step / MEAN_STEPS)
-    return Decoded(places_behind(gaps, kinds, counts, among), values, means)
+    means = torch.where(mean_codes % 2 == 1, (mean_codes + 1) // 2, -(mean_codes // 2)) * (step / MEAN_STEPS)
+    return Decoded(places_from_gaps(gaps, labels, counts, cells), values, means)

@@ -8,26 +8,29 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 CLASSES = 16
-"""Octaves: as many as half a byte can say."""
+"""Classes of coefficients, an octave each: as many as half a byte can tell apart."""
 SAMPLE = 2**14
 """Coefficients that a threshold is estimated from."""
 LEAST_BITS_PER_NONZERO = 3.5
 """No code of a nonzero coefficient, with the zeros before it, is shorter on the average."""
 DROPPED_SHARE = 0.5
-"""Of an error, that dropped coefficients alone make up at least."""
+"""Of the allowed energy loss, the share that dropped coefficients may use; rounding uses the rest."""
 
 
 class Candidates(NamedTuple):
-    """The coefficients above ``least``: places in (batch, position, channel) order, values; and the energy of all."""
+    """Coefficients above a threshold: places in (batch, position, channel) order, and values.
+
+    energy: of all coefficients, those below the threshold too.
+    """
 
     places: Int[Tensor, " n"]
     values: Float[Tensor, " n"]
-    least: float
+    threshold: float
     energy: float
 
 
 class Classes(NamedTuple):
-    """Which class each cell (position, channel) is in; by class, the cells in order, where they start, how many they are."""
+    """The class of every cell (position, channel), and the cells sorted by class: where a class starts, and its size."""
 
     of_cell: UInt8[Tensor, " cells"]
     cells: Int[Tensor, " cells"]
@@ -36,7 +39,7 @@ class Classes(NamedTuple):
 
 
 class Sorted(NamedTuple):
-    """Candidates by class, in each by place: values, classes, and places within the class."""
+    """Candidates sorted by class and place: values, classes, and places within the class."""
 
     values: Float[Tensor, " n"]
     classes: UInt8[Tensor, " n"]
@@ -44,33 +47,35 @@ class Sorted(NamedTuple):
 
 
 Threshold = Callable[[Float[Tensor, " sample"]], float]
-"""Takes the first chunk's coefficients, returns the size below which no coefficient can matter."""
+"""Takes the first chunk's coefficients, returns the magnitude below which none is coded."""
 
 
-def candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidates:
-    """Return the coefficients above a threshold, chunk by chunk: only a few examples' are ever there at once."""
+def collect_candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidates:
+    """Return the coefficients above a threshold, chunk by chunk: only a few examples' are in memory at once."""
     places: list[Tensor] = []
     values: list[Tensor] = []
-    start, least, energy = 0, 0.0, 0.0
+    start, smallest, energy = 0, 0.0, 0.0
     for chunk in coefficients:
         flat = chunk.flatten()
-        least = least if places else threshold(flat)
-        found = (flat.abs() > least).nonzero().flatten()
-        values.append(flat.index_select(0, found))
-        places.append(found.to(torch.int32).add_(start))
+        smallest = smallest if places else threshold(flat)
+        large = (flat.abs() > smallest).nonzero().flatten()
+        values.append(flat.index_select(0, large))
+        places.append(large.to(torch.int32).add_(start))
         start += len(flat)
         energy += float(flat.norm()) ** 2
-    return Candidates(torch.cat(places), torch.cat(values), least, energy)
+    return Candidates(torch.cat(places), torch.cat(values), smallest, energy)
 
 
-def above(least: float, found: Candidates) -> Candidates:
-    """Return the candidates from a higher threshold on."""
-    enough = (found.values.abs() >= least).nonzero().flatten()
-    return Candidates(found.places.index_select(0, enough), found.values.index_select(0, enough), least, found.energy)
+def above_threshold(threshold: float, candidates: Candidates) -> Candidates:
+    """Return the candidates that reach a higher threshold."""
+    large = (candidates.values.abs() >= threshold).nonzero().flatten()
+    return Candidates(
+        candidates.places.index_select(0, large), candidates.values.index_select(0, large), threshold, candidates.energy
+    )
 
 
-def room_for(bits: float, elements: int) -> Threshold:
-    """Return the threshold below which so many bits for all elements have no room to go."""
+def size_threshold(bits: float, elements: int) -> Threshold:
+    """Return the threshold below which no coefficient fits into so many bits for all of the elements."""
     share = 1 - bits / LEAST_BITS_PER_NONZERO / max(1, elements)
 
     def threshold(flat: Tensor) -> float:
@@ -82,8 +87,11 @@ def room_for(bits: float, elements: int) -> Threshold:
     return threshold
 
 
-def leaving(share: float, mean_energy: float) -> Threshold:
-    """Return the threshold that drops no more than a part of so small a share of the energy, the means' included."""
+def error_threshold(share: float, mean_energy: float) -> Threshold:
+    """Return the threshold whose dropped coefficients use at most half of the allowed energy loss.
+
+    share: of the energy that may be lost, the means' included; mean_energy: that of the means, spread over all coefficients.
+    """
 
     def threshold(flat: Tensor) -> float:
         sizes = _sample(flat).sort().values
@@ -94,49 +102,51 @@ def leaving(share: float, mean_energy: float) -> Threshold:
     return threshold
 
 
-def levels(found: Candidates, channels: int, rings: Int[Tensor, " positions"]) -> tuple[Tensor, Tensor]:
-    """Return how many octaves each channel's and each ring's coefficients are below the largest: 0 to 15."""
-    sizes = found.values.abs()
-    by_channel = torch.bincount(found.places % channels, sizes, minlength=channels)
-    positions = torch.div(found.places, channels, rounding_mode="floor").remainder_(len(rings))
+def octaves(candidates: Candidates, channels: int, rings: Int[Tensor, " positions"]) -> tuple[Tensor, Tensor]:
+    """Return the level of every channel and of every ring: octaves of its mean magnitude below the largest, 0 to 15."""
+    sizes = candidates.values.abs()
+    by_channel = torch.bincount(candidates.places % channels, sizes, minlength=channels)
+    positions = torch.div(candidates.places, channels, rounding_mode="floor").remainder_(len(rings))
     counts = torch.bincount(rings)
     by_ring = torch.bincount(rings.index_select(0, positions), sizes, minlength=len(counts))
     return _octaves(by_channel), _octaves(by_ring / counts)
 
 
-def classes(channel_levels: UInt8[Tensor, " channels"], ring_levels: UInt8[Tensor, " rings"], rings: Tensor) -> Classes:
-    """Return the classes: a cell's coefficients are as large as its channel's and its ring's levels say together."""
+def classify(channel_levels: UInt8[Tensor, " channels"], ring_levels: UInt8[Tensor, " rings"], rings: Tensor) -> Classes:
+    """Return the class of every cell: its channel's and its ring's levels added up."""
     of_cell = (ring_levels.index_select(0, rings)[:, None] + channel_levels).clamp_max(CLASSES - 1).flatten()
     sizes = torch.bincount(of_cell, minlength=CLASSES).to(torch.int32)
     cells = of_cell.argsort(stable=True).to(torch.int32)
     return Classes(of_cell, cells, sizes.cumsum(0, dtype=torch.int32) - sizes, sizes)
 
 
-def by_class(found: Candidates, among: Classes) -> Sorted:
-    """Return the candidates in the order of their classes."""
-    # For every cell: where it is in its class; and for the whole batch, place = example x class size + that.
-    ranks = torch.empty_like(among.cells)
-    ranks[among.cells.long()] = torch.arange(len(among.cells), dtype=torch.int32, device=ranks.device)
-    ranks -= among.starts.index_select(0, among.of_cell.to(torch.int32))
-    places = torch.div(found.places, len(among.cells), rounding_mode="floor")
-    cells = found.places - places * len(among.cells)
-    kinds = among.of_cell.index_select(0, cells)
-    places *= among.sizes.index_select(0, kinds.to(torch.int32))
+def sort_by_class(candidates: Candidates, classes: Classes) -> Sorted:
+    """Return the candidates sorted by class; a place within a class is example x class size + rank of the cell."""
+    ranks = torch.empty_like(classes.cells)
+    ranks[classes.cells.long()] = torch.arange(len(classes.cells), dtype=torch.int32, device=ranks.device)
+    ranks -= classes.starts.index_select(0, classes.of_cell.to(torch.int32))
+    places = torch.div(candidates.places, len(classes.cells), rounding_mode="floor")
+    cells = candidates.places - places * len(classes.cells)
+    labels = classes.of_cell.index_select(0, cells)
+    places *= classes.sizes.index_select(0, labels.to(torch.int32))
     places += ranks.index_select(0, cells)
     del cells
-    kinds, order = kinds.sort(stable=True)
-    return Sorted(found.values.index_select(0, order), kinds, places.index_select(0, order))
+    labels, order = labels.sort(stable=True)
+    return Sorted(candidates.values.index_select(0, order), labels, places.index_select(0, order))
 
 
-def places_behind(gaps: Tensor, kinds: Tensor, counts: Tensor, among: Classes) -> Int[Tensor, " n"]:
-    """Return the places in (batch, position, channel) order behind the runs of zeros in each class."""
+def places_from_gaps(gaps: Tensor, labels: Tensor, counts: Tensor, classes: Classes) -> Int[Tensor, " n"]:
+    """Return places in (batch, position, channel) order, of nonzeros with so many zeros of their class before them.
+
+    gaps: the numbers of zeros; labels: the nonzeros' classes, in order; counts: nonzeros by class.
+    """
     ends = (gaps + 1).cumsum(0, dtype=torch.int32)
     firsts = torch.cat([ends.new_zeros(1), ends]).index_select(0, counts.cumsum(0) - counts)
-    within = ends - 1 - firsts.index_select(0, kinds)
-    sizes = among.sizes.index_select(0, kinds)
+    within = ends - 1 - firsts.index_select(0, labels)
+    sizes = classes.sizes.index_select(0, labels)
     examples = torch.div(within, sizes, rounding_mode="floor")
-    ranks = within - examples * sizes + among.starts.index_select(0, kinds)
-    return examples * len(among.cells) + among.cells.index_select(0, ranks)
+    ranks = within - examples * sizes + classes.starts.index_select(0, labels)
+    return examples * len(classes.cells) + classes.cells.index_select(0, ranks)
 
 
 def _sample(flat: Tensor) -> Tensor:

@@ -48,15 +48,15 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
     return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
 
 
-def frequencies(height: int, width: int, fall: float, device: torch.device) -> Frequencies:
-    """Return the transform of maps of a size; fall: how fast the weights do, towards the higher frequencies."""
-    rows = _weighted(height, fall)
-    columns = rows if height == width else _weighted(width, fall)
+def frequencies(height: int, width: int, decay: float, device: torch.device) -> Frequencies:
+    """Return the transform of maps of a size; decay: how fast the weights decay towards the higher frequencies."""
+    rows = _weighted(height, decay)
+    columns = rows if height == width else _weighted(width, decay)
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
     rings = np.empty(len(radius), dtype=np.int64)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    found = (torch.from_numpy(each).to(device) for each in (*rows, *columns, rings))
-    return Frequencies((next(found), next(found)), (next(found), next(found)), next(found))
+    forward, back, *others = (torch.from_numpy(array).to(device) for array in (*rows, *columns, rings))
+    return Frequencies((forward, back), (others[0], others[1]), others[2])
 
 
 def transform(images: Tensor, by: Frequencies) -> Tensor:
@@ -84,17 +84,17 @@ def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(columns, by_rows.view(batch, height, width, channels))
 
 
-def _weighted(size: int, fall: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
 
-    A frequency f weighs (1 + f^2)^-fall, along rows and along columns. A weight gradient correlates the activation with the
+    A frequency f weighs (1 + f^2)^-decay, along rows and along columns. A weight gradient correlates the activation with the
     output gradient, whose energy falls off about as 1/(1 + f^2): an error at a high frequency does so much less harm, and a
     uniform step on weighted coefficients spends bits accordingly.
     """
     places = np.arange(size)
     matrix = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
     matrix[0] /= sqrt(2)
-    weights = (1 + _scaled(size) ** 2) ** -fall
+    weights = (1 + _scaled(size) ** 2) ** -decay
     # Arithmetic on a few numbers is several times faster in numpy.
     return (weights[:, None] * matrix).astype(np.float32), np.ascontiguousarray(matrix.T / weights, dtype=np.float32)
 

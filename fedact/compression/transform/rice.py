@@ -39,23 +39,23 @@ def coded_bits(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"]) -> t
 
 def coded_bytes(bits: tuple[int, int]) -> int:
     """Return the bytes of so many bits of quotients and of remainders."""
-    return sum(ceil(each / 8) for each in bits)
+    return sum(ceil(count / 8) for count in bits)
 
 
 def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"], bits: tuple[int, int]) -> Coded:
     """Write symbols from 0, each with its own number of remainder bits (0 to 15), in so many bits (``coded_bits``)."""
     # Three bytes more: a remainder's window may begin at the very end and reach over it, where its bits are zero.
-    unary, remainders = (symbols.new_zeros(ceil(each / 8) + 3, dtype=torch.uint8) for each in bits)
+    unary, remainders = (symbols.new_zeros(ceil(count / 8) + 3, dtype=torch.uint8) for count in bits)
     written = [0, 0]
-    for some, their in _slices(symbols, parameters):
-        wide = their.to(torch.int32)
-        lengths = ((some >> wide) + 1).cumsum(0, dtype=torch.int32)
+    for part, part_parameters in _slices(symbols, parameters):
+        wide = part_parameters.to(torch.int32)
+        lengths = ((part >> wide) + 1).cumsum(0, dtype=torch.int32)
         ends = lengths + (written[0] - 1)
         # No two bits meet, so that adding them up carries nothing.
         unary.index_add_(0, ends >> 3, (1 << (ends & 7)).to(torch.uint8))
         filled = wide.cumsum(0, dtype=torch.int32)
         places = filled - wide + written[1]
-        window = (some & ((1 << wide) - 1)) << (places & 7)
+        window = (part & ((1 << wide) - 1)) << (places & 7)
         for byte in range(3):
             remainders.index_add_(0, (places >> 3) + byte, (window >> 8 * byte).to(torch.uint8))
         written[0] += int(lengths[-1])
@@ -79,4 +79,4 @@ def decode(coded: Coded, parameters: UInt8[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, len(tensors[0]), SLICE):
-        yield tuple(each[start : start + SLICE] for each in tensors)
+        yield tuple(tensor[start : start + SLICE] for tensor in tensors)

@@ -1,4 +1,4 @@
-"""The step between two codes of a coefficient: the one that fills some room, or that keeps some variance."""
+"""The step between two codes of a coefficient: the smallest that fits a size, or the largest within an error."""
 
 from collections.abc import Callable
 from math import ceil, exp, inf, log, log2
@@ -17,7 +17,7 @@ ROUND_DOWN = 0.33
 MEAN_STEPS = 4
 """Channel means are this much finer than the coefficients: their error is the same in every example and adds up."""
 LOWER = 0.85
-"""Of the last batch's step: where the next one's is looked for at first."""
+"""Of the last batch's step: the smallest that is tried for the next batch before all others."""
 AIM, ENOUGH = 0.98, 0.96
 """How much of the room, or of the error, a step should use, and how much is enough not to try another."""
 TRIALS = 8
@@ -25,7 +25,7 @@ STEPS_AN_OCTAVE = 16
 
 
 class Symbols(NamedTuple):
-    """What is written at some step.
+    """What is written at a step.
 
     numbers: the means, the runs of zeros before the nonzeros, the nonzeros' sizes less one, each with its remainder bits in
     ``parameters``; table: those by class, and the means'; counts: nonzeros by class; bits: of quotients and remainders.
@@ -45,75 +45,79 @@ class Symbols(NamedTuple):
         return coded_bytes(self.bits) + packed_bytes(len(self.negative), 1)
 
 
-def near(step: float) -> Threshold:
-    """Return the threshold that leaves steps down to a little below a given one to choose from."""
+def threshold_near(step: float) -> Threshold:
+    """Return the threshold that allows steps down to 0.85 times a given one."""
     return lambda _: LOWER * step * (1 - ROUND_DOWN)
 
 
-def symbols(step: float, found: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
-    """Return what is written at a step."""
-    codes = (found.values.abs().div_(step).add_(ROUND_DOWN)).to(torch.int32)
+def symbols(step: float, coefficients: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
+    """Return the symbols of coefficients and channel means that are rounded at a step."""
+    codes = (coefficients.values.abs().div_(step).add_(ROUND_DOWN)).to(torch.int32)
     nonzero = codes.nonzero().flatten()
-    kinds, places = found.classes.index_select(0, nonzero), found.places.index_select(0, nonzero)
+    labels, places = coefficients.classes.index_select(0, nonzero), coefficients.places.index_select(0, nonzero)
     sizes = codes.index_select(0, nonzero).sub_(1)
-    negative = found.values.index_select(0, nonzero) < 0
+    negative = coefficients.values.index_select(0, nonzero) < 0
     del codes, nonzero
-    counts = torch.bincount(kinds, minlength=CLASSES)
+    counts = torch.bincount(labels, minlength=CLASSES)
     gaps = places.diff(prepend=places.new_full((1,), -1)).sub_(1)
     firsts = (counts.cumsum(0) - counts)[counts > 0]
     gaps[firsts] = places[firsts]
-    shown = _without_sign((means / step * MEAN_STEPS).round_().to(torch.int32))
-    sums = [torch.bincount(kinds, each, minlength=CLASSES) / counts.clamp_min(1) for each in (gaps, sizes)]
-    table = best_parameter(torch.cat([*sums, shown.double().mean()[None]]))
+    mean_codes = _unsigned((means / step * MEAN_STEPS).round_().to(torch.int32))
+    class_means = [torch.bincount(labels, numbers, minlength=CLASSES) / counts.clamp_min(1) for numbers in (gaps, sizes)]
+    table = best_parameter(torch.cat([*class_means, mean_codes.double().mean()[None]]))
     of_gaps, of_sizes, of_means = table.split([CLASSES, CLASSES, 1])  # type: ignore[no-untyped-call]
-    kinds = kinds.to(torch.int32)
-    numbers = torch.cat([shown, gaps, sizes])
-    parameters = torch.cat([of_means.expand(len(shown)), of_gaps.index_select(0, kinds), of_sizes.index_select(0, kinds)])
+    labels = labels.to(torch.int32)
+    numbers = torch.cat([mean_codes, gaps, sizes])
+    parameters = torch.cat(
+        [of_means.expand(len(mean_codes)), of_gaps.index_select(0, labels), of_sizes.index_select(0, labels)]
+    )
     table = torch.cat([of_gaps + 16 * of_sizes, of_means])
     return Symbols(step, numbers, parameters, table, negative, counts, coded_bits(numbers, parameters))
 
 
-def filling(room: int, found: Sorted, means: Tensor, least: float, guess: float | None) -> Symbols:
-    """Return the symbols at about the smallest step whose body fits the room."""
-    largest = max(_largest(found.values), MEAN_STEPS * _largest(means), 1e-30)
-    kept: dict[float, Symbols] = {}
+def symbols_within(room: int, coefficients: Sorted, means: Tensor, threshold: float, guess: float | None) -> Symbols:
+    """Return the symbols at about the smallest step whose body has at most ``room`` bytes.
+
+    threshold: the candidates'; guess: where the search starts.
+    """
+    largest = max(_magnitude(coefficients.values), MEAN_STEPS * _magnitude(means), 1e-30)
+    best: dict[float, Symbols] = {}
 
     def excess(level: float) -> float:
-        tried = symbols(exp(level), found, means)
+        tried = symbols(exp(level), coefficients, means)
         # Only the best is kept: a trial takes several times the memory of what it codes.
-        if tried.size <= room and level < min(kept, default=inf):
-            kept.clear()
-            kept[level] = tried
+        if tried.size <= room and level < min(best, default=inf):
+            best.clear()
+            best[level] = tried
         return log(max(tried.size, 1) / room)
 
-    start = guess or _first_step(room, found) or largest
-    lowest = log(max(least / (1 - ROUND_DOWN), largest * 2.0**-22))
+    start = guess or _step_for_room(room, coefficients) or largest
+    lowest = log(max(threshold / (1 - ROUND_DOWN), largest * 2.0**-22))
     level = _smallest(excess, log(start), lowest)
     # At a step of several times the largest nothing is left but a bit a channel, which always fits.
-    return kept[level] if level < inf else symbols(8 * largest, found, means)
+    return best[level] if level < inf else symbols(8 * largest, coefficients, means)
 
 
-def keeping(
-    error: float, energy: float, values: Tensor, means: Tensor, batch: int, least: float, guess: float | None
+def largest_step(
+    error: float, energy: float, values: Tensor, means: Tensor, batch: int, threshold: float, guess: float | None
 ) -> float | None:
-    """Return the largest step whose code is no more than an error's energy off, None where ``least`` hides it.
+    """Return the largest step with error energy at most ``error``; None if it needs coefficients below the threshold.
 
     The step is a power of 2^(1/16), so that it hardly ever depends on the guess. energy: of all coefficients around the
-    means, those too that are no candidates; batch: how many examples share the means, which are taken to be as far off as
-    they may be.
+    means, candidates or not; values: the candidates'; batch: examples that share the means, whose error counts in full.
     """
     sizes = values.abs()
-    largest = max(_largest(sizes), MEAN_STEPS * _largest(means), 1e-30)
+    largest = max(_magnitude(sizes), MEAN_STEPS * _magnitude(means), 1e-30)
 
     def excess(number: int) -> float:
         step = 2 ** (number / STEPS_AN_OCTAVE)
-        kept = (sizes / step + ROUND_DOWN).floor_().mul_(step)
-        # |y - kept|^2 = |y|^2 - kept (2 y - kept), and what is no candidate is kept as 0.
-        left = energy - float(kept.mul_(kept.mul(-1).add_(sizes, alpha=2)).sum(dtype=torch.float64))
-        left += batch * len(means) * (step / MEAN_STEPS / 2) ** 2
-        return log(max(left, 1e-300) / max(error, 1e-300))
+        rounded = (sizes / step + ROUND_DOWN).floor_().mul_(step)
+        # |y - rounded|^2 = |y|^2 - rounded (2 y - rounded); what is no candidate is rounded to 0.
+        lost = energy - float(rounded.mul_(rounded.mul(-1).add_(sizes, alpha=2)).sum(dtype=torch.float64))
+        lost += batch * len(means) * (step / MEAN_STEPS / 2) ** 2
+        return log(max(lost, 1e-300) / max(error, 1e-300))
 
-    lowest = ceil(STEPS_AN_OCTAVE * log2(max(least / (1 - ROUND_DOWN), largest * 2.0**-22)))
+    lowest = ceil(STEPS_AN_OCTAVE * log2(max(threshold / (1 - ROUND_DOWN), largest * 2.0**-22)))
     number = _last_below(excess, round(STEPS_AN_OCTAVE * log2(guess or largest / 8)), lowest)
     return None if number is None else 2 ** (number / STEPS_AN_OCTAVE)
 
@@ -132,7 +136,7 @@ def _last_below(excess: Callable[[int], float], start: int, lowest: int) -> int 
 
 
 def _smallest(excess: Callable[[float], float], start: float, lowest: float, slope: float = -1.0) -> float:
-    """Return about the smallest level where a falling function is at most 0, by secants; infinity where none was found."""
+    """Return about the smallest level where a falling function is at most 0, by secants; infinity where there is none."""
     level, best, too_low = max(start, lowest), inf, lowest
     last: tuple[float, float] | None = None
     for _ in range(TRIALS):
@@ -152,17 +156,17 @@ def _smallest(excess: Callable[[float], float], start: float, lowest: float, slo
     return best
 
 
-def _first_step(room: int, found: Sorted, bits: float = 7) -> float:
-    """Return a step by how many nonzeros a room has bits for, at what a run and a size take on the average."""
-    if not len(found.values):
+def _step_for_room(room: int, coefficients: Sorted, bits: float = 7) -> float:
+    """Return the step that leaves as many nonzeros as have room, at the average bits of a run and a size."""
+    if not len(coefficients.values):
         return 0.0
-    count = max(1, min(len(found.values), int(8 * room / bits)))
-    return float(found.values.abs().kthvalue(len(found.values) - count + 1).values) / (1 - ROUND_DOWN)
+    count = max(1, min(len(coefficients.values), int(8 * room / bits)))
+    return float(coefficients.values.abs().kthvalue(len(coefficients.values) - count + 1).values) / (1 - ROUND_DOWN)
 
 
-def _without_sign(numbers: Tensor) -> Tensor:
+def _unsigned(numbers: Tensor) -> Tensor:
     return torch.where(numbers > 0, 2 * numbers - 1, -2 * numbers)
 
 
-def _largest(values: Tensor) -> float:
+def _magnitude(values: Tensor) -> float:
     return float(values.abs().max()) if len(values) else 0.0

@@ -15,13 +15,13 @@ from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method
 from fedact.compression.transform.bitstream import least_body, levels_end, read, write
 from fedact.compression.transform.coefficients import (
     Threshold,
-    above,
-    by_class,
-    candidates,
-    classes,
-    leaving,
-    levels,
-    room_for,
+    above_threshold,
+    classify,
+    collect_candidates,
+    error_threshold,
+    octaves,
+    size_threshold,
+    sort_by_class,
 )
 from fedact.compression.transform.cosine import (
     RINGS,
@@ -34,7 +34,7 @@ from fedact.compression.transform.cosine import (
     inverse,
 )
 from fedact.compression.transform.cosine import transform as cosine_transform
-from fedact.compression.transform.step_size import ROUND_DOWN, Symbols, filling, keeping, near, symbols
+from fedact.compression.transform.step_size import ROUND_DOWN, Symbols, largest_step, symbols, symbols_within, threshold_near
 from fedact.config.spec import settings
 
 MOST_BITS = 16
@@ -42,12 +42,12 @@ DEFAULT_VARIANCE = 0.96
 """On MobileNetV2's layers the weight gradient's cosine is then about 0.95."""
 LEVELS = (8.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Bits an element between which a budget chooses."""
-FALL, FALL_OF_MASKS = 0.5, 0.25
-"""How fast the frequencies' weights fall: masks made again need the higher ones more than a weight gradient does."""
-HARD_STEP = 0.05
+DECAY, DECAY_FOR_MASKS = 0.5, 0.25
+"""How fast the frequencies' weights fall: rematerialized masks need the higher ones more than a weight gradient does."""
+COARSE_STEP = 0.05
 """Of coefficients of about 1: small enough for all of them to be coded in a first trial."""
-USELESS = 0.85
-"""The last batch's step is looked for anew where it fills less of the room than this."""
+LEAST_USE = 0.85
+"""Of the room, that a step near the last batch's must use; below, the step is searched from the start."""
 
 
 class Layout(NamedTuple):
@@ -107,17 +107,17 @@ class Transform(Method):
         means = images.mean((0, 1, 2))
         if not means.isfinite().all():
             raise FloatingPointError("a tensor with a NaN or an infinity cannot be coded: training may have diverged")
-        packed, step = self._coded(images, means * sqrt(prod(images.shape[1:3])), state)
+        packed, step = self._encode(images, means * sqrt(prod(images.shape[1:3])), state)
         return Compressed((packed,), Layout(x.shape, x.dtype), State((torch.tensor([step], device=x.device),)))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         shape, dtype = compressed.metadata
         batch, height, width, channels = images_shape(shape)
-        by = frequencies(height, width, self._fall, compressed.tensors[0].device)
-        found = read(compressed.tensors[0], channels, by.rings)
-        images = found.means.new_zeros(batch, height, width, channels)
-        images.view(-1)[found.places.long()] = found.values
-        images[:, 0, 0] += found.means
+        by = frequencies(height, width, self._decay, compressed.tensors[0].device)
+        decoded = read(compressed.tensors[0], channels, by.rings)
+        images = decoded.means.new_zeros(batch, height, width, channels)
+        images.view(-1)[decoded.places.long()] = decoded.values
+        images[:, 0, 0] += decoded.means
         for chunk in chunks(images):
             chunk.copy_(inverse(chunk, by))
         return from_images(images, shape).to(dtype)
@@ -134,7 +134,7 @@ class Transform(Method):
     def worst_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
         # Behind a far smaller step every coefficient of noise is a candidate; of zeros no step fills the room.
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-        tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, HARD_STEP))
+        tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, COARSE_STEP))
         return [(noise, tiny), (noise.sign(), tiny), (noise, coarse), (torch.zeros_like(x), NO_STATE)]
 
     def levels(self, x: Tensor) -> dict[float, Method]:
@@ -164,29 +164,28 @@ class Transform(Method):
         return replace(self, variance=None, bits=self.bits or MOST_BITS)
 
     @property
-    def _fall(self) -> float:
-        return FALL_OF_MASKS if self.derive else FALL
+    def _decay(self) -> float:
+        return DECAY_FOR_MASKS if self.derive else DECAY
 
     def _most(self, shape: Sequence[int]) -> int:
         _, height, width, channels = images_shape(shape)
         overhead = levels_end(channels, min(RINGS, height * width)) + least_body(channels)
         return overhead + ceil(prod(shape) * (self.bits or MOST_BITS) / 8)
 
-    def _coded(self, images: Tensor, means: Tensor, state: State) -> tuple[UInt8[Tensor, " bytes"], float]:
-        """Return the code and its step: near the last one where that serves."""
+    def _encode(self, images: Tensor, means: Tensor, state: State) -> tuple[UInt8[Tensor, " bytes"], float]:
+        """Return the bytes and their step: near the last one where that serves."""
         last = float(state.tensors[0]) if state.tensors else 0.0
-        nothing: Threshold = lambda _: 0.0  # noqa: E731
-        tries = [(near(last), last)] if last else []
-        tries += [(self._threshold(images, means), 0.0), (nothing, 0.0)]
-        found = (self._tried(images, means, threshold, guess) for threshold, guess in tries)
-        chosen, of_channels, of_rings = next(one for one in found if one)
-        body = self._room(images) if self.fixed_size else chosen.size
-        return write(chosen, of_channels, of_rings, levels_end(len(of_channels), len(of_rings)) + body), chosen.step
-
-    def _threshold(self, images: Tensor, means: Tensor) -> Threshold:
+        zero: Threshold = lambda _: 0.0  # noqa: E731
+        tries = [(threshold_near(last), last)] if last else []
         if self.fixed_size:
-            return room_for(8 * self._room(images), images.numel())
-        return leaving(self._share, float(means.square().mean()) / prod(images.shape[1:3]))
+            threshold = size_threshold(8 * self._room(images), images.numel())
+        else:
+            threshold = error_threshold(self._share, float(means.square().mean()) / prod(images.shape[1:3]))
+        tries += [(threshold, 0.0), (zero, 0.0)]
+        trials = (self._trial(images, means, threshold, guess) for threshold, guess in tries)
+        coded, of_channels, of_rings = next(trial for trial in trials if trial)
+        body = self._room(images) if self.fixed_size else coded.size
+        return write(coded, of_channels, of_rings, levels_end(len(of_channels), len(of_rings)) + body), coded.step
 
     @property
     def _share(self) -> float:
@@ -198,39 +197,39 @@ class Transform(Method):
         batch, height, width, channels = images.shape
         return self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
 
-    def _tried(
+    def _trial(
         self, images: Tensor, means: Tensor, threshold: Threshold, guess: float
     ) -> tuple[Symbols, Tensor, Tensor] | None:
-        """Return symbols, and levels of channels and rings; None where the threshold was too high for what is asked."""
+        """Return symbols, and levels of channels and rings; None where the threshold is too high."""
         _, height, width, channels = images.shape
-        by = frequencies(height, width, self._fall, images.device)
-        found = candidates(_coefficients(images, means, by), threshold)
+        by = frequencies(height, width, self._decay, images.device)
+        candidates = collect_candidates(_coefficients(images, means, by), threshold)
         step = None
         if not self.fixed_size:
-            error = self._share * (found.energy + len(images) * float(means.square().sum()))
-            step = keeping(error, found.energy, found.values, means, len(images), found.least, guess)
-            if step is None and found.least > 0:
+            error = self._share * (candidates.energy + len(images) * float(means.square().sum()))
+            step = largest_step(error, candidates.energy, candidates.values, means, len(images), candidates.threshold, guess)
+            if step is None and candidates.threshold > 0:
                 return None
         if step:
-            found = above(step * (1 - ROUND_DOWN), found)
-        of_channels, of_rings = levels(found, channels, by.rings)
-        ordered, room = by_class(found, classes(of_channels, of_rings, by.rings)), self._room(images)
-        chosen = symbols(step, ordered, means) if step else None
-        if chosen is None or chosen.size > room:
-            chosen = filling(room, ordered, means, found.least, step or guess)
-            if guess and chosen.size < USELESS * room:
+            candidates = above_threshold(step * (1 - ROUND_DOWN), candidates)
+        of_channels, of_rings = octaves(candidates, channels, by.rings)
+        ordered, room = sort_by_class(candidates, classify(of_channels, of_rings, by.rings)), self._room(images)
+        coded = symbols(step, ordered, means) if step else None
+        if coded is None or coded.size > room:
+            coded = symbols_within(room, ordered, means, candidates.threshold, step or guess)
+            if guess and coded.size < LEAST_USE * room:
                 return None
-        return chosen, of_channels, of_rings
+        return coded, of_channels, of_rings
 
 
 def _coefficients(images: Tensor, means: Float[Tensor, " channels"], by: Frequencies) -> Iterator[Tensor]:
-    """Yield the weighted coefficients of some images at a time, around the channels' means."""
+    """Yield the weighted coefficients of a few images at a time, without the channels' means."""
     for chunk in chunks(images):
-        found = cosine_transform(chunk, by)
+        coefficients = cosine_transform(chunk, by)
         # A map of one position is its own coefficient, and must stay as it is.
-        found = found.clone() if found is chunk else found
-        found[:, 0, 0] -= means
-        yield found
+        coefficients = coefficients.clone() if coefficients is chunk else coefficients
+        coefficients[:, 0, 0] -= means
+        yield coefficients
 
 
 def _bits_of(size: int, x: Tensor) -> float:
