@@ -1,6 +1,6 @@
 """How the server makes the next model of what the clients trained: the one table of strategies and their settings.
 
-aggregation.py carries them out, through Flower's class of the name given here.
+training/server_optimizer.py and federation/aggregation.py carry them out.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule for one round; its fields are its settings, named as in Flower's class.
+    """How the server makes the next model of a round's updates; its fields are its settings, named as in Flower's class.
 
-    source: the paper. flower: the class. remembers: Flower's attributes that live on from round to round, one value for each
-    entry of a tensor. keeps_updates: whether it needs every update of a round at once; the others fold each into a sum.
+    source: the paper. moments: what its optimizer carries from round to round, one value for each entry of a tensor, by the
+    names they have in a checkpoint.
     """
 
     source: ClassVar[str]
-    flower: ClassVar[str]
-    remembers: ClassVar[tuple[str, ...]] = ()
-    keeps_updates: ClassVar[bool] = False
+    moments: ClassVar[tuple[str, ...]] = ()
 
     @property
     def pull(self) -> float:
@@ -38,7 +36,6 @@ class FedAvg(Strategy):
     """The mean of the updates, weighted by examples."""
 
     source: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv 1602.05629"
-    flower: ClassVar[str] = "FedAvg"
 
 
 @settings("fedprox")
@@ -46,7 +43,6 @@ class FedProx(Strategy):
     """FedAvg; clients add proximal_mu * (w - received w) to their gradients, before these are clipped."""
 
     source: ClassVar[str] = "Li et al., MLSys 2020, arXiv 1812.06127"
-    flower: ClassVar[str] = "FedProx"
     proximal_mu: Annotated[float, Field(ge=0, le=1_000_000)] = 0.01
 
     @property
@@ -59,8 +55,7 @@ class FedAvgM(Strategy):
     """SGD with momentum on the server: the mean's way from the model is its gradient."""
 
     source: ClassVar[str] = "Hsu et al., 2019, arXiv 1909.06335"
-    flower: ClassVar[str] = "FedAvgM"
-    remembers: ClassVar[tuple[str, ...]] = ("momentum_vector",)
+    moments: ClassVar[tuple[str, ...]] = ("momentum_vector",)
     server_learning_rate: Rate = 1.0
     server_momentum: Share = 0.5
 
@@ -78,16 +73,14 @@ class _Adaptive(Strategy):
 class FedAdam(_Adaptive):
     """Adam on the server, with Kingma and Ba's correction for moments that start from zero."""
 
-    flower: ClassVar[str] = "FedAdam"
-    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+    moments: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
 
 
 @settings("fedyogi")
 class FedYogi(_Adaptive):
     """Yogi on the server: as Adam, but the second moment moves by no more than the newest square."""
 
-    flower: ClassVar[str] = "FedYogi"
-    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+    moments: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
 
 
 @settings("fedadagrad")
@@ -95,8 +88,7 @@ class FedAdagrad(Strategy):
     """Adagrad on the server: steps shrink as squares add up."""
 
     source: ClassVar[str] = _Adaptive.source
-    flower: ClassVar[str] = "FedAdagrad"
-    remembers: ClassVar[tuple[str, ...]] = ("m_t", "v_t")
+    moments: ClassVar[tuple[str, ...]] = ("v_t",)
     eta: Rate = 0.01
     tau: Rate = 1e-3
 
@@ -106,8 +98,6 @@ class Median(Strategy):
     """The median of the updates, entry by entry; every client counts the same."""
 
     source: ClassVar[str] = "Yin et al., ICML 2018, arXiv 1803.01498"
-    flower: ClassVar[str] = "FedMedian"
-    keeps_updates: ClassVar[bool] = True
 
 
 @settings("trimmed_mean")
@@ -115,8 +105,6 @@ class TrimmedMean(Strategy):
     """The mean without the share beta of lowest and of highest updates, entry by entry; every client counts the same."""
 
     source: ClassVar[str] = "Yin et al., ICML 2018, arXiv 1803.01498"
-    flower: ClassVar[str] = "FedTrimmedAvg"
-    keeps_updates: ClassVar[bool] = True
     beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
 
 

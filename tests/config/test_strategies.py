@@ -1,15 +1,20 @@
 """Every strategy against its paper's formula, for fleets whose clients train different tensors."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
 from fedact.config.errors import ConfigError
 from fedact.config.strategies import STRATEGIES, make_strategy
-from fedact.federation.aggregation import Aggregation, ServerOptimizer
+from fedact.federation.aggregation import Aggregation
+from fedact.training.server_optimizer import ServerOptimizer
 from tests.support.portions import examples
 
 NAMES = ("deep.weight", "head.weight", "head.bias")
@@ -197,6 +202,7 @@ def test_the_state_taken_up_again_goes_on_to_the_bit(text, fleets, random):
         ("deep.weight/m_t", torch.zeros(3, 2)),
         ("deep.weight/v_t", torch.full((2, 3), float("nan"))),
         ("deep.weight/steps", torch.zeros(2)),
+        ("deep.weight/steps", torch.tensor(0)),
         ("deep.weight", torch.zeros(2, 3)),
     ],
 )
@@ -205,11 +211,70 @@ def test_a_state_of_another_model_or_strategy_is_refused(key, tensor):
         ServerOptimizer(make_strategy("fedadam")).load({key: tensor}, update(NAMES, 0))
 
 
-def test_flowers_classes_still_have_the_attributes_that_live_on():
+@pytest.mark.parametrize("left_out", ["m_t", "v_t", "steps"])
+def test_a_state_that_lacks_something_is_refused(left_out):
+    aggregation = Aggregation(make_strategy("fedadam"))
+    one_round(aggregation, update(NAMES, 0), [(NAMES, 1, 1)])
+    state = {key: tensor for key, tensor in aggregation.optimizer.state().items() if key != f"head.bias/{left_out}"}
+    with pytest.raises(ConfigError, match=f"lacks 'head.bias/{left_out}'"):
+        ServerOptimizer(make_strategy("fedadam")).load(state, update(NAMES, 0))
+
+
+def test_a_state_made_through_flowers_adagrad_is_taken_up():
+    state = {"head.bias/m_t": torch.ones(1), "head.bias/v_t": torch.full((1,), 4.0), "head.bias/steps": torch.tensor(2)}
+    aggregation = Aggregation(make_strategy("fedadagrad:eta=1,tau=1"))
+    aggregation.optimizer.load(state, update(NAMES, 0))
+    model = {"head.bias": torch.zeros(1)}
+    stepped = aggregation.optimizer.step("head.bias", model["head.bias"], torch.full((1,), 3.0, dtype=torch.float64))
+    assert float(stepped) == pytest.approx(3 / (13**0.5 + 1))
+
+
+def test_the_state_holds_the_moments_and_steps_of_every_tensor():
     for text in STRATEGIES:
         aggregation = Aggregation(make_strategy(text))
         one_round(aggregation, update(NAMES, 0), [(NAMES, 1, 1)])
         if aggregation.optimizer:
-            kept = {f"{name}/{a}" for name in NAMES for a in (*aggregation.strategy.remembers, "steps")}
+            kept = {f"{name}/{a}" for name in NAMES for a in (*aggregation.strategy.moments, "steps")}
             assert set(aggregation.optimizer.state()) == kept
-    assert {text for text in STRATEGIES if make_strategy(text).remembers} == set(STEPPING)
+    assert {text for text in STRATEGIES if make_strategy(text).moments} == set(STEPPING)
+
+
+# Flower's own classes --------------------------------------------------------------------------------------------------
+
+FLOWER = {"fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedadagrad": "FedAdagrad"}
+
+
+@pytest.mark.parametrize(
+    "text", [*STEPPING, "fedavgm:server_momentum=0.9", "fedadam:eta=0.03", "fedadam:beta_2=0.5", "fedyogi:tau=0.1"]
+)
+def test_models_are_those_of_flowers_strategies_to_the_bit(text):
+    """Flower takes one tensor, ours the same; momenta and moments are compared in its own signs."""
+    strategy, name = make_strategy(text), "deep.weight"
+    rule = getattr(flower, FLOWER[text.partition(":")[0]])(**asdict(strategy))
+    aggregation = Aggregation(strategy)
+    random, ours = np.random.default_rng(0), {name: torch.randn(2000, generator=torch.Generator().manual_seed(0))}
+    theirs = ours[name].clone()
+    for number in range(12):
+        mean = theirs + torch.from_numpy(random.normal(0, 0.05, 2000).astype(np.float32))
+        start = theirs.double().numpy()
+        record = ArrayRecord({name: Array(start)})
+        rule.current_arrays = record if isinstance(rule, flower.FedAvgM) else {name: start}
+        arrays, _ = rule.aggregate_train(number, [FlowerReply(name, mean)])
+        theirs = torch.from_numpy(arrays[name].numpy()).float()
+        collector = aggregation.collector()
+        collector.add({name: mean}, 1)
+        ours = aggregation.next_model(ours, collector)
+        assert torch.equal(ours[name], theirs)
+    for moment in strategy.moments:
+        found = getattr(rule, moment)
+        expected = found[0] if isinstance(found, list) else found[name]
+        torch.testing.assert_close(aggregation.optimizer.state()[f"{name}/{moment}"], torch.from_numpy(expected))
+
+
+class FlowerReply:
+    def __init__(self, name, tensor):
+        arrays = ArrayRecord({name: Array(tensor.double().numpy())})
+        self.content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+
+    def has_error(self):
+        return False

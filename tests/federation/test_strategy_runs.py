@@ -62,7 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(strategy, tmp_path
     assert timeless(tmp_path / "cut") == timeless(whole)
     files = sorted(file.name for file in (whole / "checkpoints").iterdir())
     assert files == sorted(file.name for file in (tmp_path / "cut" / "checkpoints").iterdir())
-    assert len(files) == (2 if STRATEGIES[strategy].remembers else 1)
+    assert len(files) == (2 if STRATEGIES[strategy].moments else 1)
     for name in files:
         assert (tmp_path / "cut" / "checkpoints" / name).read_bytes() == (whole / "checkpoints" / name).read_bytes()
     depths = {row["trained_layers"] for row in clients(whole)}
