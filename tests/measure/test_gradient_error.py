@@ -59,6 +59,18 @@ def test_mean_squared_error_is_bias_and_variance(draws, size, seed):
     assert found.squared_norm == pytest.approx(float(exact.square().sum()))
 
 
+@pytest.mark.parametrize("method", ["quantize:bits=2", "hosvd:variance=0.5"])
+def test_the_total_error_is_that_of_all_weights_as_one_vector(method):
+    torch.manual_seed(0)
+    model, warm_up, first = normed().eval(), batch(6), batch(6, 1)
+    models = compressed_models(model, ["vanilla", method], 2)
+    found = measure_gradient_errors(models, models["vanilla"], warm_up, [first])[1]
+    exact = {name: g for name, g in gradients(models["vanilla"], first).items() if name.endswith("weight")}
+    squares = {name: float(g.double().square().sum()) for name, g in exact.items()}
+    expected = sum(found.error[name] * square for name, square in squares.items()) / sum(squares.values())
+    assert found.total_error == pytest.approx(expected, rel=1e-5)
+
+
 def test_draws_start_from_the_same_state_and_leave_it_as_one_step_does():
     torch.manual_seed(0)
     model, (warm_up, first) = normed().eval(), (batch(6), batch(6, 1))
