@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from fedact.config.seeds import Purpose, generator
 from fedact.measure.step import Batch, parts, record, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
+from fedact.torch_private import FLOP_FORMULAS, TorchDispatchMode, convolution_backward, eigh, qr, svd
 
 Clock = Callable[[], float]
 
@@ -150,10 +149,10 @@ def _svd(x: Tensor, *_: Any, **__: Any) -> int:
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    torch.ops.aten.convolution_backward: _convolution_backward,
-    torch.ops.aten._linalg_eigh: _eigh,
-    torch.ops.aten.linalg_qr: _qr,
-    torch.ops.aten._linalg_svd: _svd,
+    **FLOP_FORMULAS,
+    convolution_backward: _convolution_backward,
+    eigh: _eigh,
+    qr: _qr,
+    svd: _svd,
 }
 """PyTorch's, and Golub and Van Loan's for decompositions with vectors: symmetric QR 9n^3, Householder QR with Q, R-SVD."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedact.torch_private import TorchDispatchMode, in_backward_pass, lift_fresh, ones_like, storage_address
 
 PAPER_BYTES_PER_ELEMENT = 4
 _NO_TENSORS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-_FRESH, _ROOT = torch.ops.aten.lift_fresh.default, torch.ops.aten.ones_like.default
 
 Span = tuple[float, float, int]
 """From when to when, both inclusive, and how many bytes."""
@@ -84,20 +84,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.clock += 1
-        in_graph = in_graph_task()
+        in_graph = in_backward_pass()
         # A recomputed forward pass runs inside modules; also where, in a function's own forward, gradients are off.
         backward = in_graph and not torch.is_grad_enabled() and not self.modules
         if backward:
             self.backward_times.append(self.clock)
         # What is made from a number, a list or an array is first seen here, but was not there before.
-        fresh = func is _FRESH
+        fresh = func is lift_fresh
         for tensor in tensors_in((args, kwargs)):
             life = self.find(tensor, born=fresh, before_backward=not (fresh and backward))
             life.read = life.read or not backward
             life.entered = life.entered or (bool(self.modules) and not backward)
             life.last_use = self.clock if in_graph else life.last_use
         result = func(*args, **(kwargs or {}))
-        root = func is _ROOT and not self.modules
+        root = func is ones_like and not self.modules
         for tensor in tensors_in(result):
             self.find(tensor, born=True, before_backward=not backward, root=root)
         return result
@@ -105,15 +105,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def find(self, tensor: Tensor, born: bool = False, before_backward: bool = True, root: bool = False) -> Life:
         """Return the life of a tensor's storage; one first seen as an input was there before the step."""
         storage = tensor.untyped_storage()
-        life = self.alive.get(storage._cdata)
+        place = storage_address(storage)
+        life = self.alive.get(place)
         if life is None:
             owner = self.modules[-1][0] if self.modules else ""
             inside = born and bool(self.modules)
             life = Life(storage.nbytes(), self.clock if born else 0, owner, before_backward, inside, root)
-            self.alive[storage._cdata] = life
-            if storage._cdata not in self.ignored:
+            self.alive[place] = life
+            if place not in self.ignored:
                 self.lives.append(life)
-            self.watched.append(weakref.ref(storage, partial(self._die, storage._cdata, life)))
+            self.watched.append(weakref.ref(storage, partial(self._die, place, life)))
         life.size = max(life.size, storage.nbytes())
         return life
 
@@ -188,14 +189,9 @@ def merged(spans: list[list[float]]) -> list[tuple[float, float]]:
     return result
 
 
-def in_graph_task() -> bool:
-    """Tell whether the autograd engine is at work, in a backward operation or in what one recomputes."""
-    return torch._C._current_graph_task_id() != -1
-
-
 def address(tensor: Tensor) -> int:
     """Return what tells a tensor's storage from every other that is alive."""
-    return int(tensor.untyped_storage()._cdata)
+    return storage_address(tensor.untyped_storage())
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
+from fedact.torch_private import clear_hooks
+
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 """Modules that hand on the very tensor they are given (dropout is off)."""
 
@@ -119,8 +121,7 @@ def _trace(model: nn.Module) -> Graph | None:
     try:
         skeleton = copy.deepcopy(model, memo=weights)
         for module in skeleton.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+            clear_hooks(module)
         with torch.random.fork_rng():
             return Tracer().trace(skeleton)
     except Exception:

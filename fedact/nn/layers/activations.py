@@ -11,6 +11,7 @@ from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers.base import Slope, Swapped
 from fedact.nn.layers.bitmask import pack_mask, where_set
 from fedact.nn.layers.compressed import Keeper, Keeping, autocast_type, save, saved
+from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
 
 
 def _plainly(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
@@ -194,7 +195,7 @@ class CompressedHardswish(Smooth, nn.Hardswish):
         return F.hardswish(x)
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        return torch.ops.aten.hardswish_backward(grad_output, x)  # type: ignore[no-any-return]
+        return hardswish_backward(grad_output, x)
 
 
 class CompressedSiLU(Smooth, nn.SiLU):
@@ -206,7 +207,7 @@ class CompressedSiLU(Smooth, nn.SiLU):
         return F.silu(x)
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(grad_output, x)  # type: ignore[no-any-return]
+        return silu_backward(grad_output, x)
 
 
 class CompressedGELU(Smooth, nn.GELU):
@@ -218,4 +219,4 @@ class CompressedGELU(Smooth, nn.GELU):
         return F.gelu(x, approximate=self.approximate)
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        return torch.ops.aten.gelu_backward(grad_output, x, approximate=self.approximate)  # type: ignore[no-any-return]
+        return gelu_backward(grad_output, x, approximate=self.approximate)

@@ -3,9 +3,10 @@
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from fedact.torch_private import hardtanh_backward, threshold_backward
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -51,5 +52,5 @@ class Slope(NamedTuple):
     def passed(self, grad_output: Tensor, x: Tensor) -> Tensor:
         """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
         if self.upper == float("inf"):
-            return torch.ops.aten.threshold_backward(grad_output, x, self.lower)  # type: ignore[no-any-return]
-        return torch.ops.aten.hardtanh_backward(grad_output, x, self.lower, self.upper)  # type: ignore[no-any-return]
+            return threshold_backward(grad_output, x, self.lower)
+        return hardtanh_backward(grad_output, x, self.lower, self.upper)

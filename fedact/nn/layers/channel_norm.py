@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedact.nn.layers.activations import Smooth
 from fedact.nn.layers.base import ChannelNorm
+from fedact.torch_private import native_layer_norm_backward
 
 
 class CompressedChannelNorm(Smooth, ChannelNorm):
@@ -23,5 +24,4 @@ class CompressedChannelNorm(Smooth, ChannelNorm):
         last, gradient = (each.permute(0, 2, 3, 1).to(dtype) for each in (x, grad_output))
         variance, mean = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
         kept = (last, self.normalized_shape, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
-        found: Tensor = torch.ops.aten.native_layer_norm_backward(gradient, *kept, [True, False, False])[0]
-        return found.permute(0, 3, 1, 2)
+        return native_layer_norm_backward(gradient, *kept, [True, False, False])[0].permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import Swapped, has_weights
 from fedact.nn.layers.compressed import Keeping
+from fedact.torch_private import version
 
 
 class _Circumstances:
@@ -41,10 +42,10 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, segment: nn.Sequential, count: int, *tensors: Tensor) -> Any:
         inputs = tensors[:count]
-        versions = [x._version for x in inputs]
+        versions = [version(x) for x in inputs]
         ctx.circumstances = _Circumstances(inputs[0].device)
         y = segment(inputs if count > 1 else inputs[0])
-        if [x._version for x in inputs] != versions:
+        if [version(x) for x in inputs] != versions:
             raise ConfigError("checkpoint: a segment changes its input in place, so that it cannot run again")
         if not _are_tensors(y):
             raise ConfigError(f"checkpoint: a segment returns a {type(y).__name__}, neither a tensor nor a tuple of tensors")

@@ -12,6 +12,12 @@ from torch.autograd.function import once_differentiable
 from fedact.compression.operations import pair
 from fedact.compression.packing import WORDS, pack_codes, unpack_codes
 from fedact.nn.layers.base import Swapped
+from fedact.torch_private import (
+    adaptive_avg_pool2d_backward,
+    avg_pool2d_backward,
+    max_pool2d_with_indices,
+    max_pool2d_with_indices_backward,
+)
 
 MOST_PLACES = 2 ** max(WORDS)
 """Places in a window that a byte tells apart."""
@@ -55,7 +61,7 @@ class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
     plain: ClassVar[type[nn.Module]] = nn.AdaptiveAvgPool2d
 
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
-        return torch.ops.aten._adaptive_avg_pool2d_backward(grad_output, like)  # type: ignore[no-any-return]
+        return adaptive_avg_pool2d_backward(grad_output, like)
 
 
 class ShapeAvgPool2d(Average, nn.AvgPool2d):
@@ -66,7 +72,7 @@ class ShapeAvgPool2d(Average, nn.AvgPool2d):
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
         kernel = pair(self.kernel_size)
         settings = (kernel, pair(self.stride), pair(self.padding), self.ceil_mode, self.count_include_pad)
-        return torch.ops.aten.avg_pool2d_backward(grad_output, like, *settings, self.divisor_override)  # type: ignore[no-any-return]
+        return avg_pool2d_backward(grad_output, like, *settings, self.divisor_override)
 
 
 class Windows(NamedTuple):
@@ -91,7 +97,7 @@ class Windows(NamedTuple):
 
     def pool(self, x: Tensor) -> tuple[Tensor, Int64[Tensor, "batch channels rows columns"]]:
         """Return the pooled x, and where each maximum is in its plane."""
-        return torch.ops.aten.max_pool2d_with_indices(x, *self)  # type: ignore[no-any-return]
+        return max_pool2d_with_indices(x, *self)
 
     def places(self, indices: Int64[Tensor, "batch channels rows columns"], width: int) -> UInt8[Tensor, "..."]:
         """Return where in its window each maximum is, row after row."""
@@ -136,7 +142,7 @@ class _Largest(torch.autograd.Function):
         places = unpack_codes(packed, windows.bits, grad_output.numel()).view(grad_output.shape)
         indices = windows.indices(places, ctx.shape[3])
         like = _of_shape(ctx.shape, grad_output)
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad_output, like, *windows, indices), None
+        return max_pool2d_with_indices_backward(grad_output, like, *windows, indices), None
 
 
 class PlacedMaxPool2d(Swapped, nn.MaxPool2d):

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 from torch.fx import Graph, Node
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedact.nn.graph import own_code
 from fedact.nn.layers import OriginConv2d, RecomputedSequential, Swapped
+from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
@@ -57,10 +56,10 @@ def parts_of(model: nn.Module) -> Parts | None:
 
 
 def _mixes_examples(module: nn.Module) -> bool:
-    if isinstance(module, Swapped) or not isinstance(module, _NormBase):
+    if isinstance(module, Swapped) or not isinstance(module, NormWithStatistics):
         return False
     if module.running_mean is None:
-        return not isinstance(module, _InstanceNorm)
+        return not isinstance(module, InstanceNorm)
     return module.training
 
 

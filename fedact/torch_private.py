@@ -1,0 +1,93 @@
+"""Every name of torch that fedact uses and torch does not document; where one moves, this is the only file to follow it.
+
+The kernels are those that autograd itself runs for a layer: called alone, they need no more than what a layer saved.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = [
+    "FLOP_FORMULAS",
+    "InstanceNorm",
+    "NormWithStatistics",
+    "TorchDispatchMode",
+    "adaptive_avg_pool2d_backward",
+    "avg_pool2d_backward",
+    "clear_hooks",
+    "convolution_backward",
+    "eigh",
+    "gelu_backward",
+    "hardswish_backward",
+    "hardtanh_backward",
+    "in_backward_pass",
+    "lift_fresh",
+    "max_pool2d_with_indices",
+    "max_pool2d_with_indices_backward",
+    "native_layer_norm_backward",
+    "ones_like",
+    "qr",
+    "silu_backward",
+    "storage_address",
+    "svd",
+    "threshold_backward",
+    "version",
+]
+
+Kernel = Callable[..., Tensor]
+Kernels = Callable[..., tuple[Tensor, ...]]
+
+NormWithStatistics, InstanceNorm = _NormBase, _InstanceNorm
+"""What batch norms and instance norms have in common, and what instance norms have."""
+
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = flop_registry
+"""PyTorch's formulas of floating-point operations, by operator."""
+
+convolution_backward: Kernels = torch.ops.aten.convolution_backward
+native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
+max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
+max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward
+avg_pool2d_backward: Kernel = torch.ops.aten.avg_pool2d_backward
+adaptive_avg_pool2d_backward: Kernel = torch.ops.aten._adaptive_avg_pool2d_backward
+threshold_backward: Kernel = torch.ops.aten.threshold_backward
+hardtanh_backward: Kernel = torch.ops.aten.hardtanh_backward
+hardswish_backward: Kernel = torch.ops.aten.hardswish_backward
+silu_backward: Kernel = torch.ops.aten.silu_backward
+gelu_backward: Kernel = torch.ops.aten.gelu_backward
+
+eigh: Any = torch.ops.aten._linalg_eigh
+qr: Any = torch.ops.aten.linalg_qr
+svd: Any = torch.ops.aten._linalg_svd
+"""Decompositions, as a dispatch mode sees them."""
+
+lift_fresh: Any = torch.ops.aten.lift_fresh.default
+"""What a dispatch mode sees of a tensor made from a number, a list or an array."""
+ones_like: Any = torch.ops.aten.ones_like.default
+"""What makes the gradient that a backward pass begins with."""
+
+
+def in_backward_pass() -> bool:
+    """Return whether the autograd engine is at work: in a backward operation, or in what one recomputes."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def storage_address(storage: torch.UntypedStorage) -> int:
+    """Return the C++ address of a storage, which no other has while it lives; two Python objects may share one."""
+    return int(storage._cdata)
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor, or one that shares its memory, was changed in place."""
+    return tensor._version
+
+
+def clear_hooks(module: nn.Module) -> None:
+    """Take off a module's forward hooks and forward pre-hooks."""
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
