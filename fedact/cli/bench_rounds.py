@@ -22,7 +22,8 @@ from fedact.models.weights import fill
 from fedact.nn.surgery import apply, restore, trained_parameters
 from fedact.reports.run.tables import listing
 from fedact.storage.disk import write_whole
-from fedact.storage.run import Row, RunFolder
+from fedact.storage.rows import Row
+from fedact.storage.run_folder import RunFolder
 from fedact.training.averaging import RunningMean
 from fedact.training.experiment import Experiment
 from fedact.training.local import epochs

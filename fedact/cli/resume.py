@@ -8,7 +8,8 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.schema import Config
 from fedact.federation.planning import canonical_methods
-from fedact.storage.run import Row, RunFolder
+from fedact.storage.rows import Row
+from fedact.storage.run_folder import RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
 """What a run does not follow from."""

@@ -18,10 +18,11 @@ from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
 from fedact.reports.run import tables as report
 from fedact.reports.run.tensorboard import TensorBoardLog
-from fedact.storage.disk import make_folder, sweep, unfinished, write_whole
+from fedact.storage.disk import make_folder, sweep, unfinished_files, write_whole
 from fedact.storage.locks import LOCK_FILE, Locks
-from fedact.storage.rows import score_name
-from fedact.storage.run import Row, RunFolder, load_run
+from fedact.storage.rows import Row, score_name
+from fedact.storage.run import load_run
+from fedact.storage.run_folder import RunFolder
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MOST_REASONS = 3
@@ -73,7 +74,7 @@ def show_plans(config: Config) -> int:
 
 def _check_empty(out: Path) -> None:
     """Raise ConfigError where the folder holds more than what a killed process left unfinished."""
-    if out.exists() and (not out.is_dir() or set(out.iterdir()) - {*unfinished(out), out / LOCK_FILE}):
+    if out.exists() and (not out.is_dir() or set(out.iterdir()) - {*unfinished_files(out), out / LOCK_FILE}):
         raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
 
 

@@ -13,7 +13,8 @@ from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.replanning import PlanBook
-from fedact.storage.run import Row, RunFolder
+from fedact.storage.rows import Row
+from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
 from fedact.training.workspace import Workspace
 

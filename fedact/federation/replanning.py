@@ -10,7 +10,7 @@ from fedact.federation.plan_check import check_states
 from fedact.federation.planning import calibrated_states, current_key, is_calibrated, remake
 from fedact.storage import checkpoints
 from fedact.storage.disk import write_whole
-from fedact.storage.run import RunFolder
+from fedact.storage.run_folder import RunFolder
 from fedact.training.workspace import Workspace
 
 

@@ -16,7 +16,7 @@ from fedact.federation.aggregation import Aggregation, Collector
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
 from fedact.storage import checkpoints
-from fedact.storage.run import Row
+from fedact.storage.rows import Row
 from fedact.training.batches import test_batches
 from fedact.training.local import evaluate
 

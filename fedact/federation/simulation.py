@@ -22,9 +22,9 @@ from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
 from fedact.storage.disk import write_whole
-from fedact.storage.partition_csv import holdings_csv
+from fedact.storage.partition_csv import partition_csv
 from fedact.storage.rows import SCHEMA, Row
-from fedact.storage.run import RunFolder
+from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
 from fedact.training.threads import default_threads
 from fedact.training.workspace import workspace_of
@@ -81,7 +81,7 @@ class Simulation:
     def partition(self) -> str:
         """The text of partition.csv."""
         dealt = self.experiment.parts.dealt
-        return holdings_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
+        return partition_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
 
     def _check_partition(self) -> None:
         """Raise ConfigError where the clients of the run on disk held something else; an old run does not say what."""

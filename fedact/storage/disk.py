@@ -8,7 +8,7 @@ from fedact.config.errors import ConfigError
 from fedact.storage.system import open_to_append, replace, sync_folder
 
 UNFINISHED = ".part"
-"""How the name of a file ends until it is whole; it starts with a dot."""
+"""The end of an unfinished file's name; it begins with a dot."""
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -27,6 +27,14 @@ def write_whole(file: Path, content: str | bytes) -> None:
     sync_folder(file.parent)
 
 
+def read_bytes(file: Path) -> bytes:
+    """Return a file's bytes; raises ConfigError where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def append_lines(file: Path, text: str) -> None:
     """Append whole lines to a file that is there; the last newline is written once all before it is on the disk.
 
@@ -40,7 +48,7 @@ def append_lines(file: Path, text: str) -> None:
             os.fsync(opened.fileno())
 
 
-def cut(file: Path, length: int) -> None:
+def truncate(file: Path, length: int) -> None:
     """Drop what follows the first ``length`` bytes of a file."""
     with file.open("r+b") as opened:
         opened.truncate(length)
@@ -60,13 +68,13 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """Return what writers that were killed left behind."""
+def unfinished_files(folder: Path) -> list[Path]:
+    """Return the unfinished files that killed writers left in a folder."""
     return [path for path in folder.glob(f".*{UNFINISHED}") if path.is_file()]
 
 
 def sweep(folder: Path, older_than: float = float("inf")) -> None:
-    """Remove what writers that were killed left behind; older_than: and that was last written before this time."""
-    for path in unfinished(folder):
+    """Remove the unfinished files in a folder; older_than: those last written before this time (seconds since 1970)."""
+    for path in unfinished_files(folder):
         if path.stat().st_mtime < older_than:
             path.unlink(missing_ok=True)

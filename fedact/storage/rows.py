@@ -1,12 +1,15 @@
-"""What a line of records.jsonl holds, and in which order lines may follow each other."""
+"""The rows of records.jsonl: what a line holds, how lines are read, and in which order they may follow each other."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any, Literal, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedact.config.errors import ConfigError
+from fedact.storage.disk import read_bytes
 
 SCORE_NAMES = {"classification": "accuracy", "segmentation": "mean IoU"}
 
@@ -95,16 +98,30 @@ class RoundRow(TypedDict, total=False):
     seconds: Number | None
 
 
-def _fields(row: type) -> tuple[str, ...]:
-    return tuple(row.__annotations__)
-
-
-CLIENT_FIELDS, ROUND_FIELDS = _fields(ClientRow), _fields(RoundRow)
+CLIENT_FIELDS, ROUND_FIELDS = tuple(ClientRow.__annotations__), tuple(RoundRow.__annotations__)
+_FIELDS: dict[str, Sequence[str]] = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
 _READER: TypeAdapter[Any] = TypeAdapter(Annotated[RunRow | ClientRow | RoundRow, Field(discriminator="kind")])
 
 
+def complete(row: Row) -> Row:
+    """Return a row with every field of its kind in order: None where it has none, and for numbers that JSON cannot write.
+
+    Raises KeyError for a field that its kind has not.
+    """
+    fields = _FIELDS.get(row["kind"], tuple(row))
+    if unknown := set(row) - set(fields):
+        raise KeyError(f"a {row['kind']} row has no field {', '.join(sorted(unknown))}")
+    return {name: _finite(row.get(name)) for name in fields}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def read_row(line: bytes) -> Row | None:
-    """Return the row in a line, None where it is no row."""
+    """Return the row in a line of JSON, None where it is no row."""
     try:
         row: Row = _READER.validate_json(line)
     except ValidationError:
@@ -112,8 +129,29 @@ def read_row(line: bytes) -> Row | None:
     return row
 
 
-def ends_something(row: Row | None) -> bool:
-    """Return whether the row is the last of a write: a run's header or a round."""
+def read_rows(file: Path) -> list[Row]:
+    """Return the rows of records.jsonl, without a torn tail: a write without its last newline.
+
+    Raises ConfigError for a missing file, or a broken line in what was written whole.
+    """
+    # The last piece is what follows the last newline: nothing, or a line that was never finished.
+    *lines, torn = read_bytes(file).split(b"\n")
+    rows = [read_row(line) for line in lines]
+    whole = max((number for number, row in enumerate(rows, start=1) if _ends_write(row)), default=0)
+    for number, row in enumerate(rows, start=1):
+        if row is None and (not torn or number <= max(whole, 1)):
+            raise ConfigError(f"{file}, line {number}, is no record")
+    until = rows.index(None) if None in rows else len(rows)
+    return [row for row in rows[:until] if row is not None]
+
+
+def finished_rows(rows: list[Row]) -> list[Row]:
+    """Return the rows up to the last header or round, with which every write ends."""
+    ends = [position for position, row in enumerate(rows) if _ends_write(row)]
+    return rows[: ends[-1] + 1] if ends else []
+
+
+def _ends_write(row: Row | None) -> bool:
     return row is not None and row["kind"] in ("run", "round")
 
 
@@ -121,45 +159,37 @@ def check_order(rows: Iterable[Row], where: object) -> None:
     """Raise ConfigError where a line is not what a run would have written there.
 
     One header comes first; each method's rounds count from 0, each after the rows of its clients; there is one seed, and one
-    number of classes.
+    number of classes. where: the file, for the message.
     """
     rounds: dict[str, int] = {}
     clients: list[Row] = []
-    seed = None
+    seed: int | None = None
     classes: int | None = None
     for number, row in enumerate(rows, start=1):
+        line = f"{where}, line {number}"
         if (row["kind"] == "run") != (number == 1):
-            raise ConfigError(f"{where}, line {number}: a run has one header, as its first line")
+            raise ConfigError(f"{line}: a run has one header, as its first line")
+        scores = row.get("classes" if row["kind"] == "run" else "class_iou")
+        if scores is not None and classes is not None and len(scores) != classes:
+            raise ConfigError(f"{line}: class_iou has {len(scores)} classes, not {classes}")
+        classes = classes if scores is None else len(scores)
         if row["kind"] == "run":
-            classes = _length(row.get("classes"))
             continue
-        classes = _check_classes(row, classes, f"{where}, line {number}")
         seed = row["seed"] if seed is None else seed
         due = rounds.get(row["method"], -1) + 1
         if (row["round"], row["seed"]) != (due, seed):
             given = f"round {row['round']} of seed {row['seed']}"
-            raise ConfigError(f"{where}, line {number}: {row['method']} is due with round {due} of seed {seed}, not {given}")
+            raise ConfigError(f"{line}: {row['method']} is due with round {due} of seed {seed}, not {given}")
         if row["kind"] == "client":
             clients.append(row)
         else:
-            _check_clients(clients, row, f"{where}, line {number}")
+            _check_clients(clients, row, line)
             rounds[row["method"]], clients = due, []
 
 
-def _check_classes(row: Row, classes: int | None, where: str) -> int | None:
-    """Return of how many classes the rows tell so far; raises ConfigError where this row tells of another number."""
-    own = _length(row.get("class_iou"))
-    if own is not None and own != (own if classes is None else classes):
-        raise ConfigError(f"{where}: class_iou has {own} classes, not {classes}")
-    return own if classes is None else classes
-
-
-def _length(values: list[Any] | None) -> int | None:
-    return None if values is None else len(values)
-
-
-def _check_clients(clients: list[Row], row: Row, where: str) -> None:
+def _check_clients(clients: list[Row], row: Row, line: str) -> None:
+    """Raise ConfigError where the rows before a round are not one for each of its clients, of the same method."""
     if any(client["method"] != row["method"] for client in clients):
-        raise ConfigError(f"{where}: the clients before this round trained by another method than {row['method']}")
+        raise ConfigError(f"{line}: the clients before this round trained by another method than {row['method']}")
     if len({client["client"] for client in clients}) < len(clients) or row.get("clients") not in (None, len(clients)):
-        raise ConfigError(f"{where}: round {row['round']} has {row.get('clients')} clients, but not a row for each")
+        raise ConfigError(f"{line}: round {row['round']} has {row.get('clients')} clients, but not a row for each")

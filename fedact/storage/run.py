@@ -1,136 +1,27 @@
-"""A run on disk: config.toml, plans.json, partition.csv, records.jsonl and checkpoints. Nothing is ever half-written."""
+"""A run read back from disk, as pandas DataFrames."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedact.config.errors import ConfigError
-from fedact.config.plan import PlanKey, plans_from_json
-from fedact.storage.disk import append_lines, cut, sweep, write_whole
-from fedact.storage.partition_csv import COLUMNS, no_holdings, read_holdings
-from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, check_order, ends_something, read_row, score_name
+from fedact.storage.partition_csv import COLUMNS, empty_partition, read_partition
+from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, score_name
+from fedact.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "CLIENT_FIELDS", "ROUND_FIELDS", "Row", "Run", "RunFolder", "complete", "finished", "load_run", "make_run", "read_rows",
-    "run_folders", "write_whole",
-]  # fmt: skip
-
-_FIELDS = {"client": CLIENT_FIELDS, "round": ROUND_FIELDS}
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where one run of one seed lies."""
-
-    path: Path
-
-    @property
-    def records(self) -> Path:
-        return self.path / "records.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def plans(self) -> Path:
-        return self.path / "plans.json"
-
-    @property
-    def partition(self) -> Path:
-        return self.path / "partition.csv"
-
-    def checkpoint(self, method: str, number: int) -> Path:
-        """Return where a method's trained tensors after a round lie."""
-        return self.path / "checkpoints" / f"{_slug(method)}-round-{number:04d}.safetensors"
-
-    def server_state(self, method: str, number: int) -> Path:
-        """Return where what a method's server remembers after a round lies."""
-        return self.path / "checkpoints" / f"{_slug(method)}-server-{number:04d}.safetensors"
-
-    def tensorboard(self, method: str) -> Path:
-        """Return where a method's TensorBoard events lie."""
-        return self.path / "tensorboard" / _slug(method)
-
-    def states(self, method: str, key: PlanKey) -> Path:
-        """Return where the states lie that a method found for a plan that was made again."""
-        return self.path / "checkpoints" / f"{_slug(method)}-states-{key}.safetensors"
-
-    def read_plans(self) -> dict[str, dict[str, Row]]:
-        """Return plans.json by method and budget; raises ConfigError where it is missing or broken."""
-        if self.plans.exists() and not self.plans.is_file():
-            # Opening a pipe waits for somebody to write into it.
-            raise ConfigError(f"{self.plans} is no file")
-        try:
-            plans = json.loads(self.plans.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{self.plans} cannot be read: {error}") from None
-        try:
-            plans_from_json(plans)
-        except ConfigError as error:
-            raise ConfigError(f"{self.plans}: {error}") from None
-        return dict(plans)
-
-    def append(self, rows: Iterable[Row]) -> None:
-        """Append rows in one write, complete and in the order of their fields."""
-        text = "".join(json.dumps(complete(row)) + "\n" for row in rows)
-        if self.records.exists():
-            append_lines(self.records, text)
-        else:
-            write_whole(self.records, text)
-
-    def rows(self) -> list[Row]:
-        """Return the rows of every finished round; an unfinished tail is left out.
-
-        Raises ConfigError for a file that no run could have written.
-        """
-        rows = finished(read_rows(self.records))
-        check_order(rows, self.records)
-        return rows
-
-    def cut_unfinished(self) -> list[Row]:
-        """Drop what follows the last finished round from the file, and return the rows before."""
-        rows, content = self.rows(), _bytes(self.records)
-        length = sum(len(line) + 1 for line in content.split(b"\n")[: len(rows)])
-        if length < len(content):
-            cut(self.records, length)
-        return rows
-
-    def sweep(self) -> None:
-        """Remove what a killed process left unfinished."""
-        sweep(self.path)
-        sweep(self.path / "checkpoints")
-
-    def prune(self, done: dict[str, int]) -> None:
-        """Remove what was kept after other rounds than each method's last finished one."""
-        for method, last in done.items():
-            kept = self.checkpoint(method, last), self.server_state(method, last)
-            for what in ("round", "server"):
-                for file in kept[0].parent.glob(f"{_slug(method)}-{what}-*.safetensors"):
-                    if file not in kept:
-                        file.unlink()
-
-    def check_links(self, inside: Path) -> None:
-        """Raise ConfigError where writing would lead out of the run's folder, which may be a link itself."""
-        own = (self.config, self.plans, self.partition, self.records, self.path / "checkpoints")
-        for path in own if self.path == inside else (self.path, *own):
-            if path.is_symlink():
-                raise ConfigError(f"{path} is a link: a run is written into its own folder alone")
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run read back: one row a round, one row a client and round, the ``run`` rows, and the plans by method and budget.
+    """A run read back: its rows as pandas DataFrames, with the fields of records.jsonl as columns.
 
-    partition: how many examples of a label a client holds under a seed, one row for each that holds any; empty for a run
-    from before this was kept.
+    rounds: one row a method, seed and round: the global model's accuracy and loss, the clients' largest bytes. clients: one
+    row a client that was drawn in a round. headers: the ``run`` row of each seed. plans: by method and budget. partition:
+    the number of ``examples`` of each label that a client holds under a seed; empty for a run without partition.csv.
     """
 
     path: Path
@@ -138,44 +29,57 @@ class Run:
     clients: "pd.DataFrame"
     headers: list[Row]
     plans: dict[str, dict[str, Row]] = field(default_factory=dict)
-    partition: "pd.DataFrame" = field(default_factory=no_holdings)
+    partition: "pd.DataFrame" = field(default_factory=empty_partition)
 
     @property
     def config(self) -> Row:
-        """The run's whole config."""
+        """All settings of the run, as in config.toml."""
         return dict(self.headers[0]["config"])
 
     @property
     def score_name(self) -> str:
+        """What column ``accuracy`` holds: "accuracy", or "mean IoU"."""
         return score_name(self.config)
 
     @property
     def classes(self) -> list[str] | None:
+        """The names of the classes, None where they are not known."""
         return self.headers[0].get("classes")
 
 
 def load_run(path: str | Path) -> Run:
-    """Return a run's rounds and clients as pandas DataFrames; all seeds of a run with several.
+    """Return a run read back from its folder, with all seeds of a run with several.
 
-    Raises ConfigError where the folder holds no run.
+    Rows of a round that was never finished are left out. Raises ConfigError where the folder holds no run, or files that no
+    run could have written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from fedact.storage.run_folder import RunFolder
+    >>> with TemporaryDirectory() as name:
+    ...     RunFolder(Path(name)).append([
+    ...         {"kind": "run", "schema": 1, "config": {"seed": 0}},
+    ...         {"kind": "round", "method": "exact", "seed": 0, "round": 0, "accuracy": 0.25},
+    ...         {"kind": "client", "method": "exact", "seed": 0, "round": 1, "client": 0, "peak_bytes": 4096},
+    ...         {"kind": "round", "method": "exact", "seed": 0, "round": 1, "accuracy": 0.5, "clients": 1},
+    ...     ])
+    ...     run = load_run(name)
+    >>> run.rounds[["method", "round", "accuracy"]].values.tolist()
+    [['exact', 0, 0.25], ['exact', 1, 0.5]]
+    >>> int(run.clients["peak_bytes"].max())
+    4096
     """
-    folders = run_folders(Path(path))
-    by_folder = {folder.path: folder.rows() for folder in folders}
-    run = make_run(Path(path), chain(*by_folder.values()), folders[0].read_plans() if folders[0].plans.exists() else {})
-    return replace(run, partition=_holdings(by_folder))
-
-
-def _holdings(by_folder: dict[Path, list[Row]]) -> "pd.DataFrame":
-    """Return who holds what under every seed that has begun, from the rows in each one's folder."""
     import pandas as pd
 
-    seeds = {path: rows[0]["config"].get("seed", 0) for path, rows in by_folder.items() if rows}
-    found = [read_holdings(RunFolder(path).partition).assign(seed=seed) for path, seed in seeds.items()]
-    return pd.concat(found, ignore_index=True)[["seed", *COLUMNS]]
+    folders = run_folders(Path(path))
+    rows = {folder: folder.rows() for folder in folders}
+    run = make_run(Path(path), chain(*rows.values()), folders[0].read_plans() if folders[0].plans.exists() else {})
+    seeds = {folder: own[0]["config"].get("seed", 0) for folder, own in rows.items() if own}
+    partitions = [read_partition(folder.partition).assign(seed=seed) for folder, seed in seeds.items()]
+    return replace(run, partition=pd.concat(partitions, ignore_index=True)[["seed", *COLUMNS]])
 
 
 def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) -> Run:
-    """Return a run from its rows; raises ConfigError where there are none."""
+    """Return a run from its rows, without a partition; raises ConfigError where there are none."""
     import pandas as pd
 
     by_kind: dict[str, list[Row]] = {"run": [], "client": [], "round": []}
@@ -189,7 +93,7 @@ def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) 
 
 
 def run_folders(path: Path) -> list[RunFolder]:
-    """Return the folder of each seed of a run; raises ConfigError where there is none."""
+    """Return the folder of each seed of a run, by number; raises ConfigError where there is none."""
     try:
         candidates = [path, *sorted(path.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))]
         folders = [RunFolder(folder) for folder in candidates if RunFolder(folder).records.is_file()]
@@ -198,51 +102,3 @@ def run_folders(path: Path) -> list[RunFolder]:
     if not folders:
         raise ConfigError(f"{path} holds no run: there is no records.jsonl in it")
     return folders
-
-
-def complete(row: Row) -> Row:
-    """Return the row with every field of its kind, null where nothing was measured."""
-    fields: Sequence[str] = _FIELDS.get(row["kind"], tuple(row))
-    if strange := set(row) - set(fields):
-        raise KeyError(f"a {row['kind']} row has no field {', '.join(sorted(strange))}")
-    return {name: _finite(row.get(name)) for name in fields}
-
-
-def _slug(method: str) -> str:
-    return "".join(character if character.isalnum() or character in ".-_" else "-" for character in method)
-
-
-def _finite(value: Any) -> Any:
-    """Return null for what JSON has no number for, in a list too."""
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def read_rows(file: Path) -> list[Row]:
-    """Return the rows of a records file, up to a torn tail: a write without its last newline.
-
-    Raises ConfigError for a missing file, or a broken line in what was written whole.
-    """
-    # The last piece is what follows the last newline: nothing, or a line that was never finished.
-    *lines, torn = _bytes(file).split(b"\n")
-    rows = [read_row(line) for line in lines]
-    whole = max((number for number, row in enumerate(rows, start=1) if ends_something(row)), default=0)
-    for number, row in enumerate(rows, start=1):
-        if row is None and (not torn or number <= max(whole, 1)):
-            raise ConfigError(f"{file}, line {number}, is no record")
-    until = rows.index(None) if None in rows else len(rows)
-    return [row for row in rows[:until] if row is not None]
-
-
-def finished(rows: list[Row]) -> list[Row]:
-    """Return the rows up to the last one that ends something: a run's header or a round."""
-    ends = [position for position, row in enumerate(rows) if ends_something(row)]
-    return rows[: ends[-1] + 1] if ends else []
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None

@@ -16,7 +16,7 @@ TINY = [
 ]  # fmt: skip
 CHILD = """
 import sys, time
-from fedact.storage import run as records
+from fedact.storage import run_folder as records
 append = records.RunFolder.append
 def timed(self, rows):
     append(self, rows)

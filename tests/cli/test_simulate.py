@@ -13,7 +13,7 @@ from fedact.config.privacy import PRIVACY
 from fedact.config.strategies import STRATEGIES
 from fedact.federation import server
 from fedact.simulate import main
-from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS
+from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.training.averaging import RunningMean
 from tests.support.runs import BOTH, TINY, rows, timeless
 

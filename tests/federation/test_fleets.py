@@ -14,7 +14,8 @@ from fedact.nn.surgery import trained_layers
 from fedact.reports.run import figures as plots
 from fedact.reports.run import tables as report
 from fedact.simulate import main
-from fedact.storage.run import ROUND_FIELDS, RunFolder
+from fedact.storage.rows import ROUND_FIELDS
+from fedact.storage.run_folder import RunFolder
 from tests.support.planned import plan_row
 from tests.support.records import HEADER, client, round_
 from tests.support.runs import TINY, rows, timeless

@@ -18,7 +18,7 @@ from fedact.federation import planning, replanning
 from fedact.federation.planning import current_key, make_plans, remake
 from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
-from fedact.storage.run import RunFolder
+from fedact.storage.run_folder import RunFolder
 from fedact.training.workspace import Workspace, prepare
 from tests.support.planned import plan_for
 from tests.support.runs import FEW, FEW_SETTINGS, rows, timeless

@@ -14,7 +14,7 @@ from fedact.compare import main
 from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.safe_text import MOST_DRAWN, drawn, folded, visible
-from fedact.storage.run import RunFolder
+from fedact.storage.run_folder import RunFolder
 from tests.support.records import CONFIG, write_run
 
 

@@ -17,8 +17,8 @@ from fedact.data import Examples
 from fedact.models import pretraining
 from fedact.models.weights import plain_preprocessing
 from fedact.simulate import main
-from fedact.storage.disk import append_lines, cut, make_folder, sweep, unfinished, write_whole
-from fedact.storage.run import RunFolder
+from fedact.storage.disk import append_lines, make_folder, sweep, truncate, unfinished_files, write_whole
+from fedact.storage.run_folder import RunFolder
 from tests.support.records import HEADER, client, round_
 from tests.support.runs import ONE
 
@@ -104,14 +104,14 @@ def test_only_what_is_unfinished_is_swept_away(tmp_path):
         (tmp_path / name).write_text("")
     os.utime(tmp_path / ".config.toml.0123abcd.part", (1000, 1000))
     sweep(tmp_path, older_than=999)
-    assert [path.name for path in unfinished(tmp_path)] == [".config.toml.0123abcd.part"]
+    assert [path.name for path in unfinished_files(tmp_path)] == [".config.toml.0123abcd.part"]
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".hidden", "mine.part", "config.toml"}
 
 
 def test_what_follows_is_cut(tmp_path):
     (tmp_path / "a").write_text("12345")
-    cut(tmp_path / "a", 3)
+    truncate(tmp_path / "a", 3)
     assert (tmp_path / "a").read_text() == "123"
 
 
@@ -165,4 +165,4 @@ def test_a_broken_pretrained_file_is_made_again(tmp_path, monkeypatch, damage):
     again = get()
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
     assert file.read_bytes() == whole
-    assert [path.name for path in unfinished(tmp_path)] == [".another process's.part"]
+    assert [path.name for path in unfinished_files(tmp_path)] == [".another process's.part"]

@@ -11,8 +11,9 @@ from fedact.data.partition import deal
 from fedact.federation import server
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
-from fedact.storage.partition_csv import holdings_csv, read_holdings
-from fedact.storage.run import RunFolder, load_run
+from fedact.storage.partition_csv import partition_csv, read_partition
+from fedact.storage.run import load_run
+from fedact.storage.run_folder import RunFolder
 from tests.support.dealing import cases
 from tests.support.runs import SMALL
 from tests.support.stopping import stopping_after
@@ -24,17 +25,17 @@ QUICK = [*SMALL, "--layers", "0", "--rounds", "0", "--method", "exact"]
 def test_what_is_written_is_what_a_counter_counts_and_is_read_back(case, tmp_path_factory):
     parts = deal(case.rule, case.labels, case.clients, case.random())
     file = tmp_path_factory.getbasetemp() / "partition.csv"
-    file.write_text(holdings_csv(parts.owners(), case.labels[parts.order]))
+    file.write_text(partition_csv(parts.owners(), case.labels[parts.order]))
     counted = [
         (client, label, count)
         for client, part in enumerate(parts)
         for label, count in sorted(Counter(case.labels[part].tolist()).items())
     ]
-    assert [tuple(row) for row in read_holdings(file).to_numpy().tolist()] == counted
+    assert [tuple(row) for row in read_partition(file).to_numpy().tolist()] == counted
 
 
 def test_a_known_table():
-    assert holdings_csv(np.array([1, 0, 1, 1]), np.array([7, 3, 2, 7])) == "client,label,examples\n0,3,1\n1,2,1\n1,7,2\n"
+    assert partition_csv(np.array([1, 0, 1, 1]), np.array([7, 3, 2, 7])) == "client,label,examples\n0,3,1\n1,2,1\n1,7,2\n"
 
 
 GOOD = "client,label,examples\n0,0,3\n0,2,1\n1,1,4\n"
@@ -63,14 +64,14 @@ GOOD = "client,label,examples\n0,0,3\n0,2,1\n1,1,4\n"
 def test_what_no_run_could_have_written_is_refused_with_its_line(text, said, tmp_path):
     (tmp_path / "partition.csv").write_bytes(text.encode())
     with pytest.raises(ConfigError, match=rf"partition\.csv, {said}:"):
-        read_holdings(tmp_path / "partition.csv")
+        read_partition(tmp_path / "partition.csv")
 
 
 def test_a_run_without_the_file_holds_nothing_that_is_known(tmp_path):
-    assert read_holdings(tmp_path / "partition.csv").empty
+    assert read_partition(tmp_path / "partition.csv").empty
     (tmp_path / "partition.csv").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_holdings(tmp_path / "partition.csv")
+        read_partition(tmp_path / "partition.csv")
 
 
 def test_a_run_keeps_what_its_clients_hold(tmp_path):

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.errors import ConfigError
-from fedact.storage.run import CLIENT_FIELDS, ROUND_FIELDS, RunFolder, complete, finished, load_run, read_rows, run_folders
+from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, complete, finished_rows, read_rows
+from fedact.storage.run import load_run, run_folders
+from fedact.storage.run_folder import RunFolder
 from tests.support.planned import plan_row
 from tests.support.records import HEADER, client, round_
 
@@ -112,11 +114,11 @@ rows = st.lists(st.sampled_from(["run", "client", "round"]).map(lambda kind: {"k
 
 @given(rows)
 def test_finished_ends_with_a_header_or_a_round_and_drops_only_clients(rows):
-    kept = finished(rows)
+    kept = finished_rows(rows)
     assert rows[: len(kept)] == kept
     assert all(row["kind"] == "client" for row in rows[len(kept) :])
     assert not kept or kept[-1]["kind"] != "client"
-    assert finished(kept) == kept
+    assert finished_rows(kept) == kept
 
 
 def test_cutting_drops_the_unfinished_tail_and_leaves_the_rest_byte_for_byte(folder):

@@ -8,7 +8,8 @@ from rich.console import Console
 from fedact.config.schema import Config
 from fedact.reports.run.tables import LiveReport, summary
 from fedact.storage.rows import score_name
-from fedact.storage.run import RunFolder, load_run
+from fedact.storage.run import load_run
+from fedact.storage.run_folder import RunFolder
 from tests.support.records import client, round_, write_run
 
 

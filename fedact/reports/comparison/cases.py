@@ -10,8 +10,9 @@ from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 from fedact.config.toml import read_table
 from fedact.reports.comparison.comparable import SAME, check_another_seed, check_header
-from fedact.storage.rows import SCORE_NAMES, task_of
-from fedact.storage.run import Row, Run, RunFolder, make_run, run_folders
+from fedact.storage.rows import SCORE_NAMES, Row, task_of
+from fedact.storage.run import Run, make_run, run_folders
+from fedact.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

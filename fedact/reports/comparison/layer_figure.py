@@ -9,7 +9,7 @@ from fedact.reports.comparison.figures import PALETTE, size_axis
 from fedact.reports.run.figures import short_size
 from fedact.reports.safe_text import drawn
 from fedact.reports.style import heading, legend_below
-from fedact.storage.run import Row
+from fedact.storage.rows import Row
 
 MOST_LAYERS, MOST_CASES = 10, 10
 OTHERS = "everything else"

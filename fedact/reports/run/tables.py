@@ -13,7 +13,8 @@ from rich.text import Text
 
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
-from fedact.storage.run import Row, Run
+from fedact.storage.rows import Row
+from fedact.storage.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

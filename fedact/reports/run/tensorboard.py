@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from fedact.config.errors import check_extra
-from fedact.storage.run import Row, RunFolder
+from fedact.storage.rows import Row
+from fedact.storage.run_folder import RunFolder
 
 OF_ROUND = ("accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max", "seconds")
 OF_CLIENTS = ("train_loss", "accuracy", "saved_bytes", "upload_bytes")
