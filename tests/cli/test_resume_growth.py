@@ -72,9 +72,16 @@ def test_seeds_may_be_added_to_several(tmp_path):
     after = contents(tmp_path / "run")
     assert {name: after[name] for name in before} == before
     assert set(fedact.load_run(tmp_path / "run").rounds["seed"]) == {0, 1, 2}
-    # Fewer are asked for: those that are there stay, and so does what the folder says of them.
-    assert start(tmp_path / "run", "--method", "exact", "--seeds", "2") == 0
-    assert contents(tmp_path / "run") == after
+
+
+def test_seeds_that_are_not_named_again_go_on_too(tmp_path, monkeypatch):
+    from fedact.federation import server
+
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(1))
+    assert start(tmp_path / "run", "--method", "exact", "--seeds", "2") == 130
+    monkeypatch.undo()
+    assert start(tmp_path / "run", "--method", "exact") == 0
+    assert set(fedact.load_run(tmp_path / "run").rounds["seed"]) == {0, 1}
 
 
 @pytest.mark.parametrize(
