@@ -2,13 +2,11 @@
 
 import sys
 from argparse import SUPPRESS
-from pathlib import Path
 from typing import Any
 
-from fedact.cli.flags import Parser, check_file, through
+from fedact.cli.flags import Parser, check_file, command
 from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
-from fedact.config.schema import Config
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
@@ -58,35 +56,31 @@ def parser() -> Parser:
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    return through(_main, arguments)
-
-
-def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
     options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
     rounds = given.pop("rounds", None)
     _check(options)
-    steady = _steady(rounds, given)
+    if rounds is None:
+        for name in (name for name in FLEET if name in given):
+            raise ConfigError(f"{as_flag(name)} is of the fleet whose rounds --rounds N times: give that too")
+    elif rounds < 1:
+        raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
+    steady = {} if rounds is None else {**STEADY, "rounds": rounds + 1}
     config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
     methods = list(config.method) if "method" in given else None
     if rounds is not None:
-        return _run_rounds(config, methods or ["exact"], options["json"])
-    return _run(config, methods, options)
+        from fedact.cli.bench_rounds import run_round_bench
 
+        return run_round_bench(config, methods or ["exact"], options["json"])
+    from fedact.cli.bench import Options, run_bench, run_equal_cosine
 
-def _steady(rounds: int | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what a config with timed rounds says beside what was given; raises ConfigError for a fleet without them."""
-    if rounds is None:
-        for name in (name for name in FLEET if name in given):
-            raise ConfigError(f"{as_flag(name)} is of the fleet whose rounds --rounds N times: give that too")
-        return {}
-    if rounds < 1:
-        raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
-    return {**STEADY, "rounds": rounds + 1}
+    run = run_equal_cosine if options["equal_cosine"] else run_bench
+    return run(config, methods, Options(**options))
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -102,19 +96,6 @@ def _check(options: dict[str, Any]) -> None:
         if options["equal_cosine"] and options[other]:
             flag = other.replace("_", "-")
             raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{flag} out")
-
-
-def _run_rounds(config: Config, methods: list[str], file: Path | None) -> int:
-    from fedact.cli.bench_rounds import run_round_bench
-
-    return run_round_bench(config, methods, file)
-
-
-def _run(config: Config, methods: list[str] | None, options: dict[str, Any]) -> int:
-    from fedact.cli.bench import Options, run_bench, run_equal_cosine
-
-    chosen = Options(**options)
-    return (run_equal_cosine if chosen.equal_cosine else run_bench)(config, methods, chosen)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from fedact.cli.flags import Parser, through
+from fedact.cli.flags import Parser, command
 from fedact.config.errors import ConfigError
 
 ACCURACY_HELP = "the accuracy or mean IoU that 'rounds to' asks for, such as 0.9 or 90%% [95 %% of the best at the end]"
@@ -23,12 +23,9 @@ def parser() -> Parser:
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    return through(_main, arguments)
-
-
-def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
     target = None if given["accuracy"] is None else read_share("--accuracy", given["accuracy"])
     if given["out"] is not None and os.path.exists(given["out"]) and not os.path.isdir(given["out"]):

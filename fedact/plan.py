@@ -2,9 +2,8 @@
 
 import sys
 from argparse import SUPPRESS
-from typing import Any
 
-from fedact.cli.flags import Parser, check_file, through
+from fedact.cli.flags import Parser, check_file, command
 from fedact.config.loading import make_config
 
 METHOD = "auto"
@@ -13,12 +12,12 @@ FIELDS = (
     "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "max_slowdown", "train_norm", "seed",
     "device",
 )  # fmt: skip
-OWN = {
+OTHER_DEFAULTS = {
     "width": "width multiplier [1]",
     "weights": "none, pretrain (on the data set, at 64 px at most, once), imagenet or a file [pretrain]",
     "calibration": "examples that the plans are made from [64, or a batch where that is larger]",
 }
-"""Fields of Config whose default is another one here."""
+"""Fields of Config whose default is another one here, with their help."""
 METHOD_HELP = f"NAME[:key=value,...]; repeat to compare [{METHOD}]"
 FILES = {
     "json": "write the plans into a file",
@@ -27,36 +26,29 @@ FILES = {
 
 
 def parser() -> Parser:
-    """Return the command line: the fields of Config that a plan follows from, and where to write."""
+    """Return the command line: the fields of Config that a plan depends on, and where to write."""
     result = Parser("plan", __doc__ or "")
     result.add_fields(FIELDS)
-    for name, says in OWN.items():
+    for name, says in OTHER_DEFAULTS.items():
         result.add_argument(f"--{name}", default=SUPPRESS, metavar="VALUE", help=says)
     result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
     result.add_files(FILES)
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    return through(_main, arguments)
-
-
-def _main(arguments: list[str]) -> int:
     given = parser().settings(arguments)
     options = {name: given.pop(name) for name in FILES}
-    _check(options)
+    check_file("json", options["json"])
+    check_file("figure", options["figure"], ".png")
     config = make_config({"method": [METHOD], **given})
     if "calibration" not in given:
         config = config.model_copy(update={"calibration": max(config.calibration, config.batch_size)})
     from fedact.cli.plan import Options, show_plans
 
     return show_plans(config, Options(**options))
-
-
-def _check(options: dict[str, Any]) -> None:
-    check_file("json", options["json"])
-    check_file("figure", options["figure"], ".png")
 
 
 if __name__ == "__main__":

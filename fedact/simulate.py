@@ -4,14 +4,14 @@ import sys
 import time
 from pathlib import Path
 
-from fedact.cli.flags import Parser, through
+from fedact.cli.flags import Parser, command
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 
 
 def parser() -> Parser:
-    """Return the command line: one flag a field of Config, and what is no part of a run."""
+    """Return the command line: one flag for each field of Config, and those that are no part of a run."""
     result = Parser("simulate", __doc__ or "")
     result.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags come before them")
     result.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its last finished round")
@@ -23,12 +23,9 @@ def parser() -> Parser:
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    return through(_main, arguments)
-
-
-def _main(arguments: list[str]) -> int:
     settings = parser().settings(arguments)
     file, resume, dry_run, show = (settings.pop(name) for name in ("config", "resume", "dry_run", "list"))
     if show:

@@ -1,7 +1,7 @@
 """The bench in the terminal: the experiment's model and images, every method, a table, a file and a figure."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedact.measure.equal_cosine import bytes_ratios, capture, convolutions_to_c
 from fedact.measure.methods import BASELINE, compressed_models, measure_methods
 from fedact.reports.bench.figures import error_against_bytes
 from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
-from fedact.reports.run.figures import png
+from fedact.reports.style import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import Experiment
 from fedact.training.workspace import Workspace, prepare
@@ -32,7 +32,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Options:
-    """What the bench's own flags say."""
+    """The bench's flags beside those of Config."""
 
     batches: int
     steps: int
@@ -55,11 +55,13 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     model, layers = workspace.model_with({}), int(config.layers)
     models = compressed_models(model, names, layers, config.train_norm, config.seed)
     baseline = models.get(BASELINE) or compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
-    timed = _timed(experiment, options.steps)
+    # Time asks for another batch, not for other examples.
+    loader, random = _loader(experiment), generator(config.seed, Purpose.CALIBRATION, client=2)
+    timed = [loader(random.choice(len(loader), experiment.config.batch_size, replace=False)) for _ in range(options.steps)]
     found = measure_methods(models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
     title = _title(experiment.config, f"last {config.layers} layers")
     show(cost_table(title, found, options.micro_batch), gradient_table(found))
-    _write(options.json, experiment.config, {"methods": [each.row() for each in found]})
+    _write(options.json, experiment.config, {"methods": [measured.row() for measured in found]})
     if options.figure:
         write_whole(options.figure, png(error_against_bytes(title, found)))
     return 0
@@ -68,10 +70,10 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
 def run_equal_cosine(config: Config, methods: list[str] | None, options: Options) -> int:
     """Find the least bytes for each cosine, layer by layer, print the tables, write the file."""
     wanted = families(methods)
-    if lacking := [method_name(each) for each in wanted if methods and len(each.traits.sweep.values) < 2]:
+    if lacking := [method_name(base) for base in wanted if methods and len(base.traits.sweep.values) < 2]:
         raise ConfigError(f"--equal-cosine: {lacking[0]} has no setting that trades bytes for error")
     # A state that was found on the very batch it is measured on says nothing about the next one.
-    bases = [each for each in wanted if len(each.traits.sweep.values) > 1 and (methods or not each.traits.reads_state)]
+    bases = [base for base in wanted if len(base.traits.sweep.values) > 1 and (methods or not base.traits.reads_state)]
     bases = list(dict.fromkeys([make_method(PUBLISHED_HOSVD), *bases]))
     workspace = _prepared(config, 1)
     experiment = workspace.experiment
@@ -82,8 +84,8 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     ratios = bytes_ratios(found)
     title = _title(experiment.config, f"{len(layers)} convolutions, one at a time")
     show(least_table(title, found), ratio_table(ratios))
-    rows: dict[str, Sequence[Any]] = {"least": [asdict(each) for each in found], "ratios": [asdict(each) for each in ratios]}
-    _write(options.json, experiment.config, rows)
+    figures = {"least": [asdict(least) for least in found], "ratios": [asdict(ratio) for ratio in ratios]}
+    _write(options.json, experiment.config, figures)
     return 0
 
 
@@ -101,13 +103,6 @@ def _batches(experiment: Experiment, count: int) -> Batches:
     return [loader(part) for part in np.split(order, count)]
 
 
-def _timed(experiment: Experiment, count: int) -> Batches:
-    """Return batches of the same examples, each drawn anew: time asks for another batch, not for other examples."""
-    config, loader = experiment.config, _loader(experiment)
-    random = generator(config.seed, Purpose.CALIBRATION, client=2)
-    return [loader(random.choice(len(loader), config.batch_size, replace=False)) for _ in range(count)]
-
-
 def _loader(experiment: Experiment) -> Loader:
     return Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
 
@@ -116,6 +111,6 @@ def _title(config: Config, layers: str) -> str:
     return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}, {layers}"
 
 
-def _write(file: Path | None, config: Config, figures: dict[str, Sequence[Any]]) -> None:
+def _write(file: Path | None, config: Config, figures: Mapping[str, Sequence[Any]]) -> None:
     if file:
         write_whole(file, json.dumps({"config": config.model_dump(mode="json"), **figures}, indent=1) + "\n")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from fedact.storage.run_folder import RunFolder
 from fedact.training.averaging import RunningMean
 from fedact.training.experiment import Experiment
 from fedact.training.local import epochs
-from fedact.training.recipe import Recipe, recipe
+from fedact.training.recipe import recipe
 
 UNSTEADY = 2
 """Rounds that are not timed: evaluation alone, then what is measured and kept once."""
@@ -55,7 +54,8 @@ class Race:
 
 def run_round_bench(config: Config, methods: list[str], file: Path | None) -> int:
     """Time the rounds of a fleet, with the prefix cache and without, print the table and write the file."""
-    figures = [_raced(config.model_copy(update={"method": (name,)}), size) for name in methods for size in _sizes(config)]
+    sizes = list(dict.fromkeys([config.cache_size, "none"]))
+    figures = [_raced(config.model_copy(update={"method": (name,)}), size) for name in methods for size in sizes]
     rows = [
         (str(row["method"]), str(row["cache"]), f"{row['fleet']:.2f}", f"{row['plain']:.2f}", f"{row['ratio']:.2f}")
         for row in figures
@@ -65,10 +65,6 @@ def run_round_bench(config: Config, methods: list[str], file: Path | None) -> in
     if file:
         write_whole(file, json.dumps({"config": config.model_dump(mode="json"), "rounds": figures}, indent=1) + "\n")
     return 0
-
-
-def _sizes(config: Config) -> list[str]:
-    return list(dict.fromkeys([config.cache_size, "none"]))
 
 
 def _raced(config: Config, size: str) -> Row:
@@ -90,22 +86,20 @@ def _raced(config: Config, size: str) -> Row:
 def plain_round(experiment: Experiment, model: nn.Module, names: set[str], number: int) -> dict[str, Tensor]:
     """Return the mean of what every client trains in a round, from the start, in plain PyTorch."""
     mean = RunningMean()
-    for client, (own, _) in enumerate(experiment.parts):
+    config = experiment.config
+    settings = recipe(config, number)
+    for client, (examples, _) in enumerate(experiment.parts):
         fill(model, experiment.start)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-        random = generator(experiment.config.seed, Purpose.LOCAL_TRAINING, number, client)
-        loader = Loader(experiment.train.take(own), experiment.preprocessing, experiment.config.device)
-        _train(model, loader, recipe(experiment.config, number), random)
-        mean.add({name: p.detach() for name, p in model.named_parameters() if name in names}, len(own))
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+        random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)
+        loader = Loader(experiment.train.take(examples), experiment.preprocessing, config.device)
+        for x, y in map(loader, epochs(len(loader), settings, random)):
+            optimizer.zero_grad()
+            task_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+        mean.add({name: p.detach() for name, p in model.named_parameters() if name in names}, len(examples))
     return mean.over(experiment.start)
-
-
-def _train(model: nn.Module, loader: Loader, how: Recipe, random: np.random.Generator) -> None:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, how.lr, how.momentum, weight_decay=how.weight_decay)
-    for x, y in map(loader, epochs(len(loader), how, random)):
-        optimizer.zero_grad()
-        task_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, how.clip_norm)
-        optimizer.step()

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -16,11 +16,16 @@ from fedact.reports.comparison.html import html_report
 from fedact.reports.comparison.layer_figure import memory_by_layer
 from fedact.reports.comparison.statistics import Figures, figures_of, target_accuracy
 from fedact.reports.comparison.tables import as_csv, tables
-from fedact.reports.run.figures import png
-from fedact.reports.safe_text import visible
+from fedact.reports.safe_text import escaped
+from fedact.reports.style import png
 from fedact.storage.disk import make_folder, write_whole
 
 BAD_INPUT = 2
+FIGURES_OF_SOME: dict[str, Callable[[Sequence[Case]], Figure | None]] = {
+    "class-iou": class_iou,
+    "memory-by-layer": memory_by_layer,
+}
+"""Figures that not every run has."""
 
 
 def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, replication: bool = False) -> int:
@@ -33,18 +38,22 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, r
     comparison = compare_runs(paths)
     if not comparison.cases:
         raise ConfigError("; ".join(comparison.refused))
-    wanted = target_accuracy(comparison.cases) if target is None else target
-    found = [figures_of(case, wanted) for case in comparison.cases]
-    _tell(comparison, found, wanted, replication)
+    target = target_accuracy(comparison.cases) if target is None else target
+    figures = [figures_of(case, target) for case in comparison.cases]
+    _print(comparison, figures, target, replication)
     folder = out or comparison.runs[0].path
     make_folder(folder)
-    pictures = _pictures(comparison.cases)
+    with warnings.catch_warnings():
+        # A letter that matplotlib's font lacks is a box in a figure; the tables have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        drawn = {name: draw(comparison.cases) for name, draw in {**FIGURES, **FIGURES_OF_SOME}.items()}
+        pictures = {name: png(figure) for name, figure in drawn.items() if figure is not None}
     command = shlex.join(["python", "-m", "fedact.compare", *sys.argv[1:]])
     files: dict[str, str | bytes] = {f"compare-{name}.png": content for name, content in pictures.items()}
-    files["comparison.csv"] = as_csv(found)
-    files["report.html"] = html_report(comparison, found, wanted, pictures, command)
+    files["comparison.csv"] = as_csv(figures)
+    files["report.html"] = html_report(comparison, figures, target, pictures, command)
     _write(folder, files)
-    print(visible(f"report.html, comparison.csv and {len(pictures)} figures are in {folder}"))
+    print(escaped(f"report.html, comparison.csv and {len(pictures)} figures are in {folder}"))
     return BAD_INPUT if comparison.refused else 0
 
 
@@ -59,26 +68,13 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from None
 
 
-def _pictures(cases: Sequence[Case]) -> dict[str, bytes]:
-    with warnings.catch_warnings():
-        # A letter that matplotlib's font lacks is a box in a figure; the tables have it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        return {name: png(figure) for name, figure in _figures(cases).items()}
-
-
-def _figures(cases: Sequence[Case]) -> dict[str, Figure]:
-    figures = {name: draw(cases) for name, draw in FIGURES.items()}
-    of_some = {"class-iou": class_iou(cases), "memory-by-layer": memory_by_layer(cases)}
-    return figures | {name: figure for name, figure in of_some.items() if figure is not None}
-
-
-def _tell(comparison: Comparison, found: Sequence[Figures], target: float, replication: bool) -> None:
-    show(*tables(found, target, replication, comparison.score_name))
+def _print(comparison: Comparison, figures: Sequence[Figures], target: float, replication: bool) -> None:
+    show(*tables(figures, target, replication, comparison.score_name))
     for run, settings in comparison.differing.items():
-        print(visible(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}"))
+        print(escaped(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}"))
     if names := comparison.not_the_same():
         print(f"These runs differ in {', '.join(names)}: their scores are not of the same thing.")
     for line in comparison.notes:
-        print(visible(f"note: {line}"))
+        print(escaped(f"note: {line}"))
     for line in comparison.refused:
-        print(visible(f"fedact: left out: {' '.join(line.split())}"), file=sys.stderr)
+        print(escaped(f"fedact: left out: {' '.join(line.split())}"), file=sys.stderr)

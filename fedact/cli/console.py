@@ -1,4 +1,4 @@
-"""console."""
+"""Tables on a terminal, in a file or a pipe."""
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -9,7 +9,7 @@ WIDEST = 1000
 
 
 def show(*tables: Table) -> None:
-    """Print tables, in a file or a pipe as wide as they are."""
+    """Print tables to the terminal's width; in a file or a pipe they are as wide as their content."""
     console = Console()
     if not console.is_terminal:
         wide = console.options.update(width=WIDEST)

@@ -1,10 +1,11 @@
-"""The command lines' common part: flags from the config's fields, and one line for what is wrong."""
+"""What all command lines share: flags from the fields of Config, and one line for what is wrong."""
 
 import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,8 @@ MOST_SAID = 2000
 class Parser(argparse.ArgumentParser):
     """A parser that raises ConfigError; flags are never abbreviated."""
 
-    def __init__(self, door: str, description: str) -> None:
-        super().__init__(prog=f"python -m fedact.{door}", description=description, allow_abbrev=False)
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"python -m fedact.{command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -29,12 +30,13 @@ class Parser(argparse.ArgumentParser):
         """Add a flag for each of these fields of Config; what is not given is left out of the result."""
         for name in names:
             field = Config.model_fields[name]
-            default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
+            default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            shown = "" if default is None or default is False else f" [{default}]"
             value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
             self.add_argument(
                 as_flag(name),
                 default=argparse.SUPPRESS,
-                help=f"{field.description}{default}".replace("%", "%%"),
+                help=f"{field.description}{shown}".replace("%", "%%"),
                 **({"action": "store_true"} if field.annotation is bool else value),
             )
 
@@ -52,16 +54,24 @@ class Parser(argparse.ArgumentParser):
         return vars(given)
 
 
-def through(door: Callable[[list[str]], int], arguments: list[str] | None) -> int:
-    """Run a door on the given arguments, or the process's, and return its exit code."""
-    try:
-        return door(sys.argv[1:] if arguments is None else arguments)
-    except ConfigError as error:
-        print("fedact:", one_line(str(error)), file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\nfedact: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
+    """Return a command that takes its arguments, by default the process's, and returns the exit code of ``run``.
+
+    A ConfigError is one line on stderr and code 2, an interrupt is code 130.
+    """
+
+    @wraps(run)
+    def main(arguments: list[str] | None = None) -> int:
+        try:
+            return run(sys.argv[1:] if arguments is None else arguments)
+        except ConfigError as error:
+            print("fedact:", one_line(str(error)), file=sys.stderr)
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            print("\nfedact: interrupted; nothing was written", file=sys.stderr)
+            return INTERRUPTED
+
+    return main
 
 
 def one_line(text: str) -> str:
@@ -85,10 +95,6 @@ def check_file(flag: str, file: Path | None, suffix: str = "") -> None:
 
 
 def log_to_stderr() -> None:
-    """Let what takes its time say so."""
+    """Write log lines of fedact to stderr, so that what takes its time says so."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fedact").setLevel(logging.INFO)
-
-
-def _shown(value: Any) -> str:
-    return " ".join(value) if isinstance(value, tuple) else str(value)

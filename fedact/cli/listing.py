@@ -1,13 +1,12 @@
 """--list: what there is to choose from, straight from the tables."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
-from fedact.compression import AUTO, METHODS, Method
+from fedact.compression import AUTO, METHODS
 from fedact.config.devices import read_devices
 from fedact.config.faults import Faults
 from fedact.config.privacy import PRIVACY
@@ -26,7 +25,12 @@ def show_tables(devices: str | None = None) -> int:
     Raises ConfigError where that is broken.
     """
     console, boards = Console(), read_devices(Path(devices) if devices else None)
-    methods = [(name, _described(entry)) for name, entry in METHODS.items()]
+    methods = []
+    for name, method in METHODS.items():
+        traits = method.traits
+        published = f" (as published: {traits.published})" if traits.published else ""
+        what = f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {traits.source}"
+        methods.append((name, what))
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
     console.print(listing(title, ("name", "what it keeps"), methods, lines=True))
@@ -43,7 +47,8 @@ def show_tables(devices: str | None = None) -> int:
     named = [("torchvision's", f"by name: {', '.join(others())}"), ("with --task segmentation", ", ".join(SEGMENTERS))]
     console.print(listing("Models", ("name", ""), [*models, *named]))
     for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
-        data = [(name, _module_line(entry)) for name, entry in sets.items()]
+        readers = {name: inspect.unwrap(getattr(entry, "func", entry)) for name, entry in sets.items()}
+        data = [(name, _first_line(inspect.getmodule(reader))) for name, reader in readers.items()]
         console.print(listing(title, ("name", ""), data))
     known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]
     title = "Devices, for --budget: bytes of memory, and of it for activations"
@@ -51,24 +56,15 @@ def show_tables(devices: str | None = None) -> int:
     return 0
 
 
-def _described(method: type[Method]) -> str:
-    published = f" (as published: {method.traits.published})" if method.traits.published else ""
-    return f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {method.traits.source}"
-
-
 def _settings(entry: type) -> str:
-    kinds = get_type_hints(entry)
-    return ", ".join(_setting(field.name, field.default, kinds[field.name]) for field in settings_of(entry)) or "none"
-
-
-def _setting(name: str, default: Any, kind: Any) -> str:
-    others = [choice for choice in get_args(kind) if choice != default] if get_origin(kind) is Literal else []
-    return f"{name}={'|'.join(map(spelled, (default, *others)))}"
+    """Return the settings of a table's entry with their default and, after bars, what else is allowed."""
+    kinds, texts = get_type_hints(entry), []
+    for field in settings_of(entry):
+        kind = kinds[field.name]
+        others = [choice for choice in get_args(kind) if choice != field.default] if get_origin(kind) is Literal else []
+        texts.append(f"{field.name}={'|'.join(map(spelled, (field.default, *others)))}")
+    return ", ".join(texts) or "none"
 
 
 def _first_line(entry: object) -> str:
     return (inspect.getdoc(entry) or "").split("\n")[0]
-
-
-def _module_line(entry: Callable[..., object]) -> str:
-    return _first_line(inspect.getmodule(inspect.unwrap(getattr(entry, "func", entry))))

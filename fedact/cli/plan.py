@@ -1,7 +1,7 @@
 """Plans in the terminal: the experiment's model and images, a plan for every budget and method, tables, a file, a figure."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, log2
@@ -24,9 +24,9 @@ from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import Findings, held, kept_table, summary, title
-from fedact.reports.run.figures import png
+from fedact.reports.style import png
 from fedact.storage.disk import write_whole
-from fedact.training.experiment import Experiment, check_names
+from fedact.training.experiment import check_names
 from fedact.training.workspace import Workspace, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
@@ -44,11 +44,12 @@ HALVINGS = DOUBLINGS = 3
 log = logging.getLogger(__name__)
 
 Make = Callable[[str, int | None], Plan]
+"""(method, budget in bytes) -> its plan, made once."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the door's own flags say."""
+    """The flags of the command beside those of Config."""
 
     json: Path | None
     figure: Path | None
@@ -67,7 +68,12 @@ def show_plans(config: Config, options: Options) -> int:
     console.print(title(experiment.config), highlight=False, soft_wrap=True)
     for method in methods:
         for budget in budgets:
-            _show(console, _found(workspace, make, example, method, budget))
+            found = _findings(workspace, make, example, method, budget)
+            size = "no budget" if budget is None else f"{budget:,} {found.plan.scope} bytes"
+            console.print(f"\n{found.plan.method}, {size}: {found.plan.status}", highlight=False)
+            if found.parts:
+                console.print(kept_table(found.plan, found.parts))
+            console.print(summary(found))
     plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))
@@ -111,33 +117,20 @@ def ladder(least: int, most: int) -> list[int]:
     return [first << step for step in range(steps + 1)]
 
 
-def _found(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
+def _findings(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
     plan = make(method, budget)
     trains = plan.status != "skipped"
     model, experiment = workspace.model_with({}), workspace.experiment
-    train_norm = experiment.config.train_norm
+    config = experiment.config
+    # A batch to warm up and those that are timed, each drawn anew from the server's examples.
+    loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
+    random = generator(config.seed, Purpose.CALIBRATION, client=2)
+    timed = [loader(np.resize(random.permutation(len(loader)), config.batch_size)) for _ in range(1 + TIMED)]
     return Findings(
         plan=plan,
         parts=tuple(input_costs(model, plan, example[0])) if trains else (),
-        time=step_time(workspace.model_with({}), plan, list(_timed(experiment)), train_norm) if trains else None,
+        time=step_time(workspace.model_with({}), plan, timed, config.train_norm) if trains else None,
         more=None if budget is None else make(method, 2 * budget),
         convolutions=len(convolutions(model)),
-        example_bytes=sum(each[0].nbytes for each in example),
+        example_bytes=sum(tensor[0].nbytes for tensor in example),
     )
-
-
-def _timed(experiment: Experiment) -> Iterator[Batch]:
-    """Yield a batch to warm up and those that are timed, each drawn anew from the server's own examples."""
-    loader = Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
-    random = generator(experiment.config.seed, Purpose.CALIBRATION, client=2)
-    for _ in range(1 + TIMED):
-        yield loader(np.resize(random.permutation(len(loader)), experiment.config.batch_size))
-
-
-def _show(console: Console, found: Findings) -> None:
-    plan = found.plan
-    budget = "no budget" if plan.budget_bytes is None else f"{plan.budget_bytes:,} {plan.scope} bytes"
-    console.print(f"\n{plan.method}, {budget}: {plan.status}", highlight=False)
-    if found.parts:
-        console.print(kept_table(plan, found.parts))
-    console.print(summary(found))

@@ -105,14 +105,21 @@ def _how_to_go_on(out: Path) -> str:
 def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Locks, open_grid: OpenGrid | None) -> bool:
     """Run what is left to do of one seed; returns False where that is nothing."""
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
-    own = config.model_copy(update={"seed": seed, "seeds": 1})
-    done = _done(folder, own, out, locks)
+    one_seed = config.model_copy(update={"seed": seed, "seeds": 1})
+    done: dict[str, int] = {}
+    folder.check_links(inside=out)
+    if folder.records.exists():
+        locks.take(folder.path)
+        done = finished_rounds(folder, one_seed)
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
     # Nothing is written before what a seed stands on and its plans are there.
-    simulation = Simulation(own, folder, done)
+    simulation = Simulation(one_seed, folder, done)
     _take_new(out, locks)
-    _keep_config(simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), out)
+    # Several seeds have their config beside their folders too, for --resume from any folder.
+    whole, file = simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), RunFolder(out).config
+    if whole.seeds > 1 and (not file.exists() or make_config(read_toml(file)) != whole):
+        write_whole(file, whole.to_toml())
     make_folder(folder.path)
     locks.take(folder.path)
     folder.sweep()
@@ -124,22 +131,13 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
             watchers.append(TensorBoardLog(folder, simulation.methods, done, score))
         for watcher in watchers:
             watched.enter_context(watcher)
-        simulation.run(partial(_tell, watchers), open_grid)
+
+        def on_round(row: Row, clients: list[Row]) -> None:
+            for watcher in watchers:
+                watcher.on_round(row, clients)
+
+        simulation.run(on_round, open_grid)
     return True
-
-
-def _tell(watchers: list[Any], row: Row, clients: list[Row]) -> None:
-    for watcher in watchers:
-        watcher.on_round(row, clients)
-
-
-def _done(folder: RunFolder, config: Config, out: Path, locks: Locks) -> dict[str, int]:
-    """Return each method's last finished round in a run that goes on; a new one has none."""
-    folder.check_links(inside=out)
-    if not folder.records.exists():
-        return {}
-    locks.take(folder.path)
-    return finished_rounds(folder, config)
 
 
 def _take_new(out: Path, locks: Locks) -> None:
@@ -149,13 +147,6 @@ def _take_new(out: Path, locks: Locks) -> None:
         locks.take(out)
         _check_empty(out)
         sweep(out)
-
-
-def _keep_config(config: Config, out: Path) -> None:
-    """Keep the config of several seeds beside their folders, for --resume from any folder."""
-    file = RunFolder(out).config
-    if config.seeds > 1 and (not file.exists() or make_config(read_toml(file)) != config):
-        write_whole(file, config.to_toml())
 
 
 def _finish(out: Path, console: Console, worked: bool) -> int:
@@ -172,8 +163,8 @@ def _finish(out: Path, console: Console, worked: bool) -> int:
     for name, reason in missing.items():
         print(f"fedact: {files[name]} was not drawn: {reason}", file=sys.stderr)
     # A simulated fault is what was asked for.
-    really = (run.clients["status"] == "failed") & run.clients["fault"].isna()
-    failed: list[Row] = run.clients[really].to_dict("records")  # type: ignore[assignment]
+    unplanned = (run.clients["status"] == "failed") & run.clients["fault"].isna()
+    failed: list[Row] = run.clients[unplanned].to_dict("records")  # type: ignore[assignment]
     for row in failed[:MOST_REASONS]:
         where = f"{row['method']}, round {row['round']}, client {row['client']}"
         print(f"fedact: {where} failed: {row['reason']}", file=sys.stderr)

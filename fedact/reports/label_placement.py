@@ -8,16 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-Point = tuple[float, float]
+from fedact.reports.style import Point
 
 AROUND_POINT, AROUND_LINE = 5.0, 1.5
-"""How far, in points (1/72 inch), a label keeps from a marker's middle and from a line."""
+"""Distance, in points (1/72 inch), between a label and a marker's middle, or a line."""
 STEP = 3.0
-"""Points along a line between two that are looked at."""
+"""Points between two boxes along a line."""
 MARGIN = 4
-"""Pixels between two texts."""
+"""Pixels between two labels."""
 NEAR, FAR = (6,), (14, 24)
-"""How far a label may stand from its point, in points; from FAR on, a thin line leads to it."""
+"""Distances of a label from its point, in points; from FAR on, a thin line leads to it."""
+OUTSIDE = 100
+"""A label that leaves its axes is as bad as one that covers this many others."""
 
 
 def obstacles(axes: Axes, points: Sequence[Point]) -> Iterator[Bbox]:
@@ -41,44 +43,38 @@ def write(
 ) -> None:
     """Write a text beside one of the points, where it covers the least, and add its box to those taken.
 
-    must: write it even far away or over something. near: how far it may stand without a line leading to it, in points. The
+    must: write it even far away or over something. near: distances without a line that leads to the label, in points. The
     figure must have been drawn once, so that its axes have their places.
     """
     candidates = []
     for (axes, point), away in product(list(places), (*near, *FAR) if must else near):
+        size, outer = _size(axes, text, style), axes.get_window_extent()
         for offset in ((away, 5), (away, -5), (-away, 5), (-away, -5), (0, away), (0, -away)):
-            box = _box(axes, point, offset, _size(axes, text, style))
-            covered = sum(box.padded(MARGIN).overlaps(other) for other in taken) + (0 if _inside(box, axes) else 100)
+            # Beside a marker a text stands at its height, above and below it is centred.
+            shift = [0.0 if part > 0 else 1.0 if part < 0 else 0.5 for part in offset] * size
+            corner = axes.transData.transform(point) + np.asarray(offset) * _pixels(axes) - shift
+            box = Bbox.from_bounds(*corner, *size)
+            inside = outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1
+            covered = sum(box.padded(MARGIN).overlaps(other) for other in taken) + (0 if inside else OUTSIDE)
             candidates.append((covered, away, axes, point, box))
     covered, away, axes, point, box = min(candidates, key=lambda candidate: candidate[:2])
-    if covered == 0 or must:
-        _annotate(axes, text, point, box, away in FAR, style)
-        taken.append(box)
+    if covered and not must:
+        return
+    corner = axes.transAxes.inverted().transform((box.x0, box.y0))
+    leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.get("color"), "shrinkA": 0, "shrinkB": 3}
+    options: dict[str, Any] = {"textcoords": "axes fraction", "va": "bottom", "zorder": 4}
+    if away in FAR:
+        options["arrowprops"] = leader
+    axes.annotate(text, point, tuple(corner), **options, **style).set_in_layout(False)
+    taken.append(box)
 
 
-def _annotate(axes: Axes, text: str, point: Point, box: Bbox, far: bool, style: dict[str, Any]) -> None:
-    x, y = axes.transAxes.inverted().transform((box.x0, box.y0))
-    leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.get("color"), "shrinkA": 0, "shrinkB": 3} if far else None
-    label = axes.annotate(
-        text, point, (x, y), textcoords="axes fraction", va="bottom", zorder=4, arrowprops=leader, **style
-    )  # fmt: skip
-    label.set_in_layout(False)
-
-
-def _box(axes: Axes, point: Point, offset: Point, size: Point) -> Bbox:
-    """Return the box of a text of this size at this offset from a point: beside it, or centred where the offset is 0."""
-    corner = axes.transData.transform(point) + np.asarray(offset) * _pixels(axes)
-    shift = [0.0 if away > 0 else extent if away < 0 else extent / 2 for away, extent in zip(offset, size, strict=True)]
-    # Beside a marker, a text stands at its height.
-    x, y = corner - shift
-    return Bbox.from_bounds(x, y, *size)
-
-
-def _size(axes: Axes, text: str, style: dict[str, Any]) -> Point:
+def _size(axes: Axes, text: str, style: dict[str, Any]) -> np.ndarray:
+    """Return a text's width and height in pixels."""
     label = axes.text(0, 0, text, **style)
     extent = label.get_window_extent()
     label.remove()
-    return extent.width, extent.height
+    return np.array([extent.width, extent.height])
 
 
 def _square(middle: np.ndarray, half: float) -> Bbox:
@@ -87,12 +83,7 @@ def _square(middle: np.ndarray, half: float) -> Bbox:
 
 
 def _pixels(axes: Axes) -> float:
-    """Return the pixels of one point."""
+    """Return the pixels of one point (1/72 inch)."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure.dpi / 72
-
-
-def _inside(box: Bbox, axes: Axes) -> bool:
-    outer = axes.get_window_extent()
-    return bool(outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1)

@@ -19,6 +19,7 @@ from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.comparison.layer_figure import memory_by_layer
 from fedact.reports.comparison.statistics import figures_of, target_accuracy
+from fedact.reports.style import frontier
 from fedact.simulate import main as simulate
 from tests.support.runs import SMALL
 
@@ -322,7 +323,7 @@ def test_each_figure_shows_every_case(runs):
 
 def test_the_frontier_is_what_nothing_beats_in_both():
     points = [(10, 50.0), (20, 60.0), (20, 70.0), (30, 65.0), (5, 40.0), (40, 80.0)]
-    assert compare_plots.frontier(points) == [(5, 40.0), (10, 50.0), (20, 70.0), (40, 80.0)]
+    assert frontier(points, highest=True) == [(5, 40.0), (10, 50.0), (20, 70.0), (40, 80.0)]
 
 
 def test_an_out_that_is_a_file_is_left_alone(runs, tmp_path, capsys):

@@ -12,8 +12,9 @@ from matplotlib.transforms import Bbox
 from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
 from fedact.measure.gradient_error import GradientError
 from fedact.measure.methods import MethodMeasurement
-from fedact.reports.bench.figures import curves, error_against_bytes, frontier
+from fedact.reports.bench.figures import curves, error_against_bytes
 from fedact.reports.label_placement import AROUND_LINE, AROUND_POINT, obstacles, write
+from fedact.reports.style import frontier
 
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 

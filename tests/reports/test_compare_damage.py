@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedact.compare import main
 from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
-from fedact.reports.safe_text import MOST_DRAWN, drawn, folded, visible
+from fedact.reports.safe_text import LABEL_LETTERS, escaped, figure_label, wrapped
 from fedact.storage.run_folder import RunFolder
 from tests.support.records import CONFIG, write_run
 
@@ -45,32 +45,32 @@ def test_a_method_is_shown_letter_by_letter_whatever_it_is_called(tmp_path, caps
     run = write_run(tmp_path / "run", methods=(method, "vanilla"))
     code, out, _ = compared(capsys, run, "--out", tmp_path / "out")
     assert code == 0
-    assert visible(method) in out
-    assert [row["case"] for row in table(tmp_path / "out")] == [visible(method), "vanilla"]
+    assert escaped(method) in out
+    assert [row["case"] for row in table(tmp_path / "out")] == [escaped(method), "vanilla"]
     (legend,) = compare_plots.accuracy_by_round(compare_runs([run]).cases).legends
-    assert [text.get_text() for text in legend.get_texts()] == [drawn(method), "vanilla"]
+    assert [text.get_text() for text in legend.get_texts()] == [figure_label(method), "vanilla"]
 
 
 @given(st.text())
 def test_what_is_visible_can_be_printed_and_stays_what_it_is(text):
-    shown = visible(text)
+    shown = escaped(text)
     assert shown.isprintable()
-    assert visible(shown) == shown
+    assert escaped(shown) == shown
     assert shown == text or not text.isprintable()
     shown.encode()
 
 
 @given(st.text(min_size=1, max_size=400))
 def test_what_is_drawn_is_short_and_no_formula(text):
-    name = drawn(text)
+    name = figure_label(text)
     assert not name.startswith("_")
     assert name.replace(r"\$", "").count("$") == 0
-    assert len(name.replace(r"\$", "$")) <= MOST_DRAWN + len(" ...")
+    assert len(name.replace(r"\$", "$")) <= LABEL_LETTERS + len(" ...")
 
 
 @given(st.lists(st.sampled_from(["hosvd", "bits=8", "variance=0.85", "x" * 60, "(rounds"]), min_size=1))
 def test_a_folded_name_loses_and_gains_no_letter_and_keeps_its_settings_whole(words):
-    lines = folded(",".join(words), 40).split("\n")
+    lines = wrapped(",".join(words), 40).split("\n")
     assert "".join(lines) == ",".join(words)
     assert all(len(line) <= 40 for line in lines)
     if "x" * 60 not in words:

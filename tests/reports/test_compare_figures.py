@@ -15,7 +15,7 @@ from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
 from fedact.reports.run import figures as plots
 from fedact.reports.run.class_figure import MOST_CLASSES, last_class_iou
-from fedact.reports.run.figures import png
+from fedact.reports.style import png, size_axis
 from fedact.storage.run import load_run
 from tests.support.records import CLASSES, SEGMENTATION, write_run, write_segmentation
 
@@ -62,7 +62,7 @@ def test_the_marks_of_an_axis_of_bytes_do_not_cover_each_other(largest):
     axes.barh([0, 1], [100.0, float(largest)])
     axes.set_xscale("log")
     axes.set_xlim(left=50)
-    compare_plots.size_axis(axes, "x")
+    size_axis(axes, "x")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     low, high = axes.get_xlim()

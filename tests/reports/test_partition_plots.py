@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedact.reports.run.figures import png
 from fedact.reports.run.partition_figure import MOST_BARS, MOST_COLUMNS, who_holds_what
+from fedact.reports.style import png
 
 
 def held(clients: int, classes: int, seed: int = 0) -> pd.DataFrame:

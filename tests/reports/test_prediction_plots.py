@@ -16,8 +16,8 @@ from fedact.config.errors import ConfigError
 from fedact.data.masks import VOID
 from fedact.reports.run import figures as plots
 from fedact.reports.run import predictions as predicted
-from fedact.reports.run.figures import png
 from fedact.reports.run.predictions import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
+from fedact.reports.style import png
 from fedact.simulate import main
 from fedact.storage.run import load_run
 from fedact.training.trained_model import trained_model

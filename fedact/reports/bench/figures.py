@@ -7,50 +7,34 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
-from fedact.compression import Method, family, make_method, method_name
+from fedact.compression import family, make_method, method_name
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
-from fedact.reports.label_placement import Point, obstacles, write
-from fedact.reports.run.figures import COLORS, error_scale, short_size
+from fedact.reports.label_placement import obstacles, write
+from fedact.reports.style import EXACT, FRONTIER, GUIDE, Point, error_axis, frontier, line_style, plain, size_axis
 
-PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933")
-"""One colour a method: those of the other figures but the grey, which is the frontier's, and two of Tol's."""
-EXACT, FRONTIER = "#555555", "#D0D0D0"
-MARKERS = "osD^vP*Xp"
 VARIANTS = ("-", "--", ":")
 """Line styles of a method's variants."""
 
 Curves = dict[str, list[tuple[Point, str]]]
-
-
-def frontier(points: Iterable[Point]) -> list[Point]:
-    """Return the (bytes, error) that no other point beats in both, the fewest bytes first."""
-    best: list[Point] = []
-    for point in sorted(set(points)):
-        if not best or point[1] < best[-1][1]:
-            best.append(point)
-    return best
+"""By family: its points (bytes, error), each with the value of the setting that the family is swept over."""
 
 
 def curves(found: Sequence[MethodMeasurement]) -> Curves:
     """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0."""
     result: Curves = {}
-    for each in found:
-        method, errors = make_method(each.gradient_error.method), each.gradient_error
+    for row in found:
+        method, errors = make_method(row.gradient_error.method), row.gradient_error
         error = errors.total_error if errors.total_error > ROUNDING else 0.0
-        point = (errors.saved_bytes, error)
-        result.setdefault(method_name(family(method)), []).append((point, _value(method)))
+        setting = method.traits.sweep.setting
+        value = getattr(method, setting) if setting else None
+        point = ((errors.saved_bytes, error), "" if value is None else spelled(value))
+        result.setdefault(method_name(family(method)), []).append(point)
     return {name: sorted(points) for name, points in result.items()}
-
-
-def _value(method: Method) -> str:
-    """Return the value of the setting that the method is swept over, empty where it has none."""
-    setting = method.traits.sweep.setting
-    return spelled(getattr(method, setting)) if setting and getattr(method, setting) is not None else ""
 
 
 def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figure:
@@ -64,9 +48,18 @@ def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figur
     families = curves(found)
     styles = _styles(families)
     for name, points in families.items():
-        _draw(main, [point for point, _ in points if point[1]], styles[name], name)
-        _draw(rail, [point for point, _ in points if not point[1]], styles[name], name)
-    _scales(main, rail)
+        for axes in (main, rail):
+            if drawn := [point for point, _ in points if bool(point[1]) == (axes is main)]:
+                axes.plot(*zip(*drawn, strict=True), **styles[name], label=name, zorder=3)
+    main.set_ylabel("squared error of the gradient, relative to its square")
+    rail.set(xlabel="saved bytes of a step", ylim=(-1, 1), facecolor="#F4F4F4")
+    rail.set_yticks([0], ["exact"])
+    error_axis(main)
+    for axes in (main, rail):
+        axes.margins(x=0.1, y=0.08)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    size_axis(rail, "x")
+    plain(main, rail)
     best = frontier(point for points in families.values() for point, _ in points)
     _draw_frontier(main, rail, best)
     lines = ladders(families)
@@ -77,11 +70,6 @@ def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figur
     return figure
 
 
-def _draw(axes: Axes, points: Sequence[Point], style: Mapping[str, Any], name: str) -> None:
-    if points:
-        axes.plot(*zip(*points, strict=True), **style, label=name, zorder=3)
-
-
 def _styles(families: Curves) -> dict[str, dict[str, Any]]:
     """Return a colour and a marker for each method, a line style for each variant of it."""
     lossy = [name for name, points in families.items() if any(point[1] for point, _ in points)]
@@ -89,35 +77,11 @@ def _styles(families: Curves) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for name in families:
         method = name.partition(":")[0]
-        place = methods.index(method) if name in lossy else 0
         variant = sum(other.partition(":")[0] == method for other in result)
-        result[name] = {
-            "color": PALETTE[place % len(PALETTE)] if name in lossy else EXACT,
-            "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": VARIANTS[variant % len(VARIANTS)],
-            "markerfacecolor": "white" if variant else None,
-            "markersize": 5.5,
-            "linewidth": 1.5,
-        }
+        style = line_style(methods.index(method), 1.5) if name in lossy else line_style(0, 1.5, EXACT)
+        variation = {"linestyle": VARIANTS[variant % len(VARIANTS)], "markerfacecolor": "white" if variant else None}
+        result[name] = {**style, **variation, "markersize": 5.5}
     return result
-
-
-def _scales(main: Axes, rail: Axes) -> None:
-    main.set_xscale("log")
-    error_scale(main)
-    main.set_ylabel("squared error of the gradient, relative to its square")
-    rail.set_ylim(-1, 1)
-    rail.set_yticks([0], ["exact"])
-    rail.set_facecolor("#F4F4F4")
-    rail.set_xlabel("saved bytes of a step")
-    rail.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    rail.xaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))
-    for axes in (main, rail):
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.margins(x=0.1, y=0.08)
 
 
 def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:
@@ -150,11 +114,11 @@ def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mappin
         write(name, places(point for point, _ in reversed(points)), taken, color=color, fontsize=9.5)
     steps = [((first[0] * second[0]) ** 0.5, first[1]) for first, second in pairwise(best)]
     if steps:
-        write("frontier", places(reversed(steps)), taken, must=False, color="#777777", fontsize=9.5, style="italic")
+        write("frontier", places(reversed(steps)), taken, must=False, color=GUIDE, fontsize=9.5, style="italic")
 
 
 def ladders(families: Curves) -> str:
     """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
     lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
-    found = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
-    return "; ".join(dict.fromkeys(found))
+    settings = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
+    return "; ".join(dict.fromkeys(settings))

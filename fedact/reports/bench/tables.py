@@ -25,16 +25,13 @@ def cost_table(title: str, found: Sequence[MethodMeasurement], micro_batch: int 
     table = _table(f"{title}\nBytes of a step; {whole if micro_batch else part}")
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
-    for each in found:
-        table.add_row(each.gradient_error.method, *_costs(each))
+    for row in found:
+        errors = row.gradient_error
+        sizes = (errors.saved_bytes, errors.state_bytes, errors.peak_bytes, errors.paper_bytes)
+        time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
+        operations = (f"{row.flops / 1e9:.2f}", f"{row.flops_ratio:.2f}x")
+        table.add_row(errors.method, *map(format_bytes, sizes), time, *operations)
     return table
-
-
-def _costs(each: MethodMeasurement) -> list[str]:
-    errors = each.gradient_error
-    sizes = (errors.saved_bytes, errors.state_bytes, errors.peak_bytes, errors.paper_bytes)
-    time = "-" if each.time_ratio is None else f"{each.time_ratio:.2f}x"
-    return [*map(format_bytes, sizes), time, f"{each.flops / 1e9:.2f}", f"{each.flops_ratio:.2f}x"]
 
 
 def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
@@ -48,8 +45,8 @@ def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
         table.add_column(column, justify="right", overflow="fold")
     for weight in weights:
         table.add_column(weight.removesuffix(".weight"), justify="right", overflow="fold", max_width=LAYER_WIDTH)
-    for each in found:
-        errors = each.gradient_error
+    for row in found:
+        errors = row.gradient_error
         shares = (fmean(errors.bias.values()), fmean(errors.variance.values()), errors.total_error)
         cosines = (f"{errors.cosine[weight]:.4f}" for weight in weights)
         table.add_row(errors.method, *map(_share, shares), *cosines)
@@ -59,13 +56,13 @@ def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
 def least_table(title: str, found: Sequence[LeastBytes]) -> Table:
     """Return the least bytes that each family needs, by layer and cosine."""
     table = _table(f"{title}\nLeast bytes for the weight gradient's cosine with the exact one", "layer")
-    families = list(dict.fromkeys(each.family for each in found))
+    families = list(dict.fromkeys(least.family for least in found))
     for column in ("cosine", "exact", *families):
         table.add_column(column, justify="right", overflow="fold")
-    for layer, wanted in dict.fromkeys((each.layer, each.wanted) for each in found):
-        own = {each.family: each for each in found if (each.layer, each.wanted) == (layer, wanted)}
-        cells = (format_bytes(own[name].bytes) if own[name].method else "not reached" for name in families)
-        table.add_row(layer, f"{wanted:g}", format_bytes(next(iter(own.values())).exact_bytes), *cells)
+    for layer, wanted in dict.fromkeys((least.layer, least.wanted) for least in found):
+        by_family = {least.family: least for least in found if (least.layer, least.wanted) == (layer, wanted)}
+        cells = [format_bytes(by_family[name].bytes) if by_family[name].method else "not reached" for name in families]
+        table.add_row(layer, f"{wanted:g}", format_bytes(by_family[families[0]].exact_bytes), *cells)
     return table
 
 
@@ -74,8 +71,8 @@ def ratio_table(ratios: Sequence[FamilyRatios]) -> Table:
     table = _table("Bytes relative to published HOSVD's at the same cosine (the exact tensor's, where it is not reached)")
     table.add_column(f"geometric mean where HOSVD needs over {format_bytes(LARGE)} bytes", justify="right")
     table.add_column("worst elsewhere", justify="right")
-    for each in ratios:
-        table.add_row(each.family, *("-" if ratio is None else f"{ratio:.3f}" for ratio in (each.typical, each.worst)))
+    for row in ratios:
+        table.add_row(row.family, *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.typical, row.worst)))
     return table
 
 

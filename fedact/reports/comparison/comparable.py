@@ -1,4 +1,4 @@
-"""What a comparison needs from a run's header, where the header says it at all: other versions say less."""
+"""Checks of run headers before a comparison; a header of another version may lack any field."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -34,7 +34,7 @@ _READER = TypeAdapter(_Header)
 
 
 def check_header(rows: Sequence[Row], where: object) -> None:
-    """Raise ConfigError where the header in front of these rows is none that a run would have written."""
+    """Raise ConfigError where the first of these rows is no run header; where: the file, for the message."""
     if not rows:
         return
     try:
@@ -45,13 +45,13 @@ def check_header(rows: Sequence[Row], where: object) -> None:
 
 
 def check_another_seed(rows: Sequence[Row], others: Sequence[Row], where: object) -> None:
-    """Raise ConfigError where these rows are not those of another seed of the same run as the others."""
+    """Raise ConfigError where these rows are of another run than the others, or of a seed that is among them."""
     if not rows or not others:
         return
-    own, first = rows[0]["config"], others[0]["config"]
-    if strange := [name for name in SAME if own.get(name) != first.get(name)]:
+    this, first = rows[0]["config"], others[0]["config"]
+    if strange := [name for name in SAME if this.get(name) != first.get(name)]:
         raise ConfigError(
-            f"{where} is of another run: its {strange[0]} is {own.get(strange[0])}, not {first.get(strange[0])}"
+            f"{where} is of another run: its {strange[0]} is {this.get(strange[0])}, not {first.get(strange[0])}"
         )
     if again := _seeds(rows) & _seeds(others):
         raise ConfigError(f"{where} holds seed {min(again)} once more")

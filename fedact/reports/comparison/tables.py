@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -11,24 +10,22 @@ from rich.text import Text
 from fedact.config.sizes import format_bytes
 from fedact.reports.comparison.statistics import Figures
 from fedact.reports.run.tables import listing
-from fedact.reports.safe_text import visible
+from fedact.reports.safe_text import escaped
 from fedact.storage.rows import SCORE_NAMES
 
 Cell = Callable[[Figures], str]
-PERCENT, BYTES_PER_MB = 100, 1e6
+BYTES_PER_MB = 1e6
 
 
 def percent(share: float | None) -> str:
     """Return a share as it stands in a table."""
-    return "-" if share is None else f"{PERCENT * share:.1f} %"
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def accuracy(figures: Figures) -> str:
     """Return the final accuracy, with the standard deviation over seeds where there are several."""
     spread = figures["accuracy_std"]
-    return (
-        percent(figures["accuracy"]) if spread is None else f"{PERCENT * figures['accuracy']:.1f} ± {PERCENT * spread:.1f} %"
-    )
+    return percent(figures["accuracy"]) if spread is None else f"{100 * figures['accuracy']:.1f} ± {100 * spread:.1f} %"
 
 
 def _bytes(name: str) -> Cell:
@@ -43,28 +40,15 @@ def _megabytes(name: str) -> Cell:
     return lambda figures: "-" if figures[name] is None else f"{figures[name] / BYTES_PER_MB:,.3f}"
 
 
-def _rounds_to(figures: Figures) -> str:
-    needed = figures["rounds_to_target"]
-    return f"not in {figures['rounds']}" if needed is None else f"{needed:.3g}"
-
-
-def _flops(figures: Figures) -> str:
-    ratio = figures["flops_ratio"]
-    return "-" if ratio is None else f"{figures['step_flops'] / 1e9:.3g} ({ratio:.2f}x)"
-
-
-def _ratio(figures: Figures) -> str:
-    ratio = figures["times_less_than_vanilla"]
-    return "-" if ratio is None else f"{ratio:.1f}x"
-
-
 LEARNED: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
     "accuracy": accuracy,
     "before": lambda figures: percent(figures["accuracy_before"]),
     "best": lambda figures: percent(figures["accuracy_best"]),
     "worst client": lambda figures: percent(figures["worst_client_accuracy"]),
-    "rounds to target": _rounds_to,
+    "rounds to target": lambda figures: (
+        f"not in {figures['rounds']}" if figures["rounds_to_target"] is None else f"{figures['rounds_to_target']:.3g}"
+    ),
     "loss": _number("loss", ".3f"),
     "seeds": _number("seeds", "d"),
     "rounds": _number("rounds", "d"),
@@ -73,14 +57,18 @@ LEARNED: dict[str, Cell] = {
 TAKEN: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
     "saved bytes": _bytes("saved_bytes"),
-    "less than vanilla": _ratio,
+    "less than vanilla": lambda figures: (
+        "-" if figures["times_less_than_vanilla"] is None else f"{figures['times_less_than_vanilla']:.1f}x"
+    ),
     "peak bytes": _bytes("peak_bytes"),
     "paper bytes": _bytes("paper_bytes"),
     "budget held": lambda figures: str(figures["budget_held"]),
     "layers": _number("trained_layers", "d"),
     "micro-batch": _number("micro_batch", "d"),
     "bytes sent": _bytes("upload_bytes"),
-    "GFLOP a batch": _flops,
+    "GFLOP a batch": lambda figures: (
+        "-" if figures["flops_ratio"] is None else f"{figures['step_flops'] / 1e9:.3g} ({figures['flops_ratio']:.2f}x)"
+    ),
     "seconds": _number("seconds", ".0f"),
 }
 TABLES = {"What was learned": LEARNED, "What it took (the largest client)": TAKEN}
@@ -133,16 +121,16 @@ def titled(column: str, target: float, score: str) -> str:
 
 def how_to_read(score: str) -> dict[str, str]:
     """Return what the columns mean, the score by its name."""
-    own = {"accuracy": OF_MEAN_IOU + HOW_TO_READ["accuracy"]} if score == SCORE_NAMES["segmentation"] else {}
-    return {name.replace("accuracy", score): text.replace("accuracy", score) for name, text in (HOW_TO_READ | own).items()}
+    iou = {"accuracy": OF_MEAN_IOU + HOW_TO_READ["accuracy"]} if score == SCORE_NAMES["segmentation"] else {}
+    return {name.replace("accuracy", score): text.replace("accuracy", score) for name, text in (HOW_TO_READ | iou).items()}
 
 
-def tables(found: Sequence[Figures], target: float, replication: bool = False, score: str = "accuracy") -> list[Table]:
+def tables(cases: Sequence[Figures], target: float, replication: bool = False, score: str = "accuracy") -> list[Table]:
     """Return the comparison as tables for a terminal; score: what the runs' score is called."""
     result = []
     for title, columns in all_tables(replication).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.
-        rows = [tuple(Text(visible(cell(figures))) for cell in columns.values()) for figures in found]
+        rows = [tuple(Text(escaped(cell(figures))) for cell in columns.values()) for figures in cases]
         named = tuple(titled(name, target, score) for name in columns)
         table = listing(title, named, rows)
         for column in table.columns[1:]:
@@ -151,14 +139,11 @@ def tables(found: Sequence[Figures], target: float, replication: bool = False, s
     return result
 
 
-def as_csv(found: Sequence[Figures]) -> str:
+def as_csv(cases: Sequence[Figures]) -> str:
     """Return every figure, unrounded, a line a case."""
     text = StringIO()
-    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(cases[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _plain(value) for name, value in figures.items()} for figures in found)
+    for figures in cases:
+        writer.writerow({name: escaped(value) if isinstance(value, str) else value for name, value in figures.items()})
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    return "" if value is None else visible(value) if isinstance(value, str) else value

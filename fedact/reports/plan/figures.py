@@ -1,6 +1,6 @@
 """What budgets buy: trained layers, and the gradient's expected error, of every method's plans."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from textwrap import wrap
 from typing import Any
@@ -13,67 +13,65 @@ from matplotlib.transforms import Bbox
 
 from fedact.config.plan import Plan
 from fedact.measure.gradient_error import ROUNDING
-from fedact.reports.label_placement import Point, obstacles, write
-from fedact.reports.run.figures import COLORS, error_scale, short_size
+from fedact.reports.label_placement import obstacles, write
+from fedact.reports.style import EXACT, PALETTE, Point, error_axis, line_style, plain, short_size
 
-EXACT = "#555555"
-MARKERS = "osD^vPX"
 MOST_TICKS = 12
 """Budgets that have room for a tick each."""
 SMALL, USUAL = 8.5, 9.5
 """Sizes of letters."""
 BESIDE = (8,)
 """How far from a point its number stands, in points (1/72 inch)."""
-
 TITLE_WIDTH = 90
 """Letters of a line of the title."""
 
 Ladders = Mapping[str, Sequence[Plan]]
+"""By method: its plans at rising budgets."""
 
 
 def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> Figure:
     """Return two panels over budgets: the trained layers, and the mean expected error of one, with their number.
 
-    ladders: each method's plans at rising budgets. asked: budgets to mark. Exact gradients have a rail of their own below
-    the errors. One sum over all layers would make a plan look worse for every layer more that it trains.
+    asked: budgets to mark. Exact gradients have a rail of their own below the errors. One sum over all layers would make a
+    plan look worse for every layer more that it trains.
     """
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     depth, error, rail = figure.subplots(3, 1, sharex=True, height_ratios=[5, 7, 1])
-    styles, lowest = _styles(ladders), _lowest(ladders)
+    every = [plan for plans in ladders.values() for plan in plans]
+    styles, lowest = _styles(ladders), -max(0.5, max(plan.layers for plan in every) / 8)
     for name, plans in ladders.items():
         budgets = [plan.budget_bytes or 0 for plan in plans]
         for axes, points_of in ((depth, _depths), (error, _errors), (rail, _exact)):
             for run in runs(points_of(plans), budgets):
                 axes.plot(*zip(*run, strict=True), **styles[name], zorder=3)
         for point in _skipped(plans, lowest):
-            depth.plot(*point, **styles[name], markerfacecolor="white", zorder=3)
-    every = [plan for plans in ladders.values() for plan in plans]
+            depth.plot(*point, **{**styles[name], "markerfacecolor": "white"}, zorder=3)
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
-    _budgets(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
+    _budget_axis(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
     depth.set_title("\n".join(["What a budget buys", *wrap(title, TITLE_WIDTH)]), loc="left", fontsize=10.5)
     error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
-    _mark(depth, (error, rail), asked)
+    for budget in asked:
+        for axes in (depth, error, rail):
+            axes.axvline(budget, color="black", linestyle="--", linewidth=1, zorder=1)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        depth.annotate("asked", (budget, 1), (4, -2), **place, fontsize=USUAL)
     figure.draw_without_rendering()
-    _label(depth, error, rail, ladders, styles)
+    _label({depth: _depths, error: _errors, rail: _exact}, ladders, styles, lowest)
     return figure
 
 
-def _trained(plans: Sequence[Plan]) -> list[Plan]:
-    return [plan for plan in plans if plan.status != "skipped"]
-
-
 def _depths(plans: Sequence[Plan]) -> list[Point]:
-    return [(plan.budget_bytes or 0, plan.layers) for plan in _trained(plans)]
+    return [(plan.budget_bytes or 0, plan.layers) for plan in plans if plan.status != "skipped"]
 
 
 def _errors(plans: Sequence[Plan]) -> list[Point]:
-    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in _trained(plans))
+    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in plans if plan.status != "skipped")
     return [(budget, error) for budget, error in pairs if error is not None and error > ROUNDING]
 
 
 def _exact(plans: Sequence[Plan]) -> list[Point]:
-    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in _trained(plans))
+    pairs = ((plan.budget_bytes or 0, plan.error_per_layer) for plan in plans if plan.status != "skipped")
     return [(budget, 0.0) for budget, error in pairs if error is not None and error <= ROUNDING]
 
 
@@ -81,22 +79,16 @@ def _skipped(plans: Sequence[Plan], lowest: float) -> list[Point]:
     return [(plan.budget_bytes or 0, lowest) for plan in plans if plan.status == "skipped"]
 
 
-def _lowest(ladders: Ladders) -> float:
-    """Return where skipped plans are drawn, below the head alone."""
-    return -max(0.5, max(plan.layers for plans in ladders.values() for plan in plans) / 8)
-
-
 def _styles(ladders: Ladders) -> dict[str, dict[str, Any]]:
-    """Return a colour and a marker for each method, grey where every gradient is exact."""
+    """Return a line for each method, grey where every gradient is exact.
+
+    Later lines are thinner, so that one which lies upon another leaves it in sight.
+    """
     lossy = [name for name, plans in ladders.items() if _errors(plans)]
-    result: dict[str, dict[str, Any]] = {}
-    for place, name in enumerate(ladders):
-        # Later lines are thinner, so that one which lies upon another leaves it in sight.
-        width = max(1.5, 3.5 - place)
-        color = COLORS[lossy.index(name) % (len(COLORS) - 1)] if name in lossy else EXACT
-        marker = MARKERS[place % len(MARKERS)]
-        result[name] = {"color": color, "marker": marker, "markersize": width + 3, "linewidth": width}
-    return result
+    colors = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(lossy)}
+    return {
+        name: line_style(place, max(1.5, 3.5 - place), colors.get(name, EXACT)) for place, name in enumerate(ladders)
+    }  # fmt: skip
 
 
 def runs(points: Sequence[Point], budgets: Sequence[int]) -> Iterator[list[Point]]:
@@ -108,9 +100,8 @@ def runs(points: Sequence[Point], budgets: Sequence[int]) -> Iterator[list[Point
 
 def _scales(depth: Axes, error: Axes, rail: Axes, skipped: float | None) -> None:
     """Give the panels their axes; skipped: where plans are drawn that train nothing, None where there are none."""
+    plain(depth, error, rail)
     for axes in (depth, error, rail):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         axes.margins(x=0.08, y=0.15)
     depth.set_ylabel("trained convolutions")
     numbers = [tick for tick in MaxNLocator(5, integer=True).tick_values(0, max(1.0, depth.dataLim.y1)) if tick >= 0]
@@ -118,15 +109,14 @@ def _scales(depth: Axes, error: Axes, rail: Axes, skipped: float | None) -> None
     depth.set_yticks([*places, *numbers], [*names, *(f"{tick:.0f}" if tick else "head alone" for tick in numbers)])
     error.set_ylabel("squared, relative to the exact one's square")
     if error.lines:
-        error_scale(error)
+        error_axis(error)
     else:
         error.set_yticks([])
-    rail.set_ylim(-1, 1)
+    rail.set(ylim=(-1, 1), facecolor="#F4F4F4")
     rail.set_yticks([0], ["exact"])
-    rail.set_facecolor("#F4F4F4")
 
 
-def _budgets(axes: Axes, budgets: Sequence[int], scope: str) -> None:
+def _budget_axis(axes: Axes, budgets: Sequence[int], scope: str) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(budgets) if len(budgets) <= MOST_TICKS else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -134,30 +124,22 @@ def _budgets(axes: Axes, budgets: Sequence[int], scope: str) -> None:
     axes.set_xlabel(f"budget: {scope} bytes of a step")
 
 
-def _mark(first: Axes, others: Iterable[Axes], asked: Iterable[int]) -> None:
-    for budget in asked:
-        for axes in (first, *others):
-            axes.axvline(budget, color="black", linestyle="--", linewidth=1, zorder=1)
-        first.annotate(
-            "asked", (budget, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
-            fontsize=USUAL,
-        )  # fmt: skip
-
-
-def _label(depth: Axes, error: Axes, rail: Axes, ladders: Ladders, styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _label(
+    panels: Mapping[Axes, Callable[[Sequence[Plan]], list[Point]]], ladders: Ladders,
+    styles: Mapping[str, Mapping[str, Any]], lowest: float,
+) -> None:  # fmt: skip
     """Write each method's name at its line above, and every plan's trained convolutions at its point below."""
+    depth, error, rail = panels
     taken: list[Bbox] = [text.get_window_extent() for text in depth.texts]
-    panels = ((depth, _depths), (error, _errors), (rail, _exact))
-    for axes, points_of in panels:
+    for axes, points_of in panels.items():
         for plans in ladders.values():
             budgets = [plan.budget_bytes or 0 for plan in plans]
             taken += [box for run in runs(points_of(plans), budgets) for box in obstacles(axes, run)]
     for name, plans in ladders.items():
         color = styles[name]["color"]
-        points = _depths(plans) or _skipped(plans, _lowest(ladders))
+        points = _depths(plans) or _skipped(plans, lowest)
         write(name, [(depth, point) for point in reversed(points)], taken, color=color, fontsize=USUAL, near=BESIDE)
         layers = {plan.budget_bytes or 0: str(plan.layers) for plan in plans}
-        for axes, points_of in panels[1:]:
-            for point in points_of(plans):
-                text, must = layers[int(point[0])], axes is error
-                write(text, [(axes, point)], taken, must, BESIDE, color=color, fontsize=SMALL)
+        for axes in (error, rail):
+            for point in panels[axes](plans):
+                write(layers[int(point[0])], [(axes, point)], taken, axes is error, BESIDE, color=color, fontsize=SMALL)

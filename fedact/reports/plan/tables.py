@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fedact.compression import Method, make_method, method_name
+from fedact.compression import make_method, method_name
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
@@ -33,81 +33,57 @@ class Findings:
 
 def summary(found: Findings) -> Table:
     """Return what the plan comes to, against the budget and plain training, and what twice the budget would buy."""
+    plan, more = found.plan, found.more
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    rows = _nothing(found.plan) if found.plan.status == "skipped" else _whole(found)
-    for name, text in [*rows, ("the device's other memory", _other_memory(found.plan)), *_twice(found)]:
-        table.add_row(name, text)
+    if plan.status == "skipped":
+        table.add_row("skipped", f"{plan.reason}; the budget is {format_bytes(plan.budget_bytes)}")
+    else:
+        for name, text in (*_training(found), *_memory(plan, found.example_bytes)):
+            table.add_row(name, text)
+    sizes = (("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes))
+    table.add_row("the device's other memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes))
+    if more is not None:
+        table.add_row("twice the budget", f"{format_bytes(more.budget_bytes)} would buy {bought(plan, more)}")
     return table
 
 
-def _nothing(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "skipped", f"{plan.reason}; the budget is {format_bytes(plan.budget_bytes)}"
-
-
-def _whole(found: Findings) -> Iterator[tuple[str, str]]:
-    plan = found.plan
+def _training(found: Findings) -> Iterator[tuple[str, str]]:
+    """Yield what is trained, how, what it costs in error and time."""
+    plan, time = found.plan, found.time
     depth = f"the last {plan.layers} of {found.convolutions} convolutions and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
     yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
-    yield "what gave way", _gave_way(plan)
-    yield "expected error", _errors(plan)
-    if found.time:
-        yield "time of a whole step", _time(plan, found.time)
-    yield "saved bytes", f"{_against(plan, 'saved', plan.saved_bytes)}; plain training keeps {_plain(plan)}"
-    yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
-    yield "peak bytes", _against(plan, "peak", plan.peak_bytes)
-    yield "paper bytes", format_bytes(plan.paper_bytes)
-    yield "the device in all", _in_all(plan, found.example_bytes)
-
-
-def _errors(plan: Plan) -> str:
-    if plan.expected_error is None:
-        return "not measured"
-    return f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
-
-
-def _time(plan: Plan, time: StepTime) -> str:
-    ratio = f"{time.seconds / time.plain_seconds:.2f}x plain training's of the whole batch at once"
-    planned = "" if plan.slowdown is None else f", {plan.slowdown:.2f}x when it was planned"
-    return f"{ratio} ({time.seconds:.2f} s to {time.plain_seconds:.2f} s here{planned})"
-
-
-def _gave_way(plan: Plan) -> str:
-    if plan.reason is None:
-        return "nothing"
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
     bounds += [] if plan.slowdown is None else ["the time that it may take"]
-    return f"{plan.reason}, to fit into {' and '.join(bounds)}"
+    yield "what gave way", "nothing" if plan.reason is None else f"{plan.reason}, to fit into {' and '.join(bounds)}"
+    errors = f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
+    yield "expected error", "not measured" if plan.expected_error is None else errors
+    if time:
+        ratio = f"{time.seconds / time.plain_seconds:.2f}x plain training's of the whole batch at once"
+        planned = "" if plan.slowdown is None else f", {plan.slowdown:.2f}x when it was planned"
+        yield "time of a whole step", f"{ratio} ({time.seconds:.2f} s to {time.plain_seconds:.2f} s here{planned})"
 
 
-def _against(plan: Plan, scope: str, size: int | None) -> str:
-    """Return bytes, with their share of the budget where it bounds them."""
-    if scope != plan.scope or not plan.budget_bytes or size is None:
-        return format_bytes(size)
-    return f"{format_bytes(size)} of {format_bytes(plan.budget_bytes)} ({100 * size / plan.budget_bytes:.1f} %)"
+def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
+    """Yield the bytes of a step, with their share of the budget where it bounds them, and those of the device in all."""
 
+    def of_budget(scope: str, size: int | None) -> str:
+        if scope != plan.scope or not plan.budget_bytes or size is None:
+            return format_bytes(size)
+        return f"{format_bytes(size)} of {format_bytes(plan.budget_bytes)} ({100 * size / plan.budget_bytes:.1f} %)"
 
-def _plain(plan: Plan) -> str:
     ratio = (plan.vanilla_saved_bytes or 0) / plan.saved_bytes if plan.saved_bytes else None
-    return format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
-
-
-def _other_memory(plan: Plan) -> str:
-    sizes = (("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes))
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes)
-
-
-def _in_all(plan: Plan, example_bytes: int) -> str:
+    vanilla = format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
     images = plan.micro_batch * example_bytes
     total = (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + images
-    return f"{format_bytes(total)}: peak, weights, gradients, optimizer, and {format_bytes(images)} of images and labels"
-
-
-def _twice(found: Findings) -> Iterator[tuple[str, str]]:
-    if found.more is not None:
-        yield "twice the budget", f"{format_bytes(found.more.budget_bytes)} would buy {bought(found.plan, found.more)}"
+    yield "saved bytes", f"{of_budget('saved', plan.saved_bytes)}; plain training keeps {vanilla}"
+    yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
+    yield "peak bytes", of_budget("peak", plan.peak_bytes)
+    yield "paper bytes", format_bytes(plan.paper_bytes)
+    in_all = f"peak, weights, gradients, optimizer, and {format_bytes(images)} of images and labels"
+    yield "the device in all", f"{format_bytes(total)}: {in_all}"
 
 
 def bought(plan: Plan, more: Plan) -> str:
@@ -115,18 +91,19 @@ def bought(plan: Plan, more: Plan) -> str:
     if (plan.status, plan.layers, plan.micro_batch, plan.kept) == (more.status, more.layers, more.micro_batch, more.kept):
         return "nothing: the plan would be the same" if plan.micro_batch else "nothing: that is too little as well"
     names = ("layers", "micro-batch", "expected error", "error a layer", f"{plan.scope} bytes")
-    before, after = (_figures(each) for each in (plan, more))
+    before, after = (
+        (
+            str(side.layers), str(side.micro_batch), error(side.expected_error), error(side.error_per_layer),
+            format_bytes(held(side)),
+        )
+        for side in (plan, more)
+    )  # fmt: skip
     if not plan.micro_batch:
         return ", ".join(f"{name} {now}" for name, now in zip(names, after, strict=True))
     pairs = list(zip(names, before, after, strict=True))
     others = ", ".join(f"{name} {new}" for name, old, new in pairs if old == new)
     changed = ", ".join(f"{name} {old} to {new}" for name, old, new in pairs if old != new)
     return "; as now: ".join(filter(None, (changed or "other methods for the same", others)))
-
-
-def _figures(plan: Plan) -> tuple[str, ...]:
-    errors = (error(plan.expected_error), error(plan.error_per_layer))
-    return (str(plan.layers), str(plan.micro_batch), *errors, format_bytes(held(plan)))
 
 
 def held(plan: Plan) -> int | None:
@@ -160,58 +137,46 @@ def kept_table(plan: Plan, parts: Sequence[InputCost]) -> Table:
     table.add_column("input of", overflow="fold")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("shape", "method") else "right", overflow="fold")
-    for origin, group in groupby(parts, key=lambda part: part.source):
-        for cells in _made_again(list(group)) if origin else map(_kept, group):
+    for source, group in groupby(parts, key=lambda part: part.source):
+        for cells in [_rematerialized(source, list(group))] if source else map(_saved, group):
             table.add_row(*cells)
     table.add_section()
-    for name, size in _others(plan, parts):
+    state = plan.state_bytes or 0
+    rest = (plan.saved_bytes or 0) - state - sum(part.cap_bytes for part in parts)
+    others = "other layers, the loss" if rest >= 0 else "shared, or not held at once"
+    for name, size in ((others, rest), ("the methods' state", state)):
         table.add_row(name, *[""] * 4, format_bytes(size))
     seconds = sum(part.seconds for part in parts)
     table.add_row("saved bytes", *[""] * 4, format_bytes(plan.saved_bytes), error(plan.expected_error), _ms(seconds))
     return table
 
 
-def _kept(part: InputCost) -> list[str]:
+def _saved(part: InputCost) -> list[str]:
+    """Return the row of an input that a method keeps, its settings in their columns."""
     method = make_method(part.method)
-    name = part.name + (" (frozen)" if part.frozen else " (images)" if part.images else "")
-    cells = (_plain_name(method), _ranks(method), _bits(method))
-    return [name, _shape(part), *cells, format_bytes(part.cap_bytes), error(part.expected_error), _ms(part.seconds)]
+    ranks, most = getattr(method, "ranks", None), getattr(method, "max_ranks", None)
+    defaults = {field.name: field.default for field in fields(method) if field.name in SETTINGS}
+    return [
+        part.name + (" (frozen)" if part.frozen else " (images)" if part.images else ""),
+        _shape(part),
+        method_name(replace(method, **defaults)),
+        spelled(ranks) if ranks or not most else f"at most {spelled(most)}",
+        spelled(getattr(method, "bits", None)),
+        format_bytes(part.cap_bytes),
+        error(part.expected_error),
+        _ms(part.seconds),
+    ]
 
 
-def _made_again(parts: Sequence[InputCost]) -> Iterator[list[str]]:
-    """Yield one row for all these layers, which take what is made again from the same other one."""
+def _rematerialized(source: str, parts: Sequence[InputCost]) -> list[str]:
+    """Return one row for all layers whose inputs are made again from the same other one."""
     names = [part.name for part in parts]
     shapes = [_shape(part) for part in parts]
     if len(names) > FEW:
         names = [names[0], f"... ({len(names)} layers)", names[-1]]
         shapes = [shapes[0], "", shapes[-1]]
     seconds = sum(part.seconds for part in parts)
-    again = f"made again from\n{parts[0].source}"
-    yield ["\n".join(names), "\n".join(shapes), again, "", "", "0", "", _ms(seconds)]
-
-
-def _others(plan: Plan, parts: Sequence[InputCost]) -> Iterator[tuple[str, int]]:
-    """Yield what is held besides the kept tensors, so that all of it adds up to the saved bytes."""
-    kept = sum(part.cap_bytes for part in parts)
-    state = plan.state_bytes or 0
-    rest = (plan.saved_bytes or 0) - state - kept
-    yield ("other layers, the loss" if rest >= 0 else "shared, or not held at once"), rest
-    yield "the methods' state", state
-
-
-def _plain_name(method: Method) -> str:
-    """Return the method's name without the settings that have a column of their own."""
-    own = {field.name: field.default for field in fields(method) if field.name in SETTINGS}
-    return method_name(replace(method, **own))
-
-
-def _ranks(method: Method) -> str:
-    given, most = getattr(method, "ranks", None), getattr(method, "max_ranks", None)
-    return spelled(given) if given or not most else f"at most {spelled(most)}"
-
-
-def _bits(method: Method) -> str:
-    return spelled(getattr(method, "bits", None))
+    return ["\n".join(names), "\n".join(shapes), f"made again from\n{source}", "", "", "0", "", _ms(seconds)]
 
 
 def _shape(part: InputCost) -> str:

@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedact.reports.safe_text import drawn
-from fedact.reports.style import heading, legend_below
+from fedact.reports.safe_text import figure_label
+from fedact.reports.style import PERCENT, heading, legend_below, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PERCENT = 100
 MOST_CLASSES, MOST_METHODS = 40, 10
 MOST_WRITTEN = 5
 """Up to how many methods the bars of a class have room for their figures."""
@@ -31,8 +29,8 @@ def last_class_iou(rounds: "pd.DataFrame", names: Sequence[str] | None) -> dict[
     last = measured.loc[measured.groupby("seed")["round"].idxmax()]["class_iou"]
     if not len(last):
         return {}
-    shares = np.array([[np.nan if share is None else share for share in own] for own in last], dtype=float)
-    means = [float(column.mean()) if (column := own[~np.isnan(own)]).size else None for own in shares.T]
+    by_seed = np.array([[np.nan if share is None else share for share in shares] for shares in last], dtype=float)
+    means = [float(shares.mean()) if (shares := column[~np.isnan(column)]).size else None for column in by_seed.T]
     return dict(zip(class_names(names, len(means)), means, strict=True))
 
 
@@ -47,23 +45,25 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
 
     order_by: the name of that method. Of more classes or methods than there is room for, the first.
     """
-    shown = dict(list(methods.items())[:MOST_METHODS])
+    first = dict(list(methods.items())[:MOST_METHODS])
     every = ranked(methods, order_by)
     classes = every[:MOST_CLASSES]
-    height = 0.8 / len(shown)
-    figure = Figure(
-        figsize=(9, 1.5 + max(0.3, (0.13 if len(shown) <= MOST_WRITTEN else 0.09) * len(shown)) * len(classes)),
-        layout="constrained",
-    )
+    written = len(first) <= MOST_WRITTEN
+    height = 0.8 / len(first)
+    tall = max(0.3, (0.13 if written else 0.09) * len(first)) * len(classes)
+    figure = Figure(figsize=(9, 1.5 + tall), layout="constrained")
     axes = figure.add_subplot()
-    for place, (method, shares) in enumerate(shown.items()):
-        found = [shares.get(name) for name in classes]
-        positions = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(classes))]
-        style: dict[str, Any] = {"color": colors[place % len(colors)], "label": drawn(method, METHOD_LETTERS)}
-        axes.barh(positions, [PERCENT * (share or 0) for share in found], height, **style)
-        if len(shown) <= MOST_WRITTEN:
-            _write(axes, positions, found)
-    _furnish(axes, classes)
+    for place, (method, shares) in enumerate(first.items()):
+        row = [shares.get(name) for name in classes]
+        positions = [number + (place - (len(first) - 1) / 2) * height for number in range(len(classes))]
+        style: dict[str, Any] = {"color": colors[place % len(colors)], "label": figure_label(method, METHOD_LETTERS)}
+        axes.barh(positions, [PERCENT * (share or 0) for share in row], height, **style)
+        for position, share in zip(positions, row, strict=True) if written else ():
+            text, end = "not there" if share is None else f"{PERCENT * share:.1f}", (PERCENT * (share or 0), position)
+            axes.annotate(text, end, (3, 0), textcoords="offset points", va="center", fontsize=7, color="#444444")
+    axes.set_yticks(range(len(classes)), [figure_label(name, CLASS_LETTERS) for name in classes])
+    axes.set(xlabel="IoU (%)", xlim=(0, PERCENT), ylim=(max(1, len(classes)) - 0.4, -0.6))
+    plain(axes, grid="x")
     left_out = f" (the first {len(classes)} of {len(every)} classes)" if len(every) > len(classes) else ""
     heading(figure, f"Intersection over union of each class at the end{left_out}")
     legend_below(figure)
@@ -73,22 +73,5 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
 def ranked(methods: Mapping[str, ClassIoU], order_by: str) -> list[str]:
     """Return the classes that some method has an IoU of, the best of one method first, those that it lacks last."""
     first = methods[order_by]
-    found = dict.fromkeys(name for shares in methods.values() for name, share in shares.items() if share is not None)
-    return sorted(found, key=lambda name: -1 if (share := first.get(name)) is None else share, reverse=True)
-
-
-def _write(axes: Axes, positions: Sequence[float], found: Sequence[float | None]) -> None:
-    for position, share in zip(positions, found, strict=True):
-        text = "not there" if share is None else f"{PERCENT * share:.1f}"
-        place = (PERCENT * (share or 0), position)
-        axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7, color="#444444")
-
-
-def _furnish(axes: Axes, classes: Sequence[str]) -> None:
-    axes.set_yticks(range(len(classes)), [drawn(name, CLASS_LETTERS) for name in classes])
-    axes.set_ylim(max(1, len(classes)) - 0.4, -0.6)
-    axes.set_xlim(0, PERCENT)
-    axes.set_xlabel("IoU (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
+    names = dict.fromkeys(name for shares in methods.values() for name, share in shares.items() if share is not None)
+    return sorted(names, key=lambda name: -1 if (share := first.get(name)) is None else share, reverse=True)

@@ -1,30 +1,20 @@
 """Figures of a run: functions that take data and return a Figure."""
 
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.run.partition_figure import who_holds_what
+from fedact.reports.style import PALETTE, PERCENT, line_style, plain, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette, which people with any colour vision can tell apart."""
 BYTES_PER_KB = 1000
-FEW_DECADES = 1000
-"""Errors whose largest is less than this many times the least have room for more marks on their axis."""
-DECADE = 10.0
-"""An axis of errors spans at least this factor."""
-SHORT = 1e-4
-"""Smaller errors are written with an exponent."""
 LEGEND_COLUMNS = 3
 FAR_APART = 8
 """Budgets with a larger ratio than this do not show beside each other on a linear axis."""
@@ -32,11 +22,11 @@ FAR_APART = 8
 
 def accuracy_by_round(run: Run) -> Figure:
     """Return the global model's score on the test set by round, a line a method, the mean over seeds."""
-    figure, axes = _axes(f"test {run.score_name} (%)")
+    figure, axes = _by_round(f"test {run.score_name} (%)")
     measured = run.rounds.dropna(subset=["accuracy"])
-    for position, (method, rows) in enumerate(measured.groupby("method", sort=False)):
-        mean = rows.groupby("round")["accuracy"].mean() * 100
-        axes.plot(mean.index, mean, **_style(position), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
+    for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
+        mean = rows.groupby("round")["accuracy"].mean() * PERCENT
+        axes.plot(mean.index, mean, **line_style(place, _width(place)), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
     axes.set_title("The global model on the server's test set", loc="left")
     axes.legend(frameon=False, loc="best")
     return figure
@@ -44,25 +34,15 @@ def accuracy_by_round(run: Run) -> Figure:
 
 def memory_by_round(run: Run) -> Figure:
     """Return measured activation memory by round: of each budget the largest client as a line, all as a band."""
-    figure, axes = _axes("saved bytes of a client (KB)")
+    figure, axes = _by_round("saved bytes of a client (KB)")
     clients = run.clients.dropna(subset=["saved_bytes"])
-    for position, (method, rows) in enumerate(clients.groupby("method", sort=False)):
-        style = _style(position)
+    for place, (method, rows) in enumerate(clients.groupby("method", sort=False)):
+        style = line_style(place, _width(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
             saved = same.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
             axes.plot(saved.index, saved["max"], **style, label="" if number else str(method))
             axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
     budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
-    _budgets(axes, budgets)
-    by_budget = " by budget" if len(budgets) > 1 else ""
-    axes.set_title(f"Activation memory{by_budget}: the largest client (line), all clients (band)", loc="left")
-    if not clients.empty:
-        figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
-    return figure
-
-
-def _budgets(axes: Axes, budgets: list[int]) -> None:
-    """Draw the budgets, and make the axis logarithmic where they are far apart."""
     for budget in budgets:
         axes.axhline(budget / BYTES_PER_KB, color="black", linestyle="--", linewidth=1)
         axes.annotate(
@@ -76,19 +56,24 @@ def _budgets(axes: Axes, budgets: list[int]) -> None:
         axes.set_ylim(top=1.6 * top)
     else:
         axes.set_ylim(bottom=0, top=1.15 * top)
+    by_budget = " by budget" if len(budgets) > 1 else ""
+    axes.set_title(f"Activation memory{by_budget}: the largest client (line), all clients (band)", loc="left")
+    if not clients.empty:
+        figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
+    return figure
 
 
 def partition_of_run(run: Run) -> Figure:
-    """Return who holds what; the run must have kept it."""
+    """Return the figure of the run's partition; the run must have kept it."""
     return who_holds_what(run.partition, run.config.get("partition_by") or "class")
 
 
 def class_iou_of_run(run: Run) -> Figure:
     """Return each class's IoU at the end, a bar a method, in the order of vanilla's; the run must have kept it."""
     by_method = run.rounds.groupby("method", sort=False)
-    found = {str(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
-    shown = {method: own for method, own in found.items() if own}
-    return iou_by_class(shown, COLORS, "vanilla" if "vanilla" in shown else next(iter(shown)))
+    every = {str(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
+    measured = {method: shares for method, shares in every.items() if shares}
+    return iou_by_class(measured, PALETTE, "vanilla" if "vanilla" in measured else next(iter(measured)))
 
 
 def predictions_of_run(run: Run) -> Figure:
@@ -134,51 +119,15 @@ def save_figures(run: Run, folder: Path) -> dict[str, str]:
     return failed
 
 
-def png(figure: Figure) -> bytes:
-    """Return the bytes of a figure's PNG file."""
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
-
-
-def error_scale(axes: Axes) -> None:
-    """Give the drawn errors a logarithmic axis whose marks are plain numbers."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    if high < DECADE * low:
-        middle = (low * high) ** 0.5
-        low, high = axes.set_ylim(middle / DECADE**0.5, middle * DECADE**0.5)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: _plain(error)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _plain(error: float) -> str:
-    return np.format_float_positional(error, trim="-") if error >= SHORT else f"{error:.2g}"
-
-
-def short_size(size: float) -> str:
-    """Return bytes in the largest unit that leaves one before the point."""
-    return f"{size / 1e6:.4g} MB" if size >= 1e6 else f"{size / 1e3:.4g} KB" if size >= 1e3 else f"{size:g} bytes"
-
-
-def _axes(ylabel: str) -> tuple[Figure, Axes]:
+def _by_round(ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("round")
-    axes.set_ylabel(ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
+    axes.set(xlabel="round", ylabel=ylabel)
+    plain(axes, grid="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
-def _style(position: int) -> dict[str, Any]:
-    # Later lines are thinner, so that one which lies upon another leaves it in sight.
-    width = max(1.5, 5 - 1.5 * position)
-    return {
-        "color": COLORS[position % len(COLORS)],
-        "marker": "osD^v"[position % 5],
-        "markersize": width + 3,
-        "linewidth": width,
-    }
+def _width(place: int) -> float:
+    """Return the width of a line, later ones thinner, so that one which lies upon another leaves it in sight."""
+    return max(1.5, 5 - 1.5 * place)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -16,13 +15,12 @@ from fedact.data import Loader
 from fedact.data.masks import VOID
 from fedact.models.tasks import predicted
 from fedact.reports.run.class_figure import class_names
-from fedact.reports.safe_text import drawn, folded
-from fedact.reports.style import heading
+from fedact.reports.safe_text import figure_label, wrapped
+from fedact.reports.style import PERCENT, heading
 from fedact.storage.run import Run
 from fedact.training.experiment import Experiment
 from fedact.training.trained_model import trained_model, trained_tensors
 
-PERCENT = 100
 VOID_COLOR = "#B0B0B0"
 CLASS_COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#3C0F2D", "#8700F0", "#000F78", "#690F00",
@@ -48,10 +46,14 @@ def predictions(
     images: uint8 (pictures, height, width, 3). truth: uint8 (pictures, height, width), a class id a pixel, VOID for none.
     columns: by title, as truth. names: of the classes, where they are known.
     """
-    found = [int(each) for each in np.unique([truth, *columns.values()]) if each != VOID]
-    names = class_names(names, max(len(names or ()), max(found, default=0) + 1))
-    titles = ["picture", "ground truth", *(_title(title, truth, masks) for title, masks in columns.items())]
-    legend = [Patch(color=class_color(each), label=drawn(names[each], NAME_LETTERS)) for each in found]
+    classes = [int(number) for number in np.unique([truth, *columns.values()]) if number != VOID]
+    names = class_names(names, max(len(names or ()), max(classes, default=0) + 1))
+    titles = ["picture", "ground truth"]
+    for title, masks in columns.items():
+        score = mean_iou(truth, masks)
+        text = "mean IoU -" if score is None else f"mean IoU {PERCENT * score:.1f} %"
+        titles.append(f"{wrapped(figure_label(title), TITLE_LETTERS)}\n{text}")
+    legend = [Patch(color=class_color(number), label=figure_label(names[number], NAME_LETTERS)) for number in classes]
     if (truth == VOID).any():
         legend.append(Patch(color=VOID_COLOR, label="void"))
     figure, cells = _cells(images.shape[:3], titles, legend)
@@ -87,12 +89,6 @@ def mean_iou(truth: np.ndarray, predicted: np.ndarray) -> float | None:
     return float((both[either > 0] / either[either > 0]).mean()) if (either > 0).any() else None
 
 
-def _title(title: str, truth: np.ndarray, masks: np.ndarray) -> str:
-    score = mean_iou(truth, masks)
-    says = "mean IoU -" if score is None else f"mean IoU {PERCENT * score:.1f} %"
-    return f"{folded(drawn(title), TITLE_LETTERS)}\n{says}"
-
-
 def _cells(shape: tuple[int, ...], titles: Sequence[str], legend: Sequence[Patch]) -> tuple[Figure, np.ndarray]:
     """Return a figure with a title and a legend, and its axes (pictures, columns) for pictures of one shape."""
     rows, height, width = shape
@@ -108,17 +104,11 @@ def _cells(shape: tuple[int, ...], titles: Sequence[str], legend: Sequence[Patch
     for axes, title in zip(cells[0], titles, strict=True):
         axes.set_title(title, fontsize=8.5)
     for axes in cells.flat:
-        _bare(axes)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     heading(figure, "Predictions on test pictures (mean IoU: of the pictures shown)")
     figure.legend(handles=list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
     return figure, cells
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 PICTURES = 4
@@ -153,8 +143,8 @@ def chosen_pictures(labels: np.ndarray, most: int = PICTURES) -> np.ndarray:
     _, firsts, counts = np.unique(labels, return_index=True, return_counts=True)
     frequent = firsts[np.argsort(-counts, kind="stable")]
     apart = np.linspace(0, len(labels) - 1, most).astype(int)
-    found = dict.fromkeys(int(each) for each in [0, *frequent, *apart, *range(len(labels))])
-    return np.array(sorted(list(found)[: min(most, len(labels))]))
+    places = dict.fromkeys(int(place) for place in [0, *frequent, *apart, *range(len(labels))])
+    return np.array(sorted(list(places)[: min(most, len(labels))]))
 
 
 @torch.no_grad()
@@ -163,10 +153,10 @@ def predicted_masks(experiment: Experiment, model: nn.Module, positions: np.ndar
     test = experiment.test
     assert test.masks is not None
     loader = Loader(test, experiment.preprocessing, experiment.config.device)
-    found = []
+    masks = []
     for position in positions:
         # One at a time: scores for every pixel are large.
         inputs, _ = loader(np.array([position]))
         classes = predicted(model(inputs), test.masks.shape[1:3])
-        found.append(classes[0].to(torch.uint8).cpu().numpy())
-    return np.stack(found)
+        masks.append(classes[0].to(torch.uint8).cpu().numpy())
+    return np.stack(masks)

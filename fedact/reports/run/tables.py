@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: a run as it goes, the table at its end, the tables of --list."""
+"""A run in the terminal: its progress, the table at its end, plans and the partition of a dry run."""
 
 import time
 from collections import Counter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedact.data.partition.base import HeldOutParts
 
 MOST_CLIENTS, FIRST_CLIENTS = 200, 20
-"""Up to how many clients each has a line of its own, and how many still have one where there are more."""
+"""The most clients that have a line each, and how many of more than that have one."""
 
 
 class LiveReport:
@@ -61,14 +61,12 @@ class LiveReport:
         state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
-            self.console.print(f"{row['method']}  {state}{self._time_left()}", soft_wrap=True, highlight=False)
-
-    def _time_left(self) -> str:
-        """Return the rounds left at the pace of those seen, the first left out: it was only an evaluation."""
-        if len(self.times) < 3 or not self.left:
-            return ""
-        pace = (self.times[-1] - self.times[1]) / (len(self.times) - 2)
-        return f"  {pace * self.left:.0f} s left"
+            left = ""
+            if self.left and len(self.times) > 2:
+                # The first round was only an evaluation: it says nothing of those left.
+                seconds = (self.times[-1] - self.times[1]) / (len(self.times) - 2)
+                left = f"  {seconds * self.left:.0f} s left"
+            self.console.print(f"{row['method']}  {state}{left}", soft_wrap=True, highlight=False)
 
 
 def fullest(clients: list[Row]) -> str:
@@ -100,7 +98,9 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
     """Return one method's column of the table at the end of a run: the text of each quantity by its name."""
     rounds = run.rounds[run.rounds["method"] == method]
     clients = run.clients[run.clients["method"] == method]
-    plans = list(run.plans.get(method, {}).values())
+    by_key = run.plans.get(method, {})
+    plans = list(by_key.values())
+    replanned = sorted({int(key.rpartition("@")[2]) for key in by_key if "@" in key})
     by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
     statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
@@ -111,8 +111,8 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "budget held": budget_held(clients, run.config["scope"]),
         "plain training keeps": _span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
-        "tensors kept": _by_budget(plans, _kept_by),
-        "plans made again": _made_again(run.plans.get(method, {})),
+        "tensors kept": _by_budget(plans, _methods_of),
+        "plans made again": f"before round {', '.join(map(str, replanned))}" if replanned else "no",
         "trained convolutions": _span(plans, "layers"),
         "peak bytes": format_bytes(_largest(clients["peak_bytes"])),
         "weights": _span(plans, "weight_bytes"),
@@ -160,15 +160,15 @@ def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class"
     by: what the labels number, class or source.
     """
     sizes = parts.sizes()
-    shown = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
+    listed = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
     rows = [
         (str(client), *(str(size[client]) for size in sizes), _by_class(labels[parts.dealt[client]]))
-        for client in range(shown)
+        for client in range(listed)
     ]
-    if shown < len(parts):
-        others = labels[parts.dealt.order[parts.dealt.bounds[shown] :]]
-        spans = (f"{size[shown:].min()} to {size[shown:].max()}" for size in sizes)
-        rows.append((f"{len(parts) - shown:,} others", *spans, f"together {_by_class(others)}"))
+    if listed < len(parts):
+        others = labels[parts.dealt.order[parts.dealt.bounds[listed] :]]
+        spans = (f"{size[listed:].min()} to {size[listed:].max()}" for size in sizes)
+        rows.append((f"{len(parts) - listed:,} others", *spans, f"together {_by_class(others)}"))
     return listing("Who holds what", ("client", "to train", "held out", f"examples by {by}"), rows)
 
 
@@ -177,29 +177,19 @@ def _by_class(labels: np.ndarray) -> str:
     return ", ".join(f"{label}: {count}" for label, count in zip(classes, counts, strict=True))
 
 
-def _by_budget(plans: list[Row], tell: Callable[[Row], str]) -> str:
-    """Return what there is to tell of the last plan of each budget, once where all say the same."""
-    last = {plan["budget_bytes"]: tell(plan) for plan in plans}
+def _by_budget(plans: list[Row], text: Callable[[Row], str]) -> str:
+    """Return the text of the last plan of each budget, once where all have the same."""
+    last = {plan["budget_bytes"]: text(plan) for plan in plans}
     if len(set(last.values())) == 1:
         return next(iter(last.values()))
     ordered = sorted(last, key=lambda size: (size is None, size))
-    return "; ".join(f"at {_budget(size)}: {last[size]}" for size in ordered)
+    return "; ".join(f"at {'no bound' if size is None else format_bytes(size)}: {last[size]}" for size in ordered)
 
 
-def _kept_by(plan: Row) -> str:
+def _methods_of(plan: Row) -> str:
     """Return how many tensors a plan keeps by which method, whatever its settings."""
     counts = Counter(str(kept["method"]).split(":")[0] for kept in plan["kept"])
     return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
-
-
-def _budget(size: int | None) -> str:
-    return "no bound" if size is None else format_bytes(size)
-
-
-def _made_again(plans: dict[str, Row]) -> str:
-    """Return before which rounds plans were made again."""
-    rounds = sorted({int(key.rpartition("@")[2]) for key in plans if "@" in key})
-    return f"before round {', '.join(map(str, rounds))}" if rounds else "no"
 
 
 def _largest(values: Any) -> float | None:

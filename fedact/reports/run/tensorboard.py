@@ -1,4 +1,4 @@
-"""Rounds as TensorBoard scalars, beside the records: an extra, for who watches runs there."""
+"""Rounds as TensorBoard scalars, beside the records (the extra ``tensorboard``)."""
 
 import shutil
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ OF_CLIENTS = ("train_loss", "accuracy", "saved_bytes", "upload_bytes")
 
 
 class TensorBoardLog:
-    """Writes a folder of events a method into a run's folder. Use as a context manager."""
+    """Writes one folder of events a method into a run's folder. Use as a context manager."""
 
     def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int], score: str = "accuracy") -> None:
         """score: what the run's score is called."""
@@ -31,7 +31,13 @@ class TensorBoardLog:
                 shutil.rmtree(place)
             self.writers[method] = SummaryWriter(str(place))
             self.stack.callback(self.writers[method].close)
-        self._catch_up(folder.rows() if done else [])
+        clients: list[Row] = []
+        for row in folder.rows() if done else []:
+            if row["kind"] == "client":
+                clients.append(row)
+            elif row["kind"] == "round":
+                self.on_round(row, clients)
+                clients = []
 
     def __enter__(self) -> Self:
         return self
@@ -42,27 +48,12 @@ class TensorBoardLog:
     def on_round(self, row: Row, clients: list[Row]) -> None:
         """Write a finished round."""
         writer, step = self.writers[row["method"]], row["round"]
-        for name, value in {**_of_round(row), **_of_clients(clients)}.items():
+        scalars = {f"round/{name}": row[name] for name in OF_ROUND if row.get(name) is not None}
+        for name in OF_CLIENTS:
+            if values := [client[name] for client in clients if client.get(name) is not None]:
+                scalars[f"clients/{name}_mean"] = sum(values) / len(values)
+        if clients:
+            scalars["clients/failed"] = sum(client["status"] == "failed" for client in clients)
+        for name, value in scalars.items():
             writer.add_scalar(name.replace("accuracy", self.score), value, step)
         writer.flush()
-
-    def _catch_up(self, rows: Iterable[Row]) -> None:
-        """Write the rounds that are finished already."""
-        clients: list[Row] = []
-        for row in rows:
-            if row["kind"] == "client":
-                clients.append(row)
-            elif row["kind"] == "round":
-                self.on_round(row, clients)
-                clients = []
-
-
-def _of_round(row: Row) -> dict[str, float]:
-    return {f"round/{name}": row[name] for name in OF_ROUND if row.get(name) is not None}
-
-
-def _of_clients(clients: list[Row]) -> dict[str, float]:
-    """Return the mean over the clients that measured a figure, and how many failed."""
-    found = {name: [row[name] for row in clients if row.get(name) is not None] for name in OF_CLIENTS}
-    means = {f"clients/{name}_mean": sum(values) / len(values) for name, values in found.items() if values}
-    return means | ({"clients/failed": sum(row["status"] == "failed" for row in clients)} if clients else {})
