@@ -34,103 +34,101 @@ class Config(BaseModel):
     clients: Positive = Field(20, description="number of simulated clients")
     rounds: Annotated[int, Field(ge=0)] = Field(10, description="rounds of federated training")
     devices: Path | None = Field(
-        None, description="TOML file of the devices that --budget may name [the one that ships with fedact, see --list]"
+        None, description="TOML file of devices for --budget [those that ship with fedact, see --list]"
     )
     budget: Budget = Field(
         parse_budget("512KB"),
-        description="activation memory of a client: a size, none, a device, a mix such as 256KB:10,512KB:6,esp32-s3:4, "
-        "or a list with one for each client, such as 256KB/none/512KB",
+        description="activation memory of a client: a size, none, a device, shares of the clients such as "
+        "256KB:10,512KB:6,esp32-s3:4, or a list with one for each client such as 256KB/none/512KB",
     )
-    scope: Literal["saved", "peak"] = Field("saved", description="what the budget bounds")
-    method: tuple[str, ...] = Field(("hosvd",), min_length=1, description="NAME[:key=value,...]; repeat to compare")
+    scope: Literal["saved", "peak"] = Field("saved", description="saved or peak: the bytes that the budget bounds")
+    method: tuple[str, ...] = Field(
+        ("hosvd",), min_length=1, description="NAME[:key=value,...], see --list; repeat to compare"
+    )
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="trained convolutions from the end; 0 is the head alone"
     )
     replan: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = Field(
         "auto",
-        description="when plans are looked at again: auto (before rounds 2, 3, 5, 9, ...), N (before every N-th), never",
+        description="rounds before which plans are renewed: auto (2, 3, 5, 9, ...), N (every N-th), never",
     )
     max_slowdown: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="the most that a batch under a plan may take of plain training's time"
+        None, description="limit on a batch's time under a plan, relative to plain training's [none]"
     )
     train_norm: Annotated[bool, Field(strict=True)] = Field(
-        False, description="also train the scales and shifts of batch norms"
+        False, description="train the scales and shifts of batch norms too"
     )
     model: str = Field("mobilenet_v2", description="network to fine-tune")
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(
         None, description="width multiplier [0.35 when fedact pretrains digits or synthetic, else 1]"
     )
-    weights: str = Field("pretrain", description="none, pretrain, imagenet or a file")
-    pretrain_epochs: Positive = Field(12, description="passes of --weights pretrain over the server's half")
-    pretrain_from: str = Field("none", description="what --weights pretrain starts from: none, imagenet or a file")
+    weights: str = Field("pretrain", description="initial weights: none, pretrain (here, once), imagenet or a file")
+    pretrain_epochs: Positive = Field(12, description="epochs of --weights pretrain")
+    pretrain_from: str = Field("none", description="initial weights of --weights pretrain: none, imagenet or a file")
     head_epochs: Annotated[int, Field(ge=0)] = Field(
-        0, description="passes of the head alone over the server's examples, before the first round"
+        0, description="epochs of the head alone on the server's examples, before the first round"
     )
     task: Literal["classification", "segmentation"] = Field(
         "classification",
-        description="what is learned: a class for each image, or segmentation, one for each of its pixels, with "
+        description="classification (a class an image) or segmentation (a class a pixel), then with "
         + ", ".join(f"{as_flag(name)} {value}" for name, value in OF_SEGMENTATION.items()),
     )
-    dataset: str = Field("digits", description="data set")
+    dataset: str = Field("digits", description="data set, see --list")
     data_dir: Path | None = Field(
-        None, description="where the data lies [$FEDACT_DATA, then ~/.cache/fedact/data]; a file for npz"
+        None, description="folder of the data, a file for npz [$FEDACT_DATA, then ~/.cache/fedact/data]"
     )
-    max_examples: Positive | None = Field(None, description="use only so many training examples, stratified")
-    max_test_examples: Positive | None = Field(None, description="use only so many test examples, stratified")
-    calibration: Positive = Field(64, description="examples the server keeps for planning")
-    partition: str = Field("dirichlet:alpha=0.3", description="who holds which examples")
+    max_examples: Positive | None = Field(None, description="limit on the training examples, stratified by class [all]")
+    max_test_examples: Positive | None = Field(None, description="limit on the test examples, stratified by class [all]")
+    calibration: Positive = Field(64, description="the server's examples for planning")
+    partition: str = Field("dirichlet:alpha=0.3", description="rule that deals the examples out to the clients, see --list")
     partition_by: Literal["class", "source"] = Field(
-        "class", description="what images with masks are dealt by: their most frequent class, or where they come from"
+        "class", description="label that images with masks are dealt by: their most frequent class, or their source"
     )
-    void: Annotated[int, Field(ge=0, le=255)] = Field(
-        255, description="what pixels that count for nothing have in the masks of a folder"
-    )
+    void: Annotated[int, Field(ge=0, le=255)] = Field(255, description="mask value to ignore (--dataset folder)")
     resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         None, description="pixels of an image's shorter side [the weights' own, else 64]"
     )
     crop: Annotated[int, Field(ge=8, le=2048)] | None = Field(
-        None, description="clients train on random squares of so many pixels a side [whole images]"
+        None, description="pixels a side of the random squares that clients train on [whole images]"
     )
-    flip: Annotated[bool, Field(strict=True)] = Field(
-        False, description="clients train on images that are flipped at random"
-    )
-    batch_size: Positive = Field(16, description="examples an optimizer step")
-    local_epochs: Positive = Field(2, description="passes of a client over its examples each round")
+    flip: Annotated[bool, Field(strict=True)] = Field(False, description="flip clients' training images at random")
+    batch_size: Positive = Field(16, description="examples in an optimizer step")
+    local_epochs: Positive = Field(2, description="epochs of a client's training in a round")
     lr: Rate = Field(0.1, description="learning rate of the first round after the warm-up")
-    schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="learning rate over the rounds")
-    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds over which the learning rate rises first")
+    schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="constant, cosine or poly learning rate")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="first rounds, over which the learning rate rises")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(1e-4, description="weight decay of that SGD")
-    clip_norm: Rate = Field(2.0, description="gradients are clipped to this norm")
+    clip_norm: Rate = Field(2.0, description="largest norm of a gradient; longer ones are clipped")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the clients that train in a round"
     )
-    strategy: str = Field("fedavg", description="how the server makes a model of updates, NAME[:key=value,...], see --list")
-    privacy: str = Field("none", description="what is done to an update on the device, NAME[:key=value,...], see --list")
+    strategy: str = Field("fedavg", description="server's aggregation of updates, NAME[:key=value,...], see --list")
+    privacy: str = Field("none", description="privacy of an update on the device, NAME[:key=value,...], see --list")
     faults: str = Field(
-        "none", description="shares of clients that vanish, lag or send damaged updates: drop=0.1,slow=0.05,corrupt=0.01"
+        "none", description="simulated faults, as shares of the clients: drop=0.1,slow=0.05,corrupt=0.01, see --list"
     )
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="seconds that a round waits for a client: simulated lag in a simulation, real time elsewhere"
+        None, description="seconds that a round waits for a client: simulated in a simulation, real elsewhere [no limit]"
     )
     evaluate_every: Positive = Field(
-        1, description="measure the global model before training, every so many rounds and after the last"
+        1, description="rounds between evaluations of the global model; also before the first and after the last"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="everything random follows from it")
-    seeds: Positive = Field(1, description="repeat the run with so many seeds, from --seed upwards")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="random seed of everything")
+    seeds: Positive = Field(1, description="number of runs with other seeds, from --seed upwards")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="cpu or cuda")
     threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="threads that a client computes with [the cores, at most 4]"
+        None, description="threads of a client's computation [the cores, at most 4]"
     )
     runtime: Literal["local", "ray", "flower"] = Field(
-        "local", description="local: in this process; ray: on Ray's workers; flower is what flwr run sets"
+        "local", description="local (this process) or ray (Ray's workers); flwr run sets flower"
     )
-    ray_address: str | None = Field(None, min_length=1, description="address of a Ray cluster [one on this machine alone]")
+    ray_address: str | None = Field(None, min_length=1, description="address of a Ray cluster [a new one on this machine]")
     cache_size: str = Field(
-        "1GB", description="most bytes on disk for what frozen layers made of images, kept between runs; or none"
+        "1GB", description="limit on the disk cache of frozen layers' outputs, kept between runs; or none"
     )
     tensorboard: Annotated[bool, Field(strict=True)] = Field(
-        False, description="also write the rounds as TensorBoard scalars into the run's folder"
+        False, description="write the rounds as TensorBoard scalars into the run's folder too"
     )
     out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
