@@ -6,6 +6,8 @@ is not there, and is only compiled.
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -157,3 +159,16 @@ def test_ci_runs_the_readmes_own_commands():
     needles = re.findall(r"readme_command '(.*?)'", script)
     assert len(needles) == 2
     assert all(any(needle in line for line in TEXTS["README.md"].splitlines()) for needle in needles)
+
+
+@pytest.mark.slow
+def test_the_pages_fetch_nothing_from_elsewhere_and_show_every_formula(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
+    assert len(pages) >= len(TEXTS) - 2
+    fetched = [url for page in pages for url in re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="([^"]*)"', page)]
+    assert fetched
+    assert not [url for url in fetched if "//" in url]
+    assert "<math" in (tmp_path / "methods.html").read_text(encoding="utf-8")
+    assert not any('class="arithmatex"' in page for page in pages)
