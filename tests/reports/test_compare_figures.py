@@ -13,6 +13,7 @@ from fedact.cli.compare import run_compare
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
+from fedact.reports.comparison.figures import MOST_NAMED
 from fedact.reports.run import figures as plots
 from fedact.reports.run.class_figure import MOST_CLASSES, last_class_iou
 from fedact.reports.style import png, size_axis
@@ -46,6 +47,15 @@ def test_twelve_cases_have_twelve_looks(tmp_path):
     cases = compare_runs([write_run(tmp_path / "run", methods=[f"m{number}" for number in range(12)])]).cases
     lines = compare_plots.accuracy_by_round(cases).axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
+
+
+@pytest.mark.parametrize("count", [1, MOST_NAMED, MOST_NAMED + 1])
+def test_cases_are_named_at_their_points_up_to_twelve_and_below_the_figure_beyond(tmp_path, count):
+    methods = [f"m{number}" for number in range(count)]
+    figure = compare_plots.accuracy_against_memory(compare_runs([write_run(tmp_path / "run", methods=methods)]).cases)
+    named = [text.get_text() for text in figure.axes[0].texts if text.get_text() != "frontier"]
+    assert named == (methods if count <= MOST_NAMED else [])
+    assert bool(figure.legends) == (count > MOST_NAMED)
 
 
 def test_one_round_stands_at_a_whole_number(tmp_path):
