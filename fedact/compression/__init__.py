@@ -1,4 +1,4 @@
-"""The methods: how an activation is kept between the forward and the backward pass."""
+"""The methods: codecs for activations saved between the forward and the backward pass."""
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -32,20 +32,25 @@ METHODS: dict[str, type[Method]] = {
 }
 """The one table of methods; to add one, write its file and its line."""
 
-
 AUTO = "auto"
-"""What stands in a method's place where a plan is to mix them, tensor by tensor."""
+"""The name that lets a plan mix methods, tensor by tensor."""
 
 
 def make_method(text: str | Method) -> Method:
-    """Return the codec that ``NAME:key=value,...`` names; raises ConfigError with the nearest match."""
+    """Return the codec that ``NAME:key=value,...`` names; a codec is returned as it is.
+
+    Raises ConfigError with the nearest match for an unknown name or setting, and for a value that is not allowed.
+
+    >>> make_method("hosvd:variance=0.8") == METHODS["hosvd"](variance=0.8)
+    True
+    """
     if isinstance(text, str) and spec.split(text)[0] == AUTO:
         raise ConfigError("auto mixes methods under a plan: it is for make_plan, fedact.plan and fedact.simulate")
     return text if isinstance(text, Method) else spec.build("method", METHODS, text)
 
 
 def choose_method(text: str | Method) -> Method | str:
-    """Return the codec that a plan's method names, or ``auto`` where the plan is to mix them; raises ConfigError."""
+    """Return the codec that a method's text names, or ``auto`` as it is; raises ConfigError as ``make_method`` does."""
     if isinstance(text, Method):
         return text
     name, settings = spec.split(text)
@@ -57,7 +62,11 @@ def choose_method(text: str | Method) -> Method | str:
 
 
 def method_name(method: Method) -> str:
-    """Return the full, canonical name, such as ``hosvd:variance=0.8``."""
+    """Return the full, canonical name: every setting that is not its default.
+
+    >>> method_name(METHODS["hosvd"](variance=0.8, bits=8))
+    'hosvd:variance=0.8,bits=8'
+    """
     name = next(name for name, entry in METHODS.items() if entry is type(method))
     return spec.spell(name, method)
 
@@ -88,8 +97,9 @@ def family(method: Method) -> Method:
 
 def families(methods: Iterable[str | Method] | None = None) -> list[Method]:
     """Return the families of these methods, or of every method and its variants, each once."""
-    every = (f"{name}:{variant}" for name, entry in METHODS.items() for variant in entry.traits.variants)
-    return list(dict.fromkeys(family(make_method(text)) for text in (every if methods is None else methods)))
+    if methods is None:
+        methods = [f"{name}:{variant}" for name, entry in METHODS.items() for variant in entry.traits.variants]
+    return list(dict.fromkeys(family(make_method(method)) for method in methods))
 
 
 def at(method: Method, value: float) -> Method:
@@ -99,5 +109,5 @@ def at(method: Method, value: float) -> Method:
 
 def swept(methods: Iterable[str | Method] | None = None) -> list[str]:
     """Return the names of the families' methods at every value worth drawing; of one that has no such setting, itself."""
-    each = ((method, method.traits.sweep.values) for method in families(methods))
-    return [method_name(found) for method, values in each for found in ([at(method, v) for v in values] or [method])]
+    points = ([at(method, value) for value in method.traits.sweep.values] or [method] for method in families(methods))
+    return [method_name(method) for family_points in points for method in family_points]

@@ -1,4 +1,4 @@
-"""``vanilla`` and ``exact``: the tensor itself."""
+"""``vanilla``, ``exact`` and ``checkpoint``: the tensor itself."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +21,11 @@ from fedact.compression.method import (
 )
 from fedact.config.spec import settings
 
-ITSELF = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0)
+IDENTITY = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0)
 
 
-class Itself(Method):
-    """Saves the tensor itself."""
+class Identity(Method):
+    """Stores the tensor itself."""
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return Compressed((owned(x),))
@@ -38,7 +38,7 @@ class Itself(Method):
 
 
 @settings("exact")
-class Exact(Itself):
+class Exact(Identity):
     """Keeps the tensor, while frozen batch norms keep nothing and ReLUs at most one bit an element: the same gradient.
 
     Stores x itself: 4 bytes an element in float32, and an error of 0. What it spares are the tensors of the layers around: a
@@ -53,14 +53,14 @@ class Exact(Itself):
     """
 
     traits: ClassVar[Traits] = replace(
-        ITSELF, source="autograd's gradient without what it need not keep", variants=("", "derive=2")
+        IDENTITY, source="autograd's gradient without what it need not keep", variants=("", "derive=2")
     )
 
     derive: Convolutions = 0
 
 
 @settings("vanilla")
-class Vanilla(Itself):
+class Vanilla(Identity):
     """Plain autograd: every layer keeps what PyTorch keeps.
 
     Stores x itself (4 bytes an element in float32), and leaves the layers around it as they are: the baseline.
@@ -70,11 +70,11 @@ class Vanilla(Itself):
     1204224
     """
 
-    traits: ClassVar[Traits] = replace(ITSELF, source="PyTorch autograd", saves_less=False)
+    traits: ClassVar[Traits] = replace(IDENTITY, source="PyTorch autograd", saves_less=False)
 
 
 @settings("checkpoint")
-class Checkpoint(Itself):
+class Checkpoint(Identity):
     """Keeps the inputs of segments, and recomputes what lies inside: the same gradient for one more forward pass.
 
     A segment is a number of children of the outermost Sequential. While it is recomputed, its layers save what ``exact``
@@ -87,7 +87,7 @@ class Checkpoint(Itself):
     2
     """
 
-    traits: ClassVar[Traits] = replace(ITSELF, source="Chen et al., 2016, arXiv 1604.06174, section 4")
+    traits: ClassVar[Traits] = replace(IDENTITY, source="Chen et al., 2016, arXiv 1604.06174, section 4")
 
     children: Count = 1
 

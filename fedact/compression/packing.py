@@ -10,7 +10,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 SCALE_TYPE = torch.bfloat16
-"""Scales keep float32's range in two bytes; their rounding is undone, because codes are made with the rounded ones."""
+"""Float32's range in two bytes. Codes are computed with the rounded scales, so that rounding them costs nothing."""
 SCALE_ROUNDING = torch.finfo(SCALE_TYPE).eps
 
 CONVERTED = 2**18
@@ -48,7 +48,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def packed_elements(tensor: Tensor, bits: int) -> int:
-    """Return how many elements a part of what ``quantize`` returns stands for: packed codes are its only bytes."""
+    """Return how many elements a tensor of a ``Quantized`` stands for; its packed codes are uint8."""
     return tensor.numel() * (8 // bits if tensor.dtype is torch.uint8 else 1)
 
 
@@ -72,9 +72,9 @@ def quantize(x: Tensor, bits: int, group: int, generator: torch.Generator | None
 
 def _examples_at_once(shape: torch.Size, group: int) -> int:
     """Return how many examples to convert together: whole groups, whole bytes, and no copy of a large tensor."""
-    each = shape.numel() // max(1, shape[0])
-    step = lcm(max(1, each), group, 8) // max(1, each)
-    return step * max(1, CONVERTED // (step * max(1, each)))
+    elements = max(1, shape.numel() // max(1, shape[0]))
+    step = lcm(elements, group, 8) // elements
+    return step * max(1, CONVERTED // (step * elements))
 
 
 def _quantize(x: Tensor, bits: int, group: int, generator: torch.Generator | None) -> Quantized:
@@ -98,14 +98,14 @@ def _noise(shape: torch.Size, generator: torch.Generator) -> Shaped[Tensor, "*sh
 def dequantize(quantized: Quantized, bits: int, group: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return the values behind ``quantize``, in the given shape and type."""
     values = torch.empty(shape, dtype=dtype, device=quantized.packed.device)
-    together = _examples_at_once(shape, group)
-    count = values[:together].numel()
+    examples = _examples_at_once(shape, group)
+    count = values[:examples].numel()
     sizes = (ceil(count * bits / 8), ceil(count / group), ceil(count / group))
     stored = [torch.split(part, max(1, size)) for part, size in zip(quantized, sizes, strict=True)]
-    for place, packed, lows, steps in zip(torch.split(values, together), *stored, strict=True):
+    for place, packed, lows, steps in zip(torch.split(values, examples), *stored, strict=True):
         codes = _grouped(unpack_codes(packed, bits, place.numel()), group)
-        found = codes.float().mul_(steps.float()[:, None]).add_(lows.float()[:, None])
-        place.copy_(found.flatten()[: place.numel()].view(place.shape))
+        restored = codes.float().mul_(steps.float()[:, None]).add_(lows.float()[:, None])
+        place.copy_(restored.flatten()[: place.numel()].view(place.shape))
     return values
 
 

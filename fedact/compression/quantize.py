@@ -48,8 +48,8 @@ class Quantize(Method):
         (seed,) = (state if state.tensors else self.start(0)).tensors
         generator = torch.Generator(x.device).manual_seed(int(seed))
         quantized = quantize(x, self.bits, self.group, generator)
-        following = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
-        return Compressed(tuple(quantized), (x.shape, x.dtype), following)
+        next_state = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
+        return Compressed(tuple(quantized), (x.shape, x.dtype), next_state)
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.metadata)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import Compressed, Method, State, Traits
-from fedact.compression.exact import Exact, Itself
+from fedact.compression.exact import Exact, Identity
 from fedact.compression.method import NO_STATE
 from fedact.measure.step import Batch, parts, prefix_of, record, step
 from fedact.models.tasks import Loss
@@ -28,7 +28,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class _RoundTrip(Itself):
+class _RoundTrip(Identity):
     """Saves a tensor's reconstruction as it is: whatever is rematerialized from it needs no decoding."""
 
     traits: ClassVar[Traits] = replace(Exact.traits, source="none: for measuring", keeps_input=False)

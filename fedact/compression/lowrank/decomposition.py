@@ -130,12 +130,12 @@ class LowRank(Method):
         held = factorization.state_modes(x.dim())
         layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
         ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
-        following = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.metadata or ranks)
+        next_state = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.metadata or ranks)
         stored = [_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
         stored += [_in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
         del core, factors
         packed = BitDepth(self.bits).pack(stored)
-        return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, following if held else NO_STATE)
+        return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, next_state if held else NO_STATE)
 
     def _centred(self, x: Tensor) -> Tensor:
         """Return the tensor that is decomposed, in a type with enough digits for linear algebra."""
@@ -150,8 +150,8 @@ class LowRank(Method):
         layout = compressed.metadata
         stored = compressed.tensors[:-1] if self.mean else compressed.tensors
         shapes = (layout.core, *(torch.Size((layout.shape[mode], layout.core[mode])) for mode in layout.modes))
-        core, *own = map(computable, BitDepth(self.bits).unpack(stored, shapes, layout.dtype))
-        factors = dict(zip(layout.modes, own, strict=True))
+        core, *stored_factors = map(computable, BitDepth(self.bits).unpack(stored, shapes, layout.dtype))
+        factors = dict(zip(layout.modes, stored_factors, strict=True))
         return core, factors | dict(zip(layout.state_modes, map(computable, compressed.state.tensors), strict=True))
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:

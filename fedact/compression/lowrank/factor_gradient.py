@@ -26,12 +26,14 @@ def factor_gradient(
 
     Batch: the output gradient is contracted with U1. Space: the core is expanded along height and width only, padded
     (padding is linear along rows and columns) and correlated, a convolution with k1 samples and k2 channels. Channels:
-    the result is expanded with U2, each group with its own rows of U2. A mode without a factor is whole already.
+    the result is expanded with U2, each group with its own rows of U2. A mode without a factor is not truncated.
     Pointwise, the output gradient is contracted along height and width too; depthwise, the channels are expanded first.
     caps: as for ``project``.
     """
     if is_pointwise(weight, operation) and HEIGHT in factors:
-        return _pointwise(core, factors, grad_output, caps).reshape(weight.shape)
+        projected = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
+        gradient = unfold(projected, CHANNELS) @ unfold(core, CHANNELS).T
+        return (gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient).reshape(weight.shape)
     if BATCH in factors:
         grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
     last = grad_output.is_contiguous(memory_format=torch.channels_last)
@@ -60,23 +62,13 @@ def is_depthwise(weight: Tensor) -> bool:
     return weight.shape[1] == 1
 
 
-def _pointwise(
-    core: Float[Tensor, "k1 k2 k3 k4"],
-    factors: Mapping[int, Tensor],
-    grad_output: Float[Tensor, "batch outputs rows columns"],
-    caps: Mapping[int, int] | None,
-) -> Float[Tensor, "outputs inputs"]:
-    small = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
-    gradient = unfold(small, CHANNELS) @ unfold(core, CHANNELS).T
-    return gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient
-
-
 def factors_are_cheaper(
     ranks: Sequence[int], shape: Sequence[int], factors: Collection[int], weight: Tensor, operation: Convolution
 ) -> bool:
-    """Compare multiplications: correlating a core of these ranks, or rebuilding the whole shape and correlating that.
+    """Tell whether the gradient from the factors takes fewer multiplications than rebuilding the tensor and correlating it.
 
-    factors: the modes that have one; without one of the channels the groups stay, with one every k2 meets every output.
+    ranks: the core's shape; shape: the tensor's; factors: the modes that have one. With a factor of the channels every
+    output meets all k2 channels; without, the groups stay.
     """
     (batch, channels, *space), (k1, k2, *positional) = shape, ranks
     pixels = prod(space)

@@ -57,7 +57,7 @@ class Factorization(ABC):
         if rule.variance is None:
             return rule.bounds
         spectra = {mode: self.spectrum(x, mode) for mode in rule.bounds}
-        return self.feasible({mode: rule.rank(mode, found.eigenvalues) for mode, found in spectra.items()}, x.shape)
+        return self.feasible({mode: rule.rank(mode, spectrum.eigenvalues) for mode, spectrum in spectra.items()}, x.shape)
 
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
         """Return the spectrum of one unfolding."""

@@ -1,4 +1,4 @@
-"""The leading singular vectors of an unfolding by the cheapest way that is sure of how many there are.
+"""The leading singular vectors of an unfolding, in float32 where its rounding cannot change how many there are.
 
 Float32 is enough for most tensors: the published rank is where a sum of eigenvalues passes a threshold, and only where
 it passes within rounding's reach, or where what is left out is hardly more than rounding, is float64 needed.
@@ -33,26 +33,24 @@ def leading_factor(x: Tensor, mode: int, most: int, variance: float | None) -> F
     most = min(most, x.shape[mode], x.numel() // x.shape[mode])
     if variance is None and most == x.shape[mode]:
         return torch.eye(most, dtype=x.dtype, device=x.device)
-    # Fixed ranks and ceilings take the way that takes the most memory, whatever the data: a plan counts on that.
+    # At fixed ranks and full variance always in float64, which takes the most memory: a plan counts on that.
     quick = x.dtype is torch.float32 and variance is not None and variance < 1.0
-    found = _quickly(x, mode, most, variance) if quick else None
-    return _signed(_surely(x, mode, most, variance) if found is None else found)
+    vectors = _in_float32(x, mode, most, variance) if quick else None
+    if vectors is None:
+        vectors = _in_float64(x, mode, most, variance)
+    # The largest element of each above zero: results do not depend on how the vectors were computed.
+    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
-def _signed(u: Tensor) -> Tensor:
-    """Return the vectors with their largest elements above zero: no way of finding them shows in what is made of them."""
-    return u * u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
-
-
-def _surely(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor:
+def _in_float64(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor:
     """Return the factor from the spectrum in float64."""
     spectrum = gram_spectrum(x, mode)
     rank = most if variance is None else min(most, rank_for_variance(spectrum.eigenvalues, variance))
     return factor(x, mode, spectrum, rank)
 
 
-def _quickly(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor | None:
-    """Return the factor by products in float32, None where they leave a doubt."""
+def _in_float32(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor | None:
+    """Return the factor from products in float32, None where their rounding might change its rank."""
     if min(x.shape[mode], x.numel() // x.shape[mode]) > WIDE:
         energy = squared_norm(x)
         return by_iteration(x, mode, most, variance, energy) if _in_range(energy) else None
@@ -121,7 +119,7 @@ def by_iteration(
 
 
 def _proven_rank(values: Tensor, norms: Tensor, most: int, variance: float | None, energy: float) -> int | None:
-    """Return the rank once the residuals leave no smaller one, and no much better vectors; None before."""
+    """Return the rank once the residuals allow no smaller one, and hardly better vectors; None before."""
     rank = most
     if variance is not None:
         rank = min(most, int((values.cumsum(0) < variance * energy).sum()) + 1)
@@ -140,7 +138,7 @@ def _gain(values: Tensor, norms: Tensor, rank: int) -> float:
 
 
 def _start(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimension block"]:
-    """Return some fibres of the tensor, and a little of every direction: what no fibre shows must be found too."""
+    """Return some fibres of the tensor with a little noise, so that no direction is missing from their span."""
     outer, dimension, inner = parts.shape
     across = min(outer, BLOCK)
     fibres = parts[:: outer // across, :, :: max(1, inner // ceil(BLOCK / across))]

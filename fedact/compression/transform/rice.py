@@ -1,6 +1,5 @@
 """Whole numbers in Rice's code: every symbol is written, and read back, at once."""
 
-from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
@@ -47,8 +46,8 @@ def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"], bits: tu
     # Three bytes more: a remainder's window may begin at the very end and reach over it, where its bits are zero.
     unary, remainders = (symbols.new_zeros(ceil(count / 8) + 3, dtype=torch.uint8) for count in bits)
     written = [0, 0]
-    for part, part_parameters in _slices(symbols, parameters):
-        wide = part_parameters.to(torch.int32)
+    for start in range(0, len(symbols), SLICE):
+        part, wide = symbols[start : start + SLICE], parameters[start : start + SLICE].to(torch.int32)
         lengths = ((part >> wide) + 1).cumsum(0, dtype=torch.int32)
         ends = lengths + (written[0] - 1)
         # No two bits meet, so that adding them up carries nothing.
@@ -75,8 +74,3 @@ def decode(coded: Coded, parameters: UInt8[Tensor, " n"]) -> Int[Tensor, " n"]:
     for byte in (1, 2):
         window |= padded.index_select(0, first + byte) << 8 * byte
     return symbols | (window >> (places & 7)) & ((1 << wide) - 1)
-
-
-def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    for start in range(0, len(tensors[0]), SLICE):
-        yield tuple(tensor[start : start + SLICE] for tensor in tensors)
