@@ -19,7 +19,7 @@ from typing import Any
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison.cases import Case, compare_runs
 from fedact.reports.comparison.statistics import figures_of, target_accuracy
-from fedact.reports.comparison.tables import all_tables, titled
+from fedact.reports.comparison.tables import all_tables, column_title
 from fedact.reports.run.tables import run_figures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,9 @@ def write_result(
 def run_table(cases: Sequence[Case], score: str) -> Table:
     """Return one row for each method of each run, with every column of the comparison and of the run's own table."""
     target = target_accuracy(cases)
-    cells = {titled(column, target, score): cell for table in all_tables(True).values() for column, cell in table.items()}
+    cells = {
+        column_title(column, target, score): cell for table in all_tables(True).values() for column, cell in table.items()
+    }
     rows = []
     for case in cases:
         figures = figures_of(case, target)

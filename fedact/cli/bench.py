@@ -58,12 +58,14 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     # Time asks for another batch, not for other examples.
     loader, random = _loader(experiment), generator(config.seed, Purpose.CALIBRATION, client=2)
     timed = [loader(random.choice(len(loader), experiment.config.batch_size, replace=False)) for _ in range(options.steps)]
-    found = measure_methods(models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch)
+    measurements = measure_methods(
+        models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch
+    )
     title = _title(experiment.config, f"last {config.layers} layers")
-    show(cost_table(title, found, options.micro_batch), gradient_table(found))
-    _write(options.json, experiment.config, {"methods": [measured.row() for measured in found]})
+    show(cost_table(title, measurements, options.micro_batch), gradient_table(measurements))
+    _write(options.json, experiment.config, {"methods": [measured.row() for measured in measurements]})
     if options.figure:
-        write_whole(options.figure, png(error_against_bytes(title, found)))
+        write_whole(options.figure, png(error_against_bytes(title, measurements)))
     return 0
 
 
@@ -80,11 +82,11 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
     (batch,) = _batches(experiment, 1)
     model = workspace.model_with({})
     layers = capture(model, batch, convolutions_to_compare(model, int(config.layers), options.every))
-    found = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
-    ratios = bytes_ratios(found)
+    least_rows = [least for layer in layers for base in bases for least in least_bytes(layer, base, seed=config.seed)]
+    ratios = bytes_ratios(least_rows)
     title = _title(experiment.config, f"{len(layers)} convolutions, one at a time")
-    show(least_table(title, found), ratio_table(ratios))
-    figures = {"least": [asdict(least) for least in found], "ratios": [asdict(ratio) for ratio in ratios]}
+    show(least_table(title, least_rows), ratio_table(ratios))
+    figures = {"least": [asdict(least) for least in least_rows], "ratios": [asdict(ratio) for ratio in ratios]}
     _write(options.json, experiment.config, figures)
     return 0
 

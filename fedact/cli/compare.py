@@ -72,7 +72,7 @@ def _print(comparison: Comparison, figures: Sequence[Figures], target: float, re
     show(*tables(figures, target, replication, comparison.score_name))
     for run, settings in comparison.differing.items():
         print(escaped(f"{run}: {', '.join(f'{name} {value}' for name, value in settings.items())}"))
-    if names := comparison.not_the_same():
+    if names := comparison.incomparable():
         print(f"These runs differ in {', '.join(names)}: their scores are not of the same thing.")
     for line in comparison.notes:
         print(escaped(f"note: {line}"))

@@ -23,7 +23,7 @@ from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
 from fedact.reports.plan.figures import plans_against_budget
-from fedact.reports.plan.tables import Findings, held, kept_table, summary, title
+from fedact.reports.plan.tables import PlanReport, budgeted_bytes, summary, tensor_table, title
 from fedact.reports.style import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import check_names
@@ -68,12 +68,12 @@ def show_plans(config: Config, options: Options) -> int:
     console.print(title(experiment.config), highlight=False, soft_wrap=True)
     for method in methods:
         for budget in budgets:
-            found = _findings(workspace, make, example, method, budget)
-            size = "no budget" if budget is None else f"{budget:,} {found.plan.scope} bytes"
-            console.print(f"\n{found.plan.method}, {size}: {found.plan.status}", highlight=False)
-            if found.parts:
-                console.print(kept_table(found.plan, found.parts))
-            console.print(summary(found))
+            report = _report(workspace, make, example, method, budget)
+            size = "no budget" if budget is None else f"{budget:,} {report.plan.scope} bytes"
+            console.print(f"\n{report.plan.method}, {size}: {report.plan.status}", highlight=False)
+            if report.parts:
+                console.print(tensor_table(report.plan, report.parts))
+            console.print(summary(report))
     plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))
@@ -102,8 +102,8 @@ def prepared(config: Config) -> Workspace:
 
 
 def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:
-    """Return each method's plans at powers of two around the budgets; around what is held, where there is no budget."""
-    sizes = [size or held(make(methods[0], None)) or 1 for size in budgets]
+    """Return each method's plans at powers of two around the budgets; around an unbounded plan's bytes without a budget."""
+    sizes = [size or budgeted_bytes(make(methods[0], None)) or 1 for size in budgets]
     rungs = {*sizes, *ladder(min(sizes), max(sizes))}
     names = list(dict.fromkeys([*methods, BASELINE]))
     log.info(f"the figure: plans for {len(rungs)} budgets, each with {', '.join(names)}")
@@ -117,7 +117,7 @@ def ladder(least: int, most: int) -> list[int]:
     return [first << step for step in range(steps + 1)]
 
 
-def _findings(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> Findings:
+def _report(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> PlanReport:
     plan = make(method, budget)
     trains = plan.status != "skipped"
     model, experiment = workspace.model_with({}), workspace.experiment
@@ -126,7 +126,7 @@ def _findings(workspace: Workspace, make: Make, example: Batch, method: str, bud
     loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
     random = generator(config.seed, Purpose.CALIBRATION, client=2)
     timed = [loader(np.resize(random.permutation(len(loader)), config.batch_size)) for _ in range(1 + TIMED)]
-    return Findings(
+    return PlanReport(
         plan=plan,
         parts=tuple(input_costs(model, plan, example[0])) if trains else (),
         time=step_time(workspace.model_with({}), plan, timed, config.train_norm) if trains else None,

@@ -17,7 +17,7 @@ AS_GIVEN = ("cache_size", "ray_address", "tensorboard")
 """Settings taken from the new command line on resume."""
 
 
-def grown(given: Config, out: Path, begun: Config) -> Config:
+def merged_config(given: Config, out: Path, begun: Config) -> Config:
     """Return the config with which the run in a folder goes on when it is started again: methods and seeds may be added.
 
     given: of the new command line. begun: of the run, which fills in what was not given. Raises ConfigError where they

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fedact.cli.flags import log_to_stderr
-from fedact.cli.resume import finished_rounds, grown
+from fedact.cli.resume import finished_rounds, merged_config
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
@@ -35,7 +35,7 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
     have been added. open_grid: the way to the clients, by default as the config's runtime says.
     """
     if RunFolder(out).config.is_file():
-        return _go_on(out, partial(grown, config, out), open_grid)
+        return _go_on(out, partial(merged_config, config, out), open_grid)
     _check_empty(out)
     nearest = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

@@ -10,7 +10,7 @@ from rich.console import Console
 import fedact
 from fedact.config.plan import Kept, Plan
 from fedact.measure.plan_cost import StepTime, input_costs, step_time
-from fedact.reports.plan.tables import Findings, bought, error, kept_table, summary
+from fedact.reports.plan.tables import PlanReport, error, gains, summary, tensor_table
 from tests.support.planned import batch, net, plan_for
 
 METHODS = ["vanilla", "exact", "exact:derive=2", "hosvd:variance=0.8", "hosvd", "quantize", "transform", "checkpoint", "asi"]
@@ -37,7 +37,7 @@ def text_of(table) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_rows_add_up_to_the_saved_bytes_and_name_every_layer(method, layers):
     plan = plan_for(None, method=method, size=4, layers=layers)
-    table = kept_table(plan, list(input_costs(net(), plan, batch(4)[0])))
+    table = tensor_table(plan, list(input_costs(net(), plan, batch(4)[0])))
     *rows, total = [int(cell.replace(",", "")) for cell in column(table, 5)]
     assert sum(rows) == total == plan.saved_bytes
     named = "\n".join(column(table, 0)).split("\n")
@@ -50,7 +50,7 @@ def test_the_very_images_count_nothing():
     first, *others = input_costs(net(), plan, batch(4)[0], ticks())
     assert (first.name, first.images, first.cap_bytes) == ("stem.0", True, 0)
     assert not any(part.images for part in others)
-    assert column(kept_table(plan, [first]), 0)[0] == "stem.0 (images)"
+    assert column(tensor_table(plan, [first]), 0)[0] == "stem.0 (images)"
 
 
 def mobile():
@@ -70,14 +70,14 @@ def test_a_frozen_layers_input_has_a_row_and_those_made_again_from_it_share_one(
     ]  # fmt: skip
     assert [part.cap_bytes for part in found] == [4 * 2 * 6 * 6 * 4, 0, 0, 4 * 4 * 4]
     assert found[0].shape == (4, 2, 6, 6)
-    table = kept_table(plan, found)
+    table = tensor_table(plan, found)
     assert column(table, 0)[:3] == ["2 (frozen)", "4\n6", "9"]
     assert column(table, 2)[1] == "made again from\n2"
 
 
 def test_settings_have_a_column_of_their_own():
     plan = plan_for(None, method="hosvd:ranks=2x3x3x2,bits=8,mean=true", size=4, layers=1)
-    table = kept_table(plan, list(input_costs(net(), plan, batch(4)[0])))
+    table = tensor_table(plan, list(input_costs(net(), plan, batch(4)[0])))
     cells = [column(table, number)[0] for number in (2, 3, 4)]
     assert cells == ["hosvd:mean=true", "2x3x3x2", "8"]
 
@@ -97,13 +97,13 @@ def test_a_steps_time_is_relative_to_plain_trainings(method):
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 
-def findings(plan: Plan, more: Plan | None = None) -> Findings:
-    return Findings(plan, (), StepTime(3.0, 2.0), more, convolutions=4, example_bytes=100)
+def plan_report(plan: Plan, more: Plan | None = None) -> PlanReport:
+    return PlanReport(plan, (), StepTime(3.0, 2.0), more, convolutions=4, example_bytes=100)
 
 
 def test_the_device_needs_its_peak_weights_gradients_optimizer_and_images():
     plan = plan_for(10_000, size=8, layers=2)
-    shown = text_of(summary(findings(plan)))
+    shown = text_of(summary(plan_report(plan)))
     others = plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + 100 * plan.micro_batch
     assert f"{plan.peak_bytes + others:,}: peak" in shown
     assert f"{plan.saved_bytes:,} of 10,000 ({100 * plan.saved_bytes / 10_000:.1f} %)" in shown
@@ -115,26 +115,26 @@ def test_the_expected_error_is_shown_in_all_and_as_a_layers_mean():
     kept = tuple(Kept(name, (1, 2), "exact", 8, error) for name, error in (("a", 0.25), ("b", 0.75)))
     plan = replace(plan_for(None, size=4, layers=1), kept=kept, expected_error=1.0)
     assert plan.error_per_layer == 0.5
-    assert "1, 0.5 a layer" in text_of(summary(findings(plan)))
-    assert "not measured" in text_of(summary(findings(replace(plan, expected_error=None))))
+    assert "1, 0.5 a layer" in text_of(summary(plan_report(plan)))
+    assert "not measured" in text_of(summary(plan_report(replace(plan, expected_error=None))))
 
 
 def test_what_more_would_buy_is_said_figure_by_figure():
     less, more = plan_for(4_000, size=8, layers=2), plan_for(60_000, size=8, layers=3)
-    assert bought(less, more) == (
+    assert gains(less, more) == (
         f"layers 2 to 3, micro-batch {less.micro_batch} to {more.micro_batch}, "
         f"saved bytes {less.saved_bytes:,} to {more.saved_bytes:,}; as now: expected error 0, error a layer 0"
     )
-    assert bought(more, replace(more, budget_bytes=10**9)).startswith("nothing")
+    assert gains(more, replace(more, budget_bytes=10**9)).startswith("nothing")
 
 
 def test_more_than_nothing_is_said_without_a_before():
     skipped, head = plan_for(20), plan_for(500)
     assert (skipped.status, head.status) == ("skipped", "head-only")
-    words = bought(skipped, head)
+    words = gains(skipped, head)
     assert words.startswith("layers 0, micro-batch 8, ")
-    assert bought(skipped, plan_for(40)) == "nothing: that is too little as well"
-    shown = " ".join(text_of(summary(findings(skipped, head))).split())
+    assert gains(skipped, plan_for(40)) == "nothing: that is too little as well"
+    shown = " ".join(text_of(summary(plan_report(skipped, head))).split())
     assert f"{skipped.least_bytes:,} saved bytes" in shown
 
 

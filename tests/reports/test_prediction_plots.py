@@ -16,7 +16,7 @@ from fedact.config.errors import ConfigError
 from fedact.data.masks import VOID
 from fedact.reports.run import figures as plots
 from fedact.reports.run import predictions as predicted
-from fedact.reports.run.predictions import CLASS_COLORS, VOID_COLOR, class_color, mean_iou, painted, predictions
+from fedact.reports.run.predictions import CLASS_COLORS, VOID_COLOR, class_color, mask_picture, mean_iou, predictions
 from fedact.reports.style import png
 from fedact.simulate import main
 from fedact.storage.run import load_run
@@ -78,7 +78,7 @@ def test_a_class_has_the_same_colour_in_every_figure_and_every_cell():
         assert np.array_equal(drawn["ground truth"], expected)
     assert (drawn["before\nmean IoU 11.1 %"] == expected[1, 0]).all()
     assert np.array_equal(drawn["after vanilla\nmean IoU 100.0 %"], expected)
-    assert np.array_equal(painted(truth[0]), expected)
+    assert np.array_equal(mask_picture(truth[0]), expected)
 
 
 def legend(figure) -> list[str]:
@@ -116,7 +116,7 @@ def test_nothing_covers_anything_and_nothing_is_cut_off(columns, frame):
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_chosen_pictures_are_the_first_and_as_many_labels_as_there_is_room_for(labels):
-    chosen = predicted.chosen_pictures(np.array(labels))
+    chosen = predicted.picture_positions(np.array(labels))
     assert chosen[0] == 0
     assert len(set(chosen)) == len(chosen) == min(predicted.PICTURES, len(labels))
     assert len({labels[each] for each in chosen}) == min(predicted.PICTURES, len(set(labels)))

@@ -24,10 +24,10 @@ Curves = dict[str, list[tuple[Point, str]]]
 """By family: its points (bytes, error), each with the value of the setting that the family is swept over."""
 
 
-def curves(found: Sequence[MethodMeasurement]) -> Curves:
+def curves(measurements: Sequence[MethodMeasurement]) -> Curves:
     """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0."""
     result: Curves = {}
-    for row in found:
+    for row in measurements:
         method, errors = make_method(row.gradient_error.method), row.gradient_error
         error = errors.total_error if errors.total_error > ROUNDING else 0.0
         setting = method.traits.sweep.setting
@@ -37,7 +37,7 @@ def curves(found: Sequence[MethodMeasurement]) -> Curves:
     return {name: sorted(points) for name, points in result.items()}
 
 
-def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figure:
+def error_against_bytes(title: str, measurements: Sequence[MethodMeasurement]) -> Figure:
     """Return the relative squared error of the whole gradient over saved bytes, a line a family, on logarithmic axes.
 
     Exact gradients have a rail of their own below; the frontier of all points is a step line that ends there.
@@ -45,7 +45,7 @@ def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figur
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     main, rail = figure.subplots(2, 1, sharex=True, height_ratios=[10, 1])
-    families = curves(found)
+    families = curves(measurements)
     styles = _styles(families)
     for name, points in families.items():
         for axes in (main, rail):
@@ -62,7 +62,7 @@ def error_against_bytes(title: str, found: Sequence[MethodMeasurement]) -> Figur
     plain(main, rail)
     best = frontier(point for points in families.values() for point, _ in points)
     _draw_frontier(main, rail, best)
-    lines = ladders(families)
+    lines = swept_settings(families)
     heading = f"Gradient error against activation memory\n{title}" + (f"\nalong the lines: {lines}" if lines else "")
     main.set_title(heading, loc="left", fontsize=10.5)
     figure.draw_without_rendering()
@@ -117,7 +117,7 @@ def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mappin
         write("frontier", places(reversed(steps)), taken, must=False, color=GUIDE, fontsize=9.5, style="italic")
 
 
-def ladders(families: Curves) -> str:
+def swept_settings(families: Curves) -> str:
     """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
     lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
     settings = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())

@@ -16,7 +16,7 @@ ERRORS = ("bias²", "variance", "error")
 LAYER_WIDTH = 12
 
 
-def cost_table(title: str, found: Sequence[MethodMeasurement], micro_batch: int | None = None) -> Table:
+def cost_table(title: str, measurements: Sequence[MethodMeasurement], micro_batch: int | None = None) -> Table:
     """Return what each method holds and costs, in whole batches or in micro-batches against vanilla in whole ones."""
     part = "time (of vanilla's) and operations from the first trained layer on"
     whole = (
@@ -25,7 +25,7 @@ def cost_table(title: str, found: Sequence[MethodMeasurement], micro_batch: int 
     table = _table(f"{title}\nBytes of a step; {whole if micro_batch else part}")
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
-    for row in found:
+    for row in measurements:
         errors = row.gradient_error
         sizes = (errors.saved_bytes, errors.state_bytes, errors.peak_bytes, errors.paper_bytes)
         time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
@@ -34,9 +34,9 @@ def cost_table(title: str, found: Sequence[MethodMeasurement], micro_batch: int 
     return table
 
 
-def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
+def gradient_table(measurements: Sequence[MethodMeasurement]) -> Table:
     """Return how far each method's gradient is off, and its cosine with the exact one layer by layer."""
-    weights = list(found[0].gradient_error.cosine)
+    weights = list(measurements[0].gradient_error.cosine)
     table = _table(
         "The gradient's squared error, relative to its square: bias² and variance (mean of the layers), all weights as one"
         "\nThen the cosine of each weight's gradient with the exact one"
@@ -45,7 +45,7 @@ def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
         table.add_column(column, justify="right", overflow="fold")
     for weight in weights:
         table.add_column(weight.removesuffix(".weight"), justify="right", overflow="fold", max_width=LAYER_WIDTH)
-    for row in found:
+    for row in measurements:
         errors = row.gradient_error
         shares = (fmean(errors.bias.values()), fmean(errors.variance.values()), errors.total_error)
         cosines = (f"{errors.cosine[weight]:.4f}" for weight in weights)
@@ -53,14 +53,14 @@ def gradient_table(found: Sequence[MethodMeasurement]) -> Table:
     return table
 
 
-def least_table(title: str, found: Sequence[LeastBytes]) -> Table:
+def least_table(title: str, rows: Sequence[LeastBytes]) -> Table:
     """Return the least bytes that each family needs, by layer and cosine."""
     table = _table(f"{title}\nLeast bytes for the weight gradient's cosine with the exact one", "layer")
-    families = list(dict.fromkeys(least.family for least in found))
+    families = list(dict.fromkeys(least.family for least in rows))
     for column in ("cosine", "exact", *families):
         table.add_column(column, justify="right", overflow="fold")
-    for layer, wanted in dict.fromkeys((least.layer, least.wanted) for least in found):
-        by_family = {least.family: least for least in found if (least.layer, least.wanted) == (layer, wanted)}
+    for layer, wanted in dict.fromkeys((least.layer, least.wanted) for least in rows):
+        by_family = {least.family: least for least in rows if (least.layer, least.wanted) == (layer, wanted)}
         cells = [format_bytes(by_family[name].bytes) if by_family[name].method else "not reached" for name in families]
         table.add_row(layer, f"{wanted:g}", format_bytes(by_family[families[0]].exact_bytes), *cells)
     return table

@@ -67,7 +67,7 @@ class Comparison:
         """What the score of every case is called."""
         return score_of(self.cases)
 
-    def not_the_same(self) -> list[str]:
+    def incomparable(self) -> list[str]:
         """Return the settings that keep scores from being compared, where they differ."""
         return [name for name in SAME if len({str(run.config.get(name)) for run in self.runs}) > 1]
 

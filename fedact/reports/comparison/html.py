@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fedact.reports.comparison.cases import Comparison
 from fedact.reports.comparison.statistics import Figures
-from fedact.reports.comparison.tables import all_tables, how_to_read, titled
+from fedact.reports.comparison.tables import all_tables, column_title, how_to_read
 from fedact.reports.safe_text import escaped
 from fedact.storage.run import Run
 
@@ -34,11 +34,11 @@ def html_report(
         subtitle=f"{len(figures)} methods in {len(runs)} run{'s'[: len(runs) > 1]}",
         notes=comparison.notes,
         refused=comparison.refused,
-        not_the_same=comparison.not_the_same(),
+        incomparable=comparison.incomparable(),
         tables=[
             {
                 "title": title,
-                "columns": [titled(name, target, score) for name in columns],
+                "columns": [column_title(name, target, score) for name in columns],
                 "rows": [[cell(row) for cell in columns.values()] for row in figures],
             }
             for title, columns in all_tables(replication=True).items()

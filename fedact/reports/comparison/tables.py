@@ -40,7 +40,7 @@ def _megabytes(name: str) -> Cell:
     return lambda figures: "-" if figures[name] is None else f"{figures[name] / BYTES_PER_MB:,.3f}"
 
 
-LEARNED: dict[str, Cell] = {
+LEARNING: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
     "accuracy": accuracy,
     "before": lambda figures: percent(figures["accuracy_before"]),
@@ -54,7 +54,7 @@ LEARNED: dict[str, Cell] = {
     "rounds": _number("rounds", "d"),
     "client rows": lambda figures: str(figures["client_rows"]),
 }
-TAKEN: dict[str, Cell] = {
+COSTS: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
     "saved bytes": _bytes("saved_bytes"),
     "less than vanilla": lambda figures: (
@@ -71,7 +71,7 @@ TAKEN: dict[str, Cell] = {
     ),
     "seconds": _number("seconds", ".0f"),
 }
-TABLES = {"What was learned": LEARNED, "What it took (the largest client)": TAKEN}
+TABLES = {"What was learned": LEARNING, "What it took (the largest client)": COSTS}
 """The tables by title: a cell for each column."""
 REPLICATION: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
@@ -114,7 +114,7 @@ def all_tables(replication: bool) -> dict[str, dict[str, Cell]]:
     return TABLES | ({REPLICATION_TITLE: REPLICATION} if replication else {})
 
 
-def titled(column: str, target: float, score: str) -> str:
+def column_title(column: str, target: float, score: str) -> str:
     """Return a column's title: the score by its name, and the target that was asked for."""
     return column.replace("target", percent(target)).replace("accuracy", score)
 
@@ -131,7 +131,7 @@ def tables(cases: Sequence[Figures], target: float, replication: bool = False, s
     for title, columns in all_tables(replication).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.
         rows = [tuple(Text(escaped(cell(figures))) for cell in columns.values()) for figures in cases]
-        named = tuple(titled(name, target, score) for name in columns)
+        named = tuple(column_title(name, target, score) for name in columns)
         table = listing(title, named, rows)
         for column in table.columns[1:]:
             column.justify = "right"

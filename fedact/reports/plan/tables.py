@@ -1,4 +1,4 @@
-"""A plan for a person: what is kept, layer by layer, and what the whole of it comes to."""
+"""A plan in the terminal: a row for each saved tensor, and a summary of its bytes, error and time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,8 +17,8 @@ from fedact.measure.plan_cost import InputCost, StepTime
 
 
 @dataclass(frozen=True)
-class Findings:
-    """A plan with what was measured about it; the step's time and the parts are there where anything is trained.
+class PlanReport:
+    """A plan with its measurements; the time of a step and the parts are there where anything is trained.
 
     more: the plan for twice the budget, where there is a budget. example_bytes: of one image and its label.
     """
@@ -31,28 +31,28 @@ class Findings:
     example_bytes: int
 
 
-def summary(found: Findings) -> Table:
-    """Return what the plan comes to, against the budget and plain training, and what twice the budget would buy."""
-    plan, more = found.plan, found.more
+def summary(report: PlanReport) -> Table:
+    """Return the plan's bytes, error and time beside the budget and plain training, and what twice the budget would buy."""
+    plan, more = report.plan, report.more
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     if plan.status == "skipped":
         table.add_row("skipped", f"{plan.reason}; the budget is {format_bytes(plan.budget_bytes)}")
     else:
-        for name, text in (*_training(found), *_memory(plan, found.example_bytes)):
+        for name, text in (*_training(report), *_memory(plan, report.example_bytes)):
             table.add_row(name, text)
     sizes = (("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes))
     table.add_row("the device's other memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes))
     if more is not None:
-        table.add_row("twice the budget", f"{format_bytes(more.budget_bytes)} would buy {bought(plan, more)}")
+        table.add_row("twice the budget", f"{format_bytes(more.budget_bytes)} would buy {gains(plan, more)}")
     return table
 
 
-def _training(found: Findings) -> Iterator[tuple[str, str]]:
+def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     """Yield what is trained, how, what it costs in error and time."""
-    plan, time = found.plan, found.time
-    depth = f"the last {plan.layers} of {found.convolutions} convolutions and the head" if plan.layers else "the head alone"
+    plan, time = report.plan, report.time
+    depth = f"the last {plan.layers} of {report.convolutions} convolutions and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
     yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
@@ -86,15 +86,15 @@ def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
     yield "the device in all", f"{format_bytes(total)}: {in_all}"
 
 
-def bought(plan: Plan, more: Plan) -> str:
-    """Return in words what another plan has that this one has not."""
+def gains(plan: Plan, more: Plan) -> str:
+    """Return in words which figures another plan changes: ``layers 2 to 3, ...; as now: ...``."""
     if (plan.status, plan.layers, plan.micro_batch, plan.kept) == (more.status, more.layers, more.micro_batch, more.kept):
         return "nothing: the plan would be the same" if plan.micro_batch else "nothing: that is too little as well"
     names = ("layers", "micro-batch", "expected error", "error a layer", f"{plan.scope} bytes")
     before, after = (
         (
             str(side.layers), str(side.micro_batch), error(side.expected_error), error(side.error_per_layer),
-            format_bytes(held(side)),
+            format_bytes(budgeted_bytes(side)),
         )
         for side in (plan, more)
     )  # fmt: skip
@@ -106,7 +106,7 @@ def bought(plan: Plan, more: Plan) -> str:
     return "; as now: ".join(filter(None, (changed or "other methods for the same", others)))
 
 
-def held(plan: Plan) -> int | None:
+def budgeted_bytes(plan: Plan) -> int | None:
     """Return the bytes that the plan's budget bounds."""
     return plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes
 
@@ -131,8 +131,8 @@ def title(config: Config) -> str:
     return f"{config.model}{width} ({start}), {config.data_name} at {config.resolution} px, batch {config.batch_size}"
 
 
-def kept_table(plan: Plan, parts: Sequence[InputCost]) -> Table:
-    """Return what is kept, a row a tensor, and rows that add up to the plan's saved bytes."""
+def tensor_table(plan: Plan, parts: Sequence[InputCost]) -> Table:
+    """Return a row for each saved tensor, and rows for the rest, which add up to the plan's saved bytes."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("input of", overflow="fold")
     for column in COLUMNS:

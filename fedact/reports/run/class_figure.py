@@ -46,7 +46,7 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
     order_by: the name of that method. Of more classes or methods than there is room for, the first.
     """
     first = dict(list(methods.items())[:MOST_METHODS])
-    every = ranked(methods, order_by)
+    every = class_order(methods, order_by)
     classes = every[:MOST_CLASSES]
     written = len(first) <= MOST_WRITTEN
     height = 0.8 / len(first)
@@ -70,7 +70,7 @@ def iou_by_class(methods: Mapping[str, ClassIoU], colors: Sequence[str], order_b
     return figure
 
 
-def ranked(methods: Mapping[str, ClassIoU], order_by: str) -> list[str]:
+def class_order(methods: Mapping[str, ClassIoU], order_by: str) -> list[str]:
     """Return the classes that some method has an IoU of, the best of one method first, those that it lacks last."""
     first = methods[order_by]
     names = dict.fromkeys(name for shares in methods.values() for name, share in shares.items() if share is not None)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
-from fedact.reports.run.partition_figure import who_holds_what
+from fedact.reports.run.partition_figure import partition_figure
 from fedact.reports.style import PALETTE, PERCENT, line_style, plain, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
@@ -65,7 +65,7 @@ def memory_by_round(run: Run) -> Figure:
 
 def partition_of_run(run: Run) -> Figure:
     """Return the figure of the run's partition; the run must have kept it."""
-    return who_holds_what(run.partition, run.config.get("partition_by") or "class")
+    return partition_figure(run.partition, run.config.get("partition_by") or "class")
 
 
 def class_iou_of_run(run: Run) -> Figure:

@@ -28,7 +28,7 @@ PLURALS = {"class": "classes", "source": "sources"}
 """What examples are dealt by."""
 
 
-def who_holds_what(partition: "pd.DataFrame", by: str = "class") -> Figure:
+def partition_figure(partition: "pd.DataFrame", by: str = "class") -> Figure:
     """Return the figure of a run's ``partition``, of its first seed where there are several.
 
     by: what the labels number, class or source.

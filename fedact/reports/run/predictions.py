@@ -59,10 +59,10 @@ def predictions(
     figure, cells = _cells(images.shape[:3], titles, legend)
     for row, (image, true) in zip(cells, zip(images, truth, strict=True), strict=True):
         row[0].imshow(image)
-        row[1].imshow(painted(true), interpolation="nearest")
+        row[1].imshow(mask_picture(true), interpolation="nearest")
     for place, masks in enumerate(columns.values(), start=2):
         for row, mask in zip(cells, masks, strict=True):
-            row[place].imshow(painted(mask), interpolation="nearest")
+            row[place].imshow(mask_picture(mask), interpolation="nearest")
     return figure
 
 
@@ -71,7 +71,7 @@ def class_color(number: int) -> str:
     return VOID_COLOR if number == VOID else CLASS_COLORS[number % len(CLASS_COLORS)]
 
 
-def painted(mask: np.ndarray) -> np.ndarray:
+def mask_picture(mask: np.ndarray) -> np.ndarray:
     """Return a mask as a picture: uint8 (height, width) to uint8 (height, width, 3)."""
     colors = np.array([to_rgb(class_color(number)) for number in range(VOID + 1)])
     picture: np.ndarray = np.rint(colors[mask] * 255).astype(np.uint8)
@@ -127,7 +127,7 @@ def predictions_of(run: Run) -> Figure:
     masks = experiment.test.masks
     if masks is None:
         raise ConfigError(f"{run.path}: its test pictures have no masks")
-    chosen = chosen_pictures(experiment.test.labels)
+    chosen = picture_positions(experiment.test.labels)
     columns = {"before": predicted_masks(experiment, workspace.model_with({}), chosen)}
     for method in methods:
         model = workspace.model_with(trained_tensors(run, experiment, method))
@@ -135,7 +135,7 @@ def predictions_of(run: Run) -> Figure:
     return predictions(experiment.test.images[chosen], masks[chosen], columns, run.classes)
 
 
-def chosen_pictures(labels: np.ndarray, most: int = PICTURES) -> np.ndarray:
+def picture_positions(labels: np.ndarray, most: int = PICTURES) -> np.ndarray:
     """Return positions: the first picture, the first of each frequent label, and where there are too few, others far apart.
 
     labels: int64 (examples,), the dominant class or the source of each.

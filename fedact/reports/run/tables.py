@@ -58,7 +58,7 @@ class LiveReport:
         self.left -= 1
         self.times.append(time.monotonic())
         reached = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
-        state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest(clients)}"
+        state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest_client(clients)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
             left = ""
@@ -69,7 +69,7 @@ class LiveReport:
             self.console.print(f"{row['method']}  {state}{left}", soft_wrap=True, highlight=False)
 
 
-def fullest(clients: list[Row]) -> str:
+def fullest_client(clients: list[Row]) -> str:
     """Return the activation memory of the client that comes closest to its budget."""
     measured = [row for row in clients if row.get("saved_bytes") is not None]
     if not measured:
