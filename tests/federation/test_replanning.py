@@ -237,7 +237,13 @@ def test_rows_name_the_plan_they_went_by(remade):
 
 
 @pytest.mark.parametrize(
-    ("number", "when"), [(2, "before training"), (3, "before looking"), (3, "before training"), (4, "before looking")]
+    ("number", "when"),
+    [
+        (2, "before training"),
+        (3, "before looking"),
+        pytest.param(3, "before training", marks=pytest.mark.exhaustive),
+        pytest.param(4, "before looking", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_that_was_cut_off_goes_on_with_the_plans_on_disk(remade, tmp_path, monkeypatch, when, number):
     asked = remaking(monkeypatch)

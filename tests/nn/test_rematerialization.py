@@ -14,6 +14,7 @@ from fedact.nn.layers import DerivedKeeper, Keeping, OriginConv2d
 from fedact.nn.surgery import convolutions, trained_parameters
 from tests.support.laws import relative_error
 from tests.support.networks import measure, packed_bytes
+from tests.support.portions import rotated
 
 BUILDERS = [mobilenet_v2, resnet18, mobilenet_v3_small, efficientnet_b0]
 LAYERS = {mobilenet_v2: 8, resnet18: 5, mobilenet_v3_small: 9, efficientnet_b0: 8}
@@ -49,9 +50,7 @@ def derived(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.filterwarnings("ignore:not compressed")
-@pytest.mark.parametrize("train_norm", [False, True])
-@pytest.mark.parametrize("reach", [1, 2, 3])
-@pytest.mark.parametrize("build", BUILDERS)
+@rotated(2, build=BUILDERS, reach=[1, 2, 3], train_norm=[False, True])
 def test_the_gradient_is_the_exact_one_in_fewer_bytes(build, reach, train_norm):
     model, x = network(build), images()
     held, found = {}, {}

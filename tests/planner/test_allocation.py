@@ -20,6 +20,7 @@ from fedact.planner.profile import Profile
 from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.slowdown import SlowdownLimit
 from tests.support.planner_networks import NETWORKS, example, network
+from tests.support.portions import rotated
 
 WITHIN = 1.01
 """How much more error than the least a plan may have, besides what is negligible."""
@@ -115,9 +116,7 @@ def better(name: str, method: str, budget: int, error: float) -> Iterator[tuple[
             yield float(found.errors.flat[way]), measured(name, method, place, int(way))
 
 
-@pytest.mark.parametrize("share", [0.15, 0.4, 0.9])
-@pytest.mark.parametrize("method", ["auto", "hosvd"])
-@pytest.mark.parametrize("name", NETWORKS)
+@rotated(2, name=NETWORKS, method=["auto", "hosvd"], share=[0.15, 0.4, 0.9])
 def test_nothing_that_fits_has_less_error(name, method, share):
     (budget,) = budgets(name, [share])
     plan = planned(name, budget, method)

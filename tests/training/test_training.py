@@ -20,7 +20,7 @@ from fedact.nn.surgery import trained_parameters
 from fedact.training import local as training
 from fedact.training.local import evaluate, micro_step, train_locally, within_budget
 from fedact.training.recipe import Recipe
-from tests.support.portions import examples
+from tests.support.portions import examples, rotated
 
 EXAMPLES = 23
 RECIPE = Recipe(batch_size=8, local_epochs=2, lr=0.05, momentum=0.9, weight_decay=1e-3, clip_norm=1.0)
@@ -127,9 +127,12 @@ def test_one_byte_over_the_budget_stops_the_training(method, scope):
         run(dataclasses.replace(plan, budget_bytes=most - 1))
 
 
-@pytest.mark.parametrize("method", ["vanilla", "exact", "hosvd", "hosvd:variance=0.8"])
-@pytest.mark.parametrize("scope", ["saved", "peak"])
-@pytest.mark.parametrize("budget", [3_000, 9_000, 30_000, 120_000])
+@rotated(
+    2,
+    method=["vanilla", "exact", "hosvd", "hosvd:variance=0.8"],
+    scope=["saved", "peak"],
+    budget=[3_000, 9_000, 30_000, 120_000],
+)
 def test_training_under_a_plan_never_breaks_its_budget(method, scope, budget):
     plan = fedact.make_plan(net(), budget, (X[:8], Y[:8]), method, scope=scope, momentum=True)
     if plan.status == "skipped":
@@ -215,8 +218,7 @@ def test_mean_and_deviation_are_over_the_steps_whose_ranks_follow_the_data(monke
 # Evaluation ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("examples", [1, 127, 128, 129, 300])
-@pytest.mark.parametrize("mode", [True, False])
+@rotated(2, examples=[1, 127, 128, 129, 300], mode=[True, False])
 def test_evaluation_equals_a_plain_loop_and_leaves_the_mode(examples, mode):
     (x, y), model = data(examples), net().train(mode)
     outcome = evaluate(model, lambda positions: (x[positions], y[positions]), examples)
