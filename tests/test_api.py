@@ -46,7 +46,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def states(model: nn.Module) -> list[Tensor]:
-    return [tensor for module in model.modules() if hasattr(module, "keeper") for tensor in module.state_tensors()]
+    return [tensor for module in model.modules() if hasattr(module, "codec") for tensor in module.state_tensors()]
 
 
 @every_setting
@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_copied_is_compressed():
 
 def test_a_class_with_words_of_fedacts_own_is_left_alone():
     class Plain(nn.Sequential):
-        plain, segment, keeper = True, 3, None
+        plain, segment, codec = True, 3, None
 
     model = Plain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     assert type(fedact.restore(fedact.compress(model, "exact", layers=1))) is Plain

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config.seeds import Purpose, generator
-from fedact.measure.step import Batch, parts, record, step
+from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
 from fedact.torch_private import FLOP_FORMULAS, TorchDispatchMode, convolution_backward, eigh, qr, svd
@@ -33,7 +33,7 @@ def time_steps(
     for place, batch in enumerate((warm_up, *batches)):
         # In another order each time, so that no method always finds what the same other one left in caches and threads.
         order = generator(seed, Purpose.METHOD, place).permutation(list(models))
-        row = {name: _seconds(models[name], batch, record(models[name], batch[0]), clock) for name in order}
+        row = {name: _seconds(models[name], batch, prefix_outputs(models[name], batch[0]), clock) for name in order}
         rows.append({name: row[name] for name in models})
     return rows[1:]
 

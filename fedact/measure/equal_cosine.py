@@ -13,7 +13,7 @@ from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
-from fedact.measure.step import Batch, twin
+from fedact.measure.step import Batch, shallow_copy
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import convolutions, restore
 
@@ -83,7 +83,7 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
 
     A layer that is called several times is taken as it was called first.
     """
-    plain = restore(twin(model)).eval().requires_grad_(False)
+    plain = restore(shallow_copy(model)).eval().requires_grad_(False)
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
     for name in names:

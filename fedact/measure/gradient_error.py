@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fedact.compression import State
 from fedact.config.seeds import Purpose, generator
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
-from fedact.measure.step import Batch, parts, prefix_of, record, step
+from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.micro_batch import Inputs, add_gradient
-from fedact.nn.layers import Keeping
-from fedact.nn.layers.compressed import Keeper
+from fedact.nn.layers import CodecLayer
+from fedact.nn.layers.compressed import LayerCodec
 from fedact.nn.surgery import trained_parameters
 
 ROUNDING = 1e-9
@@ -71,18 +71,18 @@ def measure_gradient_errors(
     finds it there. draws: gradients of a batch where the method is random, at least 2. micro_batch: what every model takes a
     batch in, None: at once.
     """
-    first = record(exact, warm_up[0])
+    first = prefix_outputs(exact, warm_up[0])
     for model in models.values():
-        gradients(model, warm_up, prefix_of(model, warm_up[0], first), micro_batch)
+        gradients(model, warm_up, prefix_outputs(model, warm_up[0], first), micro_batch)
     memories: dict[str, list[Memory]] = {name: [] for name in models}
     found: dict[str, list[tuple[int, dict[str, WeightError]]]] = {name: [] for name in models}
     for batch in batches:
-        prefix = record(exact, batch[0])
+        prefix = prefix_outputs(exact, batch[0])
         reference = gradients(exact, batch, prefix)
         for name, model in models.items():
             # What is not random on one batch is not on another.
             settled = bool(found[name]) and found[name][0][0] == 1
-            own = prefix_of(model, batch[0], prefix)
+            own = prefix_outputs(model, batch[0], prefix)
             memory, drawn = measure_draws(model, batch, own, 1 if settled else draws, seed, micro_batch)
             memories[name].append(memory)
             found[name].append((len(drawn), _spreads(drawn, reference)))
@@ -178,24 +178,24 @@ def _share(part: float, whole: float) -> float:
     return part / max(whole, torch.finfo(torch.float64).tiny)
 
 
-def _keepers(model: nn.Module) -> list[Keeper]:
-    return [module.keeper for module in model.modules() if isinstance(module, Keeping)]
+def _codecs(model: nn.Module) -> list[LayerCodec]:
+    return [module.codec for module in model.modules() if isinstance(module, CodecLayer)]
 
 
 def method_states(model: nn.Module) -> States:
     """Return what the model's methods keep between steps, as it is now."""
-    return [dict(keeper.states) for keeper in _keepers(model)]
+    return [dict(codec.states) for codec in _codecs(model)]
 
 
 def restore_states(model: nn.Module, before: States) -> None:
     """Make the model's methods go on from what ``states`` returned."""
-    for keeper, state in zip(_keepers(model), before, strict=True):
-        keeper.states = dict(state)
+    for codec, state in zip(_codecs(model), before, strict=True):
+        codec.states = dict(state)
 
 
 def _reseed(model: nn.Module, seed: int, number: int) -> None:
     """Let methods that start from something random start from another draw."""
-    for place, keeper in enumerate(_keepers(model)):
-        if keeper.method.start(seed).tensors:
+    for place, codec in enumerate(_codecs(model)):
+        if codec.method.start(seed).tensors:
             own = int(generator(seed, Purpose.METHOD, number, place).integers(2**62))
-            keeper.states = {size: keeper.method.start(own) for size in keeper.states}
+            codec.states = {size: codec.method.start(own) for size in codec.states}

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, time_steps
 from fedact.measure.gradient_error import GradientError, measure_gradient_errors
-from fedact.measure.step import Batch, prefix_of, record, twin
+from fedact.measure.step import Batch, prefix_outputs, shallow_copy
 from fedact.nn.surgery import compress
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
@@ -41,7 +41,7 @@ def compressed_models(
     model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0
 ) -> dict[str, nn.Module]:
     """Return a model for each method, all of them sharing the weights; the one given is left plain."""
-    return {name: compress(twin(model), name, layers, train_norm, seed) for name in names}
+    return {name: compress(shallow_copy(model), name, layers, train_norm, seed) for name in names}
 
 
 def measure_methods(
@@ -61,8 +61,8 @@ def measure_methods(
     """
     found = measure_gradient_errors(models, baseline, warm_up, batches, draws, seed, micro_batch)
     x = batches[0][0]
-    prefix = record(baseline, x)
-    flops = {name: count_flops(model, batches[0], prefix_of(model, x, prefix)) for name, model in models.items()}
+    prefix = prefix_outputs(baseline, x)
+    flops = {name: count_flops(model, batches[0], prefix_outputs(model, x, prefix)) for name, model in models.items()}
     own = flops[BASELINE] if BASELINE in flops else count_flops(baseline, batches[0], prefix)
     rows = _timed(models, baseline, warm_up, timed, seed, micro_batch) if timed else []
     return [_measured(each, rows, flops[each.method], own) for each in found]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from fedact.compression import make_method
 from fedact.config.plan import Kept, Plan
 from fedact.measure.cost import Clock, time_micro_batches
-from fedact.measure.step import Batch, twin
-from fedact.nn.layers import DerivedKeeper, Keeper, Keeping
-from fedact.nn.layers.rematerialized import MadeAgain
+from fedact.measure.step import Batch, shallow_copy
+from fedact.nn.layers import CodecLayer, LayerCodec, RematerializedCodec
+from fedact.nn.layers.rematerialized import Rematerialization
 from fedact.nn.surgery import apply, calibrate, compress, kept_inputs
 
 REPEATS = 5
@@ -54,31 +54,31 @@ def input_costs(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.per
     x: a whole batch; its first micro-batch is encoded and decoded here.
     """
     x = x[: plan.micro_batch].clone()
-    keepers = _derived(apply(model, plan))
-    origins = {name: _owner(model, keeper.origin) for name, keeper in keepers.items()}
+    codecs = _derived(apply(model, plan))
+    origins = {name: _owner(model, codec.origin) for name, codec in codecs.items()}
     own = [kept.name for kept in plan.kept]
     inputs = kept_inputs(model, [*own, *(origin for origin in origins.values() if origin not in own)], x)
     watch = Watch(x, plan.batch_size / plan.micro_batch, clock)
     for kept in plan.kept:
-        if kept.name not in keepers:
+        if kept.name not in codecs:
             yield watch.kept(kept, kept.name, inputs[kept.name])
             continue
-        origin, keeper = origins[kept.name], keepers[kept.name]
-        if keeper.counts:
+        origin, codec = origins[kept.name], codecs[kept.name]
+        if codec.counts:
             yield replace(watch.kept(kept, origin, inputs[origin]), frozen=True)
-        seconds = watch.making_again(keeper, inputs[origin], inputs[kept.name].dtype)
+        seconds = watch.making_again(codec, inputs[origin], inputs[kept.name].dtype)
         yield InputCost(kept.name, kept.shape, kept.method, 0, seconds, source=origin)
 
 
-def _derived(model: nn.Module) -> dict[str, DerivedKeeper]:
-    """Return the keepers of the inputs that are made again, by the layers' names."""
-    found = {name: module.keeper for name, module in model.named_modules() if isinstance(module, Keeping)}
-    return {name: keeper for name, keeper in found.items() if isinstance(keeper, DerivedKeeper)}
+def _derived(model: nn.Module) -> dict[str, RematerializedCodec]:
+    """Return the codecs of the inputs that are made again, by the layers' names."""
+    found = {name: module.codec for name, module in model.named_modules() if isinstance(module, CodecLayer)}
+    return {name: codec for name, codec in found.items() if isinstance(codec, RematerializedCodec)}
 
 
-def _owner(model: nn.Module, keeper: Keeper) -> str:
+def _owner(model: nn.Module, codec: LayerCodec) -> str:
     return next(
-        str(name) for name, module in model.named_modules() if isinstance(module, Keeping) and module.keeper is keeper
+        str(name) for name, module in model.named_modules() if isinstance(module, CodecLayer) and module.codec is codec
     )
 
 
@@ -102,10 +102,10 @@ class Watch:
         state = method.compress(x, method.start(0)).state
         return self._least(lambda: method.reconstruct(method.compress(x, state)))
 
-    def making_again(self, keeper: DerivedKeeper, x: Tensor, dtype: torch.dtype) -> float:
+    def making_again(self, codec: RematerializedCodec, x: Tensor, dtype: torch.dtype) -> float:
         """Return the time of decoding x, the origin's input, and running the layers between."""
-        method = keeper.method.for_dimensions(x.dim())
-        compressed, again = method.compress(x, method.start(0)), MadeAgain(method, keeper.chain, dtype)
+        method = codec.method.for_dimensions(x.dim())
+        compressed, again = method.compress(x, method.start(0)), Rematerialization(method, codec.chain, dtype)
         return self._least(lambda: again.reconstruct(compressed))
 
     def _least(self, action: Callable[[], object]) -> float:
@@ -126,8 +126,8 @@ def step_time(
     model: nn.Module, plan: Plan, batches: Sequence[Batch], train_norm: bool = False, clock: Clock = time.perf_counter
 ) -> StepTime:
     """Time whole steps under a plan and plain training's of the same layers at once; the first batch is not timed."""
-    plain = compress(twin(model), "vanilla", plan.layers, train_norm)
-    own = apply(twin(model), plan)
+    plain = compress(shallow_copy(model), "vanilla", plan.layers, train_norm)
+    own = apply(shallow_copy(model), plan)
     if any(make_method(kept.method).traits.calibrated for kept in plan.kept):
         calibrate(own, batches[0][0])
     rows = time_micro_batches({"plan": (own, plan.micro_batch), "plain": (plain, None)}, batches, clock)

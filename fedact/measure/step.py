@@ -10,35 +10,31 @@ from torch import Tensor, nn
 
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
-from fedact.nn.layers import OriginConv2d, RecomputedSequential
-from fedact.nn.prefix.graph import takes_part
+from fedact.nn.layers import RecomputedSequential, SourceConv2d
+from fedact.nn.prefix.graph import starts_suffix
 from fedact.nn.prefix.split import PrefixOutputs, split
 
 Batch = tuple[Tensor, Tensor]
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """Return a copy that shares every weight's and buffer's storage, with gradients and freezing of its own."""
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares every parameter's and buffer's storage; gradients and freezing are its own."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})
 
 
-def record(model: nn.Module, x: Tensor) -> Inputs:
+def prefix_outputs(model: nn.Module, x: Tensor, shared: Inputs | None = None) -> Inputs:
     """Return the outputs of a model's frozen prefix for a batch of images, or the images where there is no such prefix.
 
     There is none where the first trained layer takes the images, or where torch.fx cannot trace the code that leads there.
+    shared: what this returned for another model with the same weights and trained layers; it is returned again where this
+    model is cut at the same place, so not where it keeps the input of a frozen layer, or recomputes segments.
     """
+    cut_elsewhere = any(isinstance(module, SourceConv2d | RecomputedSequential) for module in model.modules())
+    if shared is not None and not cut_elsewhere:
+        return shared
     parts = split(model)
     return x if parts is None else PrefixOutputs(parts, parts.prefix(x))
-
-
-def prefix_of(model: nn.Module, x: Tensor, shared: Inputs) -> Inputs:
-    """Return the prefix outputs that models of the same weights share, or a model's own where it is cut elsewhere.
-
-    It is where it keeps the input of a frozen layer, or recomputes segments.
-    """
-    elsewhere = any(isinstance(module, OriginConv2d | RecomputedSequential) for module in model.modules())
-    return record(model, x) if elsewhere else shared
 
 
 def step(
@@ -48,9 +44,9 @@ def step(
     reached: Callable[[], None] | None = None,
     loss: Loss = task_loss,
 ) -> None:
-    """Add a batch's gradient to the model's.
+    """Add a batch's gradient to the parameters' gradients.
 
-    prefix: what ``record`` returned for the same batch, weights and trained layers, to save the time it took.
+    prefix: what ``prefix_outputs`` returned for the same batch, weights and trained layers, to save the time it took.
     reached: called when the first layer that is trained, or keeps an input for one, is entered.
     """
     x = batch[0] if prefix is None else prefix
@@ -63,13 +59,13 @@ def step(
                 reached()
 
         for module in model.modules() if reached else ():
-            if takes_part(module):
+            if starts_suffix(module):
                 hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
         add_gradient(model, x, batch[1], len(batch[1]), loss)
 
 
 def parts(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """Yield a batch in micro-batches of a size, None: as it is; each alone in its storage."""
+    """Yield a batch in micro-batches of so many examples, each alone in its storage; None: the batch itself."""
     x, y = batch
     if size is None or size >= len(y):
         yield batch

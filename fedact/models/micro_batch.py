@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fedact.models.tasks import Loss, loss_under, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
-from fedact.nn.surgery import is_lean
+from fedact.nn.surgery import saves_less
 
 Inputs = Tensor | PrefixOutputs
 """A batch's images, or the frozen prefix's outputs for them."""
@@ -21,6 +21,6 @@ def add_gradient(model: nn.Module, x: Inputs, y: Tensor, batch_examples: int, lo
     batch_examples: examples in the whole batch. The mean loss is weighted by this micro-batch's share of them, so that
     micro-batches of any size add up to the same gradient.
     """
-    value: Tensor = loss_under(is_lean(model), loss)(scores_of(model, x), y) * (len(y) / batch_examples)
+    value: Tensor = loss_under(saves_less(model), loss)(scores_of(model, x), y) * (len(y) / batch_examples)
     value.backward()  # type: ignore[no-untyped-call]
     return value

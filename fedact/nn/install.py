@@ -8,35 +8,35 @@ from torch import nn
 from fedact.compression import Method
 from fedact.nn.graph import consumers, downstream, factors
 from fedact.nn.layers import (
-    LEAN,
     PLAIN,
+    SAVES_LESS,
     SMOOTH,
     TRAINED,
-    DerivedKeeper,
-    Keeper,
-    Keeping,
+    CodecLayer,
+    LayerCodec,
     Masked,
-    OriginConv2d,
     RecomputedSequential,
+    RematerializedCodec,
+    SourceConv2d,
     Swapped,
     Table,
     has_weights,
     switched_off,
 )
 from fedact.nn.prefix import chunks
-from fedact.nn.rematerialization import Derivations, derivations
+from fedact.nn.rematerialization import Rematerializations, rematerializations
 
 _TRAINABLE = "_fedact_trainable"
-_OWN = ("keeper", "output_is_kept", "mask_is_left", "origin", "segment")
+_OWN = ("codec", "output_is_kept", "mask_is_deferred", "origin", "segment")
 """What surgery hangs on a module, and ``restore`` takes off again."""
 
 KEEP_NOTHING = (
     nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
     nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
-"""Layers whose gradient needs no activation anyway."""
+"""Layers whose gradient needs no activation."""
 GATES = (nn.Sigmoid,)
-"""Layers that keep their output alone, nothing more where it is a factor of a product, which keeps it too."""
+"""Activations that save only their output; free where a product saves it anyway."""
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -52,9 +52,9 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     restore(model)
     lean = all(method.traits.saves_less for method in methods.values())
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
-    passed = downstream(model, trained) if lean else set()
+    gradient_path = downstream(model, trained) if lean else set()
     gates = {name for name in factors(model) if isinstance(model.get_submodule(name), GATES)}
-    derived = derivations(model, methods if lean else {}, passed)
+    derived = rematerializations(model, methods if lean else {}, gradient_path)
     own = {name: method for name, method in methods.items() if name not in derived.inputs}
     spared = covered(model, own) if lean else []
     setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
@@ -63,9 +63,9 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
         module = model.get_submodule(name)
         module.requires_grad_(has_weights(module))
         if lean and _swap(module, TRAINED | SMOOTH):
-            module.keeper = Keeper(method, seed + place)  # type: ignore[assignment]
+            module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
     for module in model.modules():
-        _swap(module, LEAN if lean else PLAIN)
+        _swap(module, SAVES_LESS if lean else PLAIN)
     for name in spared:
         model.get_submodule(name).output_is_kept = True  # type: ignore[assignment]
     _derive(model, methods, derived)
@@ -73,28 +73,28 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     if prefix_chunk:
         chunks.put_in(model, prefix_chunk)
     if lean:
-        _warn(model, methods, passed, passed - gates)
+        _warn(model, methods, gradient_path, gradient_path - gates)
     return model
 
 
-def _derive(model: nn.Module, methods: Mapping[str, Method], derived: Derivations) -> None:
-    """Let the derived inputs, and the masks, be made again from what is kept at their origins."""
+def _derive(model: nn.Module, methods: Mapping[str, Method], derived: Rematerializations) -> None:
+    """Let these inputs and masks be rematerialized from the saved inputs of their source layers."""
     for name, one in [*derived.inputs.items(), *derived.masks.items()]:
         origin = model.get_submodule(one.origin)
         # The first layer to take what a frozen one keeps counts it as its own.
-        counts = not isinstance(origin, Keeping)
+        counts = not isinstance(origin, CodecLayer)
         if counts:
-            origin.__class__ = OriginConv2d
-            origin.keeper = Keeper(methods[name], 0)  # type: ignore[assignment]
+            origin.__class__ = SourceConv2d
+            origin.codec = LayerCodec(methods[name], 0)  # type: ignore[assignment]
         chain = [model.get_submodule(each) for each in one.chain]
-        keeper = DerivedKeeper(origin.keeper, chain, counts)  # type: ignore[arg-type]
-        setattr(model.get_submodule(name), "keeper" if name in derived.inputs else "origin", keeper)
-    for name, layer in derived.left.items():
+        codec = RematerializedCodec(origin.codec, chain, counts)  # type: ignore[arg-type]
+        setattr(model.get_submodule(name), "codec" if name in derived.inputs else "origin", codec)
+    for name, layer in derived.deferred.items():
         activation, taker = model.get_submodule(name), model.get_submodule(layer)
         assert isinstance(activation, Masked)
-        assert isinstance(taker, Keeping)
-        activation.mask_is_left = True
-        taker.keeper.left = activation.slope()
+        assert isinstance(taker, CodecLayer)
+        activation.mask_is_deferred = True
+        taker.codec.deferred = activation.slope()
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -125,7 +125,7 @@ def covered(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
 
 def _recompute(model: nn.Module, segment: int) -> None:
     """Make the outermost Sequentials with several trained layers run in segments; 0 leaves them as they are."""
-    if type(model) is nn.Sequential and segment and sum(isinstance(module, Keeping) for module in model.modules()) > 1:
+    if type(model) is nn.Sequential and segment and sum(isinstance(module, CodecLayer) for module in model.modules()) > 1:
         model.__class__ = RecomputedSequential
         model.segment = segment  # type: ignore[assignment]
         return
@@ -151,10 +151,10 @@ def has_statistics(module: nn.Module) -> bool:
     return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
 
 
-def _warn(model: nn.Module, methods: Mapping[str, Method], passed: set[str], looked_at: set[str]) -> None:
+def _warn(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str], looked_at: set[str]) -> None:
     """Name the layers that a gradient passes and whose activations autograd goes on keeping; of the others, looked_at."""
     names = dict(model.named_modules())
-    left = [name for name in methods if name in passed and not isinstance(names[name], Keeping)]
+    left = [name for name in methods if name in gradient_path and not isinstance(names[name], CodecLayer)]
     left += [name for name in names if name in looked_at and name not in left and _is_kept_by_autograd(names[name])]
     if left:
         listed = ", ".join(f"{name} ({type(names[name]).__name__})" for name in left)

@@ -1,4 +1,4 @@
-"""Which inputs need not be kept because they follow, by a few frozen or trained layers, from another one that is."""
+"""Which inputs need not be saved, because a few layers compute them again from another input that is."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ TELLING = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
-class Derivation:
-    """A tensor as what the modules of ``chain``, in this order, make of the input that is kept at ``origin``.
+class Rematerialized:
+    """A tensor that the modules of ``chain``, in this order, compute from the saved input of layer ``origin``.
 
     size: elements of that input for each of the tensor's.
     """
@@ -32,43 +32,45 @@ class Derivation:
     size: float
 
 
-class Derivations(NamedTuple):
-    """What need not be kept, by module: inputs, and masks of activations.
+class Rematerializations(NamedTuple):
+    """What need not be saved, by module: inputs, and masks of activations.
 
-    left: activations whose mask the layer after them applies, by that layer's name.
+    deferred: activations whose mask the layer after them applies, with that layer's name.
     """
 
-    inputs: dict[str, Derivation]
-    masks: dict[str, Derivation]
-    left: dict[str, str]
+    inputs: dict[str, Rematerialized]
+    masks: dict[str, Rematerialized]
+    deferred: dict[str, str]
 
 
-def derivations(model: nn.Module, methods: Mapping[str, Method], passed: set[str]) -> Derivations:
-    """Return what is made again in a plain model whose layers have these methods; passed: modules that a gradient passes.
+def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str]) -> Rematerializations:
+    """Return what is rematerialized in a plain model whose layers have these methods.
 
     Of the convolutions up to ``derive`` before a layer, and those with the very same input, the one with the smallest input
-    is the origin; none that is larger than the layer's own. An origin's own input is kept, whether it is trained or not.
-    An activation before a layer whose input is made again leaves its mask to that one; another makes its output again
-    where there is an origin as near.
+    is the origin; none that is larger than the layer's own. An origin's own input is saved, whether it is trained or not.
+    An activation before a layer whose input is rematerialized defers its mask to that one; another rematerializes its output
+    where there is an origin as near. gradient_path: names of the modules on it.
     """
-    methods = {name: method for name, method in methods.items() if name in passed}
+    methods = {name: method for name, method in methods.items() if name in gradient_path}
     reach = max((method.derive for method in methods.values()), default=0)
     if not reach:
-        return Derivations({}, {}, {})
+        return Rematerializations({}, {}, {})
     calls, modules = calls_of(model), dict(model.named_modules())
     inputs = _inputs(calls, modules, methods)
     own = {name for name, method in methods.items() if method.derive and name not in inputs}
     kept = {name for name in own if isinstance(modules[name], nn.Conv2d)} | {one.origin for one in inputs.values()}
-    active = {name: calls[name] for name in calls if name in passed and type(modules[name]) in TELLING}
-    left = {name: taker for name, node in active.items() if (taker := _only_taker(node)) in inputs}
+    active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in TELLING}
+    deferred = {name: taker for name, node in active.items() if (taker := _only_taker(node)) in inputs}
     again = {name: [one for one in _upstream(node, reach, modules) if one.origin in kept] for name, node in active.items()}
-    return Derivations(inputs, {name: ones[0] for name, ones in again.items() if ones and name not in left}, left)
+    return Rematerializations(
+        inputs, {name: ones[0] for name, ones in again.items() if ones and name not in deferred}, deferred
+    )
 
 
 def _inputs(
     calls: Mapping[str, Node], modules: Mapping[str, nn.Module], methods: Mapping[str, Method]
-) -> dict[str, Derivation]:
-    fitting: dict[str, Derivation] = {}
+) -> dict[str, Rematerialized]:
+    fitting: dict[str, Rematerialized] = {}
     for name, method in methods.items():
         inputs = calls[name].all_input_nodes if method.derive and name in calls else []
         sources = [*_beside(calls[name], modules), *_upstream(inputs[0], method.derive, modules)] if len(inputs) == 1 else []
@@ -92,16 +94,16 @@ def calls_of(model: nn.Module) -> dict[str, Node]:
     return {name: node for name, node in zip(names, nodes, strict=True) if names.count(name) == 1}
 
 
-def _beside(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Derivation]:
+def _beside(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
     """Yield the convolutions that take the very input of a layer before it does."""
     for user in layer.all_input_nodes[0].users:
         if user is layer:
             return
         if user.op == "call_module" and type(modules[str(user.target)]) is nn.Conv2d:
-            yield Derivation(str(user.target), (), 1.0)
+            yield Rematerialized(str(user.target), (), 1.0)
 
 
-def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Derivation]:
+def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
     """Yield how a node's value is made from the inputs of the convolutions before it, the nearest first."""
     chain: tuple[str, ...] = ()
     size = 1.0
@@ -113,5 +115,5 @@ def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Itera
         if isinstance(module, nn.Conv2d):
             size *= prod(module.stride) * module.in_channels / module.out_channels
             reach -= 1
-            yield Derivation(name, chain, size)
+            yield Rematerialized(name, chain, size)
         node = node.all_input_nodes[0]

@@ -11,11 +11,26 @@ from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.nn.install import has_statistics, install, restore, trained_parameters
-from fedact.nn.layers import SMOOTH, DerivedKeeper, Keeper, Keeping, OriginConv2d
+from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec, RematerializedCodec, SourceConv2d
 
 __all__ = [
-    "apply", "assign", "calibrate", "compress", "convolutions", "head", "install", "is_lean", "kept_inputs",
-    "load_states", "made_again", "methods_of", "renew", "restore", "smooth_activations", "states", "trained_layers",
+    "apply",
+    "assign",
+    "calibrate",
+    "compress",
+    "convolutions",
+    "head",
+    "install",
+    "kept_inputs",
+    "load_states",
+    "methods_of",
+    "rematerialized_inputs",
+    "renew",
+    "restore",
+    "saves_less",
+    "smooth_activations",
+    "states",
+    "trained_layers",
     "trained_parameters",
 ]  # fmt: skip
 
@@ -114,8 +129,8 @@ def renew(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Return a model that ``apply`` put a plan into as it was then, at less cost: its methods' states are forgotten."""
     places = {kept.name: place for place, kept in enumerate(plan.kept)}
     for name, module in model.named_modules():
-        if isinstance(keeper := vars(module).get("keeper"), Keeper):
-            keeper.renew(seed + places[name] if name in places else 0)
+        if isinstance(codec := vars(module).get("codec"), LayerCodec):
+            codec.renew(seed + places[name] if name in places else 0)
     return model
 
 
@@ -135,16 +150,16 @@ def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def made_again(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
+def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
     """Return the layers that keep no input of their own under these methods; the model is left with them.
 
     Each comes with the frozen layer whose kept input counts there, an empty name where none does.
     """
     install(model, methods)
-    frozen = {module.keeper: name for name, module in model.named_modules() if isinstance(module, OriginConv2d)}
-    keepers = {name: getattr(model.get_submodule(name), "keeper", None) for name in methods}
-    derived = {name: keeper for name, keeper in keepers.items() if isinstance(keeper, DerivedKeeper)}
-    return {name: frozen[keeper.origin] if keeper.counts else "" for name, keeper in derived.items()}
+    frozen = {module.codec: name for name, module in model.named_modules() if isinstance(module, SourceConv2d)}
+    codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
+    derived = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
+    return {name: frozen[codec.origin] if codec.counts else "" for name, codec in derived.items()}
 
 
 def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
@@ -164,14 +179,14 @@ def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Te
     return {name: inputs[name] for name in (*trained, *smooth) if name in inputs}
 
 
-def is_lean(model: nn.Module) -> bool:
+def saves_less(model: nn.Module) -> bool:
     """Tell whether a model carries a method that keeps less than plain training does."""
-    return any(isinstance(module, Keeping) for module in model.modules())
+    return any(isinstance(module, CodecLayer) for module in model.modules())
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:
     """Return the installed methods' states by the layers' names and the tensors' places: ``features.18.0/0``."""
-    keeping = [(name, module) for name, module in model.named_modules() if isinstance(module, Keeping)]
+    keeping = [(name, module) for name, module in model.named_modules() if isinstance(module, CodecLayer)]
     return {f"{name}/{place}": tensor for name, module in keeping for place, tensor in enumerate(module.state_tensors())}
 
 
@@ -180,7 +195,7 @@ def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
     for kept in plan.kept:
         found = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
         module = model.get_submodule(kept.name)
-        if found and isinstance(module, Keeping):
+        if found and isinstance(module, CodecLayer):
             like = next(model.parameters())
-            module.keeper.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
+            module.codec.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
     return model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
-from fedact.measure.step import Batch, record, step
+from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
 from fedact.nn.surgery import head, install, kept_inputs, smooth_activations
 
@@ -73,7 +73,7 @@ def squared_gradient_norms(model: nn.Module, batch: Batch, trained: Sequence[str
     for fitting_half, other_half in zip(halves, halves[::-1], strict=True):
         _fit_head(model, fitting_half, trained, loss)
         install(model, _exact_methods(model, trained))
-        step(model, other_half, record(model, other_half[0]), loss=loss)
+        step(model, other_half, prefix_outputs(model, other_half[0]), loss=loss)
         for name in trained:
             gradient = model.get_submodule(name).weight.grad
             total[name] += float(gradient.double().square().sum()) if isinstance(gradient, Tensor) else 0.0
@@ -97,7 +97,7 @@ def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss
         weights = list(model.get_submodule(name).parameters())
         for weight in weights:
             nn.init.zeros_(weight)
-        prefix, optimizer = record(model, batch[0]), torch.optim.SGD(weights, rate, HEAD_MOMENTUM)
+        prefix, optimizer = prefix_outputs(model, batch[0]), torch.optim.SGD(weights, rate, HEAD_MOMENTUM)
         for _ in range(HEAD_STEPS):
             step(model, batch, prefix, loss=loss)
             optimizer.step()

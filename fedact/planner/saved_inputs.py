@@ -10,7 +10,7 @@ from fedact.compression import Method
 from fedact.nn.graph import downstream
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import has_weights
-from fedact.nn.rematerialization import Derivations, calls_of, derivations
+from fedact.nn.rematerialization import Rematerializations, calls_of, rematerializations
 
 PIECEWISE = (nn.ReLU, nn.ReLU6)
 
@@ -35,7 +35,7 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedI
     """Return the saved inputs of a plain model whose layers have these methods, in the order of the layers."""
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     gradient_path = downstream(model, trained)
-    derived = derivations(model, methods, gradient_path)
+    derived = rematerializations(model, methods, gradient_path)
     slopes = _slope_sources(model, trained, derived, methods)
     saved = [name for name in methods if name in gradient_path and name not in derived.inputs]
     keys = dict.fromkeys([*(_origin(name, derived) for name in methods if name in gradient_path), *saved])
@@ -51,13 +51,13 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedI
     ]
 
 
-def _origin(name: str, derived: Derivations) -> str:
+def _origin(name: str, derived: Rematerializations) -> str:
     """Return the layer whose saved input the named layer's input is, or is rematerialized from."""
     return derived.inputs[name].origin if name in derived.inputs else name
 
 
 def _slope_sources(
-    model: nn.Module, trained: list[str], derived: Derivations, methods: Mapping[str, Method]
+    model: nn.Module, trained: list[str], derived: Rematerializations, methods: Mapping[str, Method]
 ) -> dict[str, str]:
     """Return, for each trained layer before an activation function, the saved input that gives the function's slope.
 
@@ -66,8 +66,8 @@ def _slope_sources(
     calls, modules, sources = calls_of(model), dict(model.named_modules()), dict[str, str]()
     for name in trained:
         activation = _activation_after(calls[name], modules) if name in calls else ""
-        if activation in derived.left:
-            sources[name] = _origin(derived.left[activation], derived)
+        if activation in derived.deferred:
+            sources[name] = _origin(derived.deferred[activation], derived)
         elif activation in derived.masks:
             sources[name] = derived.masks[activation].origin
         elif activation:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.compression import Compressed, Method, State, Traits
 from fedact.compression.exact import Exact, Identity
 from fedact.compression.method import NO_STATE
-from fedact.measure.step import Batch, parts, prefix_of, record, step
+from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.rematerialization import calls_of
@@ -98,19 +98,19 @@ def measure_sensitivity(
     """
     called_once = set(calls_of(restore(model)))
     install(model, dict.fromkeys(levels[0], Exact()))
-    prefix = record(model, batch[0])
+    prefix = prefix_outputs(model, batch[0])
     exact = _Exact({}, {}, called_once)
     exact.weights.update(_gradients(model, batch, prefix, loss, trained, called_once, exact.outputs.__setitem__))
     errors = []
     for methods in levels:
         install(model, _round_trips(methods))
-        errors.append(_errors(model, batch, prefix_of(model, batch[0], prefix), loss, trained, exact))
+        errors.append(_errors(model, batch, prefix_outputs(model, batch[0], prefix), loss, trained, exact))
     damping = 1.0
     if any(error > ROUNDING for level in errors for error in level.outputs.values()):
         # How much of the output errors arrives in the weight gradients, by one step with all of them in it.
         middle = len(levels) // 2
         install(model, _round_trips(levels[middle]))
-        gradients = _gradients(model, batch, prefix_of(model, batch[0], prefix), loss, trained)
+        gradients = _gradients(model, batch, prefix_outputs(model, batch[0], prefix), loss, trained)
         arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors[middle].weights.values())
         layers = list(exact.weights)
         sent = sum(error * (layers.index(name) + 1) for name, error in errors[middle].outputs.items())

@@ -86,7 +86,7 @@ def test_caps_bind_a_state_that_came_with_larger_ranks(name):
 
 @pytest.mark.parametrize("text", BY_VARIANCE)
 def test_the_tensors_of_a_state_are_enough_to_go_on_from(text):
-    # This is all that a Keeper's ``load`` hands over.
+    # This is all that a LayerCodec's ``load`` hands over.
     method, (x, y) = make_method(text), inputs(batches=(4, 4))
     found = method.compress(x).state
     assert method.reconstruct(method.compress(y, State(found.tensors))).shape == y.shape

@@ -6,7 +6,7 @@ from torch import nn
 import fedact
 from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, time_steps
 from fedact.measure.methods import compressed_models, measure_methods
-from fedact.measure.step import record
+from fedact.measure.step import prefix_outputs
 from tests.support.networks import batch, normed
 
 
@@ -59,7 +59,7 @@ def test_flops_of_the_trained_part_are_counted_as_by_hand():
     depthwise, pointwise, head = 2 * size * 16 * (8 * 1 * 9), 2 * size * 16 * (6 * 8), 2 * size * (96 * 5)
     # The first trained layer has no input gradient.
     by_hand = 2 * depthwise + 3 * pointwise + 3 * head
-    prefix = record(models["vanilla"], x)
+    prefix = prefix_outputs(models["vanilla"], x)
     assert count_flops(models["vanilla"], (x, y), prefix) == by_hand
     assert count_flops(models["exact"], (x, y), prefix) == by_hand
     filtered = pointwise + 2 * pointwise // 4
@@ -85,7 +85,7 @@ def test_a_plan_says_what_a_batch_computes_and_what_plain_training_does():
 
 def test_recomputation_and_decompositions_are_counted():
     models = compressed_models(normed().eval(), ["vanilla", "checkpoint", "hosvd:variance=0.5"], 2)
-    prefix = record(models["vanilla"], batch(4)[0])
+    prefix = prefix_outputs(models["vanilla"], batch(4)[0])
     vanilla, checkpoint, hosvd = (count_flops(model, batch(4), prefix) for model in models.values())
     assert checkpoint > vanilla
     grams = sum(9 * side**3 for side in (4, 4, 8, 8))

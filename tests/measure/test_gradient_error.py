@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fedact
 from fedact.measure.gradient_error import gradients, measure_draws, measure_gradient_errors, method_states, weight_error
 from fedact.measure.methods import compressed_models
-from fedact.measure.step import record
+from fedact.measure.step import prefix_outputs
 from tests.support.networks import MODELS, batch, measure, normed, train
 
 
@@ -103,7 +103,7 @@ def test_a_replayed_prefix_gives_the_same_gradient(make, method):
     torch.manual_seed(0)
     model = compressed_models(make().eval(), [method], 1)[method]
     whole = gradients(model, batch(3))
-    prefix = record(model, batch(3)[0])
+    prefix = prefix_outputs(model, batch(3)[0])
     replayed = gradients(model, batch(3), prefix)
     assert prefix
     assert whole.keys() == replayed.keys()
@@ -117,7 +117,7 @@ def test_micro_batches_add_up_to_the_batchs_gradient_and_hold_one_at_a_time(size
     examples = batch(5)
     whole, added = gradients(model, examples), gradients(model, examples, micro_batch=size)
     assert all(torch.allclose(added[name], whole[name], rtol=1e-4, atol=1e-6) for name in whole)
-    memory, (drawn,) = measure_draws(model, examples, record(model, examples[0]), 1, 0, size)
+    memory, (drawn,) = measure_draws(model, examples, prefix_outputs(model, examples[0]), 1, 0, size)
     assert all(torch.equal(drawn[name], added[name]) for name in added)
     x, y = (each[:size].clone() for each in examples)
     assert memory.saved_bytes == measure(model, lambda: train(model, x, y), (x, y)).saved_bytes

@@ -11,7 +11,7 @@ from torchvision.models import get_model
 
 import fedact
 from fedact.models import SEGMENTERS, make_segmenter
-from fedact.nn.layers import Keeping, Masked
+from fedact.nn.layers import CodecLayer, Masked
 from fedact.nn.layers.base import ChannelNorm
 from fedact.nn.layers.pooling import PlacedMaxPool2d
 from fedact.nn.prefix.chunks import examples_stand_alone
@@ -169,7 +169,7 @@ def most_held(module: nn.Module, name: str, given: int, made: int, loss: int) ->
     """How many bytes a module may hold: its input or output as it is, a bit or half a byte an element; the loss its own."""
     if name == "":
         return loss
-    if isinstance(module, Keeping):
+    if isinstance(module, CodecLayer):
         return given
     if isinstance(module, Masked):
         return made if module.output_is_kept else ceil(made / 4 / 8)

@@ -48,7 +48,7 @@ def backward(layer: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]
 def seen(layer: nn.Module, text: str, x: Tensor) -> Tensor:
     """Return what the backward pass sees of x: the first step's reconstruction, with the layer's own seed."""
     method = make_method(text).for_dimensions(x.dim())
-    return method.reconstruct(method.compress(x, method.start(layer.keeper.seed if method.traits.saves_less else 0)))
+    return method.reconstruct(method.compress(x, method.start(layer.codec.seed if method.traits.saves_less else 0)))
 
 
 @every_setting_alone

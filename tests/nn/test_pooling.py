@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedact.measure.memory import measure_memory
-from fedact.nn.layers import LEAN
+from fedact.nn.layers import SAVES_LESS
 from fedact.nn.layers.pooling import Windows
 
 
@@ -25,7 +25,7 @@ def gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def check(module: nn.Module, x: Tensor) -> None:
     expected = gradient(module, x)
-    module.__class__ = LEAN[type(module)]
+    module.__class__ = SAVES_LESS[type(module)]
     for ours, theirs in zip(gradient(module, x), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -77,7 +77,7 @@ def test_places_in_windows_tell_where_the_maxima_are(kernel, stride, dilation, s
 def test_what_a_byte_does_not_tell_is_left_to_autograd(module):
     x, plain = image(18, 18), type(module)
     expected = module(x)
-    module.__class__ = LEAN[plain]
+    module.__class__ = SAVES_LESS[plain]
     actual = module(x.requires_grad_())
     pairs = zip(*(each if isinstance(each, tuple) else (each,) for each in (actual, expected)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -90,7 +90,7 @@ def test_what_a_byte_does_not_tell_is_left_to_autograd(module):
 )
 def test_what_is_kept_is_counted_by_hand(module, expected):
     """12 x 10 becomes 6 x 5: a place in a window of 4 takes 2 bits, in one of 9 takes 4."""
-    module.__class__ = LEAN[type(module)]
+    module.__class__ = SAVES_LESS[type(module)]
     model, x = nn.Sequential(nn.Identity(), module), image(12, 10).requires_grad_()
     with measure_memory(model, inputs=(x,)) as memory:
         model(x).sum().backward()
@@ -101,5 +101,5 @@ def test_an_image_without_a_batch_is_pooled_as_ever():
     for module in (nn.AdaptiveAvgPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2)):
         x = image(8, 8)[0].requires_grad_()
         expected = module(x)
-        module.__class__ = LEAN[type(module)]
+        module.__class__ = SAVES_LESS[type(module)]
         assert torch.equal(module(x), expected)

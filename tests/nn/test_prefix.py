@@ -99,7 +99,7 @@ def test_the_tail_of_the_prefix_is_the_model(build, trained):
     model = built(build).eval().requires_grad_(False)
     model.get_parameter(trained).requires_grad_()
     parts = split(model)
-    assert torch.equal(parts.tail(*parts.prefix(X)), model(X))
+    assert torch.equal(parts.suffix(*parts.prefix(X)), model(X))
     assert all(not value.requires_grad for value in parts.prefix(X))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(in_chunks(parts, X, 2), parts.prefix(X), strict=True))
 

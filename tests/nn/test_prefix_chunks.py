@@ -10,7 +10,7 @@ from torchvision.models import densenet121, mobilenet_v2, resnet18
 
 import fedact
 from fedact.measure.memory import Memory
-from fedact.measure.step import record
+from fedact.measure.step import prefix_outputs
 from fedact.nn.surgery import trained_parameters
 from fedact.planner import make_plan
 from fedact.training.local import evaluate
@@ -176,7 +176,7 @@ def test_an_error_in_the_trained_part_leaves_the_model_as_it_was(model):
 def test_without_gradients_the_model_runs_at_once(model):
     expected = evaluate(chunked(model, 0), lambda places: (X[places], Y[places]), len(X))
     assert evaluate(chunked(model, 1), lambda places: (X[places], Y[places]), len(X)) == expected
-    assert len(record(model, X).values[-1]) == len(X)
+    assert len(prefix_outputs(model, X).values[-1]) == len(X)
 
 
 def test_a_plan_brings_its_chunk():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fedact
 from fedact.compression import make_method
 from fedact.measure.memory import Memory
-from fedact.nn.layers import Keeping
+from fedact.nn.layers import CodecLayer
 from fedact.nn.surgery import assign, install, restore, smooth_activations, trained_layers
 
 
@@ -80,7 +80,7 @@ def packed_bytes(model: nn.Module, x: Tensor, y: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = F.cross_entropy(model(x), y)
-    states = [t for module in model.modules() if isinstance(module, Keeping) for t in module.state_tensors()]
+    states = [t for module in model.modules() if isinstance(module, CodecLayer) for t in module.state_tensors()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*packed, *states)}
     del loss
     return sum(size for address, size in storages.items() if address not in given)

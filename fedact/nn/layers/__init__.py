@@ -14,10 +14,10 @@ from fedact.nn.layers.activations import (
 from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, switched_off
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
-from fedact.nn.layers.compressed import CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, Keeper, Keeping
+from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, LayerCodec
 from fedact.nn.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
-from fedact.nn.layers.rematerialized import DerivedKeeper, OriginConv2d
+from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d
 
 Table = dict[type[nn.Module], type[nn.Module]]
 
@@ -30,12 +30,12 @@ SMOOTH: Table = {
     nn.GELU: CompressedGELU,
     ChannelNorm: CompressedChannelNorm,
 }
-"""Activations whose slope needs the input, and a norm of which that is as true: it is kept through a method too."""
+"""Activations whose slope needs their input, and a norm that does: their input is kept through a method too."""
 
 PLAIN: Table = {nn.BatchNorm2d: EvalBatchNorm2d, nn.Dropout: NoDropout, nn.Dropout2d: NoDropout2d}
 """What every method shares, vanilla too: batch norm in eval mode, dropout off."""
 
-LEAN: Table = PLAIN | {
+SAVES_LESS: Table = PLAIN | {
     nn.Conv2d: FrozenConv2d,
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.ReLU: MaskedReLU,
@@ -45,19 +45,19 @@ LEAN: Table = PLAIN | {
     nn.AvgPool2d: ShapeAvgPool2d,
     nn.MaxPool2d: PlacedMaxPool2d,
 }
-"""Layers around them that can keep less at no cost to the gradient."""
+"""Replacements for all other layers: same gradient, smaller saved tensors."""
 
 __all__ = [
-    "LEAN",
     "PLAIN",
+    "SAVES_LESS",
     "SMOOTH",
     "TRAINED",
-    "DerivedKeeper",
-    "Keeper",
-    "Keeping",
+    "CodecLayer",
+    "LayerCodec",
     "Masked",
-    "OriginConv2d",
     "RecomputedSequential",
+    "RematerializedCodec",
+    "SourceConv2d",
     "Swapped",
     "Table",
     "has_weights",

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers.base import Slope, Swapped
 from fedact.nn.layers.bitmask import pack_mask, where_set
-from fedact.nn.layers.compressed import Keeper, Keeping, autocast_type, save, saved
+from fedact.nn.layers.compressed import CodecLayer, LayerCodec, autocast_type, save, saved
 from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
 
 
@@ -52,11 +52,11 @@ class _FromOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        return ctx.slope.passed(grad_output, y), None, None
+        return ctx.slope.times(grad_output, y), None, None
 
 
-class _Left(torch.autograd.Function):
-    """A piecewise linear activation that leaves its mask to the layer after it, which makes its output again."""
+class _DeferredMask(torch.autograd.Function):
+    """A piecewise linear activation whose mask is deferred to the layer after it, which rematerializes its output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
@@ -68,12 +68,12 @@ class _Left(torch.autograd.Function):
         return grad_output, None
 
 
-class _MadeAgain(torch.autograd.Function):
-    """A piecewise linear activation whose output is made again from what another layer keeps, and tells the mask."""
+class _FromRematerialized(torch.autograd.Function):
+    """A piecewise linear activation that computes its mask from its rematerialized output."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, keeper: Keeper) -> Tensor:
-        ctx.method, compressed = keeper.keep(x)
+    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, codec: LayerCodec) -> Tensor:
+        ctx.method, compressed = codec.keep(x)
         save(ctx, ctx.method, compressed)
         ctx.slope = slope
         return _plainly(ctx, x, module)
@@ -83,18 +83,19 @@ class _MadeAgain(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         compressed, _ = saved(ctx)
         with torch.autocast(grad_output.device.type, enabled=False):
-            return ctx.slope.passed(grad_output, ctx.method.reconstruct(compressed)), None, None, None
+            return ctx.slope.times(grad_output, ctx.method.reconstruct(compressed)), None, None, None
 
 
 class Masked(Swapped, nn.Module):
     """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is.
 
-    mask_is_left: the layer after it makes the output again and applies the mask. origin: makes it again itself, from that.
+    mask_is_deferred: the layer after it rematerializes the output and applies the mask. origin: the codec that it
+    rematerializes its output from itself.
     """
 
     output_is_kept: bool = False
-    mask_is_left: bool = False
-    origin: Keeper | None = None
+    mask_is_deferred: bool = False
+    origin: LayerCodec | None = None
 
     def slope(self) -> Slope:
         """Return where the gradient passes."""
@@ -103,10 +104,10 @@ class Masked(Swapped, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)  # type: ignore[no-any-return]
-        if self.mask_is_left:
-            return _Left.apply(x, self)  # type: ignore[no-any-return]
+        if self.mask_is_deferred:
+            return _DeferredMask.apply(x, self)  # type: ignore[no-any-return]
         if self.origin is not None:
-            return _MadeAgain.apply(x, self, self.slope(), self.origin)  # type: ignore[no-any-return]
+            return _FromRematerialized.apply(x, self, self.slope(), self.origin)  # type: ignore[no-any-return]
         # Where autocast makes a copy of the output for the next layer, it is the copy that is kept.
         same = autocast_type(x) in (None, x.dtype)
         function = _FromOutput if self.output_is_kept and same else _Masked
@@ -144,9 +145,9 @@ class _Smooth(torch.autograd.Function):
     """A smooth activation that keeps its input through a method: its gradient is that of the reconstruction."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: "Smooth", keeper: Keeper) -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: "Smooth", codec: LayerCodec) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = keeper.keep(x)
+            ctx.method, compressed = codec.keep(x)
         y = module.activate(x)
         if module.inplace:
             itself = x.untyped_storage().data_ptr()
@@ -167,7 +168,7 @@ class _Smooth(torch.autograd.Function):
             return ctx.module.slope_times(grad_output, x), None, None
 
 
-class Smooth(Keeping):
+class Smooth(CodecLayer):
     """An activation with a continuous slope: no mask says it, so the input is kept."""
 
     inplace: bool = False
@@ -183,7 +184,7 @@ class Smooth(Keeping):
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)  # type: ignore[no-any-return]
-        return _Smooth.apply(x, self, self.keeper)  # type: ignore[no-any-return]
+        return _Smooth.apply(x, self, self.codec)  # type: ignore[no-any-return]
 
 
 class CompressedHardswish(Smooth, nn.Hardswish):

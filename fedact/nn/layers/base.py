@@ -47,9 +47,9 @@ class Slope(NamedTuple):
     def passes(self, x: Tensor) -> Tensor:
         """Return where the gradient passes; it does through a NaN, as in PyTorch."""
         # PyTorch's kernel and a conversion are several times faster than comparisons.
-        return self.passed(x.new_ones(1), x).bool()
+        return self.times(x.new_ones(1), x).bool()
 
-    def passed(self, grad_output: Tensor, x: Tensor) -> Tensor:
+    def times(self, grad_output: Tensor, x: Tensor) -> Tensor:
         """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
         if self.upper == float("inf"):
             return threshold_backward(grad_output, x, self.lower)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import Swapped, has_weights
-from fedact.nn.layers.compressed import Keeping
+from fedact.nn.layers.compressed import CodecLayer
 from fedact.torch_private import version
 
 
@@ -81,8 +81,8 @@ class RecomputedSequential(Swapped, nn.Sequential):
     def forward(self, x: Any) -> Any:
         return self._run(self.segments() if torch.is_grad_enabled() else [list(self)], x)
 
-    def go_on(self, x: Any) -> Any:
-        """Run all but the first segment, which is what comes before the first trained layer, on what that one returned."""
+    def run_later_segments(self, x: Any) -> Any:
+        """Return the output of all segments but the first, for that one's output; it ends before the first trained layer."""
         return self._run(list(self.segments())[1:], x)
 
     def _run(self, segments: Iterable[list[nn.Module]], x: Any) -> Any:
@@ -100,7 +100,7 @@ class RecomputedSequential(Swapped, nn.Sequential):
         group: list[nn.Module] = []
         keeping = 0
         for child in self:
-            keeps = any(isinstance(module, Keeping) and has_weights(module) for module in child.modules())
+            keeps = any(isinstance(module, CodecLayer) and has_weights(module) for module in child.modules())
             if keeps and keeping in (0, self.segment):
                 if group:
                     yield group

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from fedact.nn.layers.base import Slope
 
 
-class Keeper:
-    """A layer's method, and its state for every size of input that the layer has seen.
+class LayerCodec:
+    """A layer's method, with its state for every size of input that the layer has seen.
 
-    takers: how many other layers' inputs are made again from what is kept here. left: the slope of the activation before,
-    where that leaves its mask to this layer.
+    takers: number of other layers whose inputs are rematerialized from what is saved here. deferred: the slope of the
+    activation before, where this layer applies its mask.
     """
 
     def __init__(self, method: Method, seed: int) -> None:
@@ -29,11 +29,11 @@ class Keeper:
         self.seed = seed
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
         self.takers = 0
-        self.left: Slope | None = None
+        self.deferred: Slope | None = None
         self._to_hand_on: list[tuple[Method, Compressed]] = []
 
     def renew(self, seed: int) -> None:
-        """Forget all that was kept: another client begins."""
+        """Forget all states: another client begins."""
         self.seed, self._to_hand_on = seed, []
         self.states.clear()
 
@@ -72,23 +72,23 @@ class Keeper:
         return [tensor for state in self.states.values() for tensor in state.tensors]
 
 
-class Keeping(Swapped, nn.Module):
-    """A layer with a keeper; the ledger asks it for its state and for what its packed bits stand for."""
+class CodecLayer(Swapped, nn.Module):
+    """A layer that saves its input through a codec; the ledger asks it for state and stored elements."""
 
-    keeper: Keeper
+    codec: LayerCodec
 
     @property
     def method(self) -> Method:
         """The method that its input is kept through."""
-        return self.keeper.method
+        return self.codec.method
 
     def state_tensors(self) -> list[Tensor]:
         """Return what the method keeps between steps."""
-        return self.keeper.state_tensors()
+        return self.codec.state_tensors()
 
     def stored_elements(self, tensor: Tensor) -> int:
         """Return how many elements a kept tensor stands for."""
-        return self.keeper.stored_elements(tensor)
+        return self.codec.stored_elements(tensor)
 
 
 def save(ctx: Any, method: Any, compressed: Compressed, *others: Tensor) -> None:
@@ -115,17 +115,17 @@ class _WithKeptInput(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        keeper: Keeper,
+        codec: LayerCodec,
         operation: Operation,
         dtype: torch.dtype | None,
     ) -> Tensor:
         ctx.types = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)]
         x, cast_weight, cast_bias = in_type(dtype, x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = keeper.keep(x)
+            ctx.method, compressed = codec.keep(x)
             # The weight as it is: what autocast made of it need not be kept, it can be made again.
             save(ctx, ctx.method, compressed, weight)
-            ctx.shape, ctx.operation, ctx.dtype, ctx.left = x.shape, operation, dtype, keeper.left
+            ctx.shape, ctx.operation, ctx.dtype, ctx.deferred = x.shape, operation, dtype, codec.deferred
             return operation.forward(x, cast_weight, cast_bias)
 
     @staticmethod
@@ -138,11 +138,11 @@ class _WithKeptInput(torch.autograd.Function):
             weight = weight if ctx.dtype is None else weight.to(ctx.dtype)
             grad_bias = operation.bias_gradient(grad_output) if needs_bias else None
             grad_input = method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
-            if ctx.left is not None and needs_input:
-                # One reconstruction serves the weight and the mask that the activation before left to this layer.
+            if ctx.deferred is not None and needs_input:
+                # One reconstruction serves the weight and the deferred mask of the activation before.
                 x = method.reconstruct(compressed)
                 grad_weight = operation.weight_gradient(x, grad_output, weight) if needs_weight else None
-                grad_input = ctx.left.passed(grad_input, x)
+                grad_input = ctx.deferred.times(grad_input, x)
             else:
                 grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
         gradients = (grad_input, grad_weight, grad_bias)
@@ -164,7 +164,7 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64 else None
 
 
-class CompressedConv2d(Keeping, nn.Conv2d):
+class CompressedConv2d(CodecLayer, nn.Conv2d):
     """A convolution that keeps its input through a method."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -174,11 +174,11 @@ class CompressedConv2d(Keeping, nn.Conv2d):
             return super().forward(x)
         batched = x if x.dim() == 4 else x.unsqueeze(0)
         operation, dtype = Convolution.of(self), autocast_type(x)
-        y: Tensor = _WithKeptInput.apply(batched, self.weight, self.bias, self.keeper, operation, dtype)
+        y: Tensor = _WithKeptInput.apply(batched, self.weight, self.bias, self.codec, operation, dtype)
         return y if x.dim() == 4 else y.squeeze(0)
 
 
-class CompressedLinear(Keeping, nn.Linear):
+class CompressedLinear(CodecLayer, nn.Linear):
     """A linear layer that keeps its input through a method."""
 
     plain: ClassVar[type[nn.Module]] = nn.Linear
@@ -186,11 +186,11 @@ class CompressedLinear(Keeping, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(x)
-        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.keeper, MatrixProduct(), autocast_type(x))
+        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.codec, MatrixProduct(), autocast_type(x))
         return y
 
 
-class CompressedBatchNorm2d(Keeping, nn.BatchNorm2d):
+class CompressedBatchNorm2d(CodecLayer, nn.BatchNorm2d):
     """Batch norm that uses its running statistics, trains its scale and shift, and keeps its input through a method."""
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
@@ -201,5 +201,5 @@ class CompressedBatchNorm2d(Keeping, nn.BatchNorm2d):
         operation = Normalization(self.running_mean, self.running_var, self.eps)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return operation.forward(x, self.weight, self.bias)
-        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.keeper, operation, None)
+        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.codec, operation, None)
         return y

@@ -1,4 +1,4 @@
-"""Inputs that are not kept: they are made again, in the one backward operation that needs them, from one that is."""
+"""Rematerialized inputs: not saved, but computed again, where the backward pass needs them, from a saved one."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Operation
-from fedact.nn.layers.compressed import Keeper, Keeping
+from fedact.nn.layers.compressed import CodecLayer, LayerCodec
 from fedact.nn.layers.frozen import FrozenConv2d
 
 
-class MadeAgain:
-    """What stands in for a method in a layer whose input is made again: the layers between, on the other's reconstruction.
+class Rematerialization:
+    """Stand-in for a Method where the input is rematerialized: decode the source tensor, run the layers between.
 
-    All that is made on the way is this operation's working memory and gone when it returns.
+    All tensors on the way are this operation's working memory and gone when it returns.
     """
 
     def __init__(self, method: Method, chain: Sequence[nn.Module], dtype: torch.dtype) -> None:
@@ -42,31 +42,31 @@ class MadeAgain:
         return operation.input_gradient(shape, grad_output, weight)
 
 
-class DerivedKeeper(Keeper):
-    """A layer's part in what another keeper keeps; it keeps nothing itself.
+class RematerializedCodec(LayerCodec):
+    """The codec of a layer whose input is rematerialized from what another codec saved; it saves nothing itself.
 
     counts: whether the papers' figure counts the other's tensors here, because the other layer is not trained.
     """
 
-    def __init__(self, origin: Keeper, chain: Sequence[nn.Module], counts: bool) -> None:
+    def __init__(self, origin: LayerCodec, chain: Sequence[nn.Module], counts: bool) -> None:
         super().__init__(origin.method, origin.seed)
         self.origin, self.chain, self.counts = origin, chain, counts
         origin.takers += 1
 
-    def keep(self, x: Tensor) -> tuple[MadeAgain, Compressed]:
+    def keep(self, x: Tensor) -> tuple[Rematerialization, Compressed]:
         method, compressed = self.origin.hand_on()
-        return MadeAgain(method, self.chain, x.dtype), compressed
+        return Rematerialization(method, self.chain, x.dtype), compressed
 
     def stored_elements(self, tensor: Tensor) -> int:
         return self.method.stored_elements(tensor) if self.counts else 0
 
 
-class OriginConv2d(Keeping, FrozenConv2d):
-    """A frozen convolution whose input is kept for trained layers after it: it is smaller than theirs."""
+class SourceConv2d(CodecLayer, FrozenConv2d):
+    """A frozen convolution that saves its input for trained layers after it, whose own inputs are larger."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self.keeper.keep((x if x.dim() == 4 else x.unsqueeze(0)).detach())
+            self.codec.keep((x if x.dim() == 4 else x.unsqueeze(0)).detach())
         return super().forward(x)

@@ -56,8 +56,8 @@ def _chunked(before: Any) -> Any:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         split = _split_for(self, args, kwargs)
-        crossing = None if split is None else in_chunks(split, args[0], vars(self)[_PREFIX].chunk)
-        return before.forward(self, *args, **kwargs) if split is None or crossing is None else split.go_on(crossing)
+        outputs = None if split is None else in_chunks(split, args[0], vars(self)[_PREFIX].chunk)
+        return before.forward(self, *args, **kwargs) if split is None or outputs is None else split.run_suffix(outputs)
 
     swapped = issubclass(before, Swapped)
     own = {"plain": before.plain if swapped else before, "forward": forward}
@@ -75,7 +75,7 @@ def _split_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 @torch.no_grad()
 def in_chunks(split: Split, x: Tensor, chunk: int) -> list[Tensor] | None:
-    """Return the values that cross for a whole batch, each made part by part in one tensor.
+    """Return the prefix's outputs for a whole batch, computed ``chunk`` examples at a time, each written into one tensor.
 
     None where they can't be: one does not hold an example after the other, or is another view of what another one holds.
     """

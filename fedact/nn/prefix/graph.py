@@ -9,17 +9,17 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from fedact.nn.graph import own_code
-from fedact.nn.layers import OriginConv2d, RecomputedSequential, Swapped
+from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What one module still does from the first layer that takes part on.
+class Suffix:
+    """What one module still does from the cut on.
 
-    name: the module's in the model. takes: the place, among the values that cross, of what each placeholder stands for.
+    name: the module's in the model. takes: the place, among the prefix's outputs, of what each placeholder stands for.
     inner: the placeholder of what the next inner module returns, None where there is none.
     """
 
@@ -30,15 +30,15 @@ class Rest:
 
 
 class Parts(NamedTuple):
-    """A model's code in two: a graph that returns the values that cross, and the rests, the model's own first."""
+    """A model's code in two: a graph that returns the prefix's outputs, and the suffixes, the model's own first."""
 
     before: Graph
-    rests: tuple[Rest, ...]
+    suffixes: tuple[Suffix, ...]
 
 
-def takes_part(module: nn.Module) -> bool:
-    """Tell whether a module is trained, or keeps its input for one that is."""
-    return isinstance(module, OriginConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+def starts_suffix(module: nn.Module) -> bool:
+    """Return whether a module is trained, or keeps its input for one that is: the suffix begins at the first of them."""
+    return isinstance(module, SourceConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def parts_of(model: nn.Module) -> Parts | None:
@@ -64,7 +64,7 @@ def _mixes_examples(module: nn.Module) -> bool:
 
 
 class _Cut(NamedTuple):
-    """A module's own code, and the node in it that is the first layer to take part, or the call that leads there."""
+    """A module's own code, and the node where its suffix begins: the first such layer, or the call that leads there."""
 
     name: str
     graph: Graph
@@ -83,7 +83,7 @@ def _cuts(module: nn.Module, name: str) -> list[_Cut]:
     Ends with the innermost in which anything runs before; empty where nothing does.
     """
     graph = own_code(module, module.plain if isinstance(module, Swapped) else type(module))
-    node = next((node for node in graph.nodes if _takes_part(node, module)), None) if graph else None
+    node = next((node for node in graph.nodes if _starts_suffix(node, module)), None) if graph else None
     if graph is None or node is None or not _may_be_cut(module, node):
         return []
     cut = _Cut(name, graph, node)
@@ -93,10 +93,10 @@ def _cuts(module: nn.Module, name: str) -> list[_Cut]:
     return [cut, *inner] if works or inner else []
 
 
-def _takes_part(node: Node, module: nn.Module) -> bool:
-    """Tell whether a node runs a layer that takes part, or itself takes a trained parameter."""
+def _starts_suffix(node: Node, module: nn.Module) -> bool:
+    """Return whether a node runs a layer at which the suffix may begin, or itself takes a trained parameter."""
     if node.op == "call_module":
-        return any(takes_part(each) for each in module.get_submodule(str(node.target)).modules())
+        return any(starts_suffix(each) for each in module.get_submodule(str(node.target)).modules())
     attributes = {str(each.target) for each in node.all_input_nodes if each.op == "get_attr"}
     return bool(attributes) and not attributes.isdisjoint(_trained(module))
 
@@ -127,8 +127,8 @@ def _joined(name: str, node: Node) -> str:
 
 
 def _assembled(cuts: list[_Cut]) -> Parts:
-    """Return one graph of all that runs before the cuts, and what is left at each."""
-    graph, crossing, rests = Graph(), dict[Node, int](), []
+    """Return one graph of all that runs before the cuts, and the suffix at each."""
+    graph, outputs, suffixes = Graph(), dict[Node, int](), []
     given: Node | None = None
     for cut in cuts:
         made: dict[Node, Node] = {}
@@ -139,14 +139,14 @@ def _assembled(cuts: list[_Cut]) -> Parts:
             made[node] = graph.node_copy(node, made.__getitem__)
             if node.op in ("call_module", "get_attr"):
                 made[node].target = _joined(cut.name, node)
-        rests.append(_rest(cut, made, crossing, innermost=cut is cuts[-1]))
+        suffixes.append(_suffix(cut, made, outputs, innermost=cut is cuts[-1]))
         given = made.get(cut.node.all_input_nodes[0])
-    graph.output(tuple(crossing))
-    return Parts(graph, tuple(rests))
+    graph.output(tuple(outputs))
+    return Parts(graph, tuple(suffixes))
 
 
-def _rest(cut: _Cut, made: dict[Node, Node], crossing: dict[Node, int], innermost: bool) -> Rest:
-    """Return what is left of a module's code; what it takes from before is added to the values that cross.
+def _suffix(cut: _Cut, made: dict[Node, Node], outputs: dict[Node, int], innermost: bool) -> Suffix:
+    """Return the suffix of a module's code; what it takes from before is added to the prefix's outputs.
 
     made: what stands for a node of the module's own graph in the graph of what runs before.
     """
@@ -157,20 +157,20 @@ def _rest(cut: _Cut, made: dict[Node, Node], crossing: dict[Node, int], innermos
             own[node] = graph.node_copy(node, value)
         elif node not in own:
             own[node] = graph.placeholder(node.name)
-            takes[own[node]] = crossing.setdefault(made[node], len(crossing))
+            takes[own[node]] = outputs.setdefault(made[node], len(outputs))
         return own[node]
 
     inner = None if innermost else graph.placeholder("inner")
     own[cut.node] = graph.node_copy(cut.node, value) if inner is None else inner
     for node in cut.after():
         own[node] = graph.node_copy(node, value)
-    return Rest(cut.name, graph, takes, inner)
+    return Suffix(cut.name, graph, takes, inner)
 
 
 def _can_be_made_again(node: Node) -> bool:
     """Tell whether a value follows from parameters, constants and shapes alone.
 
-    For a part of a batch it may be another: its number of examples, say. What the shape is of crosses in its place.
+    For a part of a batch it may be another: its number of examples, say. What the shape is of is an output in its place.
     """
     if node.op == "placeholder":
         return False

@@ -1,4 +1,4 @@
-"""What the frozen part of a model makes of examples: the same to the last bit, whatever they are taken together with."""
+"""Frozen-prefix outputs, computed in groups of a fixed size, so bit-identical in any batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Positions = Int[np.ndarray, " examples"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a value that crosses is kept: shape and type of an example's part, in the order in which it lies in memory."""
+    """How an output of the prefix is stored: shape and type of one example's, in its order of dimensions in memory."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]
@@ -50,7 +50,7 @@ def group_for(examples: float) -> int:
 
 
 def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
-    """Return how the values that cross are kept, None where they cannot be kept example by example."""
+    """Return how the prefix's outputs are stored, None where they cannot be stored example by example."""
     x, _ = load(_padded(positions[:LEAST_GROUP], LEAST_GROUP))
     values = split.prefix(x)
     if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
 
 from fedact.nn.layers import RecomputedSequential
-from fedact.nn.prefix.graph import Parts, Rest, parts_of
+from fedact.nn.prefix.graph import Parts, Suffix, parts_of
 
 
 @dataclass(frozen=True)
 class Split:
-    """A model, cut before its first layer that takes part: ``tail(*prefix(x))`` is ``model(x)``, but for the model's hooks.
+    """A model in two: ``suffix(*prefix(x))`` is ``model(x)``, but for the model's hooks.
 
-    The prefix calls the outermost frozen modules. The tail calls all others, also those that have begun in the prefix:
-    their hooks see what they return, but no input.
+    The cut is before the first layer that is trained or keeps its input for one that is. The prefix calls the outermost
+    frozen modules. The suffix calls all others, also those that have begun in the prefix: their hooks see what they return,
+    but no input.
     """
 
     model: nn.Module
@@ -27,31 +28,31 @@ class Split:
     interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, repr=False, compare=False)
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
-        """Return the values that cross, without gradients; what is made on the way is freed as soon as it can be."""
+        """Return the frozen prefix's outputs, without gradients; tensors on the way are freed as soon as they can be."""
         with torch.no_grad():
             return self._run(self.model, self.parts.before, x)  # type: ignore[no-any-return]
 
-    def tail(self, *crossing: Any) -> Any:
-        """Return what the model makes of the values that cross."""
-        return self.go_on(list(crossing))
+    def suffix(self, *outputs: Any) -> Any:
+        """Return the model's output for the prefix's outputs."""
+        return self.run_suffix(list(outputs))
 
-    def go_on(self, crossing: list[Any]) -> Any:
-        """Return what ``tail`` does, and empty the list at once, so that nothing in it lives for longer than it must."""
-        values = [{node: crossing[place] for node, place in rest.takes.items()} for rest in self.parts.rests]
-        crossing.clear()
-        return self._go_on(list(zip(self.parts.rests, values, strict=True)))
+    def run_suffix(self, outputs: list[Any]) -> Any:
+        """Return what ``suffix`` does, and empty the list at once, so that nothing in it lives for longer than it must."""
+        values = [{node: outputs[place] for node, place in suffix.takes.items()} for suffix in self.parts.suffixes]
+        outputs.clear()
+        return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
 
-    def _go_on(self, rests: list[tuple[Rest, dict[Node, Any]]]) -> Any:
-        """Run the rests: each inner module is called, so that its hooks see it, and runs its own in place of its forward."""
-        (rest, values), *inner = rests
-        module = self.model.get_submodule(rest.name)
-        if rest.inner is not None:
+    def _run_suffixes(self, suffixes: list[tuple[Suffix, dict[Node, Any]]]) -> Any:
+        """Run the suffixes: each inner module is called, so that its hooks run, with its suffix in place of its forward."""
+        (suffix, values), *inner = suffixes
+        module = self.model.get_submodule(suffix.name)
+        if suffix.inner is not None:
             called = self.model.get_submodule(inner[0][0].name)
-            with in_place_of_forward(called, lambda: self._go_on(inner)):
-                values[rest.inner] = called()
+            with in_place_of_forward(called, lambda: self._run_suffixes(inner)):
+                values[suffix.inner] = called()
         if isinstance(module, RecomputedSequential):
-            return module.go_on(*values.values())
-        return self._run(module, rest.graph, initial_env=values)
+            return module.run_later_segments(*values.values())
+        return self._run(module, suffix.graph, initial_env=values)
 
     def _run(self, module: nn.Module, graph: Graph, *args: Any, **options: Any) -> Any:
         # An interpreter looks through all modules when it is made.
@@ -68,7 +69,7 @@ class Split:
 
 
 def split(model: nn.Module) -> Split | None:
-    """Return a plain or an installed model in two, or None where there is no such cut: see ``cuts.parts_of``."""
+    """Return a plain or an installed model in two, or None where it cannot be cut: see ``graph.parts_of``."""
     parts = parts_of(model)
     return None if parts is None else Split(model, parts)
 
@@ -95,7 +96,7 @@ class PrefixOutputs:
 
         def suffix(*values: Any) -> Any:
             # Copied here, as the prefix would make them: the copies are the step's, and gone as soon as they can be.
-            return self.split.go_on([_copied(value) for value in values])
+            return self.split.run_suffix([_copied(value) for value in values])
 
         with in_place_of_forward(self.split.model, suffix):
             return self.split.model(*self.values)  # type: ignore[no-any-return]
