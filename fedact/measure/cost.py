@@ -1,4 +1,4 @@
-"""What a step costs from the first trained layer on: seconds, and operations by PyTorch's count."""
+"""Seconds and floating-point operations of a training step, from the first trained layer on."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ def time_steps(
     clock: Clock = time.perf_counter,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Return each batch's seconds, by model: forward and backward from the first trained layer on, loss included.
+    """Return the seconds of each batch, by model: forward and backward from the first trained layer on, loss included.
 
-    models: with the same trained layers. All take a batch before any takes the next one; the warm-up is not timed. What runs
-    before the first trained layer is not timed either, but does run just before.
+    models: by name, with the same trained layers. All take a batch before any takes the next one; the warm-up batch is not
+    timed. clock: returns seconds. seed: of the order of models in each batch.
     """
     rows = []
     for place, batch in enumerate((warm_up, *batches)):
@@ -44,9 +44,10 @@ def time_micro_batches(
     clock: Clock = time.perf_counter,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Return each batch's seconds, by model: of the whole step, the frozen part too, each in its own micro-batches.
+    """Return the seconds of each batch but the first, by model: of the whole step, in the model's micro-batches.
 
-    The first batch is not timed. With micro-batches the frozen part takes another time, so that it counts.
+    models: by name, each with its micro-batch, None for the whole batch. The frozen prefix counts too, whose time depends on
+    the micro-batch.
     """
     rows = []
     for place, batch in enumerate(batches):
@@ -66,7 +67,11 @@ def _whole_seconds(model: nn.Module, micro_batch: int | None, batch: Batch, cloc
 
 
 def time_ratios(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:
-    """Return one model's time relative to another's on the same batch, batch by batch."""
+    """Return one model's time divided by another's, batch by batch.
+
+    >>> time_ratios([{"vanilla": 2.0, "hosvd": 3.0}], "hosvd", to="vanilla")
+    [1.5]
+    """
     return [row[name] / row[to] for row in rows]
 
 
@@ -110,9 +115,9 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count_flops(model: nn.Module, batch: Batch, prefix: Inputs | None = None, loss: Loss = task_loss) -> int:
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
-    They are those of convolutions and matrix products, two a multiplication and addition, and of decompositions, which
-    PyTorch's own counter takes for nothing. What goes element by element (quantizing, patch means) counts nothing, and what
-    runs outside of PyTorch (``tucker``'s iteration) is not seen.
+    Counted are convolutions and matrix products, two operations for each multiplication and addition, and decompositions,
+    which PyTorch's own counter leaves out. Elementwise operations (quantizing, patch means) count nothing, and what runs
+    outside of PyTorch (``tucker``'s iteration) is not seen.
     """
     before = 0
 

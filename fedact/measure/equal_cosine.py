@@ -1,4 +1,4 @@
-"""The bytes that a method needs for a gradient of a given cosine: the input of one convolution, everything else exact."""
+"""Bytes at equal gradient cosine: the input of one convolution compressed, everything else exact."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fedact.nn.surgery import convolutions, restore
 
 COSINES = (0.95, 0.98, 0.99)
 LARGE = 32_000
-"""Bytes of published HOSVD above which a saving matters; below, it must only not be a loss."""
+"""Bytes of published HOSVD above which a saving matters; below, a method must only not need more."""
 BISECTIONS = 5
 BASELINE = "hosvd"
 """Published HOSVD."""
@@ -27,7 +27,7 @@ BASELINE = "hosvd"
 
 @dataclass(frozen=True, eq=False)
 class CapturedConvolution:
-    """A convolution's input and output gradient on a real batch, and its exact weight gradient."""
+    """A convolution's input x and output gradient on a real batch, and its exact weight gradient."""
 
     name: str
     x: Tensor
@@ -39,10 +39,10 @@ class CapturedConvolution:
 
 @dataclass(frozen=True)
 class LeastBytes:
-    """The least bytes measured at which a family reaches the cosine with the exact gradient of one layer.
+    """The least bytes measured at which a family reaches a cosine with the exact weight gradient of one layer.
 
-    method: with its settings; None where no value of the setting is enough, so that the tensor itself must be kept.
-    bytes: of what is kept and of the method's state. exact_bytes: of the tensor.
+    wanted: the cosine asked for; cosine: the one reached. method: with its settings; None where no setting reaches it, so
+    that the tensor itself must be stored. bytes: of what is stored and of the method's state. exact_bytes: of the tensor.
     """
 
     layer: str
@@ -79,32 +79,30 @@ def convolutions_to_compare(model: nn.Module, last: int, every: int) -> list[str
 
 
 def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[CapturedConvolution]:
-    """Return what the named convolutions see in one exact step of the whole model, batch norm frozen.
+    """Return the named convolutions as they are in one exact step of the whole model, batch norm frozen.
 
-    A layer that is called several times is taken as it was called first.
+    A layer that is called several times is captured at its first call.
     """
     plain = restore(shallow_copy(model)).eval().requires_grad_(False)
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
-    for name in names:
-        plain.get_submodule(name).register_forward_hook(_keeps(name, inputs, gradients))
-    task_loss(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]
-    return [_captured(name, plain.get_submodule(name), inputs[name], gradients[name]) for name in names]
 
-
-def _keeps(name: str, inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
         if name not in inputs:
             inputs[name] = args[0].detach().clone()
             output.register_hook(partial(gradients.__setitem__, name))  # type: ignore[no-untyped-call]
 
-    return hook
-
-
-def _captured(name: str, module: nn.Module, x: Tensor, grad_output: Tensor) -> CapturedConvolution:
-    assert isinstance(module, nn.Conv2d)
-    operation, weight = Convolution.of(module), module.weight.detach()
-    return CapturedConvolution(name, x, grad_output, weight, operation, operation.weight_gradient(x, grad_output, weight))
+    for name in names:
+        plain.get_submodule(name).register_forward_hook(partial(keep, name=name))
+    task_loss(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]
+    captured = []
+    for name in names:
+        module, x, grad_output = plain.get_submodule(name), inputs[name], gradients[name]
+        assert isinstance(module, nn.Conv2d)
+        operation, weight = Convolution.of(module), module.weight.detach()
+        exact = operation.weight_gradient(x, grad_output, weight)
+        captured.append(CapturedConvolution(name, x, grad_output, weight, operation, exact))
+    return captured
 
 
 def least_bytes(
@@ -112,64 +110,60 @@ def least_bytes(
 ) -> list[LeastBytes]:
     """Return the least bytes at which a family reaches each cosine, of the settings tried.
 
-    The values of its sweep are tried upwards until one is enough; where they are floats, the interval before it is halved
-    BISECTIONS times. Every setting is measured, none interpolated.
+    base: the family, with settings that are not swept. The values of its sweep are tried upwards until one reaches the
+    cosine; where they are floats, the interval before it is halved BISECTIONS times. Every setting is measured, none
+    interpolated.
     """
     measured: dict[Method, tuple[int, float]] = {}
+    exact_bytes, results = captured.x.nbytes, []
 
-    def cosine(method: Method) -> float:
+    def cosine(value: float) -> float:
+        method = at(base, value)
         if method not in measured:
             measured[method] = _measure(captured, method, seed)
         return measured[method][1]
 
-    return [_least(captured, base, wanted, cosine, measured) for wanted in cosines]
+    for wanted in cosines:
+        _search(base.traits.sweep.values, wanted, cosine)
+        sufficient = {method: found for method, found in measured.items() if found[1] >= wanted}
+        method = min(sufficient, key=lambda method: sufficient[method][0], default=None)
+        size, reached = sufficient[method] if method else (exact_bytes, 1.0)
+        name = method_name(method) if method else None
+        # More bytes than the tensor's own buy nothing.
+        size = min(size, exact_bytes)
+        results.append(LeastBytes(captured.name, method_name(family(base)), wanted, name, size, reached, exact_bytes))
+    return results
 
 
-def _least(
-    captured: CapturedConvolution,
-    base: Method,
-    wanted: float,
-    cosine: Callable[[Method], float],
-    measured: dict[Method, tuple[int, float]],
-) -> LeastBytes:
-    _search(base, wanted, cosine)
-    enough = {method: found for method, found in measured.items() if found[1] >= wanted}
-    method = min(enough, key=lambda method: enough[method][0], default=None)
-    size, reached = enough[method] if method else (captured.x.nbytes, 1.0)
-    # More bytes than the tensor's own buy nothing.
-    size = min(size, captured.x.nbytes)
-    name = method_name(method) if method else None
-    return LeastBytes(captured.name, method_name(family(base)), wanted, name, size, reached, captured.x.nbytes)
-
-
-def _search(base: Method, wanted: float, cosine: Callable[[Method], float]) -> None:
-    """Try the base's settings near the least that is enough."""
+def _search(values: Sequence[float], wanted: float, cosine: Callable[[float], float]) -> None:
+    """Call ``cosine`` with values of a setting near the least that reaches the wanted cosine."""
     low: float = 0
-    for high in base.traits.sweep.values:
-        if cosine(at(base, high)) >= wanted:
+    for high in values:
+        if cosine(high) >= wanted:
             break
         low = high
     else:
         return
     for _ in range(BISECTIONS if isinstance(high, float) else 0):
         middle = (low + high) / 2
-        low, high = (low, middle) if cosine(at(base, middle)) >= wanted else (middle, high)
+        low, high = (low, middle) if cosine(middle) >= wanted else (middle, high)
 
 
 def _measure(captured: CapturedConvolution, method: Method, seed: int) -> tuple[int, float]:
-    """Return the bytes kept in a first step, state included, and the weight gradient's cosine with the exact one."""
+    """Return the bytes stored in a first step, state included, and the weight gradient's cosine with the exact one."""
     compressed = method.compress(captured.x, method.start(seed))
-    ours = method.weight_gradient(compressed, captured.grad_output, captured.weight, captured.operation)
-    return stored_bytes((*compressed.tensors, *compressed.state.tensors)), weight_error([ours], captured.exact).cosine
+    gradient = method.weight_gradient(compressed, captured.grad_output, captured.weight, captured.operation)
+    cosine = weight_error([gradient], captured.exact).cosine
+    return stored_bytes((*compressed.tensors, *compressed.state.tensors)), cosine
 
 
-def bytes_ratios(found: Sequence[LeastBytes], baseline: str = BASELINE) -> list[FamilyRatios]:
+def bytes_ratios(results: Sequence[LeastBytes], baseline: str = BASELINE) -> list[FamilyRatios]:
     """Return each family's bytes relative to the baseline's."""
-    of = {(each.layer, each.wanted): each.bytes for each in found if each.family == baseline}
-    result = []
-    for name in dict.fromkeys(each.family for each in found):
-        own = [(each.bytes, of[each.layer, each.wanted]) for each in found if each.family == name]
-        large = [log(ours / theirs) for ours, theirs in own if theirs > LARGE]
-        small = [ours / theirs for ours, theirs in own if theirs <= LARGE]
-        result.append(FamilyRatios(name, exp(fmean(large)) if large else None, max(small, default=None)))
-    return result
+    baseline_bytes = {(each.layer, each.wanted): each.bytes for each in results if each.family == baseline}
+    ratios = []
+    for name in dict.fromkeys(each.family for each in results):
+        pairs = [(each.bytes, baseline_bytes[each.layer, each.wanted]) for each in results if each.family == name]
+        large = [log(size / reference) for size, reference in pairs if reference > LARGE]
+        small = [size / reference for size, reference in pairs if reference <= LARGE]
+        ratios.append(FamilyRatios(name, exp(fmean(large)) if large else None, max(small, default=None)))
+    return ratios

@@ -1,6 +1,6 @@
-"""How close a method's gradient is to the exact one, layer by layer, and what a step of it holds."""
+"""Gradient error of methods: cosine, bias and variance of each layer's weight gradient, and the bytes of their steps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -26,12 +26,13 @@ States = list[dict[Any, State]]
 
 @dataclass(frozen=True)
 class GradientError:
-    """One method on some batches.
+    """One method's bytes and gradient error on some batches.
 
-    saved, state, peak and paper bytes: the largest over the batches. By trained weight, for g exact and g' compressed, means
-    over the batches: cosine; bias = ||E g' - g||^2 / ||g||^2, an unbiased estimate that may fall below zero; variance =
-    E ||g' - E g'||^2 / ||g||^2; error = E ||g' - g||^2 / ||g||^2, the sum of the two. total_error: that of all weights as
-    one vector. draws: how many g' of a batch the means are over, 1 where two are the same: nothing in the method is random.
+    saved_bytes, state_bytes, peak_bytes, paper_bytes: see ``Memory``; the largest over the batches. By trained weight, for g
+    the exact gradient and g' the method's, means over the batches: cosine of the two; bias = ||E g' - g||^2 / ||g||^2, an
+    unbiased estimate that may fall below zero; variance = E ||g' - E g'||^2 / ||g||^2; error = E ||g' - g||^2 / ||g||^2,
+    the sum of the two. total_error: the error of all weights as one vector. draws: g' of each batch, 1 where nothing in the
+    method is random.
     """
 
     method: str
@@ -48,7 +49,7 @@ class GradientError:
 
 
 class WeightError(NamedTuple):
-    """One weight's draws against its exact gradient; bias and variance are squared lengths, and so is ``squared_norm``."""
+    """Gradients of one weight against the exact one: mean cosine, squared bias, variance; the exact one's squared norm."""
 
     cosine: float
     bias: float
@@ -65,41 +66,45 @@ def measure_gradient_errors(
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> list[GradientError]:
-    """Measure each method's model on the same batches; all have the same weights and the same trained layers.
+    """Return the gradient error of each method's model, by name, in the same order.
 
-    exact: has the exact gradient. warm_up: a batch of its own before the first that counts: a method that keeps a state
-    finds it there. draws: gradients of a batch where the method is random, at least 2. micro_batch: what every model takes a
-    batch in, None: at once.
+    All models have the same weights and trained layers. exact: the model with the exact gradient. warm_up: a batch before
+    those that count, for methods that start from the state of an earlier step. draws: gradients of each batch where a method
+    is random, at least 2. micro_batch: examples at a time, None for the whole batch.
     """
     first = prefix_outputs(exact, warm_up[0])
     for model in models.values():
         gradients(model, warm_up, prefix_outputs(model, warm_up[0], first), micro_batch)
     memories: dict[str, list[Memory]] = {name: [] for name in models}
-    found: dict[str, list[tuple[int, dict[str, WeightError]]]] = {name: [] for name in models}
+    errors: dict[str, list[dict[str, WeightError]]] = {name: [] for name in models}
+    counts = dict.fromkeys(models, draws)
     for batch in batches:
         prefix = prefix_outputs(exact, batch[0])
         reference = gradients(exact, batch, prefix)
         for name, model in models.items():
-            # What is not random on one batch is not on another.
-            settled = bool(found[name]) and found[name][0][0] == 1
-            own = prefix_outputs(model, batch[0], prefix)
-            memory, drawn = measure_draws(model, batch, own, 1 if settled else draws, seed, micro_batch)
+            inputs = prefix_outputs(model, batch[0], prefix)
+            memory, drawn = measure_draws(model, batch, inputs, counts[name], seed, micro_batch)
+            if not memories[name]:
+                # A method that is not random on the first batch is not on the others.
+                counts[name] = len(drawn)
             memories[name].append(memory)
-            found[name].append((len(drawn), _spreads(drawn, reference)))
-    return [_summary(name, memories[name], found[name]) for name in models]
+            errors[name].append(
+                {key: weight_error([one[key] for one in drawn], g) for key, g in reference.items() if key.endswith("weight")}
+            )
+    return [_summary(name, maximum_memory(memories[name]), counts[name], errors[name]) for name in models]
 
 
 def gradients(model: nn.Module, batch: Batch, prefix: Inputs | None = None, micro_batch: int | None = None) -> Gradients:
-    """Return the gradient of each trained parameter; the model is left without any."""
+    """Return the gradient of each trained parameter, by name; the model is left without any."""
     if micro_batch is None:
         step(model, batch, prefix)
     else:
         for part in parts(batch, micro_batch):
             add_gradient(model, *part, len(batch[1]))
-    return _taken(model)
+    return _take_gradients(model)
 
 
-def _taken(model: nn.Module) -> Gradients:
+def _take_gradients(model: nn.Module) -> Gradients:
     trained = trained_parameters(model)
     found = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
     model.zero_grad()
@@ -109,9 +114,9 @@ def _taken(model: nn.Module) -> Gradients:
 def measure_draws(
     model: nn.Module, batch: Batch, prefix: Inputs, draws: int, seed: int, micro_batch: int | None = None
 ) -> tuple[Memory, list[Gradients]]:
-    """Take one step and return its bytes and its gradient, and further draws of it where the second is another.
+    """Return the memory of one step and its gradients: as many draws as asked for, one where the second equals the first.
 
-    All draws start from the same state; the model is left in the one after the step.
+    All draws start from the same method states; the model is left in those after one step.
     """
     before, memories = method_states(model), []
     for part in parts(batch, micro_batch):
@@ -119,7 +124,7 @@ def measure_draws(
         with measure_memory(model, inputs=part) as memory:
             add_gradient(model, *part, len(batch[1]))
         memories.append(memory)
-    drawn, after = [_taken(model)], method_states(model)
+    drawn, after = [_take_gradients(model)], method_states(model)
     while len(drawn) < draws and (len(drawn) == 1 or not _same(*drawn[:2])):
         restore_states(model, before)
         _reseed(model, seed, len(drawn))
@@ -133,45 +138,39 @@ def _same(first: Gradients, second: Gradients) -> bool:
     return all((g - second[key]).square().sum() <= ROUNDING * g.square().sum() for key, g in first.items())
 
 
-def _spreads(draws: Sequence[Gradients], exact: Gradients) -> dict[str, WeightError]:
-    """Return how each trained weight's draws lie around its exact gradient."""
-    return {key: weight_error([each[key] for each in draws], g) for key, g in exact.items() if key.endswith("weight")}
-
-
 def weight_error(draws: Sequence[Tensor], exact: Tensor) -> WeightError:
-    """Return the mean cosine of the draws, and what of their mean squared error is bias and what variance."""
+    """Return the mean cosine of the draws with the exact gradient, and the parts of their mean squared error."""
     ours, g = torch.stack(list(draws)).flatten(1).double(), exact.flatten().double()
     mean, count = ours.mean(0), len(ours)
     variance = float((ours - mean).square().sum()) / max(count - 1, 1)
-    # The mean of a few draws is off by their variance over their number, which is no bias.
+    # The mean of n draws is off by variance / n, which is no bias.
     bias = float((mean - g).square().sum()) - variance / count
-    length = float(g.square().sum())
-    return WeightError(float(((ours @ g) / (ours.norm(dim=1) * length**0.5)).nan_to_num().mean()), bias, variance, length)
+    squared_norm = float(g.square().sum())
+    cosines = ((ours @ g) / (ours.norm(dim=1) * squared_norm**0.5)).nan_to_num()
+    return WeightError(float(cosines.mean()), bias, variance, squared_norm)
 
 
-def _summary(name: str, memories: Sequence[Memory], found: Sequence[tuple[int, dict[str, WeightError]]]) -> GradientError:
-    most, batches = maximum_memory(memories), [spreads for _, spreads in found]
+def _summary(name: str, memory: Memory, draws: int, batches: Sequence[Mapping[str, WeightError]]) -> GradientError:
     weights = list(batches[0])
     bias = {key: fmean(_share(each[key].bias, each[key].squared_norm) for each in batches) for key in weights}
     variance = {key: fmean(_share(each[key].variance, each[key].squared_norm) for each in batches) for key in weights}
+    totals = []
+    for each in batches:
+        error = sum(weight.bias + weight.variance for weight in each.values())
+        totals.append(_share(error, sum(weight.squared_norm for weight in each.values())))
     return GradientError(
         method=name,
-        saved_bytes=most.saved_bytes,
-        state_bytes=most.state_bytes,
-        peak_bytes=most.peak_bytes,
-        paper_bytes=most.paper_bytes,
-        draws=max(count for count, _ in found),
+        saved_bytes=memory.saved_bytes,
+        state_bytes=memory.state_bytes,
+        peak_bytes=memory.peak_bytes,
+        paper_bytes=memory.paper_bytes,
+        draws=draws,
         cosine={key: fmean(each[key].cosine for each in batches) for key in weights},
         bias=bias,
         variance=variance,
         error={key: bias[key] + variance[key] for key in weights},
-        total_error=fmean(_total(each.values()) for each in batches),
+        total_error=fmean(totals),
     )
-
-
-def _total(spreads: Iterable[WeightError]) -> float:
-    every = list(spreads)
-    return _share(sum(each.bias + each.variance for each in every), sum(each.squared_norm for each in every))
 
 
 def _share(part: float, whole: float) -> float:
@@ -183,18 +182,18 @@ def _codecs(model: nn.Module) -> list[LayerCodec]:
 
 
 def method_states(model: nn.Module) -> States:
-    """Return what the model's methods keep between steps, as it is now."""
+    """Return a snapshot of the states that the model's methods keep between steps, layer by layer."""
     return [dict(codec.states) for codec in _codecs(model)]
 
 
 def restore_states(model: nn.Module, before: States) -> None:
-    """Make the model's methods go on from what ``states`` returned."""
+    """Put a snapshot of ``method_states`` back into the model."""
     for codec, state in zip(_codecs(model), before, strict=True):
         codec.states = dict(state)
 
 
 def _reseed(model: nn.Module, seed: int, number: int) -> None:
-    """Let methods that start from something random start from another draw."""
+    """Give methods with a random start another one; ``number`` is the draw's."""
     for place, codec in enumerate(_codecs(model)):
         if codec.method.start(seed).tensors:
             own = int(generator(seed, Purpose.METHOD, number, place).integers(2**62))

@@ -1,4 +1,4 @@
-"""Follows every storage of a step from birth to death; it knows no method and no layer."""
+"""The ledger: every storage of a step from its creation to its release. It knows no method and no layer."""
 
 import math
 import weakref
@@ -21,13 +21,14 @@ Span = tuple[float, float, int]
 
 
 @dataclass(eq=False)
-class Life:
-    """One storage: when it was born and died (in operations), who uses it, and when autograd had it packed.
+class Lifetime:
+    """One storage: from when to when it is alive (in operations), who uses it, and when autograd has it packed.
 
-    birth is 0 for what was there before. before_backward: born in a forward pass or a recomputation; inside: in a module
-    that did not return it; entered: read by a module's forward pass; read: by any; last_use: by a backward pass;
-    root: made by ``backward()`` itself, as the gradient it starts from; state_until: when it stopped being what a module
-    keeps from step to step, which is counted apart (0 for what never was).
+    birth: 0 for what was there before the step. owner: the module that made it, or that saves it. before_backward: born in a
+    forward pass or a recomputation. inside: born in a module that did not return it. root: the gradient that ``backward()``
+    starts from, made by itself. entered: read by a module's forward pass; read: by any forward pass. last_use: the last time
+    that a backward pass read it. packed: [start, end] of each time that autograd saved it. state_until: when it stopped
+    being a module's declared state, which is counted apart; infinity for what still is, 0 for what never was.
     """
 
     size: int
@@ -44,9 +45,9 @@ class Life:
     state_until: float = 0
 
     def held(self, backward_times: list[float], end: float) -> list[tuple[float, float]]:
-        """Return when it is held: while packed; and what hooks did not see, from the next backward operation on."""
+        """Return when it is saved: while packed; where hooks did not see it, from the next backward operation on."""
         if self.packed:
-            spans = [(max(start, self.state_until), min(stop, self.death)) for start, stop in merged(self.packed)]
+            spans = [(max(start, self.state_until), min(stop, self.death)) for start, stop in union(self.packed)]
             return [(start, stop) for start, stop in spans if stop >= start]
         if self.state_until:
             return []
@@ -61,25 +62,28 @@ class Life:
 
 @dataclass(eq=False)
 class Pack:
-    """What autograd keeps in place of a saved tensor while the ledger runs."""
+    """What autograd stores in place of a saved tensor while the ledger runs; released with it."""
 
     tensor: Tensor
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation; a storage is known by its C++ address for as long as it lives."""
+    """Follows every operation; a storage is identified by its C++ address for as long as it is alive.
+
+    ignored: tensors whose storages are not counted. clock: the number of operations so far. modules: those that are running.
+    """
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.clock = 0
         self.backward_times: list[float] = []
-        self.lives: list[Life] = []
-        self.alive: dict[int, Life] = {}
+        self.lifetimes: list[Lifetime] = []
+        self.alive: dict[int, Lifetime] = {}
         # Keeping the storages keeps their addresses from being given to others.
         self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
         self.modules: list[tuple[str, nn.Module]] = []
         self.paper: list[list[float]] = []
-        self.declared: dict[str, list[Life]] = {}
+        self.declared: dict[str, list[Lifetime]] = {}
         self.watched: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,29 +106,29 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.find(tensor, born=True, before_backward=not backward, root=root)
         return result
 
-    def find(self, tensor: Tensor, born: bool = False, before_backward: bool = True, root: bool = False) -> Life:
-        """Return the life of a tensor's storage; one first seen as an input was there before the step."""
+    def find(self, tensor: Tensor, born: bool = False, before_backward: bool = True, root: bool = False) -> Lifetime:
+        """Return the lifetime of a tensor's storage; one first seen as an operation's input was there before the step."""
         storage = tensor.untyped_storage()
         place = storage_address(storage)
         life = self.alive.get(place)
         if life is None:
             owner = self.modules[-1][0] if self.modules else ""
             inside = born and bool(self.modules)
-            life = Life(storage.nbytes(), self.clock if born else 0, owner, before_backward, inside, root)
+            life = Lifetime(storage.nbytes(), self.clock if born else 0, owner, before_backward, inside, root)
             self.alive[place] = life
             if place not in self.ignored:
-                self.lives.append(life)
+                self.lifetimes.append(life)
             self.watched.append(weakref.ref(storage, partial(self._die, place, life)))
         life.size = max(life.size, storage.nbytes())
         return life
 
-    def _die(self, storage_address: int, life: Life, _: Any) -> None:
+    def _die(self, storage_address: int, life: Lifetime, _: Any) -> None:
         life.death = min(life.death, self.clock)
         if self.alive.get(storage_address) is life:
             del self.alive[storage_address]
 
     def pack(self, tensor: Tensor) -> Pack:
-        """Note that autograd saves a tensor; the pack's own life says for how long."""
+        """Return what autograd is to store in place of a tensor, which is saved for as long as the pack is alive."""
         # Detached: a saved output would otherwise hold the graph that holds it.
         life, pack = self.find(tensor), Pack(tensor.detach())
         # The last of several: an activation before a layer that keeps its output reads what is the layer's.
@@ -147,28 +151,32 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elements = getattr(module, "stored_elements", Tensor.numel)
         return PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
 
-    def declares(self, name: str, states: Iterable[Tensor]) -> None:
-        """Note what a module keeps from step to step from now on; what it kept before is a state no more."""
+    def declare_state(self, name: str, states: Iterable[Tensor]) -> None:
+        """Note the tensors that a module keeps from step to step from now on, in place of those it declared before."""
         for life in self.declared.get(name, ()):
             life.state_until = self.clock
         self.declared[name] = [self.find(tensor) for tensor in states]
         for life in self.declared[name]:
             life.state_until = math.inf
 
-    def became_gradient(self, parameter: Tensor) -> None:
-        """From now on the storage is the parameter's gradient, which the device has anyway."""
+    def note_gradient(self, parameter: Tensor) -> None:
+        """Note that a storage has become the parameter's gradient, which is not counted from then on."""
         if parameter.grad is not None:
             life = self.find(parameter.grad, born=True, before_backward=False)
             life.death = min(life.death, self.clock)
 
-    def returned(self, outputs: Any) -> None:
-        """What the outermost module returns belongs to the caller."""
+    def note_output(self, outputs: Any) -> None:
+        """Note the model's outputs, which belong to the caller."""
         for tensor in tensors_in(outputs):
             self.find(tensor).inside = False
 
 
-def highest(spans: Iterable[Span]) -> tuple[int, float]:
-    """Return the largest total size of spans at any time, and that time; 0 and -1 where there is none."""
+def peak(spans: Iterable[Span]) -> tuple[int, float]:
+    """Return the largest total size of spans at any time, and the first such time; 0 and -1 without spans.
+
+    >>> peak([(1, 4, 100), (3, 9, 50), (6, 9, 80)])
+    (150, 3)
+    """
     edges = sorted(edge for start, end, size in spans if end >= start for edge in ((start, 0, size), (end, 1, -size)))
     total, best, moment = 0, 0, -1.0
     for time, _, size in edges:
@@ -178,8 +186,8 @@ def highest(spans: Iterable[Span]) -> tuple[int, float]:
     return best, moment
 
 
-def merged(spans: list[list[float]]) -> list[tuple[float, float]]:
-    """Return the spans with overlapping ones made one."""
+def union(spans: list[list[float]]) -> list[tuple[float, float]]:
+    """Return the union of the spans, in order: overlapping ones are one."""
     result: list[tuple[float, float]] = []
     for start, end in sorted(spans):
         if result and start <= result[-1][1]:
@@ -190,12 +198,12 @@ def merged(spans: list[list[float]]) -> list[tuple[float, float]]:
 
 
 def address(tensor: Tensor) -> int:
-    """Return what tells a tensor's storage from every other that is alive."""
+    """Return the address of a tensor's storage, unique among those that are alive."""
     return storage_address(tensor.untyped_storage())
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples, dictionaries and dataclasses; a sparse one has no storage of its own."""
+    """Return the tensors in nested lists, tuples, dictionaries and dataclasses, but sparse ones, which have no storage."""
     found: list[Tensor] = []
     _collect(value, found)
     return found

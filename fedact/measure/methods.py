@@ -1,4 +1,4 @@
-"""Every figure of the bench about every method, from a model and batches."""
+"""All measurements of every method on one model: bytes, gradient error, seconds and operations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,15 +13,16 @@ from fedact.measure.step import Batch, prefix_outputs, shallow_copy
 from fedact.nn.surgery import compress
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
-"""What everything is relative to; beside methods in micro-batches, in whole batches."""
+"""What times and operations are relative to; for methods in micro-batches, vanilla on the whole batch."""
 
 
 @dataclass(frozen=True)
 class MethodMeasurement:
-    """One method: its gradient_error, and what a step costs from the first trained layer on, forward and backward.
+    """One method's gradient error, and the cost of its step from the first trained layer on, forward and backward.
 
-    seconds: the median over the timed batches; time_ratio: the median of the times relative to vanilla's on the same batch,
-    time_range: the least and the largest of them; None where no time was measured. flops_ratio: relative to vanilla's.
+    seconds: median over the timed batches. time_ratio: median of the times relative to vanilla's on the same batch;
+    time_range: the least and the largest of these ratios. The three are None where no time was measured. flops:
+    floating-point operations; flops_ratio: relative to vanilla's.
     """
 
     gradient_error: GradientError
@@ -32,15 +33,18 @@ class MethodMeasurement:
     flops_ratio: float
 
     def row(self) -> dict[str, Any]:
-        """Return all figures under their names."""
-        own = {name: value for name, value in vars(self).items() if name != "gradient_error"}
-        return asdict(self.gradient_error) | own
+        """Return all figures, by name, in one dictionary."""
+        costs = {name: value for name, value in vars(self).items() if name != "gradient_error"}
+        return asdict(self.gradient_error) | costs
 
 
 def compressed_models(
     model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0
 ) -> dict[str, nn.Module]:
-    """Return a model for each method, all of them sharing the weights; the one given is left plain."""
+    """Return a model under each method, by the method's name, all sharing the weights; the model itself is left plain.
+
+    layers: trained convolutions; train_norm: also train the batch norms after the first of them.
+    """
     return {name: compress(shallow_copy(model), name, layers, train_norm, seed) for name in names}
 
 
@@ -54,45 +58,35 @@ def measure_methods(
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> list[MethodMeasurement]:
-    """Measure every model against the baseline, a vanilla model with the same weights and trained layers.
+    """Return the measurement of every model, in their order, against a vanilla model of the same weights and layers.
 
-    warm_up: the first batch of every model, before any that counts. timed: the batches whose time is measured. micro_batch:
-    what the models, but not the baseline, take a batch in; the time is then the whole step's.
+    warm_up: the first batch of every model, before any that counts. batches: measured for bytes and gradients; timed: for
+    seconds. draws: gradients of each batch where a method is random. micro_batch: examples at a time for the models, but not
+    for the baseline; the time is then the whole step's, frozen prefix included.
     """
-    found = measure_gradient_errors(models, baseline, warm_up, batches, draws, seed, micro_batch)
-    x = batches[0][0]
+    errors = measure_gradient_errors(models, baseline, warm_up, batches, draws, seed, micro_batch)
+    x, reference = batches[0][0], BASELINE if micro_batch is None else AT_ONCE
     prefix = prefix_outputs(baseline, x)
     flops = {name: count_flops(model, batches[0], prefix_outputs(model, x, prefix)) for name, model in models.items()}
-    own = flops[BASELINE] if BASELINE in flops else count_flops(baseline, batches[0], prefix)
-    rows = _timed(models, baseline, warm_up, timed, seed, micro_batch) if timed else []
-    return [_measured(each, rows, flops[each.method], own) for each in found]
+    baseline_flops = flops[BASELINE] if BASELINE in flops else count_flops(baseline, batches[0], prefix)
+    rows: list[dict[str, float]] = []
+    if timed and micro_batch is None:
+        rows = time_steps({BASELINE: baseline, **models}, warm_up, timed, seed=seed)
+    elif timed:
+        sizes = {name: (model, micro_batch) for name, model in models.items()}
+        rows = time_micro_batches({AT_ONCE: (baseline, None), **sizes}, [warm_up, *timed], seed=seed)
+    return [_measurement(error, rows, reference, flops[error.method], baseline_flops) for error in errors]
 
 
-def _timed(
-    models: Mapping[str, nn.Module],
-    baseline: nn.Module,
-    warm_up: Batch,
-    timed: Sequence[Batch],
-    seed: int,
-    micro_batch: int | None,
-) -> list[dict[str, float]]:
-    if micro_batch is None:
-        return time_steps({BASELINE: baseline, **models}, warm_up, timed, seed=seed)
-    sizes = {name: (model, micro_batch) for name, model in models.items()}
-    return time_micro_batches({AT_ONCE: (baseline, None), **sizes}, [warm_up, *timed], seed=seed)
-
-
-def _measured(
-    gradient_error: GradientError, rows: Sequence[Mapping[str, float]], flops: int, baseline: int
+def _measurement(
+    error: GradientError, rows: Sequence[Mapping[str, float]], reference: str, flops: int, baseline_flops: int
 ) -> MethodMeasurement:
-    name = gradient_error.method
-    seconds = [row[name] for row in rows]
-    ratios = time_ratios(rows, name, AT_ONCE if rows and AT_ONCE in rows[0] else BASELINE)
+    seconds, ratios = [row[error.method] for row in rows], time_ratios(rows, error.method, reference)
     return MethodMeasurement(
-        gradient_error=gradient_error,
+        gradient_error=error,
         seconds=median(seconds) if rows else None,
         time_ratio=median(ratios) if rows else None,
         time_range=(min(ratios), max(ratios)) if rows else None,
         flops=flops,
-        flops_ratio=flops / baseline,
+        flops_ratio=flops / baseline_flops,
     )

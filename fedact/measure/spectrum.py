@@ -1,4 +1,4 @@
-"""One layer's activation taken apart: its spectra, and what a part of its variance costs and gives."""
+"""Spectra of one layer's activation, and the bytes and gradient error of HOSVD at each explained variance."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ MODES = ("batch", "channel", "height", "width")
 
 @dataclass(frozen=True)
 class Truncation:
-    """What truncating a tensor keeps.
+    """HOSVD of a tensor at one explained variance.
 
-    variance: the explained variance asked for in every mode, kept_variance: of the whole tensor. ranks: one a mode. bytes:
-    of core and factors. error: ||g' - g||^2 / ||g||^2 of the weight gradient g' made from them; cosine: with the exact one.
+    variance: explained in every mode, at least; kept_variance: of the whole tensor, by core and factors. ranks: one a mode.
+    bytes: of core and factors. error: ||g' - g||^2 / ||g||^2 of the weight gradient g' computed from them, for g the exact
+    one; cosine: of the two.
     """
 
     variance: float
@@ -34,36 +35,36 @@ class Truncation:
 
 
 def spectra(x: Float[Tensor, "batch channel height width"]) -> dict[str, Float[Tensor, " rank"]]:
-    """Return each mode's share of variance by component, the largest first; each adds up to 1."""
-    found = {name: SOLVERS["gram"](x, mode).eigenvalues for mode, name in enumerate(MODES)}
-    return {name: values / values.sum() for name, values in found.items()}
+    """Return, by mode, the share of variance of each component, the largest first; they add up to 1."""
+    eigenvalues = {name: SOLVERS["gram"](x, mode).eigenvalues for mode, name in enumerate(MODES)}
+    return {name: values / values.sum() for name, values in eigenvalues.items()}
 
 
 def components_for(x: Tensor, variance: float) -> dict[str, tuple[int, int]]:
-    """Return by mode how many components explain this share of the variance, and of how many."""
+    """Return, by mode, how many components explain this share of the variance, and how many there are."""
     return {name: (rank_for_variance(share, variance), len(share)) for name, share in spectra(x).items()}
 
 
 def truncations(layer: CapturedConvolution, variances: Iterable[float], settings: str = "") -> list[Truncation]:
-    """Return what HOSVD keeps of a layer's input at each explained variance.
+    """Return HOSVD of a layer's input at each explained variance.
 
     settings: of HOSVD beside the variance, such as ``,bits=8``.
     """
-    return [_cut(layer, variance, settings) for variance in variances]
+    return [_truncation(layer, variance, settings) for variance in variances]
 
 
-def _cut(layer: CapturedConvolution, variance: float, settings: str) -> Truncation:
+def _truncation(layer: CapturedConvolution, variance: float, settings: str) -> Truncation:
     method = make_method(f"hosvd:variance={variance}{settings}")
     assert isinstance(method, HOSVD)
     compressed = method.compress(layer.x)
     gradient = method.weight_gradient(compressed, layer.grad_output, layer.weight, layer.operation)
     lost = torch.linalg.vector_norm(layer.x - method.reconstruct(compressed)).square()
-    found = weight_error([gradient], layer.exact)
+    weight = weight_error([gradient], layer.exact)
     return Truncation(
         variance=variance,
         kept_variance=1 - float(lost / layer.x.square().sum()),
         ranks=tuple(rank for rank, _ in components_for(layer.x, variance).values()),
         bytes=stored_bytes(compressed.tensors),
-        error=(found.bias + found.variance) / found.squared_norm,
-        cosine=found.cosine,
+        error=(weight.bias + weight.variance) / weight.squared_norm,
+        cosine=weight.cosine,
     )
