@@ -32,10 +32,11 @@ def only_what_is_tested():
 PLANS: dict[tuple, dict] = {}
 
 
-def once(experiment, method):
-    key = (method, experiment.config.budget, experiment.config.clients)
+def once(workspace, method):
+    config = workspace.experiment.config
+    key = (method, config.budget, config.clients)
     if key not in PLANS:
-        PLANS[key] = make_plans(experiment, method)
+        PLANS[key] = make_plans(workspace, method)
     return dict(PLANS[key])
 
 
