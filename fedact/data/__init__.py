@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fedact.data.augmentation import Augmented, centred, cropped_and_flipped
+from fedact.data.augmentation import Augmented, augmented, center_crop
 from fedact.data.decoded_cache import decode_files
 from fedact.data.examples import Examples, Images, Loader, Preprocessing, Request, Rows, Source, in_blocks
 from fedact.data.masks import VOID
@@ -56,8 +56,8 @@ __all__ = [
     "Request",
     "Rows",
     "Source",
-    "centred",
-    "cropped_and_flipped",
+    "augmented",
+    "center_crop",
     "decode_files",
     "in_blocks",
 ]

@@ -58,7 +58,7 @@ def decoded_rows(files: Files, rows: np.ndarray, folder: Path) -> Rows:
     ConfigError that names the files which cannot be used, or where the folder has no room or may not be written.
     """
     try:
-        cache = open_rows(folder, _fingerprint(files), [Column("pixels", files.dtype, files.each)], len(files))
+        cache = open_rows(folder, _fingerprint(files), [Column("pixels", files.dtype, files.item_shape)], len(files))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror}; {ELSEWHERE}") from None
     if not cache.has(rows).all():
@@ -71,10 +71,10 @@ def decoded_rows(files: Files, rows: np.ndarray, folder: Path) -> Rows:
 
 def _fingerprint(files: Files) -> str:
     """Return a digest of how the files are decoded and of their names, sizes and times; raises ConfigError for no file."""
-    digest = hashlib.blake2b(files.how.encode(), digest_size=16)
+    digest = hashlib.blake2b(files.decoding.encode(), digest_size=16)
     root = str(files.root.absolute())
     digest.update(os.fsencode(root))
-    for file in files.follows_from:
+    for file in files.dependencies:
         try:
             # A Path for each of a million files would take as long as all the rest.
             state = os.stat(f"{root}/{file}")
@@ -94,12 +94,12 @@ def _decode(cache: RowCache, files: Files, rows: np.ndarray) -> None:
     place, needed = cache.folder.parent, files.nbytes // len(files) * len(rows)
     if needed > (free := shutil.disk_usage(cache.folder).free):
         raise ConfigError(
-            f"{len(rows):,} {files.word} at {files.size} take {needed:,} bytes, but {place} has {free:,}: lower "
+            f"{len(rows):,} {files.noun} at {files.item_size} take {needed:,} bytes, but {place} has {free:,}: lower "
             "--max-examples or --resolution, or let $FEDACT_CACHE name another place"
         )
     if needed > 10**9:
-        log.info(f"decoded {files.word} will take {format_bytes(needed)} in {place}, which may be deleted between runs")
-    log.info(f"decoding {len(rows):,} {files.word} at {files.size}, once; they are kept in {cache.folder}")
+        log.info(f"decoded {files.noun} will take {format_bytes(needed)} in {place}, which may be deleted between runs")
+    log.info(f"decoding {len(rows):,} {files.noun} at {files.item_size}, once; they are kept in {cache.folder}")
     broken: list[str] = []
     # Decoding leaves Python's lock: threads do as well as processes.
     with warnings.catch_warnings(), ThreadPoolExecutor(processors()) as pool:
@@ -113,15 +113,15 @@ def _decode(cache: RowCache, files: Files, rows: np.ndarray) -> None:
             broken += [reason for reason in reasons if reason is not None]
             done = start + len(some)
             if len(rows) >= MANY and 10 * done // len(rows) > 10 * start // len(rows):
-                log.info(f"decoded {done:,} of {len(rows):,} {files.word}")
+                log.info(f"decoded {done:,} of {len(rows):,} {files.noun}")
     if broken:
-        raise ConfigError(f"{len(broken):,} of {len(rows):,} {files.word} cannot be used: {some_of(broken)}")
+        raise ConfigError(f"{len(broken):,} of {len(rows):,} {files.noun} cannot be used: {some_of(broken)}")
 
 
 def _decode_one(cache: RowCache, files: Files, row: int) -> str | None:
     """Decode a file into its row; returns what is wrong with the file, None where nothing is."""
     try:
-        pixels = files.decoded(row)
+        pixels = files.decode(row)
     except Exception as error:  # whatever reading raises, the file is broken
         file = files.root / files.files[row]
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -88,7 +88,7 @@ class Examples:
         masks = None if self.masks is None else self.masks[positions]
         return Examples(self.images[positions], self.labels[positions], masks)
 
-    def only(self, positions: np.ndarray) -> "Examples":
+    def subset(self, positions: np.ndarray) -> "Examples":
         """Return the examples at these positions without copying their images and masks."""
         if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return self

@@ -1,4 +1,4 @@
-"""Files as an array: each is decoded when it is asked for."""
+"""Files as an array of what they are decoded to, when it is indexed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,47 +13,50 @@ MOST_NAMED = 3
 
 
 def some_of(sentences: Sequence[str]) -> str:
-    """Return the first few of what is wrong, as one line."""
+    """Return the first three sentences as one line, with "..." where there are more."""
     return "; ".join(sentences[:MOST_NAMED]) + ("; ..." if len(sentences) > MOST_NAMED else "")
 
 
 @dataclass(frozen=True, eq=False)
 class Files(ABC):
-    """(files, *each): the files, relative to root, as they lie on the disk."""
+    """An array (files, *item_shape) of files, decoded where it is indexed.
+
+    files: their paths, relative to root.
+    """
 
     root: Path
     files: Sequence[str]
 
-    word: ClassVar[str] = "pictures"
-    """What the files are called in a sentence."""
+    noun: ClassVar[str] = "pictures"
+    """What the files are called in messages."""
 
     @property
     @abstractmethod
-    def each(self) -> tuple[int, ...]:
-        """The shape of what a file is decoded to."""
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one decoded file."""
 
     @property
     @abstractmethod
-    def how(self) -> str:
-        """Words that tell the way of decoding from every other: where they change, all is decoded anew."""
+    def decoding(self) -> str:
+        """A text that changes with the result of decoding; it is part of the cache's key."""
 
     @property
     @abstractmethod
-    def size(self) -> str:
-        """The size of what a file is decoded to, for a sentence."""
+    def item_size(self) -> str:
+        """The size of one decoded file, for messages."""
 
     @abstractmethod
-    def decoded(self, row: int) -> np.ndarray:
-        """Return what one file holds; raises whatever Pillow does where it cannot be read, and ValueError with a reason."""
+    def decode(self, row: int) -> np.ndarray:
+        """Return one file's array (*item_shape); raises what Pillow does for a broken file, and ValueError with a reason."""
 
     @property
-    def follows_from(self) -> Sequence[str]:
-        """All files that must not have changed for what was decoded to hold."""
+    def dependencies(self) -> Sequence[str]:
+        """The paths, relative to root, of all files that a decoded array follows from."""
         return self.files
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.files), *self.each)
+        return (len(self.files), *self.item_shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -68,7 +71,7 @@ class Files(ABC):
 
     def __getitem__(self, positions: np.ndarray | slice) -> np.ndarray:
         rows = np.arange(len(self))[positions]
-        decoded = np.empty((len(rows), *self.each), self.dtype)
+        decoded = np.empty((len(rows), *self.item_shape), self.dtype)
         for place, row in enumerate(rows):
-            decoded[place] = self.decoded(row)
+            decoded[place] = self.decode(row)
         return decoded

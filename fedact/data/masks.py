@@ -10,7 +10,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedact.data.files import Files
-from fedact.data.pictures import Frame, framed, upright_size
+from fedact.data.pictures import Frame, fit_into_frame, upright_size
 
 VOID = 255
 """The class of a pixel that counts for nothing."""
@@ -31,23 +31,23 @@ class Masks(Files):
     frame: Frame
     classes: bytes
 
-    word = "masks"
+    noun = "masks"
 
     @property
-    def each(self) -> tuple[int, ...]:
+    def item_shape(self) -> tuple[int, ...]:
         return self.frame
 
     @property
-    def how(self) -> str:
+    def decoding(self) -> str:
         return f"mask, nearest, 1 {PIL.__version__} {self.frame} {self.classes.hex()} "
 
     @property
-    def size(self) -> str:
+    def item_size(self) -> str:
         return f"{self.frame[0]} x {self.frame[1]} px"
 
-    def decoded(self, row: int) -> np.ndarray:
+    def decode(self, row: int) -> np.ndarray:
         classes = np.frombuffer(self.classes, np.uint8)[read_ids(self.root / self.files[row])]
-        return framed(Image.fromarray(classes), self.frame, Image.Resampling.NEAREST, VOID)
+        return fit_into_frame(Image.fromarray(classes), self.frame, Image.Resampling.NEAREST, VOID)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,10 @@ class Survey(Files):
 
     pictures: Sequence[str]
 
-    word = "masks"
+    noun = "masks"
 
     @property
-    def each(self) -> tuple[int, ...]:
+    def item_shape(self) -> tuple[int, ...]:
         return (IDS,)
 
     @property
@@ -67,23 +67,27 @@ class Survey(Files):
         return np.dtype(np.uint32)
 
     @property
-    def how(self) -> str:
+    def decoding(self) -> str:
         return f"ids counted, 1 {PIL.__version__} "
 
     @property
-    def size(self) -> str:
+    def item_size(self) -> str:
         return "full size to count their classes"
 
     @property
-    def follows_from(self) -> Sequence[str]:
+    def dependencies(self) -> Sequence[str]:
         return (*self.files, *self.pictures)
 
-    def decoded(self, row: int) -> np.ndarray:
+    def decode(self, row: int) -> np.ndarray:
         ids, picture = read_ids(self.root / self.files[row]), self.root / self.pictures[row]
-        (height, width), size = ids.shape, _size_of(picture)
+        try:
+            size = upright_size(picture)
+        except Exception as error:  # whatever reading raises, the file is broken
+            raise ValueError(f"its picture {picture} cannot be read: {' '.join(str(error).split())}") from None
+        height, width = ids.shape
         if (width, height) != size:
             raise ValueError(f"it is {width} x {height} pixels, but its picture {picture} {size[0]} x {size[1]}")
-        return counted(ids)
+        return count_ids(ids)
 
 
 def read_ids(file: Path) -> np.ndarray:
@@ -97,19 +101,22 @@ def read_ids(file: Path) -> np.ndarray:
         raise ValueError("it is no PNG, as a mask must be") from None
 
 
-def counted(ids: np.ndarray) -> np.ndarray:
-    """Return how many pixels have each of 256 ids, as uint32."""
+def count_ids(ids: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each of 256 ids, uint32 (256,)."""
     return np.bincount(ids.ravel(), minlength=IDS).astype(np.uint32)
 
 
-def of_classes(counts: np.ndarray, classes: bytes) -> np.ndarray:
-    """Return (masks, 256) counts of ids as those of classes, in whatever order the ids stand for them."""
+def count_classes(counts: np.ndarray, classes: bytes) -> np.ndarray:
+    """Return pixels by class, int64 (masks, 256), from pixels by id, (masks, 256).
+
+    classes: the class of each id, 256 bytes.
+    """
     summed = np.zeros_like(counts, np.int64)
     np.add.at(summed.T, np.frombuffer(classes, np.uint8), counts.T)
     return summed
 
 
-def dominant(counts: np.ndarray) -> np.ndarray:
+def most_frequent_class(counts: np.ndarray) -> np.ndarray:
     """Return the most frequent class of each mask, VOID left aside: the first of several, 0 where all is void.
 
     counts: (masks, 256), of classes.
@@ -118,18 +125,11 @@ def dominant(counts: np.ndarray) -> np.ndarray:
     return classes.astype(np.int64)
 
 
-def table(ids: Mapping[int, int]) -> bytes:
-    """Return the class of each of 256 ids, VOID for those that are not named."""
+def class_table(ids: Mapping[int, int]) -> bytes:
+    """Return the class of each of 256 ids as 256 bytes, VOID for an id that is not in ``ids``."""
     return bytes(ids.get(number, VOID) for number in range(IDS))
 
 
-def counting_from_zero(classes: int, void: int) -> dict[int, int]:
-    """Return the classes of ids that are classes themselves, but for one that counts for nothing."""
+def identity_classes(classes: int, void: int) -> dict[int, int]:
+    """Return the class of each id where an id is its class, and ``void`` is VOID."""
     return {**{number: number for number in range(classes)}, void: VOID}
-
-
-def _size_of(picture: Path) -> tuple[int, int]:
-    try:
-        return upright_size(picture)
-    except Exception as error:  # whatever reading raises, the file is broken
-        raise ValueError(f"its picture {picture} cannot be read: {' '.join(str(error).split())}") from None

@@ -24,18 +24,18 @@ class Pictures(Files):
     side: int
 
     @property
-    def each(self) -> tuple[int, ...]:
+    def item_shape(self) -> tuple[int, ...]:
         return (self.side, self.side, 3)
 
     @property
-    def how(self) -> str:
+    def decoding(self) -> str:
         return f"middle square, bilinear, 1 {PIL.__version__} {self.side} "
 
     @property
-    def size(self) -> str:
+    def item_size(self) -> str:
         return f"{self.side} px"
 
-    def decoded(self, row: int) -> np.ndarray:
+    def decode(self, row: int) -> np.ndarray:
         return decode(self.root / self.files[row], self.side)
 
 
@@ -45,12 +45,12 @@ def decode(file: Path, side: int) -> np.ndarray:
     The scale is that of torchvision's Resize (bilinear, antialiased) and CenterCrop. An alpha channel is dropped.
     Raises whatever Pillow does for a broken file, and ValueError for one of more than eight bits a colour.
     """
-    picture = upright(file)
+    picture = read_upright(file)
     # Only the part that is kept is scaled: a strip would become far longer than it is.
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=middle(*picture.size, side)))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=center_box(*picture.size, side)))
 
 
-def upright(file: Path) -> Image.Image:
+def read_upright(file: Path) -> Image.Image:
     """Return a picture in RGB, turned as its camera says; raises as ``decode`` does."""
     with Image.open(file, formats=FORMATS) as opened:
         if opened.mode.startswith(WIDE_MODES):
@@ -58,7 +58,7 @@ def upright(file: Path) -> Image.Image:
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
-def middle(width: int, height: int, side: int) -> tuple[float, float, float, float]:
+def center_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:
     """Return the left, upper, right and lower bound of what is kept of a picture of this size, in its own pixels."""
     across, down = (_middle(length, min(width, height), side) for length in (width, height))
     return across[0], down[0], across[1], down[1]
@@ -88,31 +88,31 @@ class Scenes(Files):
     frame: Frame
 
     @property
-    def each(self) -> tuple[int, ...]:
+    def item_shape(self) -> tuple[int, ...]:
         return (*self.frame, 3)
 
     @property
-    def how(self) -> str:
+    def decoding(self) -> str:
         return f"scene, bilinear, 1 {PIL.__version__} {self.frame} "
 
     @property
-    def size(self) -> str:
+    def item_size(self) -> str:
         return f"{self.frame[0]} x {self.frame[1]} px"
 
-    def decoded(self, row: int) -> np.ndarray:
-        return framed(upright(self.root / self.files[row]), self.frame, Image.Resampling.BILINEAR, GREY)
+    def decode(self, row: int) -> np.ndarray:
+        return fit_into_frame(read_upright(self.root / self.files[row]), self.frame, Image.Resampling.BILINEAR, GREY)
 
 
-def framed(image: Image.Image, frame: Frame, how: Image.Resampling, empty: int) -> np.ndarray:
+def fit_into_frame(image: Image.Image, frame: Frame, how: Image.Resampling, empty: int) -> np.ndarray:
     """Return an image as uint8 (*frame, ...): scaled to fit, in the middle, and around it what stands for nothing."""
-    scaled = np.asarray(image.resize(fitting(image.size, frame), how))
+    scaled = np.asarray(image.resize(fitted_size(image.size, frame), how))
     whole = np.full((*frame, *scaled.shape[2:]), empty, np.uint8)
     top, left = ((long - short) // 2 for long, short in zip(frame, scaled.shape[:2], strict=True))
     whole[top : top + scaled.shape[0], left : left + scaled.shape[1]] = scaled
     return whole
 
 
-def fitting(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
+def fitted_size(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
     """Return the largest width and height with the proportions of this width and height that fit into a frame."""
     (width, height), (most_down, most_across) = size, frame
     if width * most_down <= most_across * height:
@@ -120,7 +120,7 @@ def fitting(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
     return most_across, max(1, round(height * most_across / width))
 
 
-def frame_like(file: Path, side: int) -> Frame:
+def frame_of(file: Path, side: int) -> Frame:
     """Return the frame with a picture's proportions whose shorter side has so many pixels.
 
     Raises ConfigError where the picture cannot be read, or is a strip.

@@ -11,7 +11,7 @@ from fedact.config.errors import ConfigError
 from fedact.data.decoded_cache import decoded_rows
 from fedact.data.examples import Examples, Request
 from fedact.data.files import some_of
-from fedact.data.masks import IDS, Masks, Survey, dominant, of_classes, table
+from fedact.data.masks import IDS, Masks, Survey, class_table, count_classes, most_frequent_class
 from fedact.data.pictures import Frame, Scenes
 
 
@@ -25,7 +25,7 @@ class Listing:
     sources: tuple[str, ...]
 
 
-def paired(root: Path, pictures: Mapping[str, str], masks: Mapping[str, str], sources: Mapping[str, str]) -> Listing:
+def pair_masks(root: Path, pictures: Mapping[str, str], masks: Mapping[str, str], sources: Mapping[str, str]) -> Listing:
     """Return the pictures with the masks of the same names, sorted; raises ConfigError that names what stands alone."""
     alone = [f"{root / file} has no mask" for name, file in sorted(pictures.items()) if name not in masks]
     alone += [f"{root / file} has no picture" for name, file in sorted(masks.items()) if name not in pictures]
@@ -35,8 +35,8 @@ def paired(root: Path, pictures: Mapping[str, str], masks: Mapping[str, str], so
     return Listing(root, *(tuple(each[name] for name in names) for each in (pictures, masks, sources)))
 
 
-def surveyed(listing: Listing, cache: Path) -> np.ndarray:
-    """Return how many pixels of each mask have each id, (masks, 256), counted once and kept.
+def count_mask_ids(listing: Listing, cache: Path) -> np.ndarray:
+    """Return the number of pixels of each id in each mask, uint32 (masks, 256), from a cache.
 
     Raises ConfigError that names the masks which are none, or not of their pictures' sizes.
     """
@@ -44,20 +44,24 @@ def surveyed(listing: Listing, cache: Path) -> np.ndarray:
     return np.asarray(decoded_rows(survey, np.arange(len(survey)), cache))
 
 
-def examples(
+def scene_examples(
     listings: Sequence[Listing], request: Request, frame: Frame, ids: Mapping[int, int], hint: str = ""
 ) -> list[Examples]:
-    """Return the examples of each listing, with nothing decoded yet.
+    """Return the examples of each listing, labelled by class or source; nothing is decoded before it is indexed.
 
     ids: the class of each id that is allowed, or VOID. hint: what to add where a mask holds another. Raises ConfigError that
     names such masks.
     """
-    classes = table(ids)
-    counts = [surveyed(listing, request.cache) for listing in listings]
+    classes = class_table(ids)
+    counts = [count_mask_ids(listing, request.cache) for listing in listings]
     for listing, count in zip(listings, counts, strict=True):
         _check_ids(listing, count, ids, hint)
-    by_source = request.partition_by == "source"
-    labels = _source_numbers(listings) if by_source else [dominant(of_classes(count, classes)) for count in counts]
+    if request.partition_by == "source":
+        names = sorted({source for listing in listings for source in listing.sources})
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = [np.array([numbers[source] for source in listing.sources], np.int64) for listing in listings]
+    else:
+        labels = [most_frequent_class(count_classes(count, classes)) for count in counts]
     return [
         Examples(Scenes(listing.root, listing.pictures, frame), numbers, Masks(listing.root, listing.masks, frame, classes))
         for listing, numbers in zip(listings, labels, strict=True)
@@ -77,10 +81,3 @@ def _check_ids(listing: Listing, counts: np.ndarray, ids: Mapping[int, int], hin
         return
     wrong = [f"{listing.root / listing.masks[row]} holds {unknown[columns[rows == row]][0]}" for row in np.unique(rows)]
     raise ConfigError(f"ids that are no class, where {ranges(sorted(ids))} are allowed{hint}: {some_of(wrong)}")
-
-
-def _source_numbers(listings: Sequence[Listing]) -> list[np.ndarray]:
-    """Return the number of each picture's source, among all in the order of their names."""
-    names = sorted({source for listing in listings for source in listing.sources})
-    numbers = {name: number for number, name in enumerate(names)}
-    return [np.array([numbers[source] for source in listing.sources], np.int64) for listing in listings]

@@ -11,7 +11,7 @@ from fedact.compression import Method, check_for_images, choose_method, make_met
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
-from fedact.data import Loader, centred
+from fedact.data import Loader, center_crop
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, states
 from fedact.planner import expected_error, make_plan
@@ -94,7 +94,7 @@ def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
     """Return a batch of the server's own examples, as large as those that clients train on."""
     config = experiment.config
     loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
-    return centred(*loader(np.resize(np.arange(len(loader)), config.batch_size)), config.crop)
+    return center_crop(*loader(np.resize(np.arange(len(loader)), config.batch_size)), config.crop)
 
 
 def is_calibrated(plan: Plan) -> bool:

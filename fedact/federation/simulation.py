@@ -80,7 +80,7 @@ class Simulation:
     @cached_property
     def partition(self) -> str:
         """The text of partition.csv."""
-        dealt = self.experiment.parts.dealt
+        dealt = self.experiment.parts.whole
         return partition_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
 
     def _check_partition(self) -> None:

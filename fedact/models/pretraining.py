@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
-from fedact.data import Examples, Loader, Preprocessing, cropped_and_flipped, in_blocks
+from fedact.data import Examples, Loader, Preprocessing, augmented, in_blocks
 from fedact.models.tasks import task_loss
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
@@ -93,7 +93,7 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
     optimizer = torch.optim.SGD(
         trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
-    batches = cropped_and_flipped(loader, recipe.crop, recipe.flip, generator)
+    batches = augmented(loader, recipe.crop, recipe.flip, generator)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.epochs * steps)
     # A frozen norm's statistics stay as they are.
     model.train(not recipe.only)

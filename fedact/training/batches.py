@@ -50,7 +50,7 @@ def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str
 
 
 def _loader(experiment: Experiment, which: str, positions: Positions) -> Loader:
-    return Loader(_examples(experiment, which).only(positions), experiment.preprocessing, experiment.config.device)
+    return Loader(_examples(experiment, which).subset(positions), experiment.preprocessing, experiment.config.device)
 
 
 def _examples(experiment: Experiment, which: str) -> Examples:

@@ -11,7 +11,7 @@ from fedact.config.schema import Config, cache_folder
 from fedact.config.seeds import Purpose, generator
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
-from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.data.partition import PARTITIONS, halves, in_proportions_of, partition_examples, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
@@ -58,7 +58,7 @@ def test_examples(config: Config, clients: Examples, test: Examples) -> Examples
         return test
     if len(missing := np.setdiff1d(clients.labels, test.labels)):
         raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
-    return test.only(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
+    return test.subset(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
 
 
 def check_names(config: Config) -> None:
@@ -82,7 +82,7 @@ def _limited(config: Config, source: Source) -> Source:
     random = generator(config.seed, Purpose.DATA, client=1)
     asked = ((source.train, config.max_examples), (source.test, config.max_test_examples))
     train, test = (
-        examples if most is None else examples.only(stratified(examples.labels, most, random)) for examples, most in asked
+        examples if most is None else examples.subset(stratified(examples.labels, most, random)) for examples, most in asked
     )
     return replace(source, train=train, test=test)
 
@@ -92,14 +92,16 @@ def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Exam
     random = generator(config.seed, Purpose.HALVES)
     if config.weights == "pretrain":
         first, second = halves(train.labels, random)
-        return train.only(first), train.only(second)
+        return train.subset(first), train.subset(second)
     if config.calibration >= len(train):
         raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")
     own = stratified(train.labels, config.calibration, random)
-    return train.take(own), train.only(np.setdiff1d(np.arange(len(train)), own))
+    return train.take(own), train.subset(np.setdiff1d(np.arange(len(train)), own))
 
 
 def partition(config: Config, labels: np.ndarray) -> HeldOutParts:
     """Return who of the clients holds which of the examples with these labels, (training, held-out) positions each."""
     rule = build("partition", PARTITIONS, config.partition)
-    return HeldOutParts(deal(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed)
+    return HeldOutParts(
+        partition_examples(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed
+    )

@@ -11,7 +11,7 @@ from fedact.config.loading import make_config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Examples, Rows, in_blocks
 from fedact.data.examples import Request
-from fedact.data.partition import PARTITIONS, deal
+from fedact.data.partition import PARTITIONS, partition_examples
 from fedact.data.partition.base import ENOUGH_EXAMPLES, HeldOutParts, Parts, bounds_of, hold_out
 from fedact.data.partition.class_skew import Dirichlet, Shards
 from fedact.data.readers.synthetic import CLASSES, COARSE, NOISE, SIDE, load
@@ -25,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 @given(cases())
 def test_dealing_is_what_lists_and_a_search_for_the_largest_give(case):
     first, second = case.random(), case.random()
-    parts = deal(case.rule, case.labels, case.clients, first)
+    parts = partition_examples(case.rule, case.labels, case.clients, first)
     assert [part.tolist() for part in parts] == deal_plainly(case.rule, case.labels, case.clients, second)
     assert first.bit_generator.state == second.bit_generator.state
 
@@ -62,7 +62,7 @@ def test_parts_are_a_sequence():
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "quantity"])
 def test_a_client_that_nobody_asks_for_costs_a_few_bytes(name):
     labels = np.arange(1_000_000) % 10
-    parts = deal(PARTITIONS[name](), labels, 50_000, np.random.default_rng(0))
+    parts = partition_examples(PARTITIONS[name](), labels, 50_000, np.random.default_rng(0))
     assert len(parts) == 50_000
     assert parts.order.nbytes + parts.bounds.nbytes < 8 * (len(labels) + 50_001) + 1
     assert parts.sizes.min() >= ENOUGH_EXAMPLES
@@ -106,9 +106,9 @@ def test_examples_without_a_copy_are_those_of_a_copy(first, second):
     random = np.random.default_rng(0)
     all_of_them = Examples(random.integers(0, 256, (20, 2, 2, 3), dtype=np.uint8), np.arange(20))
     rows = np.array(first, int)
-    copied, shown = all_of_them.take(rows), all_of_them.only(rows)
+    copied, shown = all_of_them.take(rows), all_of_them.subset(rows)
     again = np.array([position for position in second if position < len(rows)], int)
-    for got, wanted in ((shown, copied), (shown.only(again), copied.take(again)), (shown.take(again), copied.take(again))):
+    for got, wanted in ((shown, copied), (shown.subset(again), copied.take(again)), (shown.take(again), copied.take(again))):
         assert np.array_equal(np.asarray(got.images), wanted.images)
         assert got.images.shape == wanted.images.shape
         assert np.array_equal(got.labels, wanted.labels)
@@ -118,8 +118,8 @@ def test_examples_without_a_copy_are_those_of_a_copy(first, second):
 def test_showing_examples_shares_their_memory():
     images = np.zeros((20, 2, 2, 3), np.uint8)
     examples = Examples(images, np.arange(20))
-    assert examples.only(np.arange(20)) is examples
-    assert examples.only(np.arange(5)).only(np.arange(3)).images.array is images
+    assert examples.subset(np.arange(20)) is examples
+    assert examples.subset(np.arange(5)).subset(np.arange(3)).images.array is images
 
 
 def cells(table) -> list[list[str]]:
@@ -128,7 +128,7 @@ def cells(table) -> list[list[str]]:
 
 def test_a_table_of_few_clients_has_a_line_for_each():
     labels = np.arange(300) % 10
-    parts = HeldOutParts(deal(Dirichlet(), labels, 20, np.random.default_rng(0)), 0)
+    parts = HeldOutParts(partition_examples(Dirichlet(), labels, 20, np.random.default_rng(0)), 0)
     table = cells(partition_table(labels, parts))
     assert [row[:3] for row in table] == [[str(c), str(len(t)), str(len(h))] for c, (t, h) in enumerate(parts)]
     for (training, held_out), row in zip(parts, table, strict=True):
@@ -138,7 +138,9 @@ def test_a_table_of_few_clients_has_a_line_for_each():
 
 def test_a_table_of_many_clients_accounts_for_all_of_them():
     labels = np.arange(30_000) % 3
-    table = cells(partition_table(labels, HeldOutParts(deal(Shards(), labels, 1000, np.random.default_rng(0)), 0)))
+    table = cells(
+        partition_table(labels, HeldOutParts(partition_examples(Shards(), labels, 1000, np.random.default_rng(0)), 0))
+    )
     assert len(table) == 21
     assert table[-1][0] == "980 others"
     counted = Counter()

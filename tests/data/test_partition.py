@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fedact.config.budgets import largest_remainder
 from fedact.config.errors import ConfigError
 from fedact.config.spec import build, spell
-from fedact.data.partition import PARTITIONS, deal, halves, in_proportions_of, stratified
+from fedact.data.partition import PARTITIONS, halves, in_proportions_of, partition_examples, stratified
 from fedact.data.partition.base import even_sizes, hold_out
 from fedact.data.partition.class_skew import Dirichlet, Shards
 from fedact.data.partition.size_skew import Iid
@@ -22,7 +22,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @given(cases())
 def test_every_position_is_dealt_exactly_once_and_nobody_gets_too_few(case):
-    parts = deal(case.rule, case.labels, case.clients, case.random())
+    parts = partition_examples(case.rule, case.labels, case.clients, case.random())
     assert len(parts) == case.clients
     assert sorted(np.concatenate(parts)) == list(range(len(case.labels)))
     assert min(map(len, parts)) >= case.rule.min_partition_size
@@ -31,26 +31,26 @@ def test_every_position_is_dealt_exactly_once_and_nobody_gets_too_few(case):
 
 @given(cases())
 def test_the_same_seed_deals_the_same(case):
-    first, second = (deal(case.rule, case.labels, case.clients, case.random()) for _ in range(2))
+    first, second = (partition_examples(case.rule, case.labels, case.clients, case.random()) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_another_seed_deals_otherwise():
     labels = np.arange(500) % 10
     for rule in RULES:
-        first, second = (deal(rule, labels, 20, rng(seed)) for seed in (0, 1))
+        first, second = (partition_examples(rule, labels, 20, rng(seed)) for seed in (0, 1))
         assert any(not np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_more_clients_than_examples_allow_are_refused():
     with pytest.raises(ConfigError, match="at most 3 clients"):
-        deal(Iid(), np.zeros(39, int), 4, rng())
+        partition_examples(Iid(), np.zeros(39, int), 4, rng())
     with pytest.raises(ConfigError, match="at most 0 clients"):
-        deal(Iid(), np.zeros(0, int), 1, rng())
+        partition_examples(Iid(), np.zeros(0, int), 1, rng())
 
 
 def test_the_least_possible_number_of_examples_is_dealt_evenly():
-    parts = deal(Dirichlet(0.01), np.arange(100) % 10, 10, rng())
+    parts = partition_examples(Dirichlet(0.01), np.arange(100) % 10, 10, rng())
     assert [len(part) for part in parts] == [10] * 10
 
 
@@ -95,12 +95,12 @@ def test_the_names_of_partitions_and_settings_in_runs_that_are_there_mean_the_sa
 
 def test_an_even_dirichlet_is_even():
     labels = np.arange(1000) % 10
-    assert all(240 <= len(part) <= 260 for part in deal(Dirichlet(1e6), labels, 4, rng()))
+    assert all(240 <= len(part) <= 260 for part in partition_examples(Dirichlet(1e6), labels, 4, rng()))
 
 
 def test_an_alpha_whose_sum_overflows_is_even_or_refused():
     try:
-        parts = deal(Dirichlet(1e308), np.arange(1000) % 10, 4, rng())
+        parts = partition_examples(Dirichlet(1e308), np.arange(1000) % 10, 4, rng())
     except ConfigError:
         return
     assert all(240 <= len(part) <= 260 for part in parts)
@@ -116,7 +116,7 @@ def test_small_alpha_skews_and_large_alpha_does_not():
     labels = np.arange(2000) % 10
 
     def largest_class(alpha):
-        parts = deal(Dirichlet(alpha), labels, 10, rng())
+        parts = partition_examples(Dirichlet(alpha), labels, 10, rng())
         return np.mean([np.bincount(labels[part]).max() / len(part) for part in parts])
 
     assert largest_class(0.1) > 0.35
@@ -130,17 +130,17 @@ def test_a_client_of_two_shards_sees_few_classes():
 
 def test_more_shards_than_examples_are_refused():
     with pytest.raises(ConfigError, match="per_client"):
-        deal(Shards(1000), np.arange(100) % 10, 2, rng())
+        partition_examples(Shards(1000), np.arange(100) % 10, 2, rng())
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_the_minimum_of_every_partition_is_ten_and_can_be_another(name):
     labels = np.arange(300) % 10
     assert build("partition", PARTITIONS, name).min_partition_size == 10
-    parts = deal(build("partition", PARTITIONS, f"{name}:min_partition_size=15"), labels, 20, rng())
+    parts = partition_examples(build("partition", PARTITIONS, f"{name}:min_partition_size=15"), labels, 20, rng())
     assert [len(part) for part in parts] == [15] * 20
     with pytest.raises(ConfigError, match="at most 18 clients"):
-        deal(build("partition", PARTITIONS, f"{name}:min_partition_size=16"), labels, 20, rng())
+        partition_examples(build("partition", PARTITIONS, f"{name}:min_partition_size=16"), labels, 20, rng())
 
 
 @given(st.integers(0, 500), st.integers(1, 50))

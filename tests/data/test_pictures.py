@@ -149,7 +149,7 @@ def test_what_changed_is_decoded_anew(pictures, tmp_path, change):
 def test_settled_examples_keep_their_labels_and_order(pictures, tmp_path):
     everything = Examples(pictures, np.arange(12))
     chosen = np.array([8, 1, 4])
-    source = decode_files(Source(everything.only(chosen), everything, 12), tmp_path / "cache")
+    source = decode_files(Source(everything.subset(chosen), everything, 12), tmp_path / "cache")
     assert source.train.labels.tolist() == [8, 1, 4]
     assert np.array_equal(np.asarray(source.train.images), pictures[chosen])
     assert np.array_equal(np.asarray(source.test.images), pictures[:])
@@ -158,7 +158,7 @@ def test_settled_examples_keep_their_labels_and_order(pictures, tmp_path):
 def test_rows_of_an_array_are_copied_out_of_it(tmp_path):
     whole = np.arange(10 * 12, dtype=np.uint8).reshape(10, 2, 2, 3)
     everything = Examples(whole, np.arange(10))
-    source = decode_files(Source(everything.only(np.array([4, 2])), everything, 10), tmp_path / "cache")
+    source = decode_files(Source(everything.subset(np.array([4, 2])), everything, 10), tmp_path / "cache")
     assert np.array_equal(source.train.images, whole[[4, 2]])
     assert source.test.images is whole
     assert not (tmp_path / "cache").exists()
@@ -313,7 +313,7 @@ def decode_in_another_process(pictures: Pictures, cache: Path, said: Path, stop:
 
 
 def _decode_all(pictures: Pictures, cache: Path, said: Path, stop: int) -> None:
-    real, calls = Pictures.decoded, []
+    real, calls = Pictures.decode, []
 
     def stopping(self, row: int) -> np.ndarray:
         calls.append(row)
@@ -321,7 +321,7 @@ def _decode_all(pictures: Pictures, cache: Path, said: Path, stop: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, row)
 
-    Pictures.decoded, decoded.AT_ONCE = stopping, 2
+    Pictures.decode, decoded.AT_ONCE = stopping, 2
     rows = decoded_rows(pictures, np.arange(len(pictures)), cache)
     said.write_text(f"{hashlib.sha256(np.asarray(rows).tobytes()).hexdigest()} {len(calls)}")
 
@@ -348,14 +348,17 @@ def test_two_processes_at_once_decode_each_picture_once_and_read_the_same(pictur
 @given(st.lists(st.integers(0, 11), max_size=20), st.lists(st.integers(0, 5), max_size=6))
 def test_examples_of_pictures_are_those_of_an_array(first, second):
     class Drawn(Pictures):
-        def decoded(self, row):
+        def decode(self, row):
             return np.full((2, 2, 3), row, np.uint8)
 
     drawn = Examples(Drawn(Path(), tuple(map(str, range(12))), 2), np.arange(12))
     plain = Examples(np.arange(12, dtype=np.uint8).repeat(12).reshape(12, 2, 2, 3), np.arange(12))
     rows = np.array(first, int)
     again = np.array([position for position in second if position < len(rows)], int)
-    for got, wanted in ((drawn.take(rows), plain.take(rows)), (drawn.only(rows).only(again), plain.take(rows).take(again))):
+    for got, wanted in (
+        (drawn.take(rows), plain.take(rows)),
+        (drawn.subset(rows).subset(again), plain.take(rows).take(again)),
+    ):
         assert np.array_equal(np.asarray(got.images[np.arange(len(got))]), wanted.images)
         assert np.array_equal(got.labels, wanted.labels)
-    assert isinstance(drawn.only(rows).images, Rows | Drawn)
+    assert isinstance(drawn.subset(rows).images, Rows | Drawn)

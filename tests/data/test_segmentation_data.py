@@ -18,8 +18,8 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from fedact.config.errors import ConfigError
 from fedact.data import SEGMENTATION_DATASETS, VOID, Examples, Loader, Preprocessing, Request, Source, decode_files
-from fedact.data.masks import Masks, Survey, counting_from_zero, dominant, of_classes, read_ids, table
-from fedact.data.pictures import Scenes, fitting, frame_like
+from fedact.data.masks import Masks, Survey, class_table, count_classes, identity_classes, most_frequent_class, read_ids
+from fedact.data.pictures import Scenes, fitted_size, frame_of
 from fedact.data.scenes import ranges
 from tests.support import scene_sets
 from tests.support.scene_sets import (
@@ -33,7 +33,7 @@ from tests.support.scene_sets import (
     write_voc,
 )
 
-PLAIN = table(counting_from_zero(254, VOID))
+PLAIN = class_table(identity_classes(254, VOID))
 
 
 def read(name: str, path: Path, seed: int = 0, side: int = 30, **settings) -> Source:
@@ -101,15 +101,15 @@ def test_a_pictures_source_is_its_folder_or_what_stands_before_an_underscore(tmp
 def test_the_dominant_class_is_the_most_frequent_first_one(pixels):
     counts = np.stack([np.bincount(each, minlength=256) for each in pixels])
     expected = [max(range(10), key=lambda label: (each.count(label), -label)) for each in pixels]
-    assert dominant(counts).tolist() == expected
+    assert most_frequent_class(counts).tolist() == expected
 
 
 def test_ids_of_one_class_are_counted_together():
     counts = np.zeros((1, 256), np.uint32)
     counts[0, [3, 4, 5]] = 4, 3, 2
-    summed = of_classes(counts, table({3: 0, 4: 1, 5: 1}))
+    summed = count_classes(counts, class_table({3: 0, 4: 1, 5: 1}))
     assert summed[0, [0, 1, VOID]].tolist() == [4, 5, 0]
-    assert dominant(summed).tolist() == [1]
+    assert most_frequent_class(summed).tolist() == [1]
 
 
 def test_the_dominant_class_is_the_same_at_every_size(tmp_path):
@@ -255,8 +255,8 @@ def test_a_picture_painted_like_its_mask_stays_so_in_any_frame(tmp_path_factory,
     ids = halves(1, 2, height, width) if upright else halves(1, 2, width, height).T.copy()
     paint(root / "picture.png", ids)
     write_mask(root / "mask.png", ids)
-    picture = Scenes(root, ("picture.png",), (down, across)).decoded(0)
-    mask = Masks(root, ("mask.png",), (down, across), PLAIN).decoded(0)
+    picture = Scenes(root, ("picture.png",), (down, across)).decode(0)
+    mask = Masks(root, ("mask.png",), (down, across), PLAIN).decode(0)
     assert ((picture == 127).all(axis=2) == (mask == VOID)).all()
     # Between the two halves the picture is smoothed, but each pixel is nearer to its own colour, but for rounding.
     own, other = (np.abs(picture.astype(int) - COLOURS[ids]).sum(axis=2) for ids in (mask, np.where(mask == 1, 2, 1)))
@@ -265,7 +265,7 @@ def test_a_picture_painted_like_its_mask_stays_so_in_any_frame(tmp_path_factory,
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600), st.integers(1, 600))
 def test_what_is_fitted_touches_the_frame_and_keeps_its_proportions(width, height, down, across):
-    fitted = fitting((width, height), (down, across))
+    fitted = fitted_size((width, height), (down, across))
     assert fitted[0] == across or fitted[1] == down
     assert 1 <= fitted[0] <= across
     assert 1 <= fitted[1] <= down
@@ -277,7 +277,7 @@ def test_what_is_fitted_touches_the_frame_and_keeps_its_proportions(width, heigh
 def test_a_mask_is_scaled_to_its_nearest_ids_and_no_others(tmp_path):
     ids = np.kron(np.array([[0, 200], [7, 3]], np.uint8), np.ones((20, 20), np.uint8))
     write_mask(tmp_path / "mask.png", ids)
-    scaled = Masks(tmp_path, ("mask.png",), (10, 10), PLAIN).decoded(0)
+    scaled = Masks(tmp_path, ("mask.png",), (10, 10), PLAIN).decode(0)
     assert np.array_equal(scaled, np.kron(np.array([[0, 200], [7, 3]]), np.ones((5, 5))))
 
 
@@ -306,7 +306,7 @@ def test_a_picture_that_its_camera_turned_stands_upright_on_its_mask(tmp_path):
         with Image.open(tmp_path / "images" / f"{name}.jpg") as opened:
             turned = opened.rotate(90, expand=True)
         turned.save(tmp_path / "images" / f"{name}.jpg", exif=exif, quality=100, subsampling=0)
-    assert frame_like(tmp_path / "images" / "a.jpg", 30) == (30, 40)
+    assert frame_of(tmp_path / "images" / "a.jpg", 30) == (30, 40)
     source = read("folder", tmp_path)
     assert np.array_equal(masks(source.train)[0], ids)
     assert_painted_like_masks(source.train, within=6)
@@ -316,10 +316,10 @@ def test_taken_and_chosen_examples_carry_their_masks():
     numbers = np.arange(6, dtype=np.uint8)
     examples = Examples(numbers.repeat(12).reshape(6, 2, 2, 3), np.arange(6), numbers.repeat(4).reshape(6, 2, 2))
     chosen = np.array([4, 1, 3])
-    for some in (examples.take(chosen), examples.only(chosen), examples.only(chosen).only(np.arange(3))):
+    for some in (examples.take(chosen), examples.subset(chosen), examples.subset(chosen).subset(np.arange(3))):
         assert masks(some)[:, 0, 0].tolist() == [4, 1, 3]
-    assert masks(examples.only(chosen).take(np.array([2, 0])))[:, 1, 1].tolist() == [3, 4]
-    assert Examples(examples.images, examples.labels).only(chosen).masks is None
+    assert masks(examples.subset(chosen).take(np.array([2, 0])))[:, 1, 1].tolist() == [3, 4]
+    assert Examples(examples.images, examples.labels).subset(chosen).masks is None
 
 
 def test_a_loader_gives_whole_frames_and_their_masks(tmp_path):
@@ -343,13 +343,13 @@ def counting_decoders(monkeypatch) -> list[str]:
     """Return the list of what is decoded from now on."""
     seen: list[str] = []
     for kind in (Scenes, Masks, Survey):
-        real = kind.decoded
+        real = kind.decode
 
-        def decoded(self, row, real=real, kind=kind):
+        def decode(self, row, real=real, kind=kind):
             seen.append(f"{kind.__name__} {self.files[row]}")
             return real(self, row)
 
-        monkeypatch.setattr(kind, "decoded", decoded)
+        monkeypatch.setattr(kind, "decode", decode)
     return seen
 
 
@@ -394,7 +394,7 @@ def test_only_the_scenes_of_a_run_are_decoded(tmp_path, monkeypatch):
     seen = counting_decoders(monkeypatch)
     request = Request(write_folder(tmp_path), None, None, np.random.default_rng(0), 30)
     source = SEGMENTATION_DATASETS["folder"](request)
-    few = decode_files(Source(source.train.only(np.array([2])), source.test.only(np.array([1])), 3), request.cache)
+    few = decode_files(Source(source.train.subset(np.array([2])), source.test.subset(np.array([1])), 3), request.cache)
     assert {name for name in seen if not name.startswith("Survey")} == {
         "Scenes images/b_1.png", "Masks masks/b_1.png", "Scenes images/c_1.png", "Masks masks/c_1.png",
     }  # fmt: skip

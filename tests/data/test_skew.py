@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.errors import ConfigError
-from fedact.data.partition import PARTITIONS, deal
+from fedact.data.partition import PARTITIONS, partition_examples
 from fedact.data.partition.class_skew import Dirichlet, Pathological
 from fedact.data.partition.size_skew import Exponential, Linear, Quantity, Square, Weighted, sizes_at_least
 from tests.support.dealing import RULES, cases
@@ -82,7 +82,7 @@ def test_a_class_that_nobody_drew_takes_the_place_of_one_drawn_twice():
 )
 def test_classes_that_cannot_be_held_are_refused(rule, clients, said):
     with pytest.raises(ConfigError, match=said):
-        deal(rule, np.arange(300) % 10, clients, rng())
+        partition_examples(rule, np.arange(300) % 10, clients, rng())
 
 
 @given(cases((Dirichlet(self_balancing=True), Dirichlet(1e-5, self_balancing=True))))
@@ -143,16 +143,16 @@ def test_sizes_are_within_one_of_their_share_and_none_is_below_the_minimum(weigh
     ],
 )
 def test_sizes_of_known_cases(rule, total, sizes):
-    assert deal(rule, np.zeros(total, int), 4, rng()).sizes.tolist() == sizes
+    assert partition_examples(rule, np.zeros(total, int), 4, rng()).sizes.tolist() == sizes
 
 
 @pytest.mark.parametrize("rule", [Linear(), Square(), Exponential()])
 def test_a_client_holds_no_less_than_the_one_before(rule):
-    assert np.all(np.diff(deal(rule, np.zeros(3000, int), 100, rng()).sizes) >= 0)
+    assert np.all(np.diff(partition_examples(rule, np.zeros(3000, int), 100, rng()).sizes) >= 0)
 
 
 def test_an_exponential_of_many_clients_leaves_all_but_the_last_few_the_minimum():
-    sizes = deal(Exponential(), np.zeros(1_100_000, int), 100_000, rng()).sizes
+    sizes = partition_examples(Exponential(), np.zeros(1_100_000, int), 100_000, rng()).sizes
     assert sizes.min() == 10
     assert np.count_nonzero(sizes > 10) <= 12
     assert sizes[-1] / sizes[-2] == pytest.approx(np.e, rel=1e-3)
@@ -169,7 +169,9 @@ def test_sizes_alone_are_skewed_and_the_classes_are_drawn_at_random(case):
 
 def test_small_alpha_gives_unequal_clients_and_large_alpha_equal_ones():
     def largest(alpha: float) -> float:
-        return np.mean([deal(Quantity(alpha), np.zeros(2000, int), 10, rng(seed)).sizes.max() for seed in range(10)])
+        return np.mean(
+            [partition_examples(Quantity(alpha), np.zeros(2000, int), 10, rng(seed)).sizes.max() for seed in range(10)]
+        )
 
     assert largest(0.1) > 900
     assert largest(1000) < 230
@@ -178,5 +180,5 @@ def test_small_alpha_gives_unequal_clients_and_large_alpha_equal_ones():
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_a_hundred_thousand_clients_are_dealt_to(name):
     labels = np.arange(1_000_000) % 100
-    parts = deal(PARTITIONS[name](), labels, 100_000, rng())
+    parts = partition_examples(PARTITIONS[name](), labels, 100_000, rng())
     assert parts.sizes.tolist() == [10] * 100_000

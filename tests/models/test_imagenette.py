@@ -36,7 +36,7 @@ def val(development_data: Path, cache: Path, every: int) -> Examples:
     request = Request(development_data / "imagenette", None, None, np.random.default_rng(0), SIDE)
     source = DATASETS["imagenet"](request)
     assert (source.names, len(source.train), len(source.test)) == (WNIDS, 2500, 1000)
-    nothing, some = source.train.only(np.arange(0)), source.test.only(np.arange(0, 1000, every))
+    nothing, some = source.train.subset(np.arange(0)), source.test.subset(np.arange(0, 1000, every))
     return decode_files(replace(source, train=nothing, test=some), cache).test
 
 

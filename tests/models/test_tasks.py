@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fedact
-from fedact.data import VOID, Augmented, centred
+from fedact.data import VOID, Augmented, center_crop
 from fedact.measure import step as replay
 from fedact.models.tasks import TASKS, loss_under, predicted, task_loss
 
@@ -108,7 +108,7 @@ def test_labels_stay_and_the_same_seed_draws_the_same():
 
 def test_the_middle_is_the_middle():
     x, y = torch.arange(2 * 6 * 8).reshape(2, 1, 6, 8), torch.arange(2 * 6 * 8).reshape(2, 6, 8)
-    middle, mask = centred(x, y, 4)
+    middle, mask = center_crop(x, y, 4)
     assert torch.equal(middle[:, 0], mask)
     assert torch.equal(mask, y[:, 1:5, 2:6])
-    assert centred(x, y, None) == (x, y)
+    assert center_crop(x, y, None) == (x, y)

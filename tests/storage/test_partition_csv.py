@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from fedact.config.errors import ConfigError
-from fedact.data.partition import deal
+from fedact.data.partition import partition_examples
 from fedact.federation import server
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
@@ -23,7 +23,7 @@ QUICK = [*SMALL, "--layers", "0", "--rounds", "0", "--method", "exact"]
 
 @given(case=cases())
 def test_what_is_written_is_what_a_counter_counts_and_is_read_back(case, tmp_path_factory):
-    parts = deal(case.rule, case.labels, case.clients, case.random())
+    parts = partition_examples(case.rule, case.labels, case.clients, case.random())
     file = tmp_path_factory.getbasetemp() / "partition.csv"
     file.write_text(partition_csv(parts.owners(), case.labels[parts.order]))
     counted = [

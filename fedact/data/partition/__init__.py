@@ -27,7 +27,7 @@ PARTITIONS: dict[str, type[Partition]] = {
 """The one table of partitions."""
 
 
-def deal(partition: Partition, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
+def partition_examples(partition: Partition, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
     """Return each client's positions, none below the minimum: the largest clients give where the rule left one short.
 
     Raises ConfigError where there are too few examples for that many clients.

@@ -58,11 +58,11 @@ class Parts(Sequence[np.ndarray]):
 class HeldOutParts(Sequence[tuple[np.ndarray, np.ndarray]]):
     """Each client's (training, held-out) positions, told apart when they are asked for: always in the same way."""
 
-    dealt: Parts
+    whole: Parts
     seed: int
 
     def __len__(self) -> int:
-        return len(self.dealt)
+        return len(self.whole)
 
     @overload
     def __getitem__(self, client: int) -> tuple[np.ndarray, np.ndarray]: ...
@@ -72,12 +72,12 @@ class HeldOutParts(Sequence[tuple[np.ndarray, np.ndarray]]):
         if isinstance(client, slice):
             return [self[each] for each in range(len(self))[client]]
         own = range(len(self))[client]
-        return hold_out(self.dealt[own], generator(self.seed, Purpose.HOLD_OUT, client=own))
+        return hold_out(self.whole[own], generator(self.seed, Purpose.HOLD_OUT, client=own))
 
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return how many examples each client trains on, and how many it holds out."""
-        held = held_out_sizes(self.dealt.sizes)
-        return self.dealt.sizes - held, held
+        held = held_out_sizes(self.whole.sizes)
+        return self.whole.sizes - held, held
 
 
 def bounds_of(sizes: np.ndarray) -> np.ndarray:

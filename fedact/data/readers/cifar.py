@@ -25,11 +25,13 @@ def load(request: Request, classes: int) -> Source:
     Raises ConfigError, with what to put where, if it is missing and cannot be downloaded.
     """
     from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
     parts = (kind.train_list, kind.test_list)
     try:
-        _fetch(kind, request.path)
+        if not all(check_integrity(request.path / kind.base_folder / name, md5) for part in parts for name, md5 in part):
+            download_and_extract_archive(kind.url, request.path, filename=kind.filename, md5=kind.tgz_md5)
         files = [[_verified(request.path / kind.base_folder / name, md5) for name, md5 in part] for part in parts]
     except (OSError, RuntimeError) as error:
         archive, folder = ARCHIVES[classes]
@@ -49,15 +51,6 @@ def _names(folder: Path, meta: dict[str, str]) -> tuple[str, ...]:
         return ()
     operations = [(operation.name, value) for operation, value, _ in pickletools.genops(content)]
     return tuple(_listed_after(operations, meta["key"], str))
-
-
-def _fetch(kind: Any, path: Path) -> None:
-    """Download and unpack the archive, unless every file is there."""
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
-
-    files = [*kind.train_list, *kind.test_list]
-    if not all(check_integrity(path / kind.base_folder / name, md5) for name, md5 in files):
-        download_and_extract_archive(kind.url, path, filename=kind.filename, md5=kind.tgz_md5)
 
 
 def _verified(file: Path, md5: str) -> bytes:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Request, Source
-from fedact.data.masks import VOID, counting_from_zero
-from fedact.data.pictures import frame_like
-from fedact.data.readers.class_folders import is_folder, scanned
-from fedact.data.scenes import Listing, examples, paired
+from fedact.data.masks import VOID, identity_classes
+from fedact.data.pictures import frame_of
+from fedact.data.readers.class_folders import is_folder, list_folder
+from fedact.data.scenes import Listing, pair_masks, scene_examples
 
 SITE = "https://www.cityscapes-dataset.com"
 ARCHIVES = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
@@ -31,10 +31,10 @@ def load(request: Request) -> Source:
     prepared = any(_files(folder, PREPARED) for folder in folders[2:])
     ending = PREPARED if prepared else OFFICIAL
     train, test = (_listed(request.path, part, ending) for part in ("train", "val"))
-    frame = frame_like(request.path / train.pictures[0], request.side)
+    frame = frame_of(request.path / train.pictures[0], request.side)
     names, official = _classes()
-    ids = counting_from_zero(len(names), VOID) if prepared else official
-    trained, tested = examples([train, test], request, frame, ids)
+    ids = identity_classes(len(names), VOID) if prepared else official
+    trained, tested = scene_examples([train, test], request, frame, ids)
     return Source(trained, tested, len(names), names)
 
 
@@ -51,7 +51,7 @@ def _listed(root: Path, part: str, ending: str) -> Listing:
     pictures, masks = _files(root / "leftImg8bit" / part, PICTURE), _files(root / "gtFine" / part, ending)
     if not pictures:
         raise ConfigError(f"{root / 'leftImg8bit' / part} holds no picture: they are CITY/*{PICTURE}")
-    return paired(
+    return pair_masks(
         root,
         {name: f"leftImg8bit/{part}/{name}{PICTURE}" for name in pictures},
         {name: f"gtFine/{part}/{name}{ending}" for name in masks},
@@ -61,10 +61,10 @@ def _listed(root: Path, part: str, ending: str) -> Listing:
 
 def _files(folder: Path, ending: str) -> list[str]:
     """Return the files CITY/NAME with an ending, without it."""
-    cities = [entry.name for entry in scanned(folder) if is_folder(entry)]
+    cities = [entry.name for entry in list_folder(folder) if is_folder(entry)]
     return [
         f"{city}/{entry.name.removesuffix(ending)}"
         for city in cities
-        for entry in scanned(folder / city)
+        for entry in list_folder(folder / city)
         if entry.name.endswith(ending)
     ]

@@ -13,15 +13,15 @@ from fedact.data.pictures import SUFFIXES, Pictures
 
 def class_names(folder: Path) -> list[str]:
     """Return the names of the classes, sorted; raises ConfigError where there are not two folders of them."""
-    names = sorted(entry.name for entry in scanned(folder) if is_folder(entry))
+    names = sorted(entry.name for entry in list_folder(folder) if is_folder(entry))
     if len(names) < 2:
         given = f"only {names[0]}" if names else "none"
         raise ConfigError(f"{folder} must hold a folder of pictures for each of at least two classes: there is {given}")
     return names
 
 
-def scanned(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder and is not hidden; raises ConfigError where it cannot be looked into."""
+def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder that are not hidden; raises ConfigError where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -37,24 +37,26 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         raise ConfigError(f"{entry.path} cannot be looked at: {error.strerror}") from None
 
 
-def labelled(folder: Path, names: Sequence[str], side: int) -> Examples:
-    """Return the pictures of the classes in their order; raises ConfigError for a class without any."""
-    files = [_pictures_in(folder, name) for name in names]
-    labels = np.repeat(np.arange(len(names)), [len(each) for each in files])
-    return Examples(Pictures(folder, tuple(file for each in files for file in each), side), labels)
+def read_classes(folder: Path, names: Sequence[str], side: int) -> Examples:
+    """Return the pictures of each class, labelled by its place in ``names``; raises ConfigError for a class without any."""
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        pictures = [entry.name for entry in list_folder(folder / name) if entry.name.lower().endswith(SUFFIXES)]
+        if not pictures:
+            raise ConfigError(f"class {name} is empty: {folder / name} holds no picture ({', '.join(SUFFIXES)})")
+        files += sorted(f"{name}/{picture}" for picture in pictures)
+        labels += [label] * len(pictures)
+    return Examples(Pictures(folder, tuple(files), side), np.array(labels, np.int64))
 
 
-def both(train: Path, test: Path, side: int) -> tuple[Examples, Examples, list[str]]:
-    """Return what is to train on, what is to test on, and the classes; raises ConfigError where they are not the same."""
+def read_train_and_test(train: Path, test: Path, side: int) -> tuple[Examples, Examples, list[str]]:
+    """Return the training examples, the test examples and the names of their classes.
+
+    Raises ConfigError where the two folders have other classes.
+    """
     names, others = class_names(train), class_names(test)
     for name in sorted({*names} ^ {*others}):
         has, lacks = (train, test) if name in names else (test, train)
         raise ConfigError(f"{has} has class {name}, which {lacks} lacks: they must hold the same classes")
-    return labelled(train, names, side), labelled(test, names, side), names
-
-
-def _pictures_in(folder: Path, name: str) -> list[str]:
-    files = [f"{name}/{entry.name}" for entry in scanned(folder / name) if entry.name.lower().endswith(SUFFIXES)]
-    if not files:
-        raise ConfigError(f"class {name} is empty: {folder / name} holds no picture ({', '.join(SUFFIXES)})")
-    return sorted(files)
+    return read_classes(train, names, side), read_classes(test, names, side), names

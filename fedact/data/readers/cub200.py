@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Request, Source
-from fedact.data.readers.lists import lines, listed, whole
+from fedact.data.readers.lists import labelled_pictures, parse_number, read_rows
 
 SITE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 
@@ -25,23 +25,21 @@ def load(request: Request) -> Source:
     def part(train: bool) -> Examples:
         own = [key for key in files if trains[key] == train]
         source = folder / ("images.txt" if own else "train_test_split.txt")
-        return listed(folder / "images", [files[key] for key in own], [labels[key] - 1 for key in own], request.side, source)
+        return labelled_pictures(
+            folder / "images", [files[key] for key in own], [labels[key] - 1 for key in own], request.side, source
+        )
 
-    return Source(part(True), part(False), len(names), tuple(_readable(name) for name in names))
+    # Of names such as 001.Black_footed_Albatross.
+    return Source(part(True), part(False), len(names), tuple(name.split(".", 1)[-1].replace("_", " ") for name in names))
 
 
 def _by_id(file: Path) -> list[tuple[str, str]]:
-    return [(row[0], row[1]) for row in lines(file, 2)]
+    return [(row[0], row[1]) for row in read_rows(file, 2)]
 
 
 def _numbers(file: Path, files: dict[str, str], allowed: range) -> dict[str, int]:
     """Return each picture's number; raises ConfigError for a picture that has none, or one that is not allowed."""
-    numbers = {key: whole(text, allowed, file) for key, text in _by_id(file)}
+    numbers = {key: parse_number(text, allowed, file) for key, text in _by_id(file)}
     for key in files.keys() - numbers.keys():
         raise ConfigError(f"{file} says nothing of picture {key}, {files[key]}")
     return numbers
-
-
-def _readable(name: str) -> str:
-    """Return a bird's name out of that of its folder, such as 001.Black_footed_Albatross."""
-    return name.split(".", 1)[-1].replace("_", " ")

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Request, Source
-from fedact.data.readers.lists import fetch, listed
+from fedact.data.readers.lists import fetch, labelled_pictures
 
 CLASSES = 102
 FILES = ("102flowers.tgz (unpacked)", "imagelabels.mat", "setid.mat")
@@ -27,7 +27,9 @@ def load(request: Request) -> Source:
 
     def part(numbers: np.ndarray) -> Examples:
         files = [f"image_{number:05d}.jpg" for number in numbers]
-        return listed(folder / "jpg", files, (labels[numbers - 1] - 1).tolist(), request.side, folder / "setid.mat")
+        return labelled_pictures(
+            folder / "jpg", files, (labels[numbers - 1] - 1).tolist(), request.side, folder / "setid.mat"
+        )
 
     names = tuple(datasets.Flowers102.classes)
     return Source(part(np.concatenate([trained, validated])), part(tested), CLASSES, names)

@@ -7,7 +7,7 @@ import numpy as np
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Request, Source
 from fedact.data.partition import stratified
-from fedact.data.readers.class_folders import both, class_names, labelled
+from fedact.data.readers.class_folders import class_names, read_classes, read_train_and_test
 
 TEST_SHARE = 0.25
 
@@ -18,15 +18,19 @@ def load(request: Request) -> Source:
     Raises ConfigError for missing or empty folders, and for classes that are not the same in both. With val and test, val is
     what is tested on.
     """
-    held_out = tested_on(request.path)
-    if held_out is None:
-        return _quartered(request)
-    _check_no_scenes(request.path / "train")
-    train, test, names = both(request.path / "train", request.path / held_out, request.side)
-    return Source(train, test, len(names), tuple(names))
+    held_out = held_out_folder(request.path)
+    _check_no_scenes(request.path / "train" if held_out else request.path)
+    if held_out:
+        train, test, names = read_train_and_test(request.path / "train", request.path / held_out, request.side)
+        return Source(train, test, len(names), tuple(names))
+    names = class_names(request.path)
+    everything = read_classes(request.path, names, request.side)
+    tested = stratified(everything.labels, round(TEST_SHARE * len(everything)), request.generator)
+    trained = np.setdiff1d(np.arange(len(everything)), tested)
+    return Source(everything.subset(trained), everything.subset(tested), len(names), tuple(names))
 
 
-def tested_on(root: Path) -> str | None:
+def held_out_folder(root: Path) -> str | None:
     """Return which folder beside train is tested on, None where there are neither; raises ConfigError for one alone."""
     parts = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if not parts:
@@ -41,12 +45,3 @@ def _check_no_scenes(folder: Path) -> None:
     """Raise ConfigError where pictures and their masks would be the two classes."""
     if class_names(folder) == ["images", "masks"]:
         raise ConfigError(f"{folder} holds images and masks, which --task segmentation learns from, and no folder a class")
-
-
-def _quartered(request: Request) -> Source:
-    _check_no_scenes(request.path)
-    names = class_names(request.path)
-    everything = labelled(request.path, names, request.side)
-    test = stratified(everything.labels, round(TEST_SHARE * len(everything)), request.generator)
-    train = np.setdiff1d(np.arange(len(everything)), test)
-    return Source(everything.only(train), everything.only(test), len(names), tuple(names))

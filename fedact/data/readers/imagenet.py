@@ -2,7 +2,7 @@
 
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Request, Source
-from fedact.data.readers.class_folders import both, is_folder, scanned
+from fedact.data.readers.class_folders import is_folder, list_folder, read_train_and_test
 
 
 def load(request: Request) -> Source:
@@ -16,10 +16,10 @@ def load(request: Request) -> Source:
             raise ConfigError(
                 f"--data-dir {request.path} has no folder {folder.name}: ImageNet's is train/<wnid>/, val/<wnid>/"
             )
-    if not any(is_folder(entry) for entry in scanned(val)) and any(scanned(val)):
+    if not any(is_folder(entry) for entry in list_folder(val)) and any(list_folder(val)):
         raise ConfigError(
             f"{val} is not sorted into val/<wnid>/: torchvision.datasets.imagenet.parse_val_archive({str(request.path)!r}) "
             "unpacks the archive so, after parse_devkit_archive"
         )
-    examples, tested, names = both(train, val, request.side)
+    examples, tested, names = read_train_and_test(train, val, request.side)
     return Source(examples, tested, len(names), tuple(names))

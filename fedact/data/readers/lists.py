@@ -28,7 +28,7 @@ def fetch(title: str, kind: Any, root: Path, needed: Sequence[Path], what: str) 
         ) from None
 
 
-def lines(file: Path, words: int) -> list[list[str]]:
+def read_rows(file: Path, words: int) -> list[list[str]]:
     """Return the words of each line that is no comment, at least so many; raises ConfigError for a line of fewer."""
     try:
         # With the mark that some editors begin a file with, which is no part of its first word.
@@ -44,14 +44,14 @@ def lines(file: Path, words: int) -> list[list[str]]:
     return rows
 
 
-def whole(text: str, allowed: range, file: Path) -> int:
+def parse_number(text: str, allowed: range, file: Path) -> int:
     """Return a number of a text file; raises ConfigError where it is none that is allowed."""
     if not (text.isascii() and text.isdigit() and int(text) in allowed):
         raise ConfigError(f"{file} holds {text!r}, where a number from {allowed.start} to {allowed.stop - 1} is due")
     return int(text)
 
 
-def listed(root: Path, files: Sequence[str], labels: Sequence[int], side: int, source: Path) -> Examples:
+def labelled_pictures(root: Path, files: Sequence[str], labels: Sequence[int], side: int, source: Path) -> Examples:
     """Return pictures with their labels; raises ConfigError for one that is not there, or where there is none.
 
     source: the file that lists them.

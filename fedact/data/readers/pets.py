@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedact.data.examples import Examples, Request, Source
-from fedact.data.readers.lists import fetch, lines, listed, whole
+from fedact.data.readers.lists import fetch, labelled_pictures, parse_number, read_rows
 
 BREEDS = 37
 ARCHIVES = ("images.tar.gz", "annotations.tar.gz")
@@ -28,7 +28,7 @@ def load(request: Request) -> Source:
 def _examples(folder: Path, name: str, side: int) -> tuple[Examples, dict[int, str]]:
     """Return the pictures that a file lists, and what it calls their classes."""
     file = folder / "annotations" / name
-    pairs = [(row[0], whole(row[1], range(1, BREEDS + 1), file) - 1) for row in lines(file, 2)]
+    pairs = [(row[0], parse_number(row[1], range(1, BREEDS + 1), file) - 1) for row in read_rows(file, 2)]
     pictures = [f"{picture}.jpg" for picture, _ in pairs]
     breeds = {label: picture.rsplit("_", 1)[0].replace("_", " ").title() for picture, label in pairs}
-    return listed(folder / "images", pictures, [label for _, label in pairs], side, file), breeds
+    return labelled_pictures(folder / "images", pictures, [label for _, label in pairs], side, file), breeds

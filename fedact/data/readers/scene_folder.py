@@ -8,13 +8,13 @@ import numpy as np
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Request, Source
 from fedact.data.files import some_of
-from fedact.data.masks import VOID, counting_from_zero
+from fedact.data.masks import VOID, identity_classes
 from fedact.data.partition import stratified
-from fedact.data.pictures import SUFFIXES, frame_like
-from fedact.data.readers.class_folders import is_folder, scanned
-from fedact.data.readers.folder import TEST_SHARE, tested_on
-from fedact.data.readers.lists import lines
-from fedact.data.scenes import Listing, examples, paired, surveyed
+from fedact.data.pictures import SUFFIXES, frame_of
+from fedact.data.readers.class_folders import is_folder, list_folder
+from fedact.data.readers.folder import TEST_SHARE, held_out_folder
+from fedact.data.readers.lists import read_rows
+from fedact.data.scenes import Listing, count_mask_ids, pair_masks, scene_examples
 
 HINT = " (--void names the one that counts for nothing)"
 
@@ -26,30 +26,32 @@ def load(request: Request) -> Source:
     folder that it lies in, else what its name holds before an underscore. Raises ConfigError for missing or empty folders,
     and for pictures and masks that do not fit together.
     """
-    held_out = tested_on(request.path)
+    held_out = held_out_folder(request.path)
     if held_out is None and not (request.path / "images").is_dir():
         raise ConfigError(f"--data-dir {request.path} has neither train and val or test, nor images and masks")
     listings = [_listed(request.path / part) for part in (("train", held_out) if held_out else ("",))]
     names = _names(request.path / "classes.txt")
-    classes = len(names) or _counted(listings[0], request)
+    if not (classes := len(names)):
+        ids = np.flatnonzero(count_mask_ids(listings[0], request.cache).any(axis=0))
+        classes = min(VOID, int(ids[ids != request.void].max(initial=-1)) + 1)
     if classes < 2:
         raise ConfigError(f"{request.path} has {classes} class, where there must be two (void is {request.void}){HINT}")
-    frame = frame_like(listings[0].root / listings[0].pictures[0], request.side)
-    first, *rest = examples(listings, request, frame, counting_from_zero(classes, request.void), HINT)
+    frame = frame_of(listings[0].root / listings[0].pictures[0], request.side)
+    first, *rest = scene_examples(listings, request, frame, identity_classes(classes, request.void), HINT)
     if rest:
         return Source(first, rest[0], classes, names)
     if len(first) < 2:
         raise ConfigError(f"{request.path / 'images'} holds one picture: there must be some to train and some to test on")
     test = stratified(first.labels, max(1, round(TEST_SHARE * len(first))), request.generator)
     train = np.setdiff1d(np.arange(len(first)), test)
-    return Source(first.only(train), first.only(test), classes, names)
+    return Source(first.subset(train), first.subset(test), classes, names)
 
 
 def _names(file: Path) -> tuple[str, ...]:
     """Return the names of the classes, none where there is no such file; raises ConfigError for doubles."""
     if not file.exists() and not file.is_symlink():
         return ()
-    names = [" ".join(row) for row in lines(file, 1)]
+    names = [" ".join(row) for row in read_rows(file, 1)]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{file} names a class more than once: {some_of(doubles)}")
     if len(names) > VOID:
@@ -57,15 +59,9 @@ def _names(file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _counted(listing: Listing, request: Request) -> int:
-    """Return how many classes there are by the largest id of the masks that is not void."""
-    ids = np.flatnonzero(surveyed(listing, request.cache).any(axis=0))
-    return min(VOID, int(ids[ids != request.void].max(initial=-1)) + 1)
-
-
 def _listed(folder: Path) -> Listing:
     pictures, masks = (_by_stem(folder, kind) for kind in ("images", "masks"))
-    return paired(folder, pictures, masks, {stem: _source(stem) for stem in pictures})
+    return pair_masks(folder, pictures, masks, {stem: _source(stem) for stem in pictures})
 
 
 def _by_stem(folder: Path, kind: str) -> dict[str, str]:
@@ -86,7 +82,7 @@ def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[str]:
     """
     if (real := folder.resolve()) in above:
         raise ConfigError(f"{folder} leads back to {real}, in which it lies")
-    for entry in scanned(folder):
+    for entry in list_folder(folder):
         if is_folder(entry):
             yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name, above | {real}))
         elif entry.name.lower().endswith(SUFFIXES):

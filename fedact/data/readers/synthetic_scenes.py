@@ -4,7 +4,7 @@ import numpy as np
 
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples, Request, Source
-from fedact.data.masks import VOID, counted, dominant
+from fedact.data.masks import VOID, count_ids, most_frequent_class
 
 NAMES = ("ground", "disc", "box", "diamond", "cushion")
 COLOURS = np.array([[110, 110, 100], [190, 90, 80], [80, 170, 90], [80, 100, 190], [190, 180, 90]], float)
@@ -45,7 +45,7 @@ def _examples(count: int, lights: np.ndarray, waves: np.ndarray, request: Reques
         classes = _classes(int(chief), side, generator)
         images[row] = _picture(classes, lights[source], waves[source], generator)
         masks[row] = _with_void_borders(classes) if generator.random() < 0.5 else classes
-    chiefs = dominant(np.stack([counted(mask) for mask in masks]))
+    chiefs = most_frequent_class(np.stack([count_ids(mask) for mask in masks]))
     return Examples(images, sources if request.partition_by == "source" else chiefs, masks)
 
 

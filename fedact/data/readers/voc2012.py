@@ -8,9 +8,9 @@ from pathlib import Path
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Request, Source
 from fedact.data.files import some_of
-from fedact.data.masks import VOID, counting_from_zero
-from fedact.data.readers.lists import fetch, lines
-from fedact.data.scenes import Listing, examples
+from fedact.data.masks import VOID, identity_classes
+from fedact.data.readers.lists import fetch, read_rows
+from fedact.data.scenes import Listing, scene_examples
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
 NAMES = (
@@ -31,25 +31,18 @@ def load(request: Request) -> Source:
     lists = folder / "ImageSets" / "Segmentation"
     needed = [folder / "JPEGImages", folder / "SegmentationClass", lists / "train.txt", lists / "val.txt"]
     fetch("Pascal VOC 2012", datasets.VOCSegmentation, request.path, needed, f"{ARCHIVE} unpacked in {request.path}")
-    names, masks = (
-        ("trainaug.txt", "SegmentationClassAug") if _is_augmented(folder, lists) else ("train.txt", "SegmentationClass")
-    )
-    train = _listed(folder, lists / names, masks)
+    more_masks, more_names = folder / "SegmentationClassAug", lists / "trainaug.txt"
+    if more_masks.is_dir() != more_names.is_file():
+        there, lacks = (more_masks, more_names) if more_masks.is_dir() else (more_names, more_masks)
+        raise ConfigError(f"{there} is there, but {lacks} is not: the augmented set needs both, the base set neither")
+    names, masks = ("trainaug", "SegmentationClassAug") if more_masks.is_dir() else ("train", "SegmentationClass")
+    train = _listed(folder, lists / f"{names}.txt", masks)
     test = _listed(folder, lists / "val.txt", "SegmentationClass")
     if both := sorted({*train.pictures} & {*test.pictures}):
         raise ConfigError(f"{lists} has pictures both to train and to test on: {some_of(both)}")
     frame = (request.side, request.side)
-    trained, tested = examples([train, test], request, frame, counting_from_zero(len(NAMES), VOID))
+    trained, tested = scene_examples([train, test], request, frame, identity_classes(len(NAMES), VOID))
     return Source(trained, tested, len(NAMES), NAMES)
-
-
-def _is_augmented(folder: Path, lists: Path) -> bool:
-    """Tell whether the augmented set is there; raises ConfigError where it is by half."""
-    masks, names = folder / "SegmentationClassAug", lists / "trainaug.txt"
-    if masks.is_dir() != names.is_file():
-        there, lacks = (masks, names) if masks.is_dir() else (names, masks)
-        raise ConfigError(f"{there} is there, but {lacks} is not: the augmented set needs both, the base set neither")
-    return masks.is_dir()
 
 
 def _listed(folder: Path, file: Path, masks: str) -> Listing:
@@ -57,7 +50,7 @@ def _listed(folder: Path, file: Path, masks: str) -> Listing:
 
     Raises ConfigError for those that are not there.
     """
-    rows = [row if len(row) > 1 else [f"JPEGImages/{row[0]}.jpg", f"{masks}/{row[0]}.png"] for row in lines(file, 1)]
+    rows = [row if len(row) > 1 else [f"JPEGImages/{row[0]}.jpg", f"{masks}/{row[0]}.png"] for row in read_rows(file, 1)]
     pairs = [(row[0].lstrip("/"), row[1].lstrip("/")) for row in rows]
     if missing := [str(folder / path) for pair in pairs for path in pair if not (folder / path).is_file()]:
         raise ConfigError(f"{file} names files that are not there: {some_of(missing)}")

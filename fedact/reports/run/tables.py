@@ -162,11 +162,11 @@ def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class"
     sizes = parts.sizes()
     listed = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
     rows = [
-        (str(client), *(str(size[client]) for size in sizes), _by_class(labels[parts.dealt[client]]))
+        (str(client), *(str(size[client]) for size in sizes), _by_class(labels[parts.whole[client]]))
         for client in range(listed)
     ]
     if listed < len(parts):
-        others = labels[parts.dealt.order[parts.dealt.bounds[listed] :]]
+        others = labels[parts.whole.order[parts.whole.bounds[listed] :]]
         spans = (f"{size[listed:].min()} to {size[listed:].max()}" for size in sizes)
         rows.append((f"{len(parts) - listed:,} others", *spans, f"together {_by_class(others)}"))
     return listing("Who holds what", ("client", "to train", "held out", f"examples by {by}"), rows)
