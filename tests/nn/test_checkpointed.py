@@ -62,6 +62,12 @@ def test_the_default_never_holds_more_bytes_than_exact(train_norm, act):
     assert saved("checkpoint", train_norm, act) <= saved("exact", train_norm, act)
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
+def test_one_of_two_segments_is_held_at_a_time_also_the_first_whose_input_has_no_gradient(act):
+    segment_inputs = 2 * len(X) * 4 * 8 * 8 * X.itemsize
+    assert saved("checkpoint:children=4", False, act) <= saved("exact", False, act) / 2 + segment_inputs
+
+
 @pytest.mark.filterwarnings("ignore:not compressed")
 @pytest.mark.parametrize("build", [resnet18, mobilenet_v2, efficientnet_b0])
 @pytest.mark.parametrize("text", ["checkpoint", "checkpoint:children=3"])
