@@ -13,35 +13,35 @@ FIELDS = (
     "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device", "threads",
 )  # fmt: skip
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
-"""Fields of Config that say what fleet ``--rounds`` times."""
+"""Fields of Config about the fleet of ``--rounds``."""
 LAYERS, LAYERS_ALONE = 4, 6
 METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
 LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
 COUNTS = {
-    "batches": (2, 1, "batches whose bytes and gradients are measured"),
-    "steps": (7, 0, "batches whose time is measured; 0 measures none"),
-    "draws": (8, 2, "gradients a batch where a method is random"),
-    "every": (10, 0, "with --equal-cosine: every N-th convolution before the last ones; 0 is none"),
+    "batches": (2, 1, "batches to measure bytes and gradients on"),
+    "steps": (7, 0, "batches to time; 0 times none"),
+    "draws": (8, 2, "gradients of a batch, for random methods"),
+    "every": (10, 0, "with --equal-cosine: every N-th convolution before the last ones too; 0 adds none"),
 }
-"""Whole numbers: the default, the least, and what each says."""
-MICRO_BATCH_HELP = "take batches in micro-batches of N; the time is then the whole step's, relative to vanilla's at once"
+"""Whole numbers: default, least and help."""
+MICRO_BATCH_HELP = "split batches into micro-batches of N; time is then the whole step's, relative to vanilla in one piece"
 ROUNDS_HELP = (
-    "instead: N rounds of --clients beside a plain loop that makes the same updates, with the prefix cache and without"
+    "instead: time N rounds of --clients beside plain PyTorch with the same updates, with the prefix cache and without"
 )
 STEADY = {"evaluate_every": 10**6, "replan": "never", "max_test_examples": 100}
-"""Of a fleet whose rounds are timed: training alone."""
+"""Settings of a fleet whose rounds are timed: training alone."""
 FILES = {
-    "json": "write every figure, layer by layer, into a file",
-    "figure": "draw gradient error against bytes into a PNG file",
+    "json": "write all results, layer by layer, to a JSON file",
+    "figure": "draw gradient error against bytes to a PNG file",
 }
 MODES = {
-    "sweep": "every method, or those given, at a ladder of settings",
+    "sweep": "every method, or those of --method, at several settings each",
     "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time, on one batch",
 }
 
 
 def parser() -> Parser:
-    """Return the command line: the fields of Config that say what is measured, then how, and where to."""
+    """Return the command line: fields of Config, counts, modes and output files."""
     result = Parser("bench", __doc__ or "")
     result.add_fields((*FIELDS, *FLEET))
     result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)

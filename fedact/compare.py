@@ -8,9 +8,9 @@ from pathlib import Path
 from fedact.cli.flags import Parser, command
 from fedact.config.errors import ConfigError
 
-ACCURACY_HELP = "the accuracy or mean IoU that 'rounds to' asks for, such as 0.9 or 90%% [95 %% of the best at the end]"
+ACCURACY_HELP = "target of 'rounds to', an accuracy or mean IoU such as 0.9 or 90%% [95 %% of the best at the end]"
 
-REPLICATION_HELP = "also print memory as the paper's replication reports it, beside what is really held"
+REPLICATION_HELP = "print memory as the paper's replication reports it too, beside all bytes held"
 
 
 def parser() -> Parser:

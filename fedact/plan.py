@@ -15,13 +15,13 @@ FIELDS = (
 OTHER_DEFAULTS = {
     "width": "width multiplier [1]",
     "weights": "none, pretrain (on the data set, at 64 px at most, once), imagenet or a file [pretrain]",
-    "calibration": "examples that the plans are made from [64, or a batch where that is larger]",
+    "calibration": "the server's examples for planning [64, or a batch where that is larger]",
 }
 """Fields of Config whose default is another one here, with their help."""
 METHOD_HELP = f"NAME[:key=value,...]; repeat to compare [{METHOD}]"
 FILES = {
-    "json": "write the plans into a file",
-    "figure": "draw what other budgets would buy, and exact gradients beside it, into a PNG file",
+    "json": "write the plans to a JSON file",
+    "figure": "draw plans at other budgets, with exact gradients beside them, to a PNG file",
 }
 
 

@@ -13,9 +13,9 @@ from fedact.config.schema import Config
 def parser() -> Parser:
     """Return the command line: one flag for each field of Config, and those that are no part of a run."""
     result = Parser("simulate", __doc__ or "")
-    result.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags come before them")
-    result.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its last finished round")
-    result.add_argument("--dry-run", action="store_true", help="show the plans and who holds what, train nothing")
+    result.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags override them")
+    result.add_argument("--resume", type=Path, metavar="DIR", help="resume a run from its last finished round")
+    result.add_argument("--dry-run", action="store_true", help="print the plans and the partition, train nothing")
     result.add_argument(
         "--list", action="store_true", help="methods with their settings, models, data sets, partitions, devices"
     )

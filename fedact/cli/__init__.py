@@ -1,1 +1,1 @@
-"""What each command does in the terminal, one file a command."""
+"""Commands in the terminal: run, print, write; one file a command."""

@@ -1,4 +1,4 @@
-"""What a round of a fleet costs beside a plain PyTorch loop that makes the same updates, round by round in turn."""
+"""Seconds of a fleet's rounds beside those of a plain PyTorch loop with the same updates, round by round in turn."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ from fedact.training.local import epochs
 from fedact.training.recipe import recipe
 
 UNSTEADY = 2
-"""Rounds that are not timed: evaluation alone, then what is measured and kept once."""
+"""Rounds that are not timed: evaluation alone, then the one that fills the caches."""
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ def _raced(config: Config, size: str) -> Row:
 
 
 def plain_round(experiment: Experiment, model: nn.Module, names: set[str], number: int) -> dict[str, Tensor]:
-    """Return the mean of what every client trains in a round, from the start, in plain PyTorch."""
+    """Return the weights after a round in plain PyTorch: the mean over clients, weighted by their examples, by name."""
     mean = RunningMean()
     config = experiment.config
     settings = recipe(config, number)

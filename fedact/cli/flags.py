@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
     def add_fields(self, names: Iterable[str]) -> None:
-        """Add a flag for each of these fields of Config; what is not given is left out of the result."""
+        """Add a flag for each of these fields of Config; a flag that is not given is not in the result."""
         for name in names:
             field = Config.model_fields[name]
             default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
@@ -41,12 +41,12 @@ class Parser(argparse.ArgumentParser):
             )
 
     def add_files(self, files: Mapping[str, str]) -> None:
-        """Add a flag for each file that may be written, with what it says."""
+        """Add a flag for each output file, with its help."""
         for name, says in files.items():
             self.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
 
     def settings(self, arguments: list[str]) -> dict[str, Any]:
-        """Return what was given; raises ConfigError for an unknown flag, with the nearest one."""
+        """Return the given flags by name; raises ConfigError for an unknown one, with the nearest."""
         given, strange = self.parse_known_args(arguments)
         if strange:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]

@@ -1,4 +1,4 @@
-"""--list: what there is to choose from, straight from the tables."""
+"""--list: every method, partition, strategy, model, data set and device, from the tables in code."""
 
 import inspect
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedact.reports.run.tables import listing
 
 
 def show_tables(devices: str | None = None) -> int:
-    """Print the tables of what there is to choose from; devices is the file of --devices, if any.
+    """Print the tables of --list; devices is the file of --devices, if any.
 
     Raises ConfigError where that is broken.
     """

@@ -118,7 +118,7 @@ def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mappin
 
 
 def swept_settings(families: Curves) -> str:
-    """Return what the lines go through, each setting with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
+    """Return the settings along the lines with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
     lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
     settings = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
     return "; ".join(dict.fromkeys(settings))

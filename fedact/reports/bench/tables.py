@@ -17,7 +17,7 @@ LAYER_WIDTH = 12
 
 
 def cost_table(title: str, measurements: Sequence[MethodMeasurement], micro_batch: int | None = None) -> Table:
-    """Return what each method holds and costs, in whole batches or in micro-batches against vanilla in whole ones."""
+    """Return methods' bytes, time and operations a step; with micro_batch, time relative to vanilla of whole batches."""
     part = "time (of vanilla's) and operations from the first trained layer on"
     whole = (
         f"micro-batches of {micro_batch}; time of the whole step (of vanilla's at once), operations of the trained layers"
@@ -83,5 +83,5 @@ def _table(title: str, first: str = "method") -> Table:
 
 
 def _share(value: float) -> str:
-    """Return a relative squared error, what is only rounding as 0."""
+    """Return the text of a relative squared error; rounding is 0."""
     return "0" if abs(value) < ROUNDING else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"

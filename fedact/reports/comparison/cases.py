@@ -1,4 +1,4 @@
-"""Several runs side by side: what could be read, what differs, and a case for every method of every run."""
+"""Several runs side by side: a case for every method of every run, differences of settings, and unreadable parts."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ FREE = (
 )  # fmt: skip
 """Settings that tell no two experiments apart."""
 MOST_SETTINGS = 4
-"""In a name; the table of what differs has all."""
+"""Settings in a label at most; the table of differences has all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def score_name(self) -> str:
-        """What the score of every case is called."""
+        """Name of every case's score: accuracy, or mean IoU."""
         return score_of(self.cases)
 
     def incomparable(self) -> list[str]:
@@ -73,7 +73,7 @@ class Comparison:
 
 
 def compare_runs(paths: Iterable[str | Path]) -> Comparison:
-    """Return the comparison of the runs in these folders; what cannot be read is in its ``refused``, and the rest is there.
+    """Return the comparison of the runs in these folders; unreadable ones are messages in its ``refused``.
 
     Raises ConfigError for runs of different tasks: their scores are not the same figure.
     """
@@ -96,12 +96,12 @@ def compare_runs(paths: Iterable[str | Path]) -> Comparison:
 
 
 def score_of(cases: Sequence[Case]) -> str:
-    """Return what the score of these cases is called: they are all of one task."""
+    """Return the name of these cases' score; they are all of one task."""
     return next((case.run.score_name for case in cases), SCORE_NAMES["classification"])
 
 
 def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
-    """Return a run with its readable seeds, what is not whole in it, and what could not be read."""
+    """Return a run of its readable seeds (None without any), notes on unfinished parts, and errors of unreadable ones."""
     notes: list[str] = []
     refused: list[str] = []
     try:
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
 
 
 def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
-    """Yield what a run that was stopped, or goes on at this moment, has not done yet."""
+    """Yield a line for each method, seed and number of seeds that a run has not finished."""
     for row in run.headers:
         seed, rounds = row["config"].get("seed"), row["config"].get("rounds")
         done = run.rounds[run.rounds["seed"] == seed].groupby("method")["round"].max().to_dict()

@@ -69,7 +69,7 @@ def memory_by_round(cases: Cases) -> Figure:
 
 
 def accuracy_against_memory(cases: Cases) -> Figure:
-    """Return the final score over saved bytes, a point a case, with what no other case beats in both as the frontier."""
+    """Return the final score over saved bytes, a point a case, with the frontier of cases that no other beats in both."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes, score = figure.add_subplot(), score_of(cases)
@@ -105,7 +105,7 @@ def accuracy_against_memory(cases: Cases) -> Figure:
 
 
 def clients_spread(cases: Cases) -> Figure:
-    """Return each client's score on its own held-out examples after the last round it trained in, a row a case."""
+    """Return clients' scores on their held-out examples after their last training, a row a case."""
     names = [wrapped(figure_label(case.label), ROW_LETTERS) for case in cases]
     tallest = max(name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.4 + max(0.45, 0.2 * (tallest + 1)) * len(cases)), layout="constrained")
@@ -157,7 +157,7 @@ def _by_round(ylabel: str, title: str) -> tuple[Figure, Axes]:
 
 
 def _cut_off_the_start(axes: Axes, cases: Cases) -> None:
-    """Leave what came before training below the axis where it would press all that followed into a narrow band."""
+    """Cut round 0 off the axes where it would press the later rounds into a narrow band; a note says its score."""
     means = [case.rounds.groupby("round")["accuracy"].mean().dropna() * PERCENT for case in cases]
     later = [value for mean in means for number, value in mean.items() if number]
     before = [mean[0] for mean in means if 0 in mean.index]

@@ -64,7 +64,7 @@ def commands(run: Run) -> list[str]:
 
 
 def _subject(run: Run) -> str:
-    """Return in words what a run is about: ``mobilenet_v2 on digits at 64 px``."""
+    """Return a run's model, data and resolution: ``mobilenet_v2 on digits at 64 px``."""
     config = run.config
     data = config.get("dataset", "some data")
     # Its name says what a file or a folder of the user's own is.

@@ -1,4 +1,4 @@
-"""What each layer keeps, method by method, from the plans of runs."""
+"""A figure of saved bytes by layer, method by method, from the plans of runs."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ MOST_LETTERS = 85
 
 
 def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
-    """Return what each trained layer's input takes in a step, a bar a case, as measured when its plan was made.
+    """Return the saved bytes of each trained layer's input in a step, a bar a case, as measured for its plan.
 
-    Of a case it is the plan that trains the most layers. The last layers have rows, and what all other modules keep (masks
-    of activations, the loss) has one. None where no plan says it.
+    Of a case it is the plan that trains the most layers. The last layers have a row each, all other modules (masks of
+    activations, the loss) one together. None where no plan has bytes by layer.
     """
     deepest = [
         (case, max(plans, key=lambda plan: int(plan["layers"])))

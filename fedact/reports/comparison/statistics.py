@@ -1,4 +1,4 @@
-"""Every figure of a case, over its seeds: the one row that the table, the CSV file and the report are made of."""
+"""All figures of a case over its seeds: the row behind the tables, the CSV file and the report."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_SHARE = 0.95
-"""Of the best final accuracy: what "rounds to an accuracy" asks for where nothing was asked."""
+"""Default target of rounds_to_target, as a share of the best final accuracy."""
 Figures = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""The comparison's tables: which figures, under which names, and how they are written."""
+"""The comparison's tables: columns, their texts and meanings, and the CSV file."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ REPLICATION: dict[str, Cell] = {
 REPLICATION_TITLE = (
     "As the replication reports it (compressed inputs of the trained convolutions alone), and what is really held"
 )
-"""The columns of the paper's independent replication by its own definitions, and the honest ones beside them."""
+"""Columns of the paper's independent replication by its definitions, and all bytes beside them."""
 HOW_TO_READ = {
     "accuracy": "of the global model on the server's test set at the end; mean and sample standard deviation over seeds",
     "worst client": "the worst client's model on its own held-out examples after its last training",
@@ -105,7 +105,7 @@ HOW_TO_READ = {
     "held, alive": "the same for saved bytes, and the largest peak bytes",
     "seconds": "of all rounds on this machine, mean over seeds; other machines and loads give others",
 }
-"""What a column means, where its name does not say it."""
+"""Meanings of columns whose names do not say them."""
 OF_MEAN_IOU = "intersection over union of a class's pixels as they are and as predicted, the mean over classes; "
 
 
@@ -120,13 +120,13 @@ def column_title(column: str, target: float, score: str) -> str:
 
 
 def how_to_read(score: str) -> dict[str, str]:
-    """Return what the columns mean, the score by its name."""
+    """Return the meaning of each column, with the score by its name."""
     iou = {"accuracy": OF_MEAN_IOU + HOW_TO_READ["accuracy"]} if score == SCORE_NAMES["segmentation"] else {}
     return {name.replace("accuracy", score): text.replace("accuracy", score) for name, text in (HOW_TO_READ | iou).items()}
 
 
 def tables(cases: Sequence[Figures], target: float, replication: bool = False, score: str = "accuracy") -> list[Table]:
-    """Return the comparison as tables for a terminal; score: what the runs' score is called."""
+    """Return the comparison as tables for a terminal; score: the name of the runs' score."""
     result = []
     for title, columns in all_tables(replication).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.

@@ -1,4 +1,4 @@
-"""What budgets buy: trained layers, and the gradient's expected error, of every method's plans."""
+"""A figure of plans over budgets: trained layers, and the gradient's expected error, by method."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -92,7 +92,7 @@ def _styles(ladders: Ladders) -> dict[str, dict[str, Any]]:
 
 
 def runs(points: Sequence[Point], budgets: Sequence[int]) -> Iterator[list[Point]]:
-    """Yield the points that no budget without one lies between: a line across it would show what is not there."""
+    """Yield the runs of points at neighbouring budgets: no line crosses a budget without a point."""
     places = [budgets.index(int(budget)) - count for count, (budget, _) in enumerate(points)]
     for _, run in groupby(zip(places, points, strict=True), key=lambda pair: pair[0]):
         yield [point for _, point in run]

@@ -50,7 +50,7 @@ def summary(report: PlanReport) -> Table:
 
 
 def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
-    """Yield what is trained, how, what it costs in error and time."""
+    """Yield rows: trained layers and micro-batch, compromises for the budget, expected error, time of a step."""
     plan, time = report.plan, report.time
     depth = f"the last {plan.layers} of {report.convolutions} convolutions and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
@@ -112,7 +112,7 @@ def budgeted_bytes(plan: Plan) -> int | None:
 
 
 def error(value: float | None) -> str:
-    """Return a relative squared error, what is only rounding as 0."""
+    """Return the text of a relative squared error; rounding is 0, None is "-"."""
     return "-" if value is None else "0" if abs(value) < ROUNDING else f"{value:.3g}"
 
 
@@ -124,7 +124,7 @@ FEW = 3
 
 
 def title(config: Config) -> str:
-    """Return what the plans are for: network, weights, data, pixels and batch."""
+    """Return a line with network, weights, data, pixels and batch."""
     width = "" if config.width is None else f" of width {config.width:g}"
     weights = {"none": "random weights", "pretrain": "pretrained here", "imagenet": "ImageNet weights"}
     start = weights.get(config.weights) or config.weights.rpartition("/")[2]
@@ -169,7 +169,7 @@ def _saved(part: InputCost) -> list[str]:
 
 
 def _rematerialized(source: str, parts: Sequence[InputCost]) -> list[str]:
-    """Return one row for all layers whose inputs are made again from the same other one."""
+    """Return one row for the layers whose inputs are rematerialized from one source."""
     names = [part.name for part in parts]
     shapes = [_shape(part) for part in parts]
     if len(names) > FEW:

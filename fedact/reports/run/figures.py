@@ -64,12 +64,12 @@ def memory_by_round(run: Run) -> Figure:
 
 
 def partition_of_run(run: Run) -> Figure:
-    """Return the figure of the run's partition; the run must have kept it."""
+    """Return the figure of the run's partition, which must be on disk."""
     return partition_figure(run.partition, run.config.get("partition_by") or "class")
 
 
 def class_iou_of_run(run: Run) -> Figure:
-    """Return each class's IoU at the end, a bar a method, in the order of vanilla's; the run must have kept it."""
+    """Return each class's IoU at the end, a bar a method, in the order of vanilla's; for runs that have it."""
     by_method = run.rounds.groupby("method", sort=False)
     every = {str(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
     measured = {method: shares for method, shares in every.items() if shares}

@@ -25,7 +25,7 @@ PALEST = 0.25
 """Where in matplotlib's Blues one example stands, so that it is not taken for none."""
 
 PLURALS = {"class": "classes", "source": "sources"}
-"""What examples are dealt by."""
+"""Plurals of the labels that examples are dealt by."""
 
 
 def partition_figure(partition: "pd.DataFrame", by: str = "class") -> Figure:

@@ -1,4 +1,4 @@
-"""A figure of pictures, what is true of them, and what models take them for, pixel by pixel."""
+"""A figure of test pictures with their true and predicted segmentation masks."""
 
 from collections.abc import Mapping, Sequence
 

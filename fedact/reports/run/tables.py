@@ -31,7 +31,7 @@ class LiveReport:
     def __init__(
         self, console: Console, methods: Iterable[str], rounds: int, done: dict[str, int], score: str = "accuracy"
     ) -> None:
-        """score: what the run's score is called."""
+        """score: the name of the run's score."""
         self.console = console
         self.score = score
         self.rounds = rounds
@@ -125,7 +125,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
 
 
 def budget_held(clients: "pd.DataFrame", scope: str) -> str:
-    """Return whether every client row with a budget kept it, with the count."""
+    """Return "yes" or "NO" with the count of client rows within their budget, or "no budget"."""
     bounded = clients.dropna(subset=["budget_bytes"])
     if bounded.empty:
         return "no budget"
@@ -146,7 +146,7 @@ def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Tex
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return a plan, a row for each kept tensor."""
+    """Return a plan as a table, a row for each saved tensor."""
     what = f"{plan.method} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
     sizes = f"saved {format_bytes(plan.saved_bytes)}, peak {format_bytes(plan.peak_bytes)}, micro-batch {plan.micro_batch}"
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
@@ -155,7 +155,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
-    """Return how many examples of each class each client holds; of many clients, the first ones and what the others span.
+    """Return clients with their numbers of examples, by class; of many clients, the first ones and the range of the others.
 
     by: what the labels number, class or source.
     """

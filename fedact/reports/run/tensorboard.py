@@ -17,7 +17,7 @@ class TensorBoardLog:
     """Writes one folder of events a method into a run's folder. Use as a context manager."""
 
     def __init__(self, folder: RunFolder, methods: Iterable[str], done: dict[str, int], score: str = "accuracy") -> None:
-        """score: what the run's score is called."""
+        """score: the name of the run's score."""
         check_extra("tensorboard", "--tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
