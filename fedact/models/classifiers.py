@@ -48,17 +48,12 @@ def imagenet_weights(name: str) -> Any:
 def own_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by the names that a model has today, without those of heads that it was built without."""
     counters = {name: count for name, count in model.state_dict().items() if name.endswith(f".{COUNTER}")}
-    built = {str(name): tensor for name, tensor in tensors.items() if not _left_out(model, str(name))}
-    named = {_spelled_today(name): tensor for name, tensor in built.items()}
+    named: dict[str, Tensor] = {}
+    for name, tensor in ((str(name), tensor) for name, tensor in tensors.items()):
+        # An auxiliary head that the model was built without is None.
+        if getattr(model, name.partition(".")[0], model) is not None:
+            for old, today in RENAMED.items():
+                name = re.sub(old, today, name)
+            named[name] = tensor
     # Files from before batch norm counted its batches have the rest of it.
     return {**{name: count for name, count in counters.items() if name.replace(COUNTER, "running_var") in named}, **named}
-
-
-def _left_out(model: nn.Module, tensor: str) -> bool:
-    return getattr(model, tensor.partition(".")[0], model) is None
-
-
-def _spelled_today(name: str) -> str:
-    for old, today in RENAMED.items():
-        name = re.sub(old, today, name)
-    return name

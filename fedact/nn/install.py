@@ -98,7 +98,13 @@ def _derive(model: nn.Module, methods: Mapping[str, Method], derived: Rematerial
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model."""
+    """Take a method or a plan out of a model: the plain classes, and what was trainable before. Returns the model.
+
+    >>> import fedact, torch
+    >>> model = fedact.compress(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), "exact", layers=1)
+    >>> type(model[0]).__name__, type(fedact.restore(model)[0]).__name__
+    ('CompressedConv2d', 'Conv2d')
+    """
     for module in model.modules():
         chunks.take_out(module)
         if isinstance(module, Swapped):

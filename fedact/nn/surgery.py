@@ -73,16 +73,12 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
     trained = names[len(names) - layers :] + head(model)
     if not trained:
         raise ConfigError("the model has no head: layers must be at least 1, not 0")
-    return trained + (_norms_after(model, trained[0]) if train_norm and layers else [])
-
-
-def _norms_after(model: nn.Module, first: str) -> list[str]:
-    """Return the names of the batch norms with statistics, a scale and a shift that are defined after a layer."""
-    names = list(dict(model.named_modules()))
-    later = [(name, model.get_submodule(name)) for name in names[names.index(first) + 1 :]]
-    return [
-        name for name, module in later if isinstance(module, nn.BatchNorm2d) and module.affine and has_statistics(module)
-    ]
+    if not (train_norm and layers):
+        return trained
+    modules = list(model.named_modules())
+    later = modules[[name for name, _ in modules].index(trained[0]) + 1 :]
+    norms = {name: module for name, module in later if isinstance(module, nn.BatchNorm2d) and has_statistics(module)}
+    return trained + [name for name, norm in norms.items() if norm.affine]
 
 
 def smooth_activations(model: nn.Module) -> list[str]:
@@ -101,8 +97,16 @@ def compress(
 
     train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: what is random
     in a method follows from it. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
-    Returns the model. Raises ConfigError for an unknown method or too many layers; warns of layers that autograd goes on
-    keeping the activations of.
+    Returns the model. Raises ConfigError for an unknown method or too many layers; warns of layers whose activations
+    autograd goes on saving.
+
+    >>> import fedact, torch
+    >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
+    >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 4 * 4, 10))
+    >>> model = fedact.compress(model, "hosvd:variance=0.8", layers=1)
+    >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ['2.weight', '2.bias', '4.weight', '4.bias']
+    >>> torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 2, 3])).backward()
     """
     codec = make_method(method)
     names = trained_layers(restore(model), layers, train_norm)
@@ -121,6 +125,14 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
 
     seed: what is random in a method follows from it.
+
+    >>> import fedact, torch
+    >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
+    >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 4 * 4, 10))
+    >>> plan = fedact.make_plan(model, "4KB", (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])), method="exact", layers=1)
+    >>> model = fedact.apply(model, plan)
+    >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ['2.weight', '2.bias', '4.weight', '4.bias']
     """
     return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
 

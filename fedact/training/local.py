@@ -117,7 +117,8 @@ def train_locally(
     memories: list[Memory] = []
     for chosen in epochs(examples, recipe, generator):
         total, (inputs, labels) = 0.0, batches(chosen)
-        for part, last in _micro_batches(len(chosen), plan.micro_batch):
+        for start in range(0, len(chosen), plan.micro_batch):
+            part, last = slice(start, start + plan.micro_batch), start + plan.micro_batch >= len(chosen)
             x, y = inputs[part], labels[part]
             if isinstance(x, Tensor):
                 # A first layer that keeps its images would have to copy them from a view; alone, they are the raw images.
@@ -191,9 +192,3 @@ def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Ite
     for _ in range(recipe.local_epochs):
         order = generator.permutation(examples)
         yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))
-
-
-def _micro_batches(examples: int, size: int) -> Iterator[tuple[slice, bool]]:
-    """Yield where a batch's micro-batches lie, each with whether it is the last."""
-    for start in range(0, examples, size):
-        yield slice(start, start + size), start + size >= examples

@@ -19,14 +19,10 @@ def learning_rate(config: Config, number: int) -> float:
     warmup = config.warmup_rounds
     if number <= warmup:
         return config.lr * number / (warmup + 1)
-    return config.lr * _factor(config.schedule, (number - 1 - warmup) / (config.rounds - warmup))
-
-
-def _factor(schedule: str, done: float) -> float:
-    """Return what is left of the learning rate when this share of the rounds is done, which is below 1."""
-    if schedule == "cosine":
-        return (1 + cos(pi * done)) / 2
-    return (1 - done) ** POWER if schedule == "poly" else 1.0
+    done = (number - 1 - warmup) / (config.rounds - warmup)
+    if config.schedule == "cosine":
+        return config.lr * ((1 + cos(pi * done)) / 2)
+    return config.lr * ((1 - done) ** POWER if config.schedule == "poly" else 1.0)
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,11 @@ def _room_for(values: tuple[Tensor, ...], part: Tensor, x: Tensor) -> list[Tenso
         # What is written into one view would have to show in the other.
         if any(_geometry(other) != _geometry(value) for other, _ in others):
             return None
-        known.append((value, others[0][1] if others else _empty(value, len(x))))
+        # In the same order in memory.
+        shape, order = (len(x), *value.shape[1:]), memory_order(value)
+        empty = None if others else torch.empty_permuted(shape, order, dtype=value.dtype, device=value.device)
+        known.append((value, others[0][1] if empty is None else empty))
     return [whole for _, whole in known[1:]]
-
-
-def _empty(value: Tensor, examples: int) -> Tensor:
-    """Return room for more examples, in the same order in memory."""
-    shape = (examples, *value.shape[1:])
-    return torch.empty_permuted(shape, memory_order(value), dtype=value.dtype, device=value.device)
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """Where a model's code is cut before its first trained layer, and the graphs of what lies before and after."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
@@ -98,11 +97,8 @@ def _starts_suffix(node: Node, module: nn.Module) -> bool:
     if node.op == "call_module":
         return any(starts_suffix(each) for each in module.get_submodule(str(node.target)).modules())
     attributes = {str(each.target) for each in node.all_input_nodes if each.op == "get_attr"}
-    return bool(attributes) and not attributes.isdisjoint(_trained(module))
-
-
-def _trained(module: nn.Module) -> Iterator[str]:
-    return (name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad)
+    parameters = module.named_parameters(remove_duplicate=False) if attributes else ()
+    return any(parameter.requires_grad and name in attributes for name, parameter in parameters)
 
 
 def _may_be_cut(module: nn.Module, node: Node) -> bool:
