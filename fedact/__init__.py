@@ -1,16 +1,11 @@
 """fedact: what a fleet of small devices can learn under an activation-memory budget."""
 
-import os
 from importlib import import_module
 from typing import Any
 
-# A simulator does not phone home; flwr and ray read these when they are imported.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Torch's threads spin while they wait: on a busy machine a step took hundreds of times as long, and with this bound 12 times
-# less; on a quiet one it is the same. It counts where torch is imported later.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+from fedact.config.environment import LIBRARIES, set_defaults
+
+set_defaults(LIBRARIES)
 
 _PUBLIC = {
     "compress": "nn.surgery",

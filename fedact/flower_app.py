@@ -5,6 +5,7 @@ What imports torch is imported where it is needed: a node says what it holds in 
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from fedact.config.schema import Config
 NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address")
 """Fields of Config that mean nothing to ``flwr run``."""
+
+Answer = Callable[[Message, Context], Message]
 
 log = logging.getLogger(__name__)
 server_app = ServerApp()
@@ -62,8 +65,11 @@ def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     config, resume = read_run_config(settings)
     fleet = Fleet(grid, config.clients)
     if resume:
-        fleet.planned = config.client_budgets()
-    fleet.meet(_seconds(settings, NODE_WAIT))
+        fleet.planned_budgets = config.client_budgets()
+    seconds = settings.get(NODE_WAIT)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        raise ConfigError(f"{NODE_WAIT} is {seconds!r}: it is a number of seconds")
+    fleet.wait(float(seconds))
     if resume:
         return resume_run(resume, fleet.open)
     config = fleet.config(config)
@@ -97,60 +103,52 @@ def run_config_keys() -> list[str]:
     return [*fields, NODE_WAIT, RESUME]
 
 
-def _seconds(settings: Mapping[str, Any], key: str) -> float:
-    value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{key} is {value!r}: it is a number of seconds")
-    return float(value)
+def errors_as_replies(act: Answer) -> Answer:
+    """Return an answer to messages that never raises: what ``act`` raises is logged here and the reply's error there."""
+
+    @wraps(act)
+    def answer(message: Message, context: Context) -> Message:
+        from fedact.federation.local_grid import failure
+
+        try:
+            return act(message, context)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+            log.error("fedact: %s", reason)
+            return failure(message, reason)
+
+    return answer
 
 
 @client_app.query()
+@errors_as_replies
 def query(message: Message, context: Context) -> Message:
-    """Say which partition this node holds, what memory it has, and which starts it has kept."""
-    return answered(message, context, _describe)
-
-
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train this node's own partition for a round."""
-    return answered(message, context, _train)
-
-
-def answered(message: Message, context: Context, act: Callable[[Message, Context], Message]) -> Message:
-    """Return what ``act`` replies; what it raises is one line here and the reply's error there."""
-    from fedact.federation.local_grid import failure
-
-    try:
-        return act(message, context)
-    except Exception as error:
-        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        log.error("fedact: %s", reason)
-        return failure(message, reason)
-
-
-def _describe(message: Message, context: Context) -> Message:
-    from fedact.federation.node import held_starts, read_node
+    """Reply with this node's partition, memory budget, and the digests of the initial weights that it has on disk."""
+    from fedact.federation.node import cached_weights, read_node
 
     node = read_node(context.node_config)
-    said = {
+    description = {
         "partition": node.partition,
         "partitions": node.partitions,
         "budget": str(node.budget or ""),
-        "starts": held_starts(),
+        "starts": cached_weights(),
     }
-    return Message(RecordDict({"node": ConfigRecord(said)}), reply_to=message)  # type: ignore[arg-type]
+    return Message(RecordDict({"node": ConfigRecord(description)}), reply_to=message)  # type: ignore[arg-type]
 
 
-def _train(message: Message, context: Context) -> Message:
+@client_app.train()
+@errors_as_replies
+def train(message: Message, context: Context) -> Message:
+    """Train this node's own partition for a round."""
     from fedact.config.plan import Plan
     from fedact.federation.client import train_on
-    from fedact.federation.client_mods import guarded
-    from fedact.federation.node import keep_start, read_node, workspace_on
+    from fedact.federation.client_mods import with_mods
+    from fedact.federation.node import cache_weights, read_node, workspace_on
 
     node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
     assert isinstance(order, ConfigRecord)
     assert isinstance(start, ArrayRecord)
     node.check(int(order["client"]), Plan.from_json(str(order["plan"])))  # type: ignore[arg-type]
-    keep_start(str(order["start"]), start.to_torch_state_dict())
+    cache_weights(str(order["start"]), start.to_torch_state_dict())
     workspace = workspace_on(node, str(order["experiment"]), str(order["start"]), str(order["preprocessing"]))
-    return guarded(lambda order, _: train_on(workspace, order))(message, context)
+    return with_mods(lambda order, _: train_on(workspace, order))(message, context)

@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the sentence it carries; what can go wrong with a client."""
+"""ConfigError, the one error a user can cause, and its sentences; errors of clients and budgets."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +9,13 @@ MOST_SHOWN = 200
 
 
 class ConfigError(ValueError):
-    """Bad input: one line that says what is wrong, what was given and what is allowed."""
+    """Bad input: one line that says what is wrong, what was given and what is allowed.
+
+    >>> import fedact
+    >>> fedact.compression.METHODS["hosvd"](variance=2)
+    Traceback (most recent call last):
+    fedact.config.errors.ConfigError: hosvd: variance is above 0 and at most 1, not 2
+    """
 
 
 class BudgetError(RuntimeError):
@@ -17,7 +23,7 @@ class BudgetError(RuntimeError):
 
 
 class NoReply(Exception):
-    """A client that sent nothing to use: why, and the traceback of its exception if there was one."""
+    """A client without a valid reply: the reason, and the traceback of its exception if there was one."""
 
     def __init__(self, reason: str, traceback: str | None = None) -> None:
         super().__init__(reason)

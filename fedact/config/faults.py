@@ -1,4 +1,4 @@
-"""Simulated faults: clients that vanish, lag or send damaged updates, drawn from the run's seed; nothing really sleeps."""
+"""Simulated faults: clients that vanish, lag or send damaged updates, drawn from the run's seed; nobody really waits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Faults:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one client in one round: the kind, its lag in seconds if it is slow, and its damage if corrupt.
+    """What happens to one client in one round.
 
-    place: in [0, 1), which of its tensors is damaged.
+    lag: seconds, for ``slow``. damage: the key of DAMAGES and place: which tensor, as a share in [0, 1), for ``corrupt``.
     """
 
     kind: Kind
@@ -48,8 +48,8 @@ class Fault:
     damage: str
     place: float
 
-    def loss(self, deadline: float | None) -> str | None:
-        """Return why the client's part in the round is lost, None where an update comes, in time, damaged or not."""
+    def loss_reason(self, deadline: float | None) -> str | None:
+        """Return why no update comes before the deadline (seconds), None where one does, damaged or not."""
         if self.kind == "drop":
             return "no reply: the client vanished (simulated)"
         if self.kind == "slow" and deadline is not None and self.lag > deadline:
@@ -69,10 +69,10 @@ def make_faults(text: str) -> Faults:
     return fill(Faults, "faults", written, text)
 
 
-def drawn(faults: Faults, seed: int, number: int, client: int) -> Fault | None:
-    """Return a client's fault in a round: the same for every method and in every runtime.
+def draw_fault(faults: Faults, seed: int, number: int, client: int) -> Fault | None:
+    """Return a client's fault in a round, None for most: the same for every method and in every runtime.
 
-    One number says whether and of which kind, so that a client hit at some rates is hit at higher ones too.
+    One random number says whether and of which kind, so that a client hit at some rates is hit at higher ones too.
     """
     random = generator(seed, Purpose.FAULTS, number, client)
     hit, lag, place = random.random(), random.exponential(faults.lag), random.random()
@@ -85,8 +85,8 @@ def drawn(faults: Faults, seed: int, number: int, client: int) -> Fault | None:
     return None
 
 
-def damaged(tensors: Tensors, damage: str, name: str) -> Tensors:
-    """Return an update with damage of a kind done to one of its tensors."""
+def damage_update(tensors: Tensors, damage: str, name: str) -> Tensors:
+    """Return a copy of an update with one tensor damaged; damage: a key of DAMAGES, name: the tensor's."""
     return DAMAGES[damage](tensors, name)
 
 
@@ -96,22 +96,10 @@ def _not_finite(tensors: Tensors, name: str) -> Tensors:
     return {**tensors, name: broken}
 
 
-def _misshapen(tensors: Tensors, name: str) -> Tensors:
-    return {**tensors, name: tensors[name].unsqueeze(0)}
-
-
-def _missing(tensors: Tensors, name: str) -> Tensors:
-    return {other: tensor for other, tensor in tensors.items() if other != name}
-
-
-def _extra(tensors: Tensors, name: str) -> Tensors:
-    return {**tensors, f"{name}.extra": tensors[name]}
-
-
 DAMAGES: dict[str, Callable[[Tensors, str], Tensors]] = {
     "nan": _not_finite,
-    "shape": _misshapen,
-    "missing": _missing,
-    "extra": _extra,
+    "shape": lambda tensors, name: {**tensors, name: tensors[name].unsqueeze(0)},
+    "missing": lambda tensors, name: {other: tensor for other, tensor in tensors.items() if other != name},
+    "extra": lambda tensors, name: {**tensors, f"{name}.extra": tensors[name]},
 }
-"""The one table of damages that a corrupt client's update may take."""
+"""The one table of damages: (update, tensor's name) -> damaged copy."""

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -45,8 +44,17 @@ class Plan:
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
-    vanilla_step_flops: what plain training of the same layers takes (``stopwatch.count_flops`` says what counts). by_layer:
+    vanilla_step_flops: what plain training of the same layers takes (see ``measure.cost``). by_layer:
     saved bytes without state by the module that keeps them, "" for the loss.
+
+    >>> import fedact, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
+    >>> example = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+    >>> plan = fedact.make_plan(model, budget="8KB", example=example, method="exact", layers=1)
+    >>> plan.status, plan.micro_batch, plan.saved_bytes <= 8000
+    ('ok', 4, True)
+    >>> fedact.Plan.from_json(plan.to_json()) == plan
+    True
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -90,11 +98,17 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Return the plan behind ``to_json``; raises ConfigError where the text is no plan."""
         try:
-            return _sensible(_reader().validate_json(text))
+            plan = _READER.validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
+        if plan.status != "skipped" and not 1 <= plan.micro_batch <= plan.batch_size:
+            raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
+        return plan
+
+
+_READER = TypeAdapter(Plan)
 
 
 @dataclass(frozen=True)
@@ -141,17 +155,3 @@ def plans_from_json(by_method: Any) -> dict[str, Plans]:
                 raise ConfigError(f"the plan {text!r} is for {plan.budget_bytes} bytes")
             plans[method][key] = plan
     return plans
-
-
-def _sensible(plan: Plan) -> Plan:
-    """Return the plan, or raise ConfigError where it trains on no examples."""
-    if plan.status == "skipped":
-        return plan
-    if not 1 <= plan.micro_batch <= plan.batch_size:
-        raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
-    return plan
-
-
-@cache
-def _reader() -> TypeAdapter[Plan]:
-    return TypeAdapter(Plan)

@@ -1,6 +1,6 @@
-"""What a client does to its update before it leaves the device: the one table, and the settings.
+"""Privacy of a client's update, applied before it leaves the device: the one table, and the settings.
 
-mods.py carries it out, through Flower's LocalDpMod.
+federation/client_mods.py carries it out, through Flower's LocalDpMod.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class Privacy:
-    """A rule for one update; its fields are its settings."""
+    """What a client does to its update; its fields are its settings."""
 
     source: ClassVar[str] = ""
 
@@ -31,8 +31,8 @@ class Plain(Privacy):
 class LocalDp(Privacy):
     """Each client clips its update to clipping_norm and adds Gaussian noise, for (epsilon, delta) in each round.
 
-    sensitivity: how far two updates can lie apart; unset, twice the clipping norm. The proof holds for epsilon below 1, for
-    one round, and for the tensors alone: a reply's figures (accuracy, loss, examples) are sent as they are.
+    sensitivity: the largest L2 distance of two updates; unset, twice the clipping norm. The proof holds for epsilon below 1,
+    for one round, and for the tensors alone: a reply's figures (accuracy, loss, examples) are sent as they are.
     """
 
     source: ClassVar[str] = "Dwork and Roth, 2014, appendix A"
@@ -43,12 +43,12 @@ class LocalDp(Privacy):
 
     @property
     def reach(self) -> float:
-        """The sensitivity that the noise is made for."""
+        """The sensitivity in force: the noise is scaled to it."""
         return 2 * self.clipping_norm if self.sensitivity is None else self.sensitivity
 
 
 PRIVACY: dict[str, type[Privacy]] = {"none": Plain, "local_dp": LocalDp}
-"""The one table of what is done to updates."""
+"""The one table of privacy mechanisms."""
 
 
 def make_privacy(text: str) -> Privacy:

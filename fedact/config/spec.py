@@ -107,12 +107,10 @@ def spelled(value: Any) -> str:
         return "-"
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else _shortest(value) if isinstance(value, float) else str(value)
-
-
-def _shortest(value: float) -> str:
-    """Return the shortest text that reads back as the same number."""
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, float):
+        # The shortest text that reads back as the same number.
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

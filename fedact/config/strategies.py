@@ -27,7 +27,7 @@ class Strategy:
 
     @property
     def pull(self) -> float:
-        """How strongly a client is drawn back to what it received: FedProx's mu."""
+        """FedProx's mu, the weight of the proximal term in the clients' loss; 0 for other strategies."""
         return 0.0
 
 
@@ -52,7 +52,7 @@ class FedProx(Strategy):
 
 @settings("fedavgm")
 class FedAvgM(Strategy):
-    """SGD with momentum on the server: the mean's way from the model is its gradient."""
+    """SGD with momentum on the server, whose gradient is the model minus the clients' mean."""
 
     source: ClassVar[str] = "Hsu et al., 2019, arXiv 1909.06335"
     moments: ClassVar[tuple[str, ...]] = ("momentum_vector",)

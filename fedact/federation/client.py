@@ -1,4 +1,4 @@
-"""The device's side of Flower: take the plan and the tensors, train, measure, send back what was trained."""
+"""The client's side of Flower: receive plan and tensors, train, measure, reply with the trained tensors."""
 
 import time
 from collections.abc import Iterable

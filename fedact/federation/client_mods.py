@@ -1,15 +1,14 @@
-"""What stands between a client's training and its reply, as Flower's mods: the first one sees the reply last."""
+"""Flower mods between a client's training and its reply: errors, simulated damage, privacy; the first acts last."""
 
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
-from fedact.config.faults import damaged
+from fedact.config.faults import damage_update
 from fedact.config.privacy import LocalDp, make_privacy
 from fedact.config.seeds import Purpose, generator, numpy_seed
 from fedact.federation.replies import FAILURE
@@ -17,7 +16,7 @@ from fedact.federation.replies import FAILURE
 Train = Callable[[Message, Context], Message]
 
 
-def caught(message: Message, context: Context, train: Train) -> Message:
+def report_exceptions(message: Message, context: Context, train: Train) -> Message:
     """Reply with the reason and the traceback of an exception: Flower's runtimes pass on its text alone, or nothing."""
     try:
         return train(message, context)
@@ -26,16 +25,16 @@ def caught(message: Message, context: Context, train: Train) -> Message:
         return Message(RecordDict({FAILURE: said}), reply_to=message)
 
 
-def corrupted(message: Message, context: Context, train: Train) -> Message:
-    """Damage the update of a client that the order says is corrupt, so that the server really has to find it out."""
+def corrupt_update(message: Message, context: Context, train: Train) -> Message:
+    """Damage the update of a client that the order says is corrupt; the server has to detect it."""
     reply, order = train(message, context), message.content["config"]
     if damage := str(order.get("damage", "")):
-        tensors = damaged(_arrays(reply).to_torch_state_dict(), damage, str(order["damaged"]))
+        tensors = damage_update(_arrays(reply).to_torch_state_dict(), damage, str(order["damaged"]))
         reply.content["arrays"] = ArrayRecord(tensors)
     return reply
 
 
-def private(message: Message, context: Context, train: Train) -> Message:
+def privatize_update(message: Message, context: Context, train: Train) -> Message:
     """Clip the update and add noise to it, as the order says.
 
     The noise of a simulation follows from its seed, which the server knows; an order without one leaves it to the device.
@@ -53,16 +52,13 @@ def private(message: Message, context: Context, train: Train) -> Message:
         raise ValueError("training changed nothing: an update of nothing but zeros cannot be clipped")
     asked = Message(RecordDict({"arrays": trained}), reply_to=message)
     mod = LocalDpMod(rule.clipping_norm, rule.reach, rule.epsilon, rule.delta)
+    random = np.random.default_rng()
+    if "noise-seed" in order:
+        seed, number, client = (int(order[name]) for name in ("noise-seed", "round", "client"))  # type: ignore[arg-type]
+        random = generator(seed, Purpose.PRIVACY, number, client)
     # The mod draws from numpy's global generator, and a run's numbers come from its own seeds.
-    with numpy_seed(_noise(order)):
+    with numpy_seed(random):
         return mod(asked, context, lambda *_: reply)
-
-
-def _noise(order: Any) -> np.random.Generator:
-    if "noise-seed" not in order:
-        return np.random.default_rng()
-    seed, number, client = (int(order[name]) for name in ("noise-seed", "round", "client"))
-    return generator(seed, Purpose.PRIVACY, number, client)
 
 
 def _arrays(reply: Message) -> ArrayRecord:
@@ -71,15 +67,11 @@ def _arrays(reply: Message) -> ArrayRecord:
     return arrays
 
 
-MODS = (caught, corrupted, private)
+MODS = (report_exceptions, corrupt_update, privatize_update)
 
 
-def guarded(train: Train) -> Train:
-    """Return a training with everything that stands between it and its reply, for apps that cannot give Flower the mods."""
+def with_mods(train: Train) -> Train:
+    """Return a training inside all MODS, for apps that cannot give them to Flower."""
     for mod in reversed(MODS):
-        train = partial(_through, mod, train)
+        train = partial(mod, train=train)
     return train
-
-
-def _through(mod: Callable[[Message, Context, Train], Message], train: Train, message: Message, context: Context) -> Message:
-    return mod(message, context, train)

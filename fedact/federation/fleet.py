@@ -1,4 +1,4 @@
-"""The server's view of real nodes: who holds which partition with which budget, and the way to them."""
+"""The server's view of real nodes: who holds which partition with which budget, and the grid that reaches them."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from fedact.federation.node import digest
 from fedact.training.experiment import Experiment
 
 QUERY_SECONDS = 120.0
-"""How long a node may take to say what it holds: the first message installs the app and starts a process."""
+"""How long a node may take to describe itself: the first message installs the app and starts a process."""
 PAUSE_SECONDS = 0.25
 
 log = logging.getLogger(__name__)
@@ -28,16 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A node that holds a partition: its number in Flower, its budget of one size, if it says one, and its starts.
+    """A node that holds a partition.
 
-    lost: whether its last reply never came; another node may then take its place.
+    node: its number in Flower. budget: of one size, None where it says none. weights: digests of the initial weights that it
+    has on disk. unreachable: whether its last reply never came; another node may then take its place.
     """
 
     node: int
     partition: int
     budget: Budget | None
-    starts: frozenset[str]
-    lost: bool = False
+    weights: frozenset[str]
+    unreachable: bool = False
 
 
 def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> dict[int, Message]:
@@ -67,22 +68,22 @@ def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> dict[in
 class Fleet:
     """The nodes as the server knows them.
 
-    members: by partition. spares: a second node of a partition, which takes over when the first is lost. asked: every node
-    that was asked, those left out too. planned: each client's budget once there
-    are plans; a node that comes later must have the same.
+    members: by partition. spares: a second node of a partition, which takes over when the first is unreachable. queried:
+    the numbers of all nodes that were queried, refused ones too. planned_budgets: each client's budget in bytes, None before
+    there are plans; a node that comes later must have the same.
     """
 
     grid: Grid
     clients: int
     members: dict[int, Member] = field(default_factory=dict)
     spares: dict[int, Member] = field(default_factory=dict)
-    asked: set[int] = field(default_factory=set)
-    planned: tuple[int | None, ...] | None = None
+    queried: set[int] = field(default_factory=set)
+    planned_budgets: tuple[int | None, ...] | None = None
 
-    def meet(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         """Wait until every partition has its node, for so long at most; raises ConfigError where none came."""
         end = time.monotonic() + seconds
-        while self.look() < self.clients and time.monotonic() < end:
+        while self.query_new_nodes() < self.clients and time.monotonic() < end:
             time.sleep(PAUSE_SECONDS)
         if not self.members:
             raise ConfigError(
@@ -91,10 +92,10 @@ class Fleet:
         if missing := [str(client) for client in range(self.clients) if client not in self.members]:
             log.warning("no node holds partition %s: their rows will say so", ", ".join(missing))
 
-    def look(self) -> int:
-        """Ask the nodes that are new what they hold, and return how many partitions have a node."""
-        new = [node for node in sorted(self.grid.get_node_ids()) if node not in self.asked]
-        self.asked.update(new)
+    def query_new_nodes(self) -> int:
+        """Ask new nodes for their partition and budget, and return how many partitions have a node."""
+        new = [node for node in sorted(self.grid.get_node_ids()) if node not in self.queried]
+        self.queried.update(new)
         questions = [Message(RecordDict(), node, "query") for node in new]
         for node, reply in sorted(exchange(self.grid, questions, QUERY_SECONDS).items()):
             try:
@@ -111,33 +112,33 @@ class Fleet:
             raise ConfigError(f"it says num-partitions={partitions}, the run has clients={self.clients}")
         if not 0 <= member.partition < self.clients:
             raise ConfigError(f"it says partition-id={member.partition}, of {self.clients}")
-        if self.planned and member.budget and member.budget.sizes[0] != self.planned[member.partition]:
-            planned = self.planned[member.partition]
+        if self.planned_budgets and member.budget and member.budget.sizes[0] != self.planned_budgets[member.partition]:
+            planned = self.planned_budgets[member.partition]
             raise ConfigError(f"partition {member.partition} was planned for {planned} bytes, the node has {member.budget}")
         before = self.members.get(member.partition)
-        if before is not None and not before.lost and before.node in set(self.grid.get_node_ids()):
+        if before is not None and not before.unreachable and before.node in set(self.grid.get_node_ids()):
             self.spares[member.partition] = member
             raise ConfigError(f"two nodes say partition-id={member.partition}; it is used when the other is lost")
         self.members[member.partition] = member
 
     def config(self, config: Config) -> Config:
-        """Return the config with the budgets that the nodes say; those that say none keep the run's."""
+        """Return the config with the nodes' budgets in place of its own; a node that says none has the config's."""
         sizes = list(config.client_budgets())
         for member in self.members.values():
             if member.budget:
                 sizes[member.partition] = member.budget.sizes[0]
-        self.planned = tuple(sizes)
-        if self.planned == config.client_budgets():
+        self.planned_budgets = tuple(sizes)
+        if self.planned_budgets == config.client_budgets():
             return config
         return config.model_copy(update={"budget": parse_budget("/".join(map(size_text, sizes)))})
 
     def open(self, experiment: Experiment) -> "FleetGrid":
-        """Return the way to the nodes for an experiment."""
+        """Return the grid that reaches the nodes for an experiment."""
         return FleetGrid(self, experiment)
 
 
 def read_member(node: int, reply: Message) -> tuple[Member, int]:
-    """Return what a node says it is and of how many partitions; raises ConfigError for what no node of this app says."""
+    """Return a node's description of itself and its number of partitions; raises ConfigError for a malformed one."""
     try:
         said = reply.content["node"]
         partition, partitions = int(said["partition"]), int(said["partitions"])  # type: ignore[arg-type]
@@ -156,12 +157,12 @@ class FleetGrid(Grid):
     def __init__(self, fleet: Fleet, experiment: Experiment) -> None:
         self.fleet = fleet
         self.start = experiment.start
-        self.start_name = digest(experiment.start)
+        self.weights_name = digest(experiment.start)
         self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(
                 exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from"}
             ),
-            "start": self.start_name,
+            "start": self.weights_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),
         }
 
@@ -195,7 +196,7 @@ class FleetGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield a reply to every message, in their order, so that what is made of them is the same in every run."""
-        self.fleet.look()
+        self.fleet.query_new_nodes()
         online, asked = set(self.fleet.grid.get_node_ids()), list(messages)
         members = [self.fleet.members.get(message.metadata.dst_node_id - 1) for message in asked]
         sent = {
@@ -209,9 +210,9 @@ class FleetGrid(Grid):
             yield self._inward(message, member, reply)
 
     def _outward(self, message: Message, member: Member) -> Message:
-        """Return the order for a node: what every node needs to know, and the start where it has none."""
+        """Return the order for a node, with the run's config, and the initial weights where the node lacks them."""
         order = ConfigRecord({**message.content["config"], **self.common})  # type: ignore[dict-item]
-        needed = {} if self.start_name in member.starts else self.start
+        needed = {} if self.weights_name in member.weights else self.start
         parts = {**message.content, "config": order, "start": ArrayRecord(needed)}
         return Message(RecordDict(parts), member.node, message.metadata.message_type)
 
@@ -221,10 +222,12 @@ class FleetGrid(Grid):
             why = "no node holds this partition" if member is None else "the node of this partition is gone"
             return failure(message, why, NODE_UNAVAILABLE)
         if not reply.has_error():
-            self.fleet.members[member.partition] = replace(member, starts=member.starts | {self.start_name}, lost=False)
+            self.fleet.members[member.partition] = replace(
+                member, weights=member.weights | {self.weights_name}, unreachable=False
+            )
             return Message(reply.content, reply_to=message)
-        # After an error a node may have to start anew: it gets the start once more.
+        # After an error a node may have to start anew: it gets the initial weights once more.
         lost = reply.error.code != CLIENT_RAISED
         after = self.fleet.spares.pop(member.partition, None) if lost else None
-        self.fleet.members[member.partition] = after or replace(member, starts=frozenset(), lost=lost)
+        self.fleet.members[member.partition] = after or replace(member, weights=frozenset(), unreachable=lost)
         return failure(message, reply.error.reason or "no reason", reply.error.code)

@@ -1,4 +1,4 @@
-"""One method's way through the rounds: its plans, who trains, what may go wrong, and the row of each client."""
+"""One method's rounds: the plan, the simulated fault and the row of every client in every round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedact.config.errors import BadReply, NoReply
-from fedact.config.faults import Fault, Faults, drawn, make_faults
+from fedact.config.faults import Fault, Faults, draw_fault, make_faults
 from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -23,7 +23,11 @@ OnRound = Callable[[Row, list[Row]], None]
 
 @dataclass(frozen=True, eq=False)
 class MethodRun:
-    """What every round of a method needs and none changes."""
+    """What every round of a method needs and none changes.
+
+    experiment_key: the config as JSON, by which workers find their workspace. on_round: called with a round's row and its
+    clients' rows once they are written.
+    """
 
     method: str
     config: Config
@@ -39,6 +43,7 @@ class MethodRun:
 
     @cached_property
     def budgets(self) -> tuple[int | None, ...]:
+        """Each client's budget in bytes, None for no bound."""
         return self.config.client_budgets()
 
     @cached_property
@@ -47,13 +52,15 @@ class MethodRun:
 
     @property
     def classes(self) -> int | None:
-        """For how many classes a client says an IoU, None where it says none."""
+        """Number of classes for which a client reports an IoU, None for classification."""
         return len(self.experiment.classes) if self.config.task == "segmentation" else None
 
     def key_of(self, client: int, number: int) -> PlanKey:
+        """Return the key of a client's plan in a round."""
         return self.book.key(self.budgets[client], number)
 
     def plan_of(self, client: int, number: int) -> Plan:
+        """Return a client's plan in a round."""
         return self.book.plans[self.key_of(client, number)]
 
     @cached_property
@@ -63,7 +70,7 @@ class MethodRun:
         return max(plans, key=lambda plan: plan.layers, default=None)
 
     def chosen_clients(self, number: int) -> list[int]:
-        """Return who trains in a round: drawn from our own seeds, the same for every method."""
+        """Return the numbers of the clients that train in a round, rising; the same for every method."""
         count = max(1, round(self.config.sample_fraction * self.config.clients))
         random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
         return sorted(int(client) for client in random.choice(self.config.clients, count, replace=False))
@@ -78,10 +85,10 @@ class MethodRun:
 
     def fault_of(self, client: int, number: int) -> Fault | None:
         """Return the simulated fault of a client in a round."""
-        return drawn(self.faults, self.config.seed, number, client)
+        return draw_fault(self.faults, self.config.seed, number, client)
 
     def start(self) -> dict[str, Tensor]:
-        """Return the start of every tensor that some plan trains."""
+        """Return the initial weights of every tensor that some plan trains."""
         names = {name for plan in self.book.plans.values() for name in self.names_of(plan)}
         return {name: tensor for name, tensor in self.experiment.start.items() if name in names}
 
@@ -95,28 +102,28 @@ class MethodRun:
             "num_examples": self.examples_of(client), **figures,
         }  # fmt: skip
 
-    def lost(self, number: int, client: int) -> Row | None:
-        """Return the row of a client that is sent no order: it can do nothing, vanishes, or would come too late."""
+    def missing_row(self, number: int, client: int) -> Row | None:
+        """Return the row of a client that is sent no order (skipped, vanished or too late), None where one is sent."""
         plan, fault = self.plan_of(client, number), self.fault_of(client, number)
         if plan.status == "skipped":
             return self.row(number, client, "skipped", plan.reason, seconds=0.0)
-        reason = fault.loss(self.config.deadline) if fault else None
+        reason = fault.loss_reason(self.config.deadline) if fault else None
         return self.row(number, client, "failed", reason, fault=fault.kind) if fault and reason else None
 
-    def answered(self, number: int, client: int, figures: Row) -> Row:
+    def reply_row(self, number: int, client: int, figures: Row) -> Row:
         """Return the row of a client whose update counts; simulated lag is added to its seconds."""
         plan, fault = self.plan_of(client, number), self.fault_of(client, number)
         if fault is None:
             return self.row(number, client, plan.status, plan.reason) | figures
         lag = fault.lag if fault.kind == "slow" else 0.0
-        story = f"{lag:.1f} s of simulated lag"
-        reason = f"{plan.reason}; {story}" if plan.reason else story
+        lag_text = f"{lag:.1f} s of simulated lag"
+        reason = f"{plan.reason}; {lag_text}" if plan.reason else lag_text
         return (
             self.row(number, client, plan.status, reason, fault=fault.kind) | figures | {"seconds": figures["seconds"] + lag}
         )
 
-    def failed(self, number: int, client: int, error: NoReply) -> Row:
-        """Return the row of a client whose reply was none; a simulated fault counts where it was what is wrong."""
+    def failure_row(self, number: int, client: int, error: NoReply) -> Row:
+        """Return the row of a client without a valid reply; it names a simulated fault where that is the cause."""
         fault = self.fault_of(client, number)
         kind = fault.kind if fault and fault.kind == "corrupt" and isinstance(error, BadReply) else None
         return self.row(number, client, "failed", str(error), fault=kind, traceback=error.traceback)

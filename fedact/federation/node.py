@@ -23,7 +23,7 @@ from fedact.training.workspace import Workspace, prepare_with, workspace_for
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
 NOT_SENT = ("devices", "out", "ray_address", "data_dir", "weights", "pretrain_from", "method")
 """What of a run's config is the server's own business, or a path on its disk."""
-MOST_STARTS = 3
+MOST_CACHED = 3
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -53,8 +53,14 @@ def read_node(settings: Mapping[str, Any]) -> Node:
     partition, partitions = (_whole(settings, key) for key in KEYS[:2])
     if not 0 <= partition < partitions:
         raise ConfigError(f"--node-config: partition-id is {partition}, of num-partitions={partitions}")
-    budget = None if settings.get("memory-budget") in (None, "") else _one_size(str(settings["memory-budget"]))
-    data_dir = settings.get("data-dir")
+    budget, given, data_dir = None, settings.get("memory-budget"), settings.get("data-dir")
+    if text := "" if given is None else str(given):
+        size, *others = parse_budget(text).sizes
+        if others or ":" in text:
+            raise ConfigError(
+                f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device"
+            )
+        budget = parse_budget(size_text(size))
     return Node(partition, partitions, budget, Path(str(data_dir)).expanduser() if data_dir else None)
 
 
@@ -65,40 +71,36 @@ def _whole(settings: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _one_size(text: str) -> Budget:
-    budget = parse_budget(text)
-    if len(budget.sizes) > 1 or ":" in text:
-        raise ConfigError(f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device")
-    return parse_budget(size_text(budget.sizes[0]))
-
-
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the name of a start: it changes with every name, shape and bit of it."""
+    """Return a digest of tensors in hexadecimal: it changes with every name, shape and bit of them."""
     return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
-def held_starts() -> list[str]:
-    """Return the names of the starts that this device has kept."""
-    return [file.stem for file in _starts().glob("*.safetensors") if _NAME.fullmatch(file.stem)]
+def cached_weights() -> list[str]:
+    """Return the digests of the initial weights that this device has on disk."""
+    return [file.stem for file in _weights_folder().glob("*.safetensors") if _NAME.fullmatch(file.stem)]
 
 
-def keep_start(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep a start under its name, and only the last few; raises ConfigError where the name is another's."""
+def cache_weights(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write initial weights to disk under their digest, and delete all but the last few.
+
+    Raises ConfigError where name is another digest.
+    """
     if not tensors:
         return
     if digest(tensors) != name:
-        raise ConfigError("the start that came is not the one that was announced")
-    checkpoints.save(_starts() / f"{name}.safetensors", tensors)
-    kept = sorted(_starts().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    for file in kept[:-MOST_STARTS]:
+        raise ConfigError("the initial weights that came are not those that were announced")
+    checkpoints.save(_weights_folder() / f"{name}.safetensors", tensors)
+    kept = sorted(_weights_folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for file in kept[:-MOST_CACHED]:
         file.unlink(missing_ok=True)
 
 
-def _starts() -> Path:
+def _weights_folder() -> Path:
     return cache_folder() / "starts"
 
 
-def own_config(sent: str, node: Node) -> Config:
+def device_config(sent: str, node: Node) -> Config:
     """Return the run's config as this device has it: every path is its own, and never more threads than cores."""
     settings = {key: value for key, value in json.loads(sent).items() if key not in NOT_SENT}
     settings["weights"] = "pretrain" if json.loads(sent)["weights"] == "pretrain" else "none"
@@ -108,12 +110,12 @@ def own_config(sent: str, node: Node) -> Config:
 
 
 def workspace_on(node: Node, sent: str, start: str, preprocessing: str) -> Workspace:
-    """Return this device's workspace: its own data, dealt as the server deals it, and the start that the server sent."""
+    """Return this device's workspace: the data in its own folder, dealt as the server deals it, and the server's weights."""
     if not _NAME.fullmatch(start):
-        raise ConfigError(f"{start!r} names no start")
+        raise ConfigError(f"{start!r} is no digest of initial weights")
 
     def make() -> Workspace:
-        tensors = checkpoints.load(_starts() / f"{start}.safetensors")
-        return prepare_with(own_config(sent, node), tensors, Preprocessing(**json.loads(preprocessing)))
+        tensors = checkpoints.load(_weights_folder() / f"{start}.safetensors")
+        return prepare_with(device_config(sent, node), tensors, Preprocessing(**json.loads(preprocessing)))
 
     return workspace_for(f"{node} {start} {preprocessing} {sent}", make)

@@ -1,4 +1,4 @@
-"""Whether a plan and the states read from a disk are those of this run: they are tried before anything trains by them."""
+"""Checks of plans and states read from disk, before anything trains by them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from fedact.training.workspace import Workspace
 
 
 def check_plan(workspace: Workspace, method: str, plan: Plan, what: str) -> None:
-    """Raise ConfigError where the run could not have made this plan: another's settings, or a step of it that fails."""
+    """Raise ConfigError where the run could not have made this plan: other settings, or a step under it fails."""
     config = workspace.experiment.config
     if (plan.method, plan.scope, plan.batch_size) != (method, config.scope, config.batch_size):
         raise ConfigError(f"{what} is for {plan.method}, {plan.scope} bytes and batches of {plan.batch_size}")
@@ -25,7 +25,9 @@ def check_plan(workspace: Workspace, method: str, plan: Plan, what: str) -> None
     try:
         _check_layers(workspace, plan)
         _check_bytes(plan)
-        _try(workspace, plan)
+        x, y = (part[: plan.micro_batch] for part in calibration_batch(workspace.experiment))
+        micro_step(apply(workspace.model_with({}), plan), x, y, len(y), task_loss)
+        workspace.model_with({})
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{what} is no plan for this model: {reason}") from None
@@ -50,13 +52,6 @@ def _check_bytes(plan: Plan) -> None:
         raise ValueError(f"it holds {held} {plan.scope} bytes of {plan.budget_bytes}")
     if any(not kept.shape or kept.shape[0] != plan.micro_batch for kept in plan.kept):
         raise ValueError(f"its kept tensors are not of its micro-batch of {plan.micro_batch}")
-
-
-def _try(workspace: Workspace, plan: Plan) -> None:
-    x, y = (part[: plan.micro_batch] for part in calibration_batch(workspace.experiment))
-    model = apply(workspace.model_with({}), plan)
-    micro_step(model, x, y, len(y), task_loss)
-    workspace.model_with({})
 
 
 def check_states(states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:

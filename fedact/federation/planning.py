@@ -1,4 +1,4 @@
-"""The plans of a run: made by the server for every distinct budget, from its own examples, and made again when they age."""
+"""The plans of a run: the server makes one for every distinct budget, from its own examples, and replans when they age."""
 
 import logging
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from fedact.training.experiment import Experiment
 from fedact.training.workspace import Workspace
 
 TOLERANCE = 1.25
-"""A plan whose gradient error has grown to more than so many times the planned one is made again."""
+"""A plan is replaced where its gradient error has grown to more than so many times the expected one."""
 
 
 def make_plans(workspace: Workspace, method: str) -> Plans:
@@ -39,7 +39,7 @@ def plan_for(
 ) -> Plan:
     """Return the plan for one budget, made from an example batch.
 
-    layers: as in the config, if not given. tensors: what clients have trained so far.
+    layers: trained convolutions, the config's by default. tensors: the global model's trained tensors, none before round 1.
     """
     config = workspace.experiment.config
     return make_plan(
@@ -56,12 +56,12 @@ def plan_for(
     )
 
 
-def remake(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan, or one made again for the same budget, method and layers where its gradient error has grown too much.
+def replan_if_worse(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
+    """Return a new plan for the same budget, method and layers where the gradient error has grown too much, else the plan.
 
-    tensors: the global model's trained tensors, with which the error is measured on the server's own examples. A plan that
-    was skipped, whose gradient is exact, or that no budget bounds is returned unseen; one made again has no larger
-    error than the old one now has.
+    tensors: the global model's trained tensors, with which the error is measured on the server's own examples. Returned
+    unchanged: skipped or exact plans, and uncalibrated ones without a budget. A new plan's error is at most what the old
+    one's is now.
     """
     if plan.status == "skipped" or not plan.expected_error:
         return plan
@@ -76,18 +76,14 @@ def remake(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> P
     # Other layers than before would leave tensors without the clients that trained them; a search can also end worse.
     if again.status == "skipped" or again.layers != plan.layers or (again.expected_error or 0.0) > error:
         return plan
-    again = replace(again, reason=_given_way(plan, again))
+    # What was cut from the layers that were asked for is in the first plan's reason alone.
+    layers = [part for part in (plan.reason or "").split("; ") if part.startswith("layers ")]
+    again = replace(again, reason="; ".join([*layers, *([again.reason] if again.reason else [])]) or None)
     logging.getLogger(__name__).info(
         "%s, plan %s: gradient error %.3g instead of the planned %.3g; made again, it is %.3g",
         plan.method, PlanKey(plan.budget_bytes), error, plan.expected_error, again.expected_error,
     )  # fmt: skip
     return again
-
-
-def _given_way(plan: Plan, again: Plan) -> str | None:
-    """Return what gave way since the layers were asked for, which the first plan says, and the one made again cannot."""
-    layers = [part for part in (plan.reason or "").split("; ") if part.startswith("layers ")]
-    return "; ".join([*layers, *([again.reason] if again.reason else [])]) or None
 
 
 def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
@@ -98,14 +94,14 @@ def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
 
 
 def is_calibrated(plan: Plan) -> bool:
-    """Return whether a method of the plan finds its state once, on the server's own examples."""
+    """Return whether a method of the plan is calibrated once, on the server's own examples."""
     return any(make_method(kept.method).traits.calibrated for kept in plan.kept)
 
 
 def calibrated_states(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the states that the plan's methods find once, on the server's own examples; most methods have none.
+    """Return the states of the plan's calibrated methods, by layer and position; most methods have none.
 
-    tensors: what clients had trained when the plan was made.
+    tensors: the global model's trained tensors when the plan was made.
     """
     if not is_calibrated(plan):
         return {}

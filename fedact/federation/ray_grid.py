@@ -5,7 +5,6 @@ for replies every 0.1 seconds. Its backend is what it is made of: one pool of Ra
 """
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
+from fedact.config.environment import RAY, set_defaults
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.schema import Config
 from fedact.federation import client
@@ -108,9 +108,7 @@ class RayGrid(LocalGrid):
 def start_backend(config: Config, load: Loader) -> Any:
     """Return Flower's Ray backend with its workers; raises ConfigError where there is no such cluster or no room in it."""
     check_ray(config)
-    # Ray warns otherwise that it is going to do this by itself; a client on the CPU looks for no GPU.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
+    set_defaults(RAY)
     import ray
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 

@@ -1,13 +1,13 @@
-"""One method's plans as the rounds go by: which one holds in a round, and when they are looked at again."""
+"""One method's plans by round: which one is in force, and when they are checked against the trained weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedact.config.plan import Plan, PlanKey, Plans, plans_json
+from fedact.config.plan import PlanKey, Plans, plans_json
 from fedact.federation.plan_check import check_states
-from fedact.federation.planning import calibrated_states, current_key, is_calibrated, remake
+from fedact.federation.planning import calibrated_states, current_key, is_calibrated, replan_if_worse
 from fedact.storage import checkpoints
 from fedact.storage.disk import write_whole
 from fedact.storage.run_folder import RunFolder
@@ -15,7 +15,7 @@ from fedact.training.workspace import Workspace
 
 
 def is_due(replan: int | str, number: int) -> bool:
-    """Return whether plans are looked at before a round, which counts from 1.
+    """Return whether plans are checked before a round, which counts from 1.
 
     replan: ``auto`` before rounds 2, 3, 5, 9, 17 and so on (spectra move fastest at the start), N before every N-th round,
     ``never``. The first round's plans are new.
@@ -46,17 +46,17 @@ class PlanBook:
         return current_key(self.plans, budget, number)
 
     def states(self, key: PlanKey) -> dict[str, Tensor]:
-        """Return what the methods of a plan found once, when it was made."""
+        """Return the states that a plan's methods were calibrated to when it was made, by layer and position."""
         plan, file = self.plans[key], self.folder.states(self.method, key)
-        # A first plan's are found again: they follow from the start alone.
+        # A first plan's are computed again: they follow from the initial weights alone.
         if key.first_round == 1 or not is_calibrated(plan):
             return calibrated_states(self.workspace, plan)
         found = checkpoints.load(file)
         check_states(found, plan, file)
         return found
 
-    def look(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Make the plans again that the weights have left behind, before a round, and write them down before they are used.
+    def replan(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the plans that have aged, before a round, and write plans.json before any is used.
 
         tensors: the global model's trained tensors. A plan that is there for this round already is a resumed run's.
         """
@@ -66,14 +66,11 @@ class PlanBook:
         for budget in dict.fromkeys(self.workspace.experiment.config.client_budgets()):
             if (key := PlanKey(budget, number)) not in self.plans:
                 before = self.plans[self.key(budget, number)]
-                if (plan := remake(self.workspace, before, tensors)) is not before:
+                if (plan := replan_if_worse(self.workspace, before, tensors)) is not before:
                     made[key] = plan
         for key, plan in made.items():
-            self._keep_states(key, plan, tensors)
+            if states := calibrated_states(self.workspace, plan, tensors):
+                checkpoints.save(self.folder.states(self.method, key), states)
         self.plans.update(made)
         if made:
             write_whole(self.folder.plans, plans_json(self.all_plans))
-
-    def _keep_states(self, key: PlanKey, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-        if found := calibrated_states(self.workspace, plan, tensors):
-            checkpoints.save(self.folder.states(self.method, key), found)

@@ -1,4 +1,4 @@
-"""What comes back from the clients, put in order and checked before any of it touches the model."""
+"""Replies of clients, in order and checked before they reach the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite, isnan
@@ -19,9 +19,9 @@ FAILURE = "failure"
 
 
 def in_order(replies: Iterable[Message], clients: Mapping[int, int]) -> Iterator[tuple[int, Message | None]]:
-    """Yield each client with its reply, or None where there is none, in the order of ``clients``, whatever comes first.
+    """Yield every client with its reply, None where there is none, in the order of ``clients``.
 
-    clients: by node. A reply that came before its turn waits; none waits where they come in order.
+    clients: numbers by node. Only replies that arrive early are held back.
     """
     waiting: dict[int, Message] = {}
     left = list(clients.values())
@@ -47,25 +47,18 @@ def read_reply(
         raise NoReply("no reply came before the deadline")
     if reply.has_error():
         raise NoReply(reply.error.reason or f"Flower's error {reply.error.code}")
-    _raise_failure(reply.content.get(FAILURE))
+    if isinstance(failure := reply.content.get(FAILURE), ConfigRecord):
+        reason, traceback = (str(failure.get(name, "")) for name in ("reason", "traceback"))
+        raise NoReply(reason or "the client failed and did not say why", traceback or None)
     arrays, metrics = reply.content.get("arrays"), reply.content.get("metrics")
     if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise BadReply("the reply holds no tensors or no figures")
-    return _tensors(arrays, expected), _figures(metrics, plan, examples, classes)
-
-
-def _raise_failure(record: Any) -> None:
-    if isinstance(record, ConfigRecord):
-        reason, traceback = (str(record.get(name, "")) for name in ("reason", "traceback"))
-        raise NoReply(reason or "the client failed and did not say why", traceback or None)
-
-
-def _tensors(arrays: ArrayRecord, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if missing := [name for name in expected if name not in arrays]:
         raise BadReply(f"tensor {missing[0]!r} is missing")
     if strange := [name for name in arrays if name not in expected]:
         raise BadReply(f"tensor {strange[0]!r} is none that the plan trains")
-    return {name: _tensor(name, arrays[name], like) for name, like in expected.items()}
+    tensors = {name: _tensor(name, arrays[name], like) for name, like in expected.items()}
+    return tensors, _figures(metrics, plan, examples, classes)
 
 
 def _tensor(name: str, array: Array, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedact.config.errors import NoReply
 from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
-from fedact.federation.aggregation import Aggregation, Collector
+from fedact.federation.aggregation import Aggregation
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
 from fedact.storage import checkpoints
@@ -42,7 +42,7 @@ class PartialFedAvg(FedAvg):
         self.started = time.monotonic()
 
     def resume(self, done: int, model: dict[str, torch.Tensor]) -> None:
-        """Take up what the server's optimizer knew after the last finished round."""
+        """Load the server optimizer's state after the last finished round."""
         if self.aggregation.optimizer is not None:
             state = checkpoints.load(self.run.folder.server_state(self.run.method, done))
             self.aggregation.optimizer.load(state, model)
@@ -51,11 +51,11 @@ class PartialFedAvg(FedAvg):
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
         self.started, self.arrays, self.rows, self.trained_by = time.monotonic(), arrays, [], {}
-        self.run.book.look(number, arrays.to_torch_state_dict())
+        self.run.book.replan(number, arrays.to_torch_state_dict())
         self.clients, messages = {}, []
         for client in self.run.chosen_clients(number):
             node = nodes[client % len(nodes)]
-            if (row := self.run.lost(number, client)) is not None:
+            if (row := self.run.missing_row(number, client)) is not None:
                 self.rows.append(row)
             else:
                 self.clients[node] = client
@@ -74,38 +74,31 @@ class PartialFedAvg(FedAvg):
         # On real devices the noise is their own: who knows the seed can take it away again.
         if str(config.runtime) != "flower":
             order["noise-seed"] = config.seed
-        states = self._states(self.run.key_of(client, number))
-        parts = {"arrays": arrays, "states": states, "config": ConfigRecord(order)}  # type: ignore[arg-type]
-        return RecordDict(parts)  # type: ignore[arg-type]
-
-    def _states(self, key: PlanKey) -> ArrayRecord:
+        key = self.run.key_of(client, number)
         if key not in self.states:
             self.states[key] = ArrayRecord(self.run.book.states(key))
-        return self.states[key]
+        parts = {"arrays": arrays, "states": self.states[key], "config": ConfigRecord(order)}  # type: ignore[arg-type]
+        return RecordDict(parts)  # type: ignore[arg-type]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take the replies in, by client number; one that is lost or bad is a row with its reason and nothing else."""
+        """Return the next model's tensors; a client without a valid reply is a row with the reason and nothing else."""
         number, before = server_round + self.offset, self.arrays.to_torch_state_dict()
         collector = self.aggregation.collector()
         for client, reply in in_order(replies, self.clients):
-            self.rows.append(self._take_in(number, client, reply, before, collector))
+            plan = self.run.plan_of(client, number)
+            expected = {name: before[name] for name in self.run.names_of(plan)}
+            try:
+                tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
+            except NoReply as error:
+                self.rows.append(self.run.failure_row(number, client, error))
+            else:
+                collector.add(tensors, figures["num_examples"])
+                self.rows.append(self.run.reply_row(number, client, figures))
         self.rows.sort(key=lambda row: row["client"])
         self.trained_by = collector.trained_by(before)
         return ArrayRecord(self.aggregation.next_model(before, collector)), None
-
-    def _take_in(
-        self, number: int, client: int, reply: Message | None, before: dict[str, torch.Tensor], collector: Collector
-    ) -> Row:
-        plan = self.run.plan_of(client, number)
-        expected = {name: before[name] for name in self.run.names_of(plan)}
-        try:
-            tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
-        except NoReply as error:
-            return self.run.failed(number, client, error)
-        collector.add(tensors, figures["num_examples"])
-        return self.run.answered(number, client, figures)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -114,11 +107,13 @@ class PartialFedAvg(FedAvg):
         return []
 
     def finish_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global model where it is due, keep it, and write the round's rows in one go."""
+        """Evaluate the global model where it is due, write its checkpoint, then the round's rows in one write."""
         number, tensors = server_round + self.offset, arrays.to_torch_state_dict()
-        measured = self._evaluate(tensors) if self._is_evaluated(number) else {}
+        config = self.run.config
+        due = number % config.evaluate_every == 0 or number == config.rounds
+        measured = self._evaluate(tensors) if due else {}
         row = {
-            "kind": "round", "method": self.run.method, "seed": self.run.config.seed, "round": number, **measured,
+            "kind": "round", "method": self.run.method, "seed": config.seed, "round": number, **measured,
             **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
         }  # fmt: skip
         # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
@@ -132,10 +127,6 @@ class PartialFedAvg(FedAvg):
         self.run.on_round(row, self.rows)
         return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if name in measured})
 
-    def _is_evaluated(self, number: int) -> bool:
-        config = self.run.config
-        return number % config.evaluate_every == 0 or number == config.rounds
-
     def _evaluate(self, tensors: dict[str, torch.Tensor]) -> Row:
         workspace, plan = self.run.workspace, self.run.deepest_plan
         # The frozen part under the plan that trains the most is frozen under every plan.
@@ -146,7 +137,7 @@ class PartialFedAvg(FedAvg):
 
 
 def extremes(rows: list[Row]) -> Row:
-    """Return what a round's row says of its clients: the worst and the largest of them, and their number."""
+    """Return a round's figures over its clients: least accuracy, most saved and peak bytes, number of clients."""
 
     def known(name: str) -> list[Any]:
         return [row[name] for row in rows if row.get(name) is not None]
@@ -160,7 +151,7 @@ def extremes(rows: list[Row]) -> Row:
 
 
 def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
-    """Take a method through its rounds; ``done`` is the last finished one, None before round 0."""
+    """Run the rounds of a method that are left; done: the last finished one, None before round 0."""
     if done is not None and done >= run.config.rounds:
         return
     start = run.start()

@@ -1,4 +1,4 @@
-"""One seed of a run: what it stands on, and the same ServerApp and ClientApp in any of the runtimes."""
+"""One seed of a run: its experiment and plans, and the same ServerApp and ClientApp in any of the runtimes."""
 
 import sys
 import time
@@ -30,13 +30,13 @@ from fedact.training.threads import default_threads
 from fedact.training.workspace import workspace_of
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
-"""Makes the way to the clients of an experiment, and takes it down again."""
+"""Opens the grid that reaches the clients of an experiment, and closes it."""
 
 PACKAGES = ("fedact", "flwr", "torch", "torchvision", "numpy", "tensorly")
 
 
 class Simulation:
-    """One seed of a run: what it stands on, its plans, and the folder it writes to."""
+    """One seed of a run: its workspace, its plans by method, and the folder it writes to."""
 
     def __init__(self, config: Config, folder: RunFolder | None = None, done: dict[str, int] | None = None) -> None:
         """Prepare a seed; done: each method's last finished round in the folder."""
@@ -63,7 +63,7 @@ class Simulation:
         }
 
     def _plans_on_disk(self) -> dict[str, Plans]:
-        """Return the plans that a run began with and made again since; raises ConfigError where one is missing.
+        """Return the plans of a run on disk, replanned ones too; raises ConfigError where one is missing.
 
         A method that has neither plans nor rounds yet was added since.
         """
@@ -84,7 +84,7 @@ class Simulation:
         return partition_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
 
     def _check_partition(self) -> None:
-        """Raise ConfigError where the clients of the run on disk held something else; an old run does not say what."""
+        """Raise ConfigError where partition.csv on disk is another partition; an old run has no such file."""
         file = self.folder.partition
         try:
             if file.exists() and file.read_bytes() != self.partition.encode():
@@ -93,14 +93,25 @@ class Simulation:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
 
     def open_folder(self) -> None:
-        """Write what stands before the first round of the run, or of the methods that were added to it."""
+        """Write config.toml, plans.json, partition.csv and the header row, as far as they are not there yet."""
         if self.added:
             write_whole(self.folder.config, self.config.to_toml())
             write_whole(self.folder.plans, plans_json(self.plans))
         if not (self.started and self.folder.partition.exists()):
             write_whole(self.folder.partition, self.partition)
         if not self.started:
-            self.folder.append([self._header()])
+            budgets = self.config.client_budgets()
+            header: Row = {
+                "kind": "run",
+                "schema": SCHEMA,
+                "config": self.config.model_dump(mode="json"),
+                "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+                "classes": list(self.experiment.classes) if self.config.task == "segmentation" else None,
+                "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
+                "command": command(self.config),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+            self.folder.append([header])
 
     def run(self, on_round: OnRound, open_grid: OpenGrid | None = None) -> None:
         """Run every method's rounds that are not done; open_grid: by default as the config's runtime says."""
@@ -116,26 +127,13 @@ class Simulation:
         with (open_grid or grid_of)(self.experiment) as grid:
             app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
 
-    def _header(self) -> Row:
-        budgets = self.config.client_budgets()
-        return {
-            "kind": "run",
-            "schema": SCHEMA,
-            "config": self.config.model_dump(mode="json"),
-            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-            "classes": list(self.experiment.classes) if self.config.task == "segmentation" else None,
-            "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
-            "command": command(self.config),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-
 
 def grid_of(experiment: Experiment) -> AbstractContextManager[Grid]:
-    """Return the way to the clients that the config's runtime says."""
+    """Return the grid of the config's runtime."""
     config = experiment.config
     return RayGrid(config) if config.runtime == "ray" else LocalGrid(client.app, config.clients)
 
 
 def command(config: Config) -> str:
-    """Return what the run was started with; Flower's own processes carry keys in their arguments, which are no record."""
+    """Return the command line of the run; of a Flower run its name alone, as Flower's processes have keys as arguments."""
     return "flwr run ." if config.runtime == "flower" else " ".join(["python -m fedact.simulate", *sys.argv[1:]])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.config.faults import DAMAGES, Fault, Faults, damaged, drawn, make_faults
+from fedact.config.faults import DAMAGES, Fault, Faults, damage_update, draw_fault, make_faults
 from fedact.config.loading import make_config
 
 UPDATE = {"deep.weight": torch.ones(2, 3), "head.bias": torch.ones(4)}
@@ -16,7 +16,7 @@ PLACES = [(number, client) for number in range(1, 101) for client in range(60)]
 
 def test_faults_come_as_often_as_they_were_asked_for():
     faults = Faults(drop=0.1, slow=0.2, corrupt=0.05, lag=30)
-    seen = [fault for place in PLACES if (fault := drawn(faults, 3, *place))]
+    seen = [fault for place in PLACES if (fault := draw_fault(faults, 3, *place))]
     for kind, share in (("drop", 0.1), ("slow", 0.2), ("corrupt", 0.05)):
         count = sum(fault.kind == kind for fault in seen)
         # Four standard deviations of so many draws.
@@ -31,7 +31,7 @@ def test_faults_come_as_often_as_they_were_asked_for():
 
 def test_they_follow_from_seed_round_and_client():
     faults = Faults(drop=0.5, corrupt=0.5)
-    draws = [[drawn(faults, seed, *place) for place in PLACES[:50]] for seed in (0, 0, 1)]
+    draws = [[draw_fault(faults, seed, *place) for place in PLACES[:50]] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len({fault.place for fault in draws[0]}) == 50
 
@@ -42,7 +42,7 @@ shares = st.floats(0, 0.33)
 @given(shares, shares, shares, st.integers(0, 2**32 - 1), st.integers(1, 1000), st.integers(0, 1000))
 def test_who_is_hit_at_some_rates_is_hit_at_higher_ones(drop, slow, corrupt, seed, number, client):
     chain = [Faults(), Faults(drop=drop), Faults(drop, slow), Faults(drop, slow, corrupt), Faults(drop=1)]
-    hits = [drawn(faults, seed, number, client) is not None for faults in chain]
+    hits = [draw_fault(faults, seed, number, client) is not None for faults in chain]
     assert hits[0] is False
     assert hits[-1] is True
     assert all(before <= after for before, after in pairwise(hits))
@@ -50,16 +50,16 @@ def test_who_is_hit_at_some_rates_is_hit_at_higher_ones(drop, slow, corrupt, see
 
 @given(st.floats(0, 1000), st.none() | st.floats(0.001, 1000))
 def test_who_vanishes_or_comes_after_the_deadline_is_lost(lag, deadline):
-    assert Fault("drop", lag, "nan", 0.5).loss(deadline)
-    assert Fault("corrupt", lag, "nan", 0.5).loss(deadline) is None
-    late = Fault("slow", lag, "nan", 0.5).loss(deadline)
+    assert Fault("drop", lag, "nan", 0.5).loss_reason(deadline)
+    assert Fault("corrupt", lag, "nan", 0.5).loss_reason(deadline) is None
+    late = Fault("slow", lag, "nan", 0.5).loss_reason(deadline)
     assert bool(late) == (deadline is not None and lag > deadline)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", UPDATE)
 def test_damage_is_done_to_one_tensor_and_to_a_copy(damage, name):
-    after = damaged(UPDATE, damage, name)
+    after = damage_update(UPDATE, damage, name)
     other = next(n for n in UPDATE if n != name)
     assert torch.equal(after[other], torch.ones_like(UPDATE[other]))
     assert all(bool((tensor == 1).all()) for tensor in UPDATE.values())

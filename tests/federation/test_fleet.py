@@ -16,7 +16,7 @@ from fedact.config.schema import Config
 from fedact.config.toml import read_table
 from fedact.federation.fleet import Fleet, exchange
 from fedact.federation.local_grid import RUN_ID, LocalGrid
-from fedact.federation.node import digest, held_starts, keep_start, own_config, read_node
+from fedact.federation.node import cache_weights, cached_weights, device_config, digest, read_node
 from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
 from fedact.simulate import main
 from tests.support.fleets import REPOSITORY, SMALL
@@ -83,7 +83,9 @@ def test_the_start_travels_once_and_each_plan_to_its_node(tmp_path, monkeypatch)
     budgets = [Plan.from_json(order["config"]["plan"]).budget_bytes for order in orders]
     assert budgets == [15_000, 100_000] * 2
     assert str(tmp_path) not in "".join(str(dict(order["config"])) for order in orders)
-    assert [f"{name}.safetensors" for name in held_starts()] == [f.name for f in (tmp_path / "cache" / "starts").iterdir()]
+    assert [f"{name}.safetensors" for name in cached_weights()] == [
+        f.name for f in (tmp_path / "cache" / "starts").iterdir()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_a_node_takes_no_path_from_the_server(tmp_path):
     sent = Config().model_dump(mode="json")
     sent.update(devices=str(secret), out="/etc", data_dir="/etc", weights=str(secret), ray_address="10.0.0.1:1")
     node = read_node(holder(0, 20, data_dir=str(tmp_path)))
-    config = own_config(json.dumps(sent), node)
+    config = device_config(json.dumps(sent), node)
     assert config.data_dir == tmp_path
     assert "/etc" not in config.model_dump_json()
     assert str(secret) not in config.model_dump_json()
@@ -233,12 +235,12 @@ def test_a_start_is_kept_under_the_name_of_its_content_and_only_the_last_few():
     assert len(set(names)) == 5
     assert digest({"a": torch.zeros(2)}) != digest({"a": torch.zeros(1, 2)}) != digest({"b": torch.zeros(2)})
     for name, start in zip(names, starts, strict=True):
-        keep_start(name, start)
-    assert names[-1] in held_starts()
-    assert len(held_starts()) <= 3
+        cache_weights(name, start)
+    assert names[-1] in cached_weights()
+    assert len(cached_weights()) <= 3
     for wrong in (names[0], "../../weights", ""):
         with pytest.raises(ConfigError, match="not the one that was announced"):
-            keep_start(wrong, {"a": torch.ones(3)})
+            cache_weights(wrong, {"a": torch.ones(3)})
 
 
 def test_a_train_order_that_names_a_path_as_its_start_is_an_error():
@@ -261,5 +263,5 @@ def test_what_no_node_of_this_app_says_is_left_out(caplog):
     nodes = Nodes(holder(0, 1))
     nodes.reply = lambda message: Message(RecordDict({"node": ConfigRecord({"partition": "first"})}), reply_to=message)
     with caplog.at_level(logging.WARNING):
-        assert Fleet(nodes, 1).look() == 0
+        assert Fleet(nodes, 1).query_new_nodes() == 0
     assert "answers as no node of this app does" in caplog.text

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.privacy import make_privacy
-from fedact.federation.client_mods import private
+from fedact.federation.client_mods import privatize_update
 from fedact.federation.simulation import LocalGrid
 from tests.support.portions import examples
 
@@ -24,7 +24,7 @@ def sent(privacy: str, step: float = 1.0, **order) -> dict[str, torch.Tensor]:
     config = ConfigRecord({"privacy": privacy, "round": 1, "client": 0, "noise-seed": 0, **order})
     message = Message(RecordDict({"arrays": ArrayRecord(RECEIVED), "config": config}), 2, "train")
     update = ArrayRecord({name: RECEIVED[name] + step for name in TRAINED})
-    reply = private(message, None, lambda asked, _: Message(RecordDict({"arrays": update}), reply_to=asked))
+    reply = privatize_update(message, None, lambda asked, _: Message(RecordDict({"arrays": update}), reply_to=asked))
     assert not reply.has_error()
     return reply.content["arrays"].to_torch_state_dict()
 

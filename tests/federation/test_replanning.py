@@ -15,7 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.plan import Plan, PlanKey, plans_from_json, plans_json
 from fedact.federation import planning, replanning
-from fedact.federation.planning import current_key, make_plans, remake
+from fedact.federation.planning import current_key, make_plans, replan_if_worse
 from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
 from fedact.storage.run_folder import RunFolder
@@ -111,8 +111,8 @@ def test_given_settings_that_no_budget_bounds_are_not_looked_at(workspace, monke
     looked = []
     monkeypatch.setattr(planning, "expected_error", lambda model, plan, example, loss: looked.append(plan.method) or 0.0)
     assert plan.expected_error > 0
-    assert remake(unbounded, plan, {}) is plan
-    assert remake(unbounded, calibrated, {}) is calibrated
+    assert replan_if_worse(unbounded, plan, {}) is plan
+    assert replan_if_worse(unbounded, calibrated, {}) is calibrated
     assert looked == ["lance:variance=0.8"]
 
 
@@ -123,7 +123,7 @@ def moved(workspace: Workspace, by: float = 0.02) -> dict[str, torch.Tensor]:
 
 
 def test_where_nothing_was_trained_nothing_is_made_again(workspace, plan):
-    assert remake(workspace, plan, {}) is plan
+    assert replan_if_worse(workspace, plan, {}) is plan
 
 
 @pytest.mark.parametrize("growth", [1.25, 1.3])
@@ -138,7 +138,7 @@ def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(worksp
     monkeypatch.setattr(planning, "expected_error", error)
     tensors = moved(workspace)
     with caplog.at_level("INFO", logger="fedact"):
-        again = remake(workspace, plan, tensors)
+        again = replan_if_worse(workspace, plan, tensors)
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in tensors.items())
     assert (again is plan) == (growth == 1.25)
     if again is not plan:
@@ -150,7 +150,7 @@ def test_a_plan_is_made_again_where_its_error_grew_by_more_than_a_quarter(worksp
 
 def test_a_plan_made_again_is_no_worse_and_says_the_error_of_the_weights_as_they_are(workspace, plan, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    again, example = remake(workspace, plan, moved(workspace)), planning.calibration_batch(workspace.experiment)
+    again, example = replan_if_worse(workspace, plan, moved(workspace)), planning.calibration_batch(workspace.experiment)
     before, after = (
         planning.expected_error(workspace.model_with(moved(workspace)), each, example) for each in (plan, again)
     )
@@ -163,7 +163,7 @@ def test_a_plan_made_again_is_no_worse_and_says_the_error_of_the_weights_as_they
 def test_a_plan_that_cannot_age_is_not_looked_at(workspace, change, monkeypatch):
     monkeypatch.setattr(planning, "expected_error", lambda *arguments: pytest.fail("looked at"))
     plan = replace(plan_for("20KB"), **{"expected_error": 0.1, **change})
-    assert remake(workspace, plan, {}) is plan
+    assert replan_if_worse(workspace, plan, {}) is plan
 
 
 def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_still_said(workspace, monkeypatch):
@@ -176,12 +176,12 @@ def test_trained_layers_stay_nothing_gets_worse_and_what_gave_way_at_first_is_st
         return replace(first, reason="micro-batch 8 to 2", micro_batch=2)
 
     monkeypatch.setattr(planning, "make_plan", make)
-    again = remake(workspace, first, {})
+    again = replan_if_worse(workspace, first, {})
     assert (again.micro_batch, again.reason) == (2, "layers 9 to 3; micro-batch 8 to 2")
     assert asked[0][4] == 3
     for worse in ({"layers": 0, "status": "head-only"}, {"status": "skipped"}, {"expected_error": 1.1}):
         monkeypatch.setattr(planning, "make_plan", lambda *a, worse=worse, **s: replace(first, **worse))
-        assert remake(workspace, first, {}) is first
+        assert replan_if_worse(workspace, first, {}) is first
 
 
 def test_the_slowdown_that_was_asked_for_reaches_the_planner(monkeypatch):
@@ -215,7 +215,7 @@ def remade(tmp_path_factory) -> Path:
     """A finished run of four rounds whose plan for 20 KB was made again before rounds 2 and 3."""
     folder = tmp_path_factory.mktemp("run") / "remade"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replanning, "remake", halved)
+        patch.setattr(replanning, "replan_if_worse", halved)
         assert main([*MIXED, "--out", str(folder)]) == 0
     return folder
 
@@ -263,29 +263,29 @@ def remaking(monkeypatch) -> list[int | None]:
     """Put the stand-in into its place and return the budgets whose plans it will have been asked for."""
     asked: list[int | None] = []
     stand_in = lambda workspace, plan, tensors: asked.append(plan.budget_bytes) or halved(workspace, plan, tensors)  # noqa: E731
-    monkeypatch.setattr(replanning, "remake", stand_in)
+    monkeypatch.setattr(replanning, "replan_if_worse", stand_in)
     return asked
 
 
 def cut_off_in(monkeypatch, number: int, when: str) -> None:
-    look = PlanBook.look
+    replan = PlanBook.replan
 
     def cut(self, this_round, tensors):
         if when == "before training":
-            look(self, this_round, tensors)
+            replan(self, this_round, tensors)
         if this_round == number:
             raise KeyboardInterrupt
         if when == "before looking":
-            look(self, this_round, tensors)
+            replan(self, this_round, tensors)
 
-    monkeypatch.setattr(PlanBook, "look", cut)
+    monkeypatch.setattr(PlanBook, "replan", cut)
 
 
 def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", float("inf"))
     command = [*FEW, "--method", "auto", "--budget", "8KB", "--rounds", "3"]
     assert main([*command, "--replan", "1", "--out", str(tmp_path / "looked")]) == 0
-    monkeypatch.setattr(replanning, "remake", lambda *arguments: pytest.fail("looked at"))
+    monkeypatch.setattr(replanning, "replan_if_worse", lambda *arguments: pytest.fail("looked at"))
     assert main([*command, "--replan", "never", "--out", str(tmp_path / "never")]) == 0
     assert timeless(tmp_path / "looked") == timeless(tmp_path / "never")
     assert (tmp_path / "looked" / "plans.json").read_bytes() == (tmp_path / "never" / "plans.json").read_bytes()
@@ -295,7 +295,7 @@ def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, 
     monkeypatch.setattr(planning, "TOLERANCE", 0)
     method, weights = "lance:variance=0.8", moved(workspace)
     book = PlanBook(method, workspace, RunFolder(tmp_path), {method: make_plans(workspace, method)})
-    book.look(2, weights)
+    book.replan(2, weights)
     for key, tensors in ((PlanKey(8_000), {}), (PlanKey(8_000, 2), weights)):
         expected = planning.calibrated_states(workspace, book.plans[key], tensors)
         assert expected.keys() == book.states(key).keys() != set()

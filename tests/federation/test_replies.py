@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.errors import BadReply, NoReply
-from fedact.federation.client_mods import caught
+from fedact.federation.client_mods import report_exceptions
 from fedact.federation.replies import FIGURES, in_order, read_reply
 from fedact.federation.simulation import LocalGrid
 from fedact.training.averaging import RunningMean
@@ -197,7 +197,7 @@ def test_an_exception_comes_back_with_its_traceback():
         raise ArithmeticError("it was too much")
 
     with pytest.raises(NoReply, match="ArithmeticError: it was too much") as raised:
-        read(caught(order(), None, train))
+        read(report_exceptions(order(), None, train))
     assert not isinstance(raised.value, BadReply)
     assert raised.value.traceback.startswith("Traceback")
     assert "in train" in raised.value.traceback
@@ -208,7 +208,7 @@ def test_ctrl_c_is_not_a_clients_exception():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        caught(order(), None, train)
+        report_exceptions(order(), None, train)
 
 
 # Whatever a reply holds ----------------------------------------------------------------------------------------------------
