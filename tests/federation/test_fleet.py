@@ -239,7 +239,7 @@ def test_a_start_is_kept_under_the_name_of_its_content_and_only_the_last_few():
     assert names[-1] in cached_weights()
     assert len(cached_weights()) <= 3
     for wrong in (names[0], "../../weights", ""):
-        with pytest.raises(ConfigError, match="not the one that was announced"):
+        with pytest.raises(ConfigError, match="are not those that were announced"):
             cache_weights(wrong, {"a": torch.ones(3)})
 
 
