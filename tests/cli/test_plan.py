@@ -38,7 +38,7 @@ def test_the_file_holds_what_make_plan_returns_for_every_method_and_distinct_bud
     budget = "60KB:1,20KB:3,60000:2"
     printed(capsys, "--budget", budget, "--method", "exact", "--json", str(file))
     plans = plans_from_json(json.loads(file.read_text()))
-    assert plans == {m: {str(b): plan_of(b, method=m) for b in (60_000, 20_000)} for m in (METHOD, "exact")}
+    assert plans == {m: {PlanKey(b): plan_of(b, method=m) for b in (60_000, 20_000)} for m in (METHOD, "exact")}
 
 
 def test_every_kept_tensor_and_every_figure_is_printed(capsys):

@@ -137,7 +137,7 @@ class Colours(nn.Module):
 
 
 class Stand:
-    """What a run stands on: six scenes in which each quarter has a class of its own, or none."""
+    """A workspace, and its experiment: six scenes in which each quarter has a class of its own, or none."""
 
     def __init__(self, masks: bool = True) -> None:
         quarters = np.random.default_rng(3).integers(0, 3, (6, 2, 3), np.uint8)
@@ -147,6 +147,7 @@ class Stand:
         self.test = SimpleNamespace(images=images, labels=quarters[:, 0, 0].astype(int), masks=truth if masks else None)
         self.preprocessing = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2) / 255
         self.config = SimpleNamespace(device="cpu")
+        self.experiment = self
 
     def model_with(self, tensors):
         model = Colours()
