@@ -52,18 +52,16 @@ def time_micro_batches(
     rows = []
     for place, batch in enumerate(batches):
         order = generator(seed, Purpose.METHOD, place).permutation(list(models))
-        row = {name: _whole_seconds(*models[name], batch, clock) for name in order}
+        row = {}
+        for name in order:
+            model, micro_batch = models[name]
+            begin = _now(batch[0], clock)
+            for part in parts(batch, micro_batch):
+                add_gradient(model, *part, len(batch[1]))
+            row[name] = _now(batch[0], clock) - begin
+            model.zero_grad()
         rows.append({name: row[name] for name in models})
     return rows[1:]
-
-
-def _whole_seconds(model: nn.Module, micro_batch: int | None, batch: Batch, clock: Clock) -> float:
-    begin = _now(batch[0], clock)
-    for part in parts(batch, micro_batch):
-        add_gradient(model, *part, len(batch[1]))
-    end = _now(batch[0], clock)
-    model.zero_grad()
-    return end - begin
 
 
 def time_ratios(rows: Sequence[Mapping[str, float]], name: str, to: str) -> list[float]:

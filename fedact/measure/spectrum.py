@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedact.compression import make_method
 from fedact.compression.lowrank.algebra import SOLVERS, rank_for_variance
-from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.measure.equal_cosine import CapturedConvolution
 from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
@@ -50,21 +49,21 @@ def truncations(layer: CapturedConvolution, variances: Iterable[float], settings
 
     settings: of HOSVD beside the variance, such as ``,bits=8``.
     """
-    return [_truncation(layer, variance, settings) for variance in variances]
-
-
-def _truncation(layer: CapturedConvolution, variance: float, settings: str) -> Truncation:
-    method = make_method(f"hosvd:variance={variance}{settings}")
-    assert isinstance(method, HOSVD)
-    compressed = method.compress(layer.x)
-    gradient = method.weight_gradient(compressed, layer.grad_output, layer.weight, layer.operation)
-    lost = torch.linalg.vector_norm(layer.x - method.reconstruct(compressed)).square()
-    weight = weight_error([gradient], layer.exact)
-    return Truncation(
-        variance=variance,
-        kept_variance=1 - float(lost / layer.x.square().sum()),
-        ranks=tuple(rank for rank, _ in components_for(layer.x, variance).values()),
-        bytes=stored_bytes(compressed.tensors),
-        error=(weight.bias + weight.variance) / weight.squared_norm,
-        cosine=weight.cosine,
-    )
+    results = []
+    for variance in variances:
+        method = make_method(f"hosvd:variance={variance}{settings}")
+        compressed = method.compress(layer.x)
+        gradient = method.weight_gradient(compressed, layer.grad_output, layer.weight, layer.operation)
+        lost = torch.linalg.vector_norm(layer.x - method.reconstruct(compressed)).square()
+        weight = weight_error([gradient], layer.exact)
+        results.append(
+            Truncation(
+                variance=variance,
+                kept_variance=1 - float(lost / layer.x.square().sum()),
+                ranks=tuple(rank for rank, _ in components_for(layer.x, variance).values()),
+                bytes=stored_bytes(compressed.tensors),
+                error=(weight.bias + weight.variance) / weight.squared_norm,
+                cosine=weight.cosine,
+            )
+        )
+    return results

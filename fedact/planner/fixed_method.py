@@ -1,6 +1,6 @@
 """Planner for a method with all its settings given: only micro-batch, depth and rank caps may shrink."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 
 from fedact.compression import make_method
@@ -28,7 +28,8 @@ class FixedMethodSearch:
 
     def solve(self, depth: int) -> Solution | None:
         levels: dict[int, list[tuple[float, Methods]]] = {}
-        for gentle, (micro_batch, chunk) in product((True, False), self._sizes(depth)):
+        sizes = [(size, chunk) for size in self.problem.micro_batches() for chunk in self.problem.prefix_chunks(depth, size)]
+        for gentle, (micro_batch, chunk) in product((True, False), sizes):
             if micro_batch not in levels:
                 levels[micro_batch] = self._levels(depth, micro_batch)
             for level, methods in levels[micro_batch]:
@@ -49,12 +50,6 @@ class FixedMethodSearch:
         _, methods = self._levels(depth, 1)[-1]
         chunks = self.problem.prefix_chunks(depth, 1)
         return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, chunk)) for chunk in chunks)
-
-    def _sizes(self, depth: int) -> Iterator[tuple[int, int]]:
-        """Yield (micro-batch, prefix chunk), the largest first."""
-        for micro_batch in self.problem.micro_batches():
-            for chunk in self.problem.prefix_chunks(depth, micro_batch):
-                yield micro_batch, chunk
 
     def _levels(self, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
         """Return the methods of all saved inputs at each level of their caps, the gentlest first."""
