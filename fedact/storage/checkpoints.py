@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
@@ -39,7 +39,8 @@ def load_like(file: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        # Not mapped into memory: Windows would not let the file be replaced or removed as long as a tensor is used.
+        return from_bytes(file.read_bytes())
     except Exception as error:  # whatever reading raises, the file is broken
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"checkpoint {file} cannot be read: {reason}") from None

@@ -22,7 +22,7 @@ def load(request: Request) -> Source:
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
     if file is None or not file.exists():
         raise ConfigError("the digits ship with scikit-learn, which is not installed: pip install scikit-learn")
-    with gzip.open(file, "rt") as lines:
+    with gzip.open(file, "rt", encoding="ascii") as lines:
         table = np.loadtxt(lines, delimiter=",")
     gray = np.round(table[:, :PIXELS] * (255 / LARGEST_GRAY)).astype(np.uint8).reshape(-1, 8, 8, 1)
     everything = Examples(np.repeat(gray, 3, axis=3), table[:, PIXELS].astype(np.int64))
