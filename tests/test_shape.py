@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faults import BY_HAND, DRAWN, by_hand, drawn
+
 TESTS = Path(__file__).parent
 
 
@@ -22,3 +24,8 @@ def imported(path: Path) -> set[str]:
 def test_no_test_module_is_imported(path):
     assert not {name for name in imported(path) if any(part.startswith("test_") for part in name.split(".")[:-1])}
     assert not {name for name in imported(path) if name.startswith(".")}
+
+
+@pytest.mark.exhaustive
+def test_forty_faults_can_still_be_put_into_the_product():
+    assert (len(by_hand()), len(drawn())) == (len(BY_HAND), DRAWN) == (20, 20)

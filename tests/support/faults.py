@@ -51,7 +51,7 @@ BY_HAND = [
         "            opened.flush()\n        replace",
         "a file takes another's place before it is on the disk",
     ),
-    ("data/augmentation.py", "[each.flip(-1) for each in both]", "[both[0].flip(-1), *both[1:]]", "a mask stays unflipped"),
+    ("data/augmentation.py", "target.flip(-1) if target.dim() else target", "target", "a mask stays unflipped"),
     (
         "compression/lowrank/algebra.py",
         "variance * explained[-1])) + 1",
