@@ -15,7 +15,7 @@ FIELDS = (
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
 """Fields of Config about the fleet of ``--rounds``."""
 LAYERS, LAYERS_ALONE = 4, 6
-METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method as published]"
+METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method, with the settings that simulate --list says]"
 LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
 COUNTS = {
     "batches": (2, 1, "batches to measure bytes and gradients on"),

@@ -46,7 +46,7 @@ class Options:
 
 
 def run_bench(config: Config, methods: list[str] | None, options: Options) -> int:
-    """Measure the methods (every one as published, where none is named), print the tables, write the files."""
+    """Measure the methods (where none is named, every one as it is compared), print the tables, write the files."""
     chosen = swept(methods) if options.sweep else methods or published()
     names = list(dict.fromkeys(method_name(make_method(text)) for text in chosen))
     workspace = _prepared(config, options.batches + 1)

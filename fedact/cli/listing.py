@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from rich.console import Console
 
 from fedact.compression import AUTO, METHODS
-from fedact.config.devices import read_devices
+from fedact.config.devices import Device, read_devices
 from fedact.config.faults import Faults
 from fedact.config.privacy import PRIVACY
 from fedact.config.sizes import format_bytes
@@ -28,8 +28,8 @@ def show_tables(devices: str | None = None) -> int:
     methods = []
     for name, method in METHODS.items():
         traits = method.traits
-        published = f" (as published: {traits.published})" if traits.published else ""
-        what = f"{_first_line(method)}\nSettings: {_settings(method)}{published}\nSource: {traits.source}"
+        compared = f"\nWhere methods are compared: {name}:{traits.published}" if traits.published else ""
+        what = f"{_first_line(method)}\nSettings: {_settings(method)}{compared}\nSource: {traits.source}"
         methods.append((name, what))
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
@@ -48,12 +48,19 @@ def show_tables(devices: str | None = None) -> int:
     console.print(listing("Models", ("name", ""), [*models, *named]))
     for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
         readers = {name: inspect.unwrap(getattr(entry, "func", entry)) for name, entry in sets.items()}
-        data = [(name, _first_line(inspect.getmodule(reader))) for name, reader in readers.items()]
-        console.print(listing(title, ("name", ""), data))
-    known = [(name, format_bytes(d.memory), format_bytes(d.activations), d.source) for name, d in boards.items()]
-    title = "Devices, for --budget: bytes of memory, and of it for activations"
-    console.print(listing(title, ("name", "memory", "activations", "source"), known, lines=True))
+        names: dict[str, list[str]] = {}
+        for name, reader in readers.items():
+            names.setdefault(_first_line(inspect.getmodule(reader)), []).append(name)
+        console.print(listing(title, ("name", ""), [(", ".join(same), text) for text, same in names.items()]))
+    known = [(name, f"{_bytes_of(device)}\n{device.source}") for name, device in boards.items()]
+    columns = ("name", "bytes of memory, and where the figure is from")
+    console.print(listing("Devices, for --budget", columns, known, lines=True))
     return 0
+
+
+def _bytes_of(device: Device) -> str:
+    part = f", of which {format_bytes(device.activations)} for activations" if device.activations != device.memory else ""
+    return f"{format_bytes(device.memory)}{part}"
 
 
 def _settings(entry: type) -> str:

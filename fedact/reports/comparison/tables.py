@@ -52,7 +52,7 @@ LEARNING: dict[str, Cell] = {
     "loss": _number("loss", ".3f"),
     "seeds": _number("seeds", "d"),
     "rounds": _number("rounds", "d"),
-    "client rows": lambda figures: str(figures["client_rows"]),
+    "clients x rounds": lambda figures: str(figures["client_rows"]),
 }
 COSTS: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),

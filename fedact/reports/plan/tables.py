@@ -78,7 +78,7 @@ def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
     vanilla = format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
     images = plan.micro_batch * example_bytes
     total = (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + images
-    yield "saved bytes", f"{of_budget('saved', plan.saved_bytes)}; plain training keeps {vanilla}"
+    yield "saved bytes", f"{of_budget('saved', plan.saved_bytes)}; plain training of the same layers keeps {vanilla}"
     yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
     yield "peak bytes", of_budget("peak", plan.peak_bytes)
     yield "paper bytes", format_bytes(plan.paper_bytes)

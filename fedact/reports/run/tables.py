@@ -102,6 +102,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
     plans = list(by_key.values())
     replanned = sorted({int(key.rpartition("@")[2]) for key in by_key if "@" in key})
     by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
+    unbounded = " (not bounded by the budget)" if run.config["scope"] == "saved" else ""
     statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
         f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %",
@@ -109,30 +110,30 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "activation memory": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),
-        "plain training keeps": _span(plans, "vanilla_saved_bytes"),
+        "plain training of the same layers keeps": _span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
-        "tensors kept": _by_budget(plans, _methods_of),
-        "plans made again": f"before round {', '.join(map(str, replanned))}" if replanned else "no",
+        "saved tensors": _by_budget(plans, _methods_of),
+        "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": _span(plans, "layers"),
-        "peak bytes": format_bytes(_largest(clients["peak_bytes"])),
+        f"peak bytes{unbounded}": format_bytes(_largest(clients["peak_bytes"])),
         "weights": _span(plans, "weight_bytes"),
         "gradients": _span(plans, "gradient_bytes"),
         "optimizer": _span(plans, "optimizer_bytes"),
         "bytes sent": format_bytes(clients["upload_bytes"].fillna(0).sum()),
-        "client rows": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
+        "clients x rounds": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
         "simulated faults": ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "none",
     }
 
 
 def budget_held(clients: "pd.DataFrame", scope: str) -> str:
-    """Return "yes" or "NO" with the count of client rows within their budget, or "no budget"."""
+    """Return "yes" or "NO" with the count of clients x rounds within their budget, or "no budget"."""
     bounded = clients.dropna(subset=["budget_bytes"])
     if bounded.empty:
         return "no budget"
     over = bounded[f"{scope}_bytes"].astype(float) > bounded["budget_bytes"].astype(float)
     stopped = bounded["reason"].astype(str).str.contains("over the budget")
     held = len(bounded) - int((over | stopped).sum())
-    return f"{'yes' if held == len(bounded) else 'NO'} ({held}/{len(bounded)} rows)"
+    return f"{'yes' if held == len(bounded) else 'NO'} ({held} of {len(bounded)})"
 
 
 def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text, ...]], lines: bool = False) -> Table:
@@ -187,9 +188,10 @@ def _by_budget(plans: list[Row], text: Callable[[Row], str]) -> str:
 
 
 def _methods_of(plan: Row) -> str:
-    """Return how many tensors a plan keeps by which method, whatever its settings."""
+    """Return how many of a plan's tensors are saved by which method: ``2 of 3 exactly, 1 of 3 by hosvd``."""
     counts = Counter(str(kept["method"]).split(":")[0] for kept in plan["kept"])
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
+    ways = {name: "exactly" if name == "exact" else f"by {name}" for name in counts}
+    return ", ".join(f"{count} of {counts.total()} {ways[name]}" for name, count in counts.most_common()) or "none"
 
 
 def _largest(values: Any) -> float | None:
