@@ -10,10 +10,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import fedact
 from fedact import bench, compare, plan, simulate
@@ -108,6 +112,29 @@ def test_the_training_loop_of_the_readme_saves_the_memory_it_says(capsys):
     assert said.keys() == saved.keys()
     assert all(said[method] == pytest.approx(saved[method], rel=0.1) for method in said)
     assert saved["vanilla"] > 2 * saved["exact"] > 2 * saved["hosvd:variance=0.8"] > 2 * saved["transform"]
+
+
+@pytest.mark.parametrize(("page", "kind"), [("README.md", "python"), ("docs/planner.md", "py")])
+def test_a_loop_of_micro_batches_takes_the_step_of_the_whole_batch(page, kind):
+    (block,) = blocks(TEXTS[page], kind)
+    loop = block[block.index("optimizer = ") :]
+    torch.manual_seed(0)
+    start = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 10))
+    x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+    stepped = {}
+    for micro_batch in (8, 3):
+        model = fedact.compress(deepcopy(start), "exact", layers=1)
+        F.cross_entropy(model(x), y).backward()  # the README measures before it trains: that gradient must not count
+        names = {"torch": torch, "cross_entropy": F.cross_entropy, "x": x, "y": y, "model": model}
+        exec(compile(loop, page, "exec"), {**names, "plan": SimpleNamespace(micro_batch=micro_batch)})
+        stepped[micro_batch] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    plain = deepcopy(start)
+    F.cross_entropy(plain(x), y).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.01).step()
+    whole = torch.cat([parameter.detach().flatten() for parameter in plain.parameters()])
+    assert torch.dist(whole, torch.cat([parameter.detach().flatten() for parameter in start.parameters()])) > 1e-3
+    torch.testing.assert_close(stepped[8], whole)
+    torch.testing.assert_close(stepped[3], whole)
 
 
 RUNS = sorted(path for path in (ROOT / "configs").glob("*.toml") if path.stem != "devices")

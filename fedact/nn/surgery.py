@@ -97,8 +97,8 @@ def compress(
 
     train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: what is random
     in a method follows from it. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
-    Returns the model. Raises ConfigError for an unknown method or too many layers; warns of layers whose activations
-    autograd goes on saving.
+    What an earlier ``compress`` or ``apply`` put in is taken out first. Returns the model. Raises ConfigError for an unknown
+    method or too many layers; warns of layers whose activations autograd goes on saving.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -124,7 +124,7 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
 
-    seed: what is random in a method follows from it.
+    What an earlier ``compress`` or ``apply`` put in is taken out first. seed: what is random in a method follows from it.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
