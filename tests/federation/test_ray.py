@@ -20,6 +20,7 @@ from fedact.config.loading import make_config, read_toml
 from fedact.federation import client
 from fedact.federation.ray_grid import RayGrid, backend_config
 from fedact.simulate import main
+from fedact.training import workspace
 from tests.support.runs import TINY, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
