@@ -11,7 +11,7 @@ from fedact.config.schema import cache_folder
 from fedact.data import Augmented, Examples, Loader
 from fedact.nn.prefix.outputs import Positions
 from fedact.training.experiment import Experiment
-from fedact.training.frozen_prefix import FrozenPart, frozen_part
+from fedact.training.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedact.training.local import Batches
 from fedact.training.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
 from fedact.training.workspace import Workspace
@@ -62,7 +62,7 @@ def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions,
     if plan not in workspace.frozen:
         # Once, for tracing a model takes long.
         share = len(experiment.train) / experiment.config.clients
-        workspace.frozen[plan] = frozen_part(workspace.model, plan, loader, share)
+        workspace.frozen[plan] = frozen_prefix(workspace.model, plan, loader, share)
     part = workspace.frozen[plan]
     if part is None:
         return loader
@@ -72,11 +72,11 @@ def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions,
             workspace.caches[plan, which] = _cache(experiment, part, which)
         cache = workspace.caches[plan, which]
         if cache is not None:
-            return part.cached(loader, cache, positions)
-    return part.held(loader) if which == "train" and part.holds(len(positions)) else part.passing(loader)
+            return part.from_cache(loader, cache, positions)
+    return part.from_memory(loader) if which == "train" and part.holds(len(positions)) else part.on_demand(loader)
 
 
-def _cache(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache | None:
+def _cache(experiment: Experiment, part: FrozenPrefix, which: str) -> PrefixCache | None:
     """Return the cache, None where none is wanted or the disk has no place for it, which is said."""
     if experiment.config.cache_size == "none" or not can_keep(part.layouts):
         return None
@@ -90,7 +90,7 @@ def _cache(experiment: Experiment, part: FrozenPart, which: str) -> PrefixCache 
         return None
 
 
-def _origin(experiment: Experiment, part: FrozenPart) -> str:
+def _origin(experiment: Experiment, part: FrozenPrefix) -> str:
     """Return a digest of all that the last bits of a frozen part's outputs follow from, but for the images."""
     called = [part.split.model.get_submodule(name) for name in part.modules]
     code = [

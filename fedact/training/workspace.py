@@ -24,7 +24,7 @@ from fedact.models.initialization import (
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.surgery import apply, renew, restore, trained_parameters
 from fedact.training.experiment import Experiment, check_names, class_names, partition, read_data, test_examples
-from fedact.training.frozen_prefix import FrozenPart
+from fedact.training.frozen_prefix import FrozenPrefix
 from fedact.training.local import Measured
 from fedact.training.prefix_cache import PrefixCache
 from fedact.training.threads import use_threads
@@ -46,7 +46,7 @@ class Workspace:
         self.model = model
         self.plan: Plan | None = None
         self.measured: Measured = {}
-        self.frozen: dict[Plan, FrozenPart | None] = {}
+        self.frozen: dict[Plan, FrozenPrefix | None] = {}
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
         self._trained: dict[Plan, list[str]] = {}
 

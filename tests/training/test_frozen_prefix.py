@@ -10,7 +10,7 @@ from fedact.data import Examples, Loader, Preprocessing
 from fedact.nn.surgery import apply
 from fedact.planner import make_plan
 from fedact.training import frozen_prefix as frozen
-from fedact.training.frozen_prefix import BatchOutputs, frozen_part
+from fedact.training.frozen_prefix import BatchOutputs, frozen_prefix
 
 EXAMPLES = 40
 
@@ -35,7 +35,7 @@ def planned(loader) -> tuple[nn.Module, Plan]:
 
 def test_the_rest_goes_on_as_the_whole_model_would(loader, planned):
     model, plan = planned
-    batches = frozen_part(model, plan, loader, EXAMPLES).held(loader)
+    batches = frozen_prefix(model, plan, loader, EXAMPLES).from_memory(loader)
     chosen = np.array([5, 39, 0])
     outputs, labels = batches(chosen)
     x, y = loader(chosen)
@@ -45,22 +45,22 @@ def test_the_rest_goes_on_as_the_whole_model_would(loader, planned):
 
 
 def test_values_are_the_same_whether_held_or_made_each_time(loader, planned):
-    part = frozen_part(*planned, loader, EXAMPLES)
+    part = frozen_prefix(*planned, loader, EXAMPLES)
     for chosen in (np.arange(EXAMPLES), np.array([7]), np.array([30, 2])):
-        (held, _), (passing, _) = part.held(loader)(chosen), part.passing(loader)(chosen)
+        (held, _), (passing, _) = part.from_memory(loader)(chosen), part.on_demand(loader)(chosen)
         assert all(map(torch.equal, held.values, passing.values))
 
 
 def test_a_client_too_large_to_be_held_is_run_in_the_smallest_groups(loader, planned, monkeypatch):
-    assert frozen_part(*planned, loader, EXAMPLES).group > frozen.LEAST_GROUP
+    assert frozen_prefix(*planned, loader, EXAMPLES).group > frozen.LEAST_GROUP
     monkeypatch.setattr(frozen, "HELD_BYTES", 1000)
-    part = frozen_part(*planned, loader, EXAMPLES)
+    part = frozen_prefix(*planned, loader, EXAMPLES)
     assert part.group == frozen.LEAST_GROUP
     assert not part.holds(EXAMPLES)
 
 
 def test_the_peak_is_that_of_as_many_examples(loader, planned):
-    outputs, _ = frozen_part(*planned, loader, EXAMPLES).held(loader)(np.arange(16))
+    outputs, _ = frozen_prefix(*planned, loader, EXAMPLES).from_memory(loader)(np.arange(16))
     assert isinstance(outputs, BatchOutputs)
     # The first convolution's output, and the ReLU's.
     whole, part = outputs.peak_bytes(), outputs[:4].peak_bytes()
@@ -71,11 +71,11 @@ def test_the_peak_is_that_of_as_many_examples(loader, planned):
 def test_nothing_is_cut_where_every_layer_is_trained(loader):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     plan = make_plan(model, None, loader(np.arange(8)), "exact", 1)
-    assert frozen_part(apply(model, plan), plan, loader, EXAMPLES) is None
+    assert frozen_prefix(apply(model, plan), plan, loader, EXAMPLES) is None
 
 
 def test_the_frozen_part_reads_what_lies_before_the_cut_and_nothing_after(loader, planned):
-    part = frozen_part(*planned, loader, EXAMPLES)
+    part = frozen_prefix(*planned, loader, EXAMPLES)
     assert set(part.tensors) == {"0.weight", "0.bias"}
     assert part.reads(["0.weight", "5.bias"])
     assert not part.reads(["2.weight", "5.bias"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fedact
-from fedact.nn.prefix.outputs import Layout, group_for, layouts, made
+from fedact.nn.prefix.outputs import Layout, group_for, layouts, outputs_by_group
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import compress
 from fedact.simulate import main
@@ -109,9 +109,9 @@ def test_what_becomes_of_an_example_does_not_depend_on_the_others(memory_format)
         return images[torch.from_numpy(positions)], torch.zeros(len(positions))
 
     kept_as = layouts(cut, load, np.arange(40))
-    whole = torch.cat([values[0] for _, values in made(cut, load, np.arange(40), kept_as, 16)])
+    whole = torch.cat([values[0] for _, values in outputs_by_group(cut, load, np.arange(40), kept_as, 16)])
     some = np.array([39, 3, 17])
-    ((_, (few,)),) = made(cut, load, some, kept_as, 16)
+    ((_, (few,)),) = outputs_by_group(cut, load, some, kept_as, 16)
     assert torch.equal(few, whole[torch.from_numpy(some)])
     torch.testing.assert_close(kept_as[0].taken(few), model[1](model[0](images))[torch.from_numpy(some)])
 

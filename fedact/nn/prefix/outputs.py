@@ -68,10 +68,10 @@ def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...
 
 
 @torch.no_grad()
-def made(
+def outputs_by_group(
     split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout], group: int
 ) -> Iterator[tuple[Positions, list[Tensor]]]:
-    """Yield positions, a group at a time, with what is to be kept of them."""
+    """Yield the prefix outputs of examples, a group at a time: positions, and tensors in the layouts ``kept_as``."""
     for start in range(0, len(positions), group):
         chosen = positions[start : start + group]
         x, _ = load(_padded(chosen, group))

@@ -1,4 +1,4 @@
-"""The frozen part of a model before its first trained layer, as a part of its own."""
+"""A model cut in two: its frozen prefix and the suffix from the first trained layer on."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from fedact.nn.layers import RecomputedSequential
 from fedact.nn.prefix.graph import Parts, Suffix, parts_of
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Split:
     """A model in two: ``suffix(*prefix(x))`` is ``model(x)``, but for the model's hooks.
 
     The cut is before the first layer that is trained or keeps its input for one that is. The prefix calls the outermost
     frozen modules. The suffix calls all others, also those that have begun in the prefix: their hooks see what they return,
-    but no input.
+    but no input. It remembers the interpreter of each graph that it has run.
     """
 
     model: nn.Module
     parts: Parts
-    interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, repr=False, compare=False)
+    _interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, init=False, repr=False)
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
         """Return the frozen prefix's outputs, without gradients; tensors on the way are freed as soon as they can be."""
@@ -56,11 +56,11 @@ class Split:
 
     def _run(self, module: nn.Module, graph: Graph, *args: Any, **options: Any) -> Any:
         # An interpreter looks through all modules when it is made.
-        if (module, graph) not in self.interpreters:
-            self.interpreters[module, graph] = made = Interpreter(module, graph=graph)
+        if (module, graph) not in self._interpreters:
+            self._interpreters[module, graph] = made = Interpreter(module, graph=graph)
             # A layer's own error is the user's to read as it is.
             made.extra_traceback = False
-        interpreter = self.interpreters[module, graph]
+        interpreter = self._interpreters[module, graph]
         try:
             return interpreter.run(*args, **options)
         finally:
