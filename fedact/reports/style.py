@@ -29,6 +29,8 @@ LETTERS, LEGEND_MARK = 120, 8
 """Letters in a line of a legend, and those that a mark and its distance to the next take the room of."""
 LEGEND_LINE = 0.17
 """Inches."""
+TITLE_SIZE = 10.5
+"""Points."""
 
 
 def line_style(place: int, width: float, color: str | None = None) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def error_axis(axes: Axes) -> None:
 
 def heading(figure: Figure, text: str) -> None:
     """Write a title that begins at the figure's left edge, however wide the names beside its axes are."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=TITLE_SIZE)
 
 
 def legend_below(figure: Figure, size: float = 9) -> None:

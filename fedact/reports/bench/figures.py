@@ -15,7 +15,18 @@ from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
 from fedact.reports.label_placement import obstacles, write
-from fedact.reports.style import EXACT, FRONTIER, GUIDE, Point, error_axis, frontier, line_style, plain, size_axis
+from fedact.reports.style import (
+    EXACT,
+    FRONTIER,
+    GUIDE,
+    TITLE_SIZE,
+    Point,
+    error_axis,
+    frontier,
+    line_style,
+    plain,
+    size_axis,
+)
 
 VARIANTS = ("-", "--", ":")
 """Line styles of a method's variants."""
@@ -64,7 +75,7 @@ def error_against_bytes(title: str, measurements: Sequence[MethodMeasurement]) -
     _draw_frontier(main, rail, best)
     lines = swept_settings(families)
     heading = f"Gradient error against activation memory\n{title}" + (f"\nalong the lines: {lines}" if lines else "")
-    main.set_title(heading, loc="left", fontsize=10.5)
+    main.set_title(heading, loc="left", fontsize=TITLE_SIZE)
     figure.draw_without_rendering()
     _label(main, rail, families, styles, best)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 from fedact.config.plan import Plan
 from fedact.measure.gradient_error import ROUNDING
 from fedact.reports.label_placement import obstacles, write
-from fedact.reports.style import EXACT, PALETTE, Point, error_axis, line_style, plain, short_size
+from fedact.reports.style import EXACT, PALETTE, TITLE_SIZE, Point, error_axis, line_style, plain, short_size
 
 MOST_TICKS = 12
 """Budgets that have room for a tick each."""
@@ -49,7 +49,7 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
             depth.plot(*point, **{**styles[name], "markerfacecolor": "white"}, zorder=3)
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
     _budget_axis(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
-    depth.set_title("\n".join(["What a budget buys", *wrap(title, TITLE_WIDTH)]), loc="left", fontsize=10.5)
+    depth.set_title("\n".join(["What a budget buys", *wrap(title, TITLE_WIDTH)]), loc="left", fontsize=TITLE_SIZE)
     error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
     for budget in asked:
         for axes in (depth, error, rail):

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.run.partition_figure import partition_figure
-from fedact.reports.style import PALETTE, PERCENT, line_style, plain, png
+from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, line_style, plain, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
@@ -27,7 +27,7 @@ def accuracy_by_round(run: Run) -> Figure:
     for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * PERCENT
         axes.plot(mean.index, mean, **line_style(place, _width(place)), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
-    axes.set_title("The global model on the server's test set", loc="left")
+    axes.set_title("The global model on the server's test set", loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
     return figure
 
@@ -57,7 +57,8 @@ def memory_by_round(run: Run) -> Figure:
     else:
         axes.set_ylim(bottom=0, top=1.15 * top)
     by_budget = " by budget" if len(budgets) > 1 else ""
-    axes.set_title(f"Activation memory{by_budget}: the largest client (line), all clients (band)", loc="left")
+    title = f"Activation memory{by_budget}: the largest client (line), all clients (band)"
+    axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
     if not clients.empty:
         figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
     return figure
