@@ -15,7 +15,7 @@ from fedact.config.spec import settings_of, spelled
 from fedact.config.strategies import STRATEGIES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
 from fedact.data.partition import PARTITIONS
-from fedact.models import MODELS, SEGMENTERS, others
+from fedact.models import MODELS, SEGMENTERS, other_classifiers
 from fedact.reports.run.tables import listing
 
 
@@ -44,7 +44,10 @@ def show_tables(devices: str | None = None) -> int:
         console.print(listing(title, ("name", "what it does"), rules, lines=True))
     console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
     models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
-    named = [("torchvision's", f"by name: {', '.join(others())}"), ("with --task segmentation", ", ".join(SEGMENTERS))]
+    named = [
+        ("torchvision's", f"by name: {', '.join(other_classifiers())}"),
+        ("with --task segmentation", ", ".join(SEGMENTERS)),
+    ]
     console.print(listing("Models", ("name", ""), [*models, *named]))
     for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
         readers = {name: inspect.unwrap(getattr(entry, "func", entry)) for name, entry in sets.items()}

@@ -1,11 +1,11 @@
-"""What can be trained: MobileNetV2, ResNets and MCUNet first of all, and any classifier of torchvision by its name there."""
+"""The models by name: MobileNetV2, ResNets, MCUNet, torchvision's other classifiers, and segmentation networks."""
 
 from collections.abc import Callable
 
 from torch import nn
 
 from fedact.config.errors import ConfigError, nearest
-from fedact.models.classifiers import build, imagenet_weights, names, own_layout
+from fedact.models.classifiers import build, classifier_names, imagenet_weights, to_model_layout
 from fedact.models.segmenters import SEGMENTERS, SegmentationNetwork, check_segmenter_name, encoder_of, make_segmenter
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "imagenet_weights",
     "make_model",
     "make_segmenter",
-    "others",
-    "own_layout",
+    "other_classifiers",
+    "to_model_layout",
 ]
 
 
@@ -63,19 +63,19 @@ RESOLUTIONS = {"mcunet": 128}
 
 
 def make_model(name: str, classes: int, width: float | None = None) -> nn.Module:
-    """Return a model with a head for so many classes; raises ConfigError for an unknown name."""
+    """Return a classifier of this many classes with random weights; raises ConfigError for an unknown name."""
     check_model_name(name)
     return MODELS[name](classes, width or 1.0) if name in MODELS else build(name, classes)
 
 
 def check_model_name(name: str) -> None:
     """Raise ConfigError for a model that is neither in the table nor a classifier of torchvision."""
-    if name not in MODELS and name not in names():
+    if name not in MODELS and name not in classifier_names():
         known = ", ".join(sorted(MODELS))
-        close = nearest(name, [*MODELS, *names()])
+        close = nearest(name, [*MODELS, *classifier_names()])
         raise ConfigError(f"unknown model {name!r}: allowed are {known} and torchvision's other classifiers (--list){close}")
 
 
-def others() -> list[str]:
+def other_classifiers() -> list[str]:
     """Return the names of torchvision's classifiers that are not in the table."""
-    return [name for name in names() if name not in MODELS]
+    return [name for name in classifier_names() if name not in MODELS]

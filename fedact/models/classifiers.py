@@ -1,4 +1,4 @@
-"""torchvision's classifiers, by their names there."""
+"""torchvision's classifiers: building them by name, and their published weights."""
 
 import re
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from typing import Any
 from torch import Tensor, nn
 
 AUXILIARY = ("googlenet", "inception_v3")
-"""Networks with further heads that only the training from scratch needs."""
+"""Networks with auxiliary heads, which are left out: only training from scratch needs them."""
 
 RENAMED = {
     r"(\.denselayer\d+\.(?:norm|conv))\.(\d)\.": r"\1\2.",
     r"\.mlp\.linear_1\.": ".mlp.0.",
     r"\.mlp\.linear_2\.": ".mlp.3.",
 }
-"""Names in torchvision's published files (DenseNet, ViT) that its models of today spell otherwise."""
+"""Parameter names in torchvision's published files (DenseNet, ViT), as patterns, and their names in its current models."""
 
 COUNTER = "num_batches_tracked"
 
 
-def names() -> list[str]:
+def classifier_names() -> list[str]:
     """Return the names of every classifier that torchvision has."""
     import torchvision.models
 
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def build(name: str, classes: int, **settings: Any) -> nn.Module:
@@ -45,15 +45,15 @@ def imagenet_weights(name: str) -> Any:
     return get_model_weights(name).DEFAULT
 
 
-def own_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights by the names that a model has today, without those of heads that it was built without."""
+def to_model_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return torchvision's weights by the model's current parameter names, without auxiliary heads that it does not have."""
     counters = {name: count for name, count in model.state_dict().items() if name.endswith(f".{COUNTER}")}
     named: dict[str, Tensor] = {}
     for name, tensor in ((str(name), tensor) for name, tensor in tensors.items()):
         # An auxiliary head that the model was built without is None.
         if getattr(model, name.partition(".")[0], model) is not None:
-            for old, today in RENAMED.items():
-                name = re.sub(old, today, name)
+            for old, current in RENAMED.items():
+                name = re.sub(old, current, name)
             named[name] = tensor
     # Files from before batch norm counted its batches have the rest of it.
     return {**{name: count for name, count in counters.items() if name.replace(COUNTER, "running_var") in named}, **named}

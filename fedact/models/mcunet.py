@@ -1,4 +1,4 @@
-"""MCUNet for microcontrollers: the network that the papers call mcunet-in1. No maintained package has it."""
+"""MCUNet, a network for microcontrollers (the papers' mcunet-in1), which no maintained package has."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ BLOCKS = (
     (0, 3, 1, 8), (32, 3, 2, 16), (48, 3, 1, 16), (48, 7, 2, 24), (120, 3, 1, 24), (120, 3, 2, 40), (160, 7, 1, 40),
     (160, 5, 1, 48), (144, 3, 1, 48), (192, 3, 1, 48), (240, 7, 2, 96), (384, 5, 1, 96), (384, 5, 1, 96), (576, 3, 1, 160),
 )  # fmt: skip
-"""Expanded channels (0: none), kernel, stride and output channels of every inverted residual block."""
+"""Expanded channels (0: no expansion), kernel, stride and output channels of every inverted residual block."""
 
 
 class Block(nn.Module):
-    """An inverted residual block: expand, filter each channel, project; with the input added where the shape allows."""
+    """An inverted residual block: expand, convolve depthwise, project; the input is added where the shapes agree."""
 
     def __init__(self, channels: int, expanded: int, kernel: int, stride: int, out: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class MCUNet(nn.Module):
-    """42 convolutions, each with batch norm, and a linear head on 160 features.
+    """42 convolutions with batch norm, and a linear head on 160 features.
 
     Source: Lin et al., MCUNet, NeurIPS 2020; the numbers are those of its published ImageNet network.
     """
@@ -48,11 +48,11 @@ class MCUNet(nn.Module):
         scores: Tensor = self.classifier(self.blocks(self.first_conv(x)).mean((2, 3)))
         return scores
 
-    def own_layout(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights in the model's own layout: where batch norm was folded into biases, it gets them back.
+    def to_model_layout(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights by this model's parameter names, from these or from the published file.
 
-        The published network has one bias a convolution and a 1 x 1 convolution as its classifier. Its batch norm becomes
-        the identity plus that bias, so that the outputs are the same.
+        The published network has its batch norms folded into the convolutions' biases, and a 1 x 1 convolution as its
+        classifier. A bias becomes a batch norm that adds it and does nothing else, so the outputs are the same.
         """
         if "first_conv.bias" not in tensors:
             return dict(tensors)
@@ -73,12 +73,12 @@ def _convolution(
     channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activated: bool = True
 ) -> nn.Module:
     activation = nn.ReLU6 if activated else None
-    made: nn.Module = Conv2dNormActivation(channels, out, kernel, stride, groups=groups, activation_layer=activation)
-    return made
+    block: nn.Module = Conv2dNormActivation(channels, out, kernel, stride, groups=groups, activation_layer=activation)
+    return block
 
 
 def _identity_plus(bias: Tensor) -> dict[str, Tensor]:
-    """Return a batch norm's tensors that add a bias and do nothing else."""
+    """Return the tensors of a batch norm that adds a bias and does nothing else."""
     return {
         "weight": torch.ones_like(bias),
         "bias": bias,

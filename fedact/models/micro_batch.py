@@ -16,7 +16,7 @@ def scores_of(model: nn.Module, x: Inputs) -> Tensor:
 
 
 def add_gradient(model: nn.Module, x: Inputs, y: Tensor, batch_examples: int, loss: Loss = task_loss) -> Tensor:
-    """Add a micro-batch's gradient to the parameters' gradients, and return its part of the batch's loss, a scalar.
+    """Add a micro-batch's gradient to the parameters' gradients, and return its share of the batch's loss, a scalar.
 
     batch_examples: examples in the whole batch. The mean loss is weighted by this micro-batch's share of them, so that
     micro-batches of any size add up to the same gradient.

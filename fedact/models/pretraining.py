@@ -1,4 +1,4 @@
-"""The server's pretraining on its half of the data: once, then from a cached checkpoint."""
+"""The server's pretraining on its half of the data, with the resulting weights cached on disk."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ from fedact.storage.disk import sweep
 class PretrainingRecipe:
     """SGD with momentum under a one-cycle learning rate.
 
-    crop, flip: what is done to the images at random. only: the modules that are trained, all for none.
+    crop, flip: random crops of this many pixels a side, random mirror images. only: names of the modules to train, empty
+    for all.
     """
 
     epochs: int = 12
@@ -39,7 +40,7 @@ class PretrainingRecipe:
 log = logging.getLogger(__name__)
 
 AN_HOUR = 3600
-"""Another process may be writing in the cache, but no write takes as long as this."""
+"""Seconds after which a temporary file in the cache is abandoned: no write takes as long."""
 
 
 def pretrained(
@@ -51,13 +52,14 @@ def pretrained(
     folder: Path,
     recipe: PretrainingRecipe = PretrainingRecipe(),
 ) -> dict[str, Tensor]:
-    """Return the model's weights after pretraining on the examples; the model itself is trained where no cache helps.
+    """Return the model's weights after pretraining on the examples, from the cache where they are in it.
 
-    name: what, beside examples, preprocessing, recipe and starting weights, tells one checkpoint from another.
+    The model itself is trained only without a cached result. name: part of the cache's key, beside examples, preprocessing,
+    recipe and initial weights. folder: the cache.
     """
     file = folder / f"{_fingerprint(model, name, examples, preprocessing, recipe)}.safetensors"
-    if (kept := _kept(file, model)) is not None:
-        return kept
+    if (weights := _cached(file, model)) is not None:
+        return weights
     try:
         checkpoints.make_folder(folder)
         sweep(folder, older_than=time.time() - AN_HOUR)
@@ -71,20 +73,21 @@ def pretrained(
     return weights
 
 
-def _kept(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
-    """Return what was kept, None where there is nothing or it is broken."""
+def _cached(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the weights in a cache file, None where there is none or it is broken."""
     if not file.exists():
         return None
     try:
-        kept = checkpoints.load_like(file, model.state_dict())
+        weights = checkpoints.load_like(file, model.state_dict())
     except ConfigError as error:
         log.info(f"pretraining anew: {error}")
         return None
     log.info(f"pretrained weights: {file}")
-    return kept
+    return weights
 
 
 def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, recipe: PretrainingRecipe) -> None:
+    """Train the model in place, and leave it in eval mode with all parameters trainable."""
     steps = -(-len(loader) // recipe.batch_size)
     trained = [p for name in recipe.only for p in model.get_submodule(name).parameters()] or list(model.parameters())
     model.requires_grad_(False)
@@ -110,15 +113,18 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
     model.eval().requires_grad_(True)
 
 
-def told(settings: Preprocessing | PretrainingRecipe) -> dict[str, Any]:
-    """Return what settings say; those that came later tell one checkpoint from another only where they are set."""
+def nondefault_settings(settings: Preprocessing | PretrainingRecipe) -> dict[str, Any]:
+    """Return the settings for a cache key, without unset options: one added later leaves old keys as they are."""
     return {name: value for name, value in asdict(settings).items() if value or type(value) in (int, float)}
 
 
 def _fingerprint(
     model: nn.Module, name: str, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe
 ) -> str:
-    digest = hashlib.sha256(json.dumps([name, told(preprocessing), told(recipe), torch.__version__]).encode())
+    """Return the cache key: a digest of everything that the pretrained weights depend on."""
+    digest = hashlib.sha256(
+        json.dumps([name, nondefault_settings(preprocessing), nondefault_settings(recipe), torch.__version__]).encode()
+    )
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())
     for targets in (examples.labels, *([] if examples.masks is None else in_blocks(examples.masks))):

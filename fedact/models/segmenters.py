@@ -1,6 +1,6 @@
-"""Networks that give every pixel a class: those of segmentation-models-pytorch, and torchvision's by their names there.
+"""Segmentation networks of segmentation-models-pytorch and torchvision, in one table.
 
-Their scores come at the decoder's own resolution; whoever reads them scales them up.
+Their scores are at the decoder's own resolution: the loss and the metrics interpolate them to the masks'.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from fedact.config.errors import check_extra, unknown
 
 HEADS = ("fc.", "classifier.")
-"""What the heads of torchvision's classifiers are called."""
+"""How the names of parameters in the heads of torchvision's classifiers begin."""
 
 Images = Float[Tensor, "batch 3 height width"]
 Scores = Float[Tensor, "batch classes rows columns"]
 
 
 class SegmentationNetwork(nn.Module):
-    """Scores (examples, classes, rows, columns) of images, by an encoder that was once part of a classifier.
+    """A network from images to scores (examples, classes, rows, columns), whose encoder is part of a classifier.
 
-    head_name: the layer, or the layers, that make the scores. encoder_name: the encoder's, within the network.
+    head_name: names of the last layer or layers, whose outputs are the scores. encoder_name: name of the encoder module.
     """
 
     head_name: str | tuple[str, ...]
     encoder_name: str
 
-    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a classifier's weights (in torchvision's layout) by their names here, without its head's."""
+    def encoder_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a torchvision classifier's weights by this network's parameter names, without the classifier's head."""
         raise NotImplementedError
 
 
 class Segmenter(SegmentationNetwork):
-    """An encoder that returns a list of feature maps, a decoder that makes one of them, and a head."""
+    """An encoder that returns a list of feature maps, a decoder that merges them into one, and a head."""
 
     head_name = "segmentation_head.0"
     encoder_name = "encoder"
@@ -47,17 +47,17 @@ class Segmenter(SegmentationNetwork):
         scores: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
         return scores
 
-    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encoder_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"encoder.{name}": tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
 
 
 class BackboneSegmenter(SegmentationNetwork):
-    """One of torchvision's networks: a backbone that returns named feature maps, and a classifier of one of them."""
+    """A torchvision network: a backbone that returns named feature maps, and a classifier of the one named "out"."""
 
     head_name: str | tuple[str, ...] = "classifier.4"
     encoder_name = "backbone"
     aux_classifier = None
-    """Published weights have one, which only their training needed."""
+    """Published weights have an auxiliary classifier, which only their training needed; None here."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class BackboneSegmenter(SegmentationNetwork):
         scores: Tensor = self.classifier(self.backbone(x)["out"])
         return scores
 
-    def of_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        kept = {name.removeprefix("features."): tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
-        return {f"backbone.{name}": tensor for name, tensor in kept.items()}
+    def encoder_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        headless = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+        return {f"backbone.{name.removeprefix('features.')}": tensor for name, tensor in headless.items()}
 
 
 class LiteSegmenter(BackboneSegmenter):
-    """torchvision's LR-ASPP, whose scores are the sum of two heads'."""
+    """torchvision's LR-ASPP, whose scores are the sum of two heads' outputs."""
 
     head_name = ("classifier.low_classifier", "classifier.high_classifier")
 
@@ -110,11 +110,11 @@ SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
     "deeplabv3_mobilenet_v3_large": partial(_of_torchvision, "deeplabv3_mobilenet_v3_large"),
     "lraspp_mobilenet_v3_large": partial(_of_torchvision, "lraspp_mobilenet_v3_large", kind=LiteSegmenter),
 }
-"""The one table of segmentation networks, by what builds them for a number of classes."""
+"""The one table of segmentation networks: a function from the number of classes to a network with random weights."""
 
 
 def make_segmenter(name: str, classes: int) -> nn.Module:
-    """Return a network that gives scores (examples, classes, rows, columns), with random weights.
+    """Return a segmentation network with random weights.
 
     Raises ConfigError for an unknown name, and where the extra that it needs is not installed.
     """
@@ -123,7 +123,7 @@ def make_segmenter(name: str, classes: int) -> nn.Module:
 
 
 def encoder_of(name: str) -> str:
-    """Return the name of the classifier that a network in the table has its encoder from: what follows the decoder's."""
+    """Return the name of the classifier whose layers are a network's encoder: "resnet18" for "pspnet_resnet18"."""
     return name.partition("_")[2]
 
 

@@ -1,6 +1,6 @@
-"""What segmentation-models-pytorch builds its networks from, so that torch.fx can look into it and nothing idle is in it.
+"""Encoders, decoders and heads of segmentation-models-pytorch, traceable by torch.fx and without unused parts.
 
-This module is imported only where that package is needed. Names of parameters are the package's own.
+This module is imported only where that package is needed. Names of parameters are the package's.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from fedact.nn.layers.base import ChannelNorm
 
 DEPTH = 5
-"""Stages of an encoder: all."""
+"""The number of an encoder's stages."""
 STRIDE = 8
-"""Of the dilated encoders, PSPNet's and DeepLabV3's."""
+"""The output stride of the dilated encoders, PSPNet's and DeepLabV3's."""
 LAST, PYRAMID = (DEPTH,), (2, 3, 4, DEPTH)
-"""The stages that a decoder takes: what no decoder takes would only lie in the way of a cut."""
+"""The encoder stages that a decoder reads; other stages are not returned, so that the prefix has no unused outputs."""
 
 Parts = tuple[nn.Module, nn.Module, nn.Module]
 """Encoder, decoder and head."""
 
 
 class ResNetStages(ResNetEncoder):  # type: ignore[misc]
-    """A ResNet without its head that returns the stages asked for."""
+    """A ResNet without its head that returns the feature maps of ``stages``."""
 
     stages: tuple[int, ...] = LAST
 
@@ -41,7 +41,7 @@ class ResNetStages(ResNetEncoder):  # type: ignore[misc]
 
 
 class MobileNetV2Stages(MobileNetV2Encoder):  # type: ignore[misc]
-    """A MobileNetV2 without its head that returns the stages asked for."""
+    """A MobileNetV2 without its head that returns the feature maps of ``stages``."""
 
     stages: tuple[int, ...] = LAST
 
@@ -56,20 +56,20 @@ ENCODERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "resnet18": (ResNetStages, resnet_encoders["resnet18"]["params"]),
     "mobilenet_v2": (MobileNetV2Stages, mobilenet_encoders["mobilenet_v2"]["params"]),
 }
-"""Each encoder's class and what it is built with."""
+"""Encoders by name: the class, and the arguments of its constructor."""
 
 
 class UPerNetFusion(UPerNetDecoder):  # type: ignore[misc]
-    """UPerNet's decoder, which takes the four stages of its pyramid alone and changes no list that it is given."""
+    """UPerNet's decoder, which reads the four stages of its pyramid alone and does not change its input list."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__(channels, encoder_depth=DEPTH)
         self.feature_norms = nn.ModuleList(ChannelNorm(channels[stage], eps=1e-6) for stage in PYRAMID)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        # All of them before anything else: where the code is cut, each crosses alone.
-        taken = [features[place] for place in range(len(PYRAMID))]
-        *lateral, lowest = [norm(x) for norm, x in zip(self.feature_norms, taken, strict=True)]
+        # Unpacked before anything else, so that at a cut the prefix's outputs are tensors and no list.
+        stages = [features[place] for place in range(len(PYRAMID))]
+        *lateral, lowest = [norm(x) for norm, x in zip(self.feature_norms, stages, strict=True)]
         merged = [self.psp(lowest)]
         for block, x in zip(self.fpn_lateral_blocks, reversed(lateral), strict=True):
             merged.append(block(merged[-1], x))
@@ -86,7 +86,7 @@ def pspnet(encoder: str, classes: int) -> Parts:
     Source: Zhao et al., CVPR 2017.
     """
     stages = _encoder(encoder, LAST, STRIDE)
-    return _started(stages, PSPDecoder(stages.out_channels), SegmentationHead(512, classes, kernel_size=3))
+    return _initialized(stages, PSPDecoder(stages.out_channels), SegmentationHead(512, classes, kernel_size=3))
 
 
 def deeplabv3(encoder: str, classes: int) -> Parts:
@@ -96,7 +96,7 @@ def deeplabv3(encoder: str, classes: int) -> Parts:
     """
     stages = _encoder(encoder, LAST, STRIDE)
     decoder = DeepLabV3Decoder(stages.out_channels[-1], 256, (12, 24, 36), aspp_separable=False, aspp_dropout=0.5)
-    # The package starts this decoder as PyTorch does.
+    # The package initialises this decoder as PyTorch does.
     return stages, decoder, SegmentationHead(256, classes, kernel_size=1)
 
 
@@ -106,10 +106,11 @@ def upernet(encoder: str, classes: int) -> Parts:
     Source: Xiao et al., ECCV 2018.
     """
     stages = _encoder(encoder, PYRAMID)
-    return _started(stages, UPerNetFusion(stages.out_channels), SegmentationHead(256, classes, kernel_size=1))
+    return _initialized(stages, UPerNetFusion(stages.out_channels), SegmentationHead(256, classes, kernel_size=1))
 
 
 def _encoder(name: str, stages: tuple[int, ...], stride: int | None = None) -> Any:
+    """Return an encoder that returns these stages, dilated to an output stride, None for its usual one."""
     kind, settings = ENCODERS[name]
     encoder: Any = kind(depth=DEPTH, **settings)
     encoder.stages = stages
@@ -119,20 +120,21 @@ def _encoder(name: str, stages: tuple[int, ...], stride: int | None = None) -> A
 
 
 def _dilate(encoder: Any, stride: int) -> None:
-    """Replace an encoder's last strides by dilation.
+    """Replace an encoder's last strides by dilation, in place.
 
-    A convolution that had a stride itself takes the same input as before, and so has the dilation of the stage before. The
-    package gives it its own stage's, with which a classifier's weights lose a part of what they know.
+    A convolution that loses its stride reads the same input as before, so its dilation is the previous stage's: half of
+    what the package gives it, with which a classifier's pretrained weights would fit less well.
     """
-    strided = [each for each in encoder.modules() if isinstance(each, nn.Conv2d) and max(each.stride) > 1]
+    strided = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1]
     encoder.make_dilated(stride)
-    for each in strided:
-        if max(each.stride) == 1:
-            each.dilation = tuple(size // 2 for size in each.dilation)
-            each.padding = tuple(size * (reach // 2) for size, reach in zip(each.dilation, each.kernel_size, strict=True))
+    for layer in strided:
+        if max(layer.stride) == 1:
+            layer.dilation = tuple(size // 2 for size in layer.dilation)
+            layer.padding = tuple(size * (reach // 2) for size, reach in zip(layer.dilation, layer.kernel_size, strict=True))
 
 
-def _started(encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> Parts:
+def _initialized(encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> Parts:
+    """Return the three with the decoder's and the head's weights initialised in the package's way."""
     initialize_decoder(decoder)
     initialize_head(head)
     return encoder, decoder, head

@@ -1,4 +1,4 @@
-"""What is learned: how a task's loss is taken, how its answers are counted, and what its score is called."""
+"""The tasks, classification and segmentation: the loss of both, and their metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model is worth on some examples.
+    """A model's metrics on some examples.
 
-    score: the accuracy, or the mean of class_iou over the classes that are there. loss: the mean over the examples.
-    class_iou: the intersection over the union of each class's pixels, None where there are neither; None without masks.
+    score: the accuracy, or the mean of class_iou over the classes with pixels. loss: the mean over the examples.
+    class_iou: by class, the intersection over union of its pixels, None for a class without; None in classification.
     """
 
     score: float
@@ -30,7 +30,7 @@ class Outcome:
 
 
 class Count(Protocol):
-    """Counts a model's answers, batch after batch."""
+    """Accumulates a model's metrics, batch after batch."""
 
     def add(self, scores: Tensor, targets: Tensor) -> None: ...
 
@@ -38,7 +38,7 @@ class Count(Protocol):
 
 
 class ClassCount:
-    """Counts the images whose class was found."""
+    """Counts the correctly classified images."""
 
     def __init__(self, classes: int) -> None:
         self.examples, self.right, self.loss = 0, 0, 0.0
@@ -53,7 +53,7 @@ class ClassCount:
 
 
 class PixelCount:
-    """Counts the pixels of each class."""
+    """Counts the pixels of every class, as they are and as predicted."""
 
     def __init__(self, classes: int) -> None:
         from torchmetrics.classification import MulticlassJaccardIndex
@@ -64,20 +64,20 @@ class PixelCount:
     def add(self, scores: Tensor, targets: Tensor) -> None:
         self.examples += len(targets)
         self.loss += float(pixel_loss.lean(scores, targets)) * len(targets)
-        self.index.to(scores.device).update(predicted(scores, targets.shape[1:]), targets)
+        self.index.to(scores.device).update(pixel_classes(scores, targets.shape[1:]), targets)
 
     def outcome(self) -> Outcome:
-        each = self.index.compute()
-        mean = each.nanmean().nan_to_num()
-        listed = tuple(None if value != value else value for value in each.tolist())
-        return Outcome(float(mean), self.loss / self.examples, listed)
+        class_iou = self.index.compute()
+        mean = class_iou.nanmean().nan_to_num()
+        values = tuple(None if value != value else value for value in class_iou.tolist())
+        return Outcome(float(mean), self.loss / self.examples, values)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned.
+    """A task's evaluation.
 
-    count: counts a model's answers over so many classes. evaluation_batch: how many examples are evaluated at once.
+    count: returns an empty ``Count`` for a number of classes. evaluation_batch: examples a batch of the evaluation.
     """
 
     count: Callable[[int], Count]
@@ -89,14 +89,14 @@ TASKS = {"classification": Task(ClassCount, 128), "segmentation": Task(PixelCoun
 
 
 class TaskLoss:
-    """The cross-entropy of labels or, where the targets are masks, of every pixel."""
+    """The mean cross-entropy of labels (examples,), or of the pixels of masks (examples, rows, columns)."""
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss as plain PyTorch takes it."""
+        """Return the loss from plain PyTorch, a scalar."""
         return pixel_loss(scores, targets) if targets.dim() == 3 else F.cross_entropy(scores, targets)
 
     def lean(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the same loss, holding less for the backward pass."""
+        """Return the same loss, saving less for the backward pass."""
         return pixel_loss.lean(scores, targets) if targets.dim() == 3 else F.cross_entropy(scores, targets)
 
 
@@ -104,18 +104,18 @@ task_loss = TaskLoss()
 
 
 def loss_under(lean: bool, loss: Loss) -> Loss:
-    """Return the loss as it is taken beside layers that keep less: in its lean form, where it has one."""
-    own: Loss = getattr(loss, "lean", loss)
-    return own if lean else loss
+    """Return the loss function, with ``lean`` its attribute ``lean`` (the same loss, saving less) where it has one."""
+    memory_saving: Loss = getattr(loss, "lean", loss)
+    return memory_saving if lean else loss
 
 
 def check_task(name: str) -> None:
-    """Raise ConfigError where what a task needs is not installed."""
+    """Raise ConfigError where the packages that a task needs are not installed."""
     if name == "segmentation":
         check_extra("segmentation", "--task segmentation")
 
 
-def predicted(scores: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return the class of every pixel."""
-    found: Tensor = torch.argmax(scaled_up(scores, size), 1)
-    return found
+def pixel_classes(scores: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return the predicted class of every pixel of masks of a size: (examples, *size)."""
+    classes: Tensor = torch.argmax(scaled_up(scores, size), 1)
+    return classes

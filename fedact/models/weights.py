@@ -1,4 +1,4 @@
-"""A model's starting weights, and the preprocessing that goes with them."""
+"""A model's initial weights from files or torchvision, and the preprocessing that goes with them."""
 
 import json
 from collections.abc import Mapping
@@ -13,53 +13,54 @@ from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError, as_flag
 from fedact.data import Preprocessing
-from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, own_layout
+from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, to_model_layout
 from fedact.models.mcunet import MCUNet
 from fedact.nn.surgery import convolutions, head
 
 HALF = (0.5, 0.5, 0.5)
-MOST_PRINTED = 3
+MAX_PRINTED = 3
 SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A state_dict and the preprocessing its images had."""
+    """A state_dict, and the preprocessing of the images it was trained on."""
 
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing
 
 
 def plain_preprocessing(resolution: int) -> Preprocessing:
-    """Return the preprocessing of networks that fedact trains itself: every pixel from -1 to 1."""
+    """Return the preprocessing of networks without published weights: pixel values scaled to -1 to 1."""
     return Preprocessing(resolution, resolution, HALF, HALF)
 
 
 def from_file(file: Path, resolution: int | None, usual: int = 224, key: str = "weights") -> Weights:
     """Return a safetensors or ``.pth`` file's weights; mean, std and resolution come from a safetensors file's metadata.
 
-    Raises ConfigError for a missing or broken file. A given resolution overrides the file's; where there is neither, it is
-    the usual one. key: the setting that named the file.
+    resolution: overrides the file's. usual: for neither. key: the setting that named the file, for errors. Raises
+    ConfigError for a missing or broken file.
     """
     flag = f"{as_flag(key)} {file}"
     if not file.is_file():
         raise ConfigError(f"{flag}: no such file; allowed are none, pretrain, imagenet or a .safetensors or .pth file")
     try:
         tensors, metadata = _read(file)
-        own = _preprocessing(metadata, usual)
+        preprocessing = _preprocessing(metadata, usual)
     except Exception as error:  # whatever reading raises, the file is broken: unpickling hostile bytes raises anything
-        # What unpickling says is of its own machinery, or a plea to let the file run code.
-        told = str(error) if isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError)) else ""
-        reason = told.splitlines()[0] if told else "it is no file of tensors by name"
+        # Unpickling's messages are about its internals, or ask to let the file run code.
+        message = str(error) if isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError)) else ""
+        reason = message.splitlines()[0] if message else "it is no file of tensors by name"
         raise ConfigError(f"{flag} cannot be read: {reason}") from None
-    side = resolution or own.resolution
-    return Weights(tensors, replace(own, resolution=side, resize=side))
+    side = resolution or preprocessing.resolution
+    return Weights(tensors, replace(preprocessing, resolution=side, resize=side))
 
 
 def from_torchvision(model: str, resolution: int | None) -> Weights:
-    """Return torchvision's ImageNet weights with their own preprocessing, downloaded where they are missing.
+    """Return torchvision's ImageNet weights of a model and their preprocessing, downloaded where they are missing.
 
-    A segmentation network's are those of the classifier that its encoder is from.
+    For a segmentation network: those of its encoder's classifier. resolution: None for the published one. Raises
+    ConfigError where there are none, or they cannot be downloaded.
     """
     try:
         weights = imagenet_weights(encoder_of(model) if model in SEGMENTERS else model)
@@ -79,59 +80,59 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
 
 
-def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: str, key: str = "weights") -> None:
-    """Load every tensor but a head made for other classes, which keeps the server's start.
+def load_into(model: nn.Module, tensors: dict[str, Tensor], source: str, key: str = "weights") -> None:
+    """Load the tensors into the model, in place, except a head of another number of classes, which stays as initialised.
 
-    A segmentation network also takes the weights of a classifier with its encoder: all that is after it keeps its start.
-    Raises ConfigError for the weights of another model, naming the first tensors that do not fit. origin, key: where they
-    come from, and the setting that said so.
+    A classifier's weights fill a segmentation network's encoder alone. source, key: where the weights come from, and the
+    setting that says so, for errors. Raises ConfigError for the weights of another model, with the first that do not fit.
     """
-    own, flag = model.state_dict(), f"{as_flag(key)} {origin}"
+    expected, flag = model.state_dict(), f"{as_flag(key)} {source}"
     if fills_encoder_alone(model, tensors):
-        tensors, own = model.of_classifier(tensors), _of_encoder(model, own)
-    tensors = model.own_layout(tensors) if isinstance(model, MCUNet) else own_layout(model, tensors)
+        tensors, expected = model.encoder_weights(tensors), _of_encoder(model, expected)
+    tensors = model.to_model_layout(tensors) if isinstance(model, MCUNet) else to_model_layout(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
-    strange = sorted(map(str, tensors.keys() ^ own.keys()))
-    misshapen = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    strange = sorted(map(str, tensors.keys() ^ expected.keys()))
+    misshapen = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
     strange += sorted(name for name in misshapen if not name.startswith(heads))
     if strange:
-        shown = ", ".join(strange[:MOST_PRINTED]) + (" ..." if len(strange) > MOST_PRINTED else "")
-        raise ConfigError(f"{flag} belong to another model: {len(strange)} tensors do not fit ({shown})")
-    # A tensor that is not loaded is not looked at: by its shape alone it may be of any size.
+        first = ", ".join(strange[:MAX_PRINTED]) + (" ..." if len(strange) > MAX_PRINTED else "")
+        raise ConfigError(f"{flag} belong to another model: {len(strange)} tensors do not fit ({first})")
+    # Tensors that are not loaded are not read: with a strange shape they may be of any size.
     fitting = {name: tensor for name, tensor in tensors.items() if name not in misshapen}
-    _check_numbers(fitting, own, flag)
+    _check_numbers(fitting, expected, flag)
     fill(model, fitting)
 
 
 def fills_encoder_alone(model: nn.Module, tensors: Mapping[str, Tensor]) -> TypeGuard[SegmentationNetwork]:
-    """Tell whether weights are a classifier's, of which a segmentation network takes the encoder."""
+    """Tell whether the model is a segmentation network and the weights are a classifier's, for its encoder alone."""
     return isinstance(model, SegmentationNetwork) and not _of_encoder(model, tensors)
 
 
 def _of_encoder(model: SegmentationNetwork, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return those tensors that are the encoder's by name."""
+    """Return the tensors whose names are in the network's encoder."""
     return {name: tensor for name, tensor in tensors.items() if str(name).startswith(f"{model.encoder_name}.")}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors into a model by their names; what is not among them stays. Raises RuntimeError for what does not fit."""
-    # MNASNet asks for the version of its layout, which goes with a model's own state_dict and with no plain mapping.
-    own = model.state_dict()
-    own.update(tensors)
-    model.load_state_dict(own)
+    """Load tensors into a model by name, in place; others are unchanged. Raises RuntimeError for what does not fit."""
+    # A state_dict carries the version of its layout, which MNASNet requires; a plain mapping does not.
+    state = model.state_dict()
+    state.update(tensors)
+    model.load_state_dict(state)
 
 
-def _check_numbers(tensors: dict[str, Tensor], own: dict[str, Tensor], flag: str) -> None:
-    """Raise ConfigError for tensors that are no plain numbers in memory, or not finite."""
+def _check_numbers(tensors: dict[str, Tensor], expected: dict[str, Tensor], flag: str) -> None:
+    """Raise ConfigError for tensors that are not dense, finite and of the expected kind of number."""
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
-            raise ConfigError(f"{flag} hold {tensor.dtype} in {name}, where there should be {own[name].dtype}")
+        if not plain or tensor.is_floating_point() != expected[name].is_floating_point() or tensor.is_complex():
+            raise ConfigError(f"{flag} hold {tensor.dtype} in {name}, where there should be {expected[name].dtype}")
         if not tensor.isfinite().all():
             raise ConfigError(f"{flag} hold numbers that are not finite, in {name}")
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors and metadata by name; raises for a broken file."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118

@@ -15,7 +15,7 @@ import fedact
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory
 from fedact.models import make_model
-from fedact.models.classifiers import AUXILIARY, names
+from fedact.models.classifiers import AUXILIARY, classifier_names
 from fedact.models.weights import fill, load_into
 from fedact.nn.surgery import convolutions, head
 from fedact.simulate import main
@@ -131,7 +131,9 @@ def on_no_device(name: str, classes: int) -> nn.Module:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("regnet") or name.endswith("00mf")])
+@pytest.mark.parametrize(
+    "name", [name for name in classifier_names() if not name.startswith("regnet") or name.endswith("00mf")]
+)
 def test_only_the_head_that_is_found_depends_on_the_classes(name):
     ours, theirs = on_no_device(name, CLASSES), on_no_device(name, 1000).state_dict()
     (found,) = head(ours) or convolutions(ours)[-1:]

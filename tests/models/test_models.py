@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedact.config.errors import ConfigError
-from fedact.models import MODELS, RESOLUTIONS, make_model, others
+from fedact.models import MODELS, RESOLUTIONS, make_model, other_classifiers
 from fedact.models.weights import from_file, from_torchvision, load_into
 from fedact.nn.surgery import convolutions, head, trained_layers
 from fedact.simulate import main
@@ -116,7 +116,7 @@ def test_published_weights_that_lack_a_tensor_are_refused(mcunet_weights, change
 )
 def test_any_classifier_of_torchvision_is_had_by_its_name(name):
     model = make_model(name, 7).eval()
-    assert name in others()
+    assert name in other_classifiers()
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 

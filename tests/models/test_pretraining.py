@@ -9,7 +9,7 @@ from fedact.config.loading import make_config
 from fedact.data import Examples
 from fedact.models import initialization as starting
 from fedact.models import pretraining
-from fedact.models.pretraining import PretrainingRecipe, pretrained, told
+from fedact.models.pretraining import PretrainingRecipe, nondefault_settings, pretrained
 from fedact.models.weights import plain_preprocessing
 
 EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)
@@ -44,7 +44,7 @@ def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_ag
 def test_the_default_run_finds_the_checkpoint_of_the_recipe_as_it_always_was(tmp_path, monkeypatch):
     # What fingerprints are made of: another key or value would pretrain everything anew.
     recipe = {"epochs": 12, "batch_size": 32, "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
-    assert told(PretrainingRecipe(epochs=make_config({}).pretrain_epochs)) == recipe
+    assert nondefault_settings(PretrainingRecipe(epochs=make_config({}).pretrain_epochs)) == recipe
     monkeypatch.setattr(pretraining, "_train", lambda *arguments: None)
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "run"))
     own = model()

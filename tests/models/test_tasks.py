@@ -7,7 +7,7 @@ import torch
 import fedact
 from fedact.data import VOID, Augmented, center_crop
 from fedact.measure import step as replay
-from fedact.models.tasks import TASKS, loss_under, predicted, task_loss
+from fedact.models.tasks import TASKS, loss_under, pixel_classes, task_loss
 
 pytest.importorskip("torchmetrics")
 
@@ -78,7 +78,10 @@ def test_a_replayed_step_takes_the_loss_as_training_does(method, lean, monkeypat
 def test_pixels_are_predicted_at_the_masks_size():
     masks = torch.zeros(1, 4, 4, dtype=torch.long)
     masks[:, :, 2:] = 1
-    assert predicted(scores_for(masks, 2), (8, 8)).tolist() == masks.repeat_interleave(2, 1).repeat_interleave(2, 2).tolist()
+    assert (
+        pixel_classes(scores_for(masks, 2), (8, 8)).tolist()
+        == masks.repeat_interleave(2, 1).repeat_interleave(2, 2).tolist()
+    )
 
 
 def batches_of(images, targets):

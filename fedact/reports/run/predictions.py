@@ -13,7 +13,7 @@ from torch import nn
 from fedact.config.errors import ConfigError
 from fedact.data import Loader
 from fedact.data.masks import VOID
-from fedact.models.tasks import predicted
+from fedact.models.tasks import pixel_classes
 from fedact.reports.run.class_figure import class_names
 from fedact.reports.safe_text import figure_label, wrapped
 from fedact.reports.style import PERCENT, heading
@@ -157,6 +157,6 @@ def predicted_masks(experiment: Experiment, model: nn.Module, positions: np.ndar
     for position in positions:
         # One at a time: scores for every pixel are large.
         inputs, _ = loader(np.array([position]))
-        classes = predicted(model(inputs), test.masks.shape[1:3])
+        classes = pixel_classes(model(inputs), test.masks.shape[1:3])
         masks.append(classes[0].to(torch.uint8).cpu().numpy())
     return np.stack(masks)
