@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from torch import Tensor
 
 from fedact.config.strategies import Median, Strategy, TrimmedMean
-from fedact.training.averaging import RunningMean, by_layer, laid_over
+from fedact.training.averaging import RunningMean, by_layer, overlay
 from fedact.training.server_optimizer import ServerOptimizer
 
 ROBUST_RULES: dict[type[Strategy], Any] = {Median: flower.FedMedian, TrimmedMean: flower.FedTrimmedAvg}
@@ -68,7 +68,7 @@ class Aggregation:
         tensors = collected.trained()
         if self.optimizer is not None:
             tensors = {name: self.optimizer.step(name, before[name], mean) for name, mean in tensors.items()}
-        return laid_over(before, tensors)
+        return overlay(before, tensors)
 
 
 def robust_rule(strategy: Strategy, updates: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from fedact.measure.cost import Clock, time_micro_batches
 from fedact.measure.step import Batch, shallow_copy
 from fedact.nn.layers import CodecLayer, RematerializedCodec
 from fedact.nn.layers.rematerialized import Rematerialization
-from fedact.nn.surgery import apply, calibrate, compress, kept_inputs
+from fedact.nn.surgery import apply, calibrate, compress, layer_inputs
 
 REPETITIONS = 5
 """Every input is compressed and reconstructed so often; the fastest counts, for anything else on the machine adds to it."""
@@ -58,10 +58,10 @@ def input_costs(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.per
     modules = [(name, module) for name, module in apply(model, plan).named_modules() if isinstance(module, CodecLayer)]
     derived = {name: module.codec for name, module in modules if isinstance(module.codec, RematerializedCodec)}
     sources = {
-        name: next(owner for owner, module in modules if module.codec is codec.origin) for name, codec in derived.items()
+        name: next(owner for owner, module in modules if module.codec is codec.source) for name, codec in derived.items()
     }
     names = [kept.name for kept in plan.kept]
-    inputs = kept_inputs(model, [*names, *(source for source in sources.values() if source not in names)], x)
+    inputs = layer_inputs(model, [*names, *(source for source in sources.values() if source not in names)], x)
     timer = CodecTimer(x, plan.batch_size / plan.micro_batch, clock)
     for kept in plan.kept:
         if kept.name not in derived:

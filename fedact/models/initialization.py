@@ -1,4 +1,4 @@
-"""What a model starts as: the network, the weights that are put into it, and the preprocessing that goes with them."""
+"""A run's initial model: the network, its initial weights and their preprocessing, and the checks of both."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +28,11 @@ SMALL_DATASETS = ("digits", "synthetic")
 SMALL_WIDTH = 0.35
 SMALL_RESOLUTION = 64
 PRETRAINING_BATCH, MASKS_BATCH = 32, 8
-"""How many examples --weights pretrain takes at once, and how many with masks, whose images are large."""
+"""Batch sizes of --weights pretrain: for labels, and for masks, whose images are larger."""
 
 
 def check_model(config: Config) -> None:
-    """Raise ConfigError for a model that is in no table of its task, or a width that it has not."""
+    """Raise ConfigError for a model that the task does not have, or for settings of another model or other weights."""
     if config.task == "segmentation":
         check_segmenter_name(config.model)
     elif config.model in SEGMENTERS:
@@ -46,7 +46,7 @@ def check_model(config: Config) -> None:
 
 
 def check_masks(config: Config) -> None:
-    """Raise ConfigError for what is said of masks where none are read, or none whose ids are the user's to tell."""
+    """Raise ConfigError for settings of masks where the task or the data set has none."""
     if config.partition_by != "class" and config.task != "segmentation":
         raise ConfigError(f"--partition-by {config.partition_by} is for --task segmentation, not for --task {config.task}")
     if config.void != VOID and (config.task, config.dataset) != ("segmentation", "folder"):
@@ -57,12 +57,12 @@ def check_masks(config: Config) -> None:
 
 
 def weights_key(config: Config) -> str:
-    """Return the setting that names the weights that a run begins with."""
+    """Return the name of the setting that selects the initial weights."""
     return "pretrain_from" if config.weights == "pretrain" else "weights"
 
 
 def network(config: Config, classes: int) -> nn.Module:
-    """Return the config's network for so many classes, with the weights it is made with."""
+    """Return the config's network for this many classes, with random weights."""
     segments = config.task == "segmentation"
     model = make_segmenter(config.model, classes) if segments else make_model(config.model, classes, config.width)
     # A third faster on CPUs than the default layout.
@@ -70,8 +70,15 @@ def network(config: Config, classes: int) -> nn.Module:
 
 
 def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
-    """Fill in what the data set and the weights decide, and make paths absolute: a run goes on from any folder."""
-    filled: dict[str, Any] = {"width": _width(config)}
+    """Return the complete config, the initial weights (None for none) and their preprocessing.
+
+    Width, resolution and data folder are filled in from data set and weights; paths are absolute, so that a run can be
+    resumed from any folder. Raises ConfigError for weights that cannot be read.
+    """
+    width = config.width
+    if width is None and config.model in SCALABLE:
+        width = SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
+    filled: dict[str, Any] = {"width": width}
     if config.dataset not in SMALL_DATASETS:
         filled["data_dir"] = config.data_path().absolute()
     key = weights_key(config)
@@ -88,20 +95,13 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
         preprocessing = weights.preprocessing
     filled["resolution"] = preprocessing.resolution
     if config.task == "segmentation":
-        # Nothing of a scene is cut away.
+        # Scenes are not cropped.
         preprocessing = replace(preprocessing, resize=preprocessing.resolution, whole=True)
     return config.model_copy(update=filled), weights, preprocessing
 
 
-def _width(config: Config) -> float | None:
-    """Return the width multiplier, None for a model that has none."""
-    if config.width is not None or config.model not in SCALABLE:
-        return config.width
-    return SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
-
-
 def check_network(config: Config, model: nn.Module) -> None:
-    """Raise ConfigError for more layers than there are, or a device that is not there."""
+    """Raise ConfigError for more layers than the model has, a device that is not there, or head epochs without a head."""
     trained_layers(model, (0 if head(model) else 1) if config.layers == "auto" else config.layers)
     if config.device != "cpu" and torch.device(config.device).index not in (None, *range(torch.cuda.device_count())):
         raise ConfigError(f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices")
@@ -112,7 +112,10 @@ def check_network(config: Config, model: nn.Module) -> None:
 
 
 def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> None:
-    """Raise ConfigError where a model takes no images of a height and width, or crops are larger than they."""
+    """Raise ConfigError for crops larger than the images, or where the model fails on images or crops of their size.
+
+    frame: height and width of the images, in pixels.
+    """
     if config.crop is not None and config.crop > min(frame):
         raise ConfigError(f"--crop {config.crop} is more than the {min(frame)} pixels of an image's shorter side")
     for height, width in {frame, frame if config.crop is None else (config.crop, config.crop)}:
@@ -121,21 +124,22 @@ def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> No
                 model.eval()(torch.zeros(1, 3, height, width))
         except (AssertionError, RuntimeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            given = f"--crop {config.crop}" if height == config.crop else f"--resolution {config.resolution}"
-            raise ConfigError(f"{given}: {config.model} takes no images of that size: {reason}") from None
+            setting = f"--crop {config.crop}" if height == config.crop else f"--resolution {config.resolution}"
+            raise ConfigError(f"{setting}: {config.model} takes no images of that size: {reason}") from None
 
 
-def after_encoder(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of a segmentation network's parts but its encoder."""
+def decoder_parts(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a segmentation network's children other than its encoder."""
     return tuple(name for name, _ in model.named_children() if name != getattr(model, "encoder_name", None))
 
 
 def pretrain(
     config: Config, model: nn.Module, half: Examples, preprocessing: Preprocessing, only: tuple[str, ...] = ()
 ) -> None:
-    """Train the model, or only these parts of it, on the server's half of the data.
+    """Train the model in place on the server's half of the data.
 
-    An encoder that knows far more images than these stays as it is: a fresh decoder's first gradients would spoil it.
+    only: names of the modules to train, empty for all. A pretrained encoder is better left out: a random decoder's first
+    gradients would spoil it.
     """
     batch_size = PRETRAINING_BATCH if half.masks is None else MASKS_BATCH
     recipe = PretrainingRecipe(config.pretrain_epochs, batch_size, crop=config.crop, flip=config.flip, only=only)
@@ -143,7 +147,7 @@ def pretrain(
 
 
 def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing) -> None:
-    """Train the head alone on the server's examples, as many passes as the config says."""
+    """Train the head alone, in place, on the server's examples for the config's ``head_epochs``."""
     if config.head_epochs:
         recipe = PretrainingRecipe(
             config.head_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay,

@@ -1,1 +1,1 @@
-"""Layers that keep less, the surgery that puts them in and takes them out, and what it asks of a model's graph."""
+"""Memory-saving layers, the surgery that installs and removes them, and the torch.fx analysis of a model's graph."""

@@ -1,4 +1,4 @@
-"""Which module takes which module's output, straight from the model's own forward code."""
+"""The data flow between a model's modules, traced from its forward code with torch.fx."""
 
 import copy
 from collections import defaultdict
@@ -14,50 +14,56 @@ from torch.fx import Graph, Node, Tracer
 
 from fedact.torch_private import clear_hooks
 
-PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-"""Modules that hand on the very tensor they are given (dropout is off)."""
+IDENTITIES = (nn.Dropout, nn.Dropout2d, nn.Identity)
+"""Modules whose output is their input, the same tensor (dropout is off)."""
 
 PRODUCTS = ("mul", "mul_", "imul", "multiply")
-"""Functions and methods that keep each of two tensors for the gradient of the other."""
+"""Functions and methods of two tensors that save both, for the gradient of the other."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
-"""What torch's own code hangs on a module, be it what it may."""
+"""Names of the attributes that every ``nn.Module`` has: no settings of its class."""
 
 Consumers = dict[str, list[set[str]]]
-"""For each module and each of its calls, who takes its output; nobody, where something may change it in place."""
+"""By module, one set a call: the modules that read its output; empty where an operation may change it in place."""
 
 # A client puts its plan into the same model every round, and tracing takes as long as a small step.
 _TRACED: WeakKeyDictionary[nn.Module, tuple[Any, Graph | None]] = WeakKeyDictionary()
 
 
 def traced(model: nn.Module) -> Graph | None:
-    """Return the model's graph (torch.fx), None for code that cannot be traced.
+    """Return the model's torch.fx graph, None for code that cannot be traced.
 
-    Traced on a copy that shares the weights, and once for as long as the model's modules and their settings are the same.
+    The trace is of a copy that shares the weights; it is cached until the model's modules or their settings change.
     """
-    now = structure(model)
-    if model not in _TRACED or _TRACED[model][0] != now:
-        _TRACED[model] = now, _trace(model)
+    current = structure(model)
+    if model not in _TRACED or _TRACED[model][0] != current:
+        _TRACED[model] = current, _trace(model)
     return _TRACED[model][1]
 
 
 def structure(model: nn.Module) -> Any:
-    """Return what a model's graph depends on: its modules, and the settings that their code may turn on."""
-    return [(name, type(module), _settings(module)) for name, module in model.named_modules()]
+    """Return what a model's graph depends on: name, class and plain attributes of every module. Compare with ``==``."""
+
+    def settings(module: nn.Module) -> list[tuple[str, Any]]:
+        attributes = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
+        return [(name, value) for name, value in attributes if isinstance(value, (bool, int, float, str)) or callable(value)]
+
+    return [(name, type(module), settings(module)) for name, module in model.named_modules()]
 
 
-def own_code(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
-    """Return the graph of a module's own code on one input, where each module that it calls is one node.
+def forward_graph(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
+    """Return the graph of a module's ``forward`` on one input, with one node for every submodule that it calls.
 
-    plain: the class whose code it is. None for code that cannot be traced, or that makes tensors of its own on the way.
+    plain: the class whose ``forward`` is traced. None for code that cannot be traced, or that creates constant tensors.
     """
-    shared: dict[int, Any] = {id(each): each for each in chain(module.children(), module.parameters(), module.buffers())}
+    parts = chain(module.children(), module.parameters(), module.buffers())
+    shared: dict[int, Any] = {id(part): part for part in parts}
     # As in ``_trace``, any code may run and raise anything.
     try:
         skeleton = copy.deepcopy(module, memo=shared)
-        skeleton.__class__ = _of_one_input(plain)
+        skeleton.__class__ = _single_input_class(plain)
         with torch.random.fork_rng():
-            graph = _OwnCode().trace(skeleton)
+            graph = _ShallowTracer().trace(skeleton)
         for node in graph.find_nodes(op="get_attr"):
             attrgetter(str(node.target))(module)
     except Exception:
@@ -65,15 +71,15 @@ def own_code(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
     return graph
 
 
-class _OwnCode(Tracer):
-    """Looks into no module that the code calls."""
+class _ShallowTracer(Tracer):
+    """A tracer that records every called submodule as one node."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
 
-def _of_one_input(plain: type[nn.Module]) -> type[nn.Module]:
-    """Return the class with a forward of one input, all else at its defaults: a tracer's stand-in is no default."""
+def _single_input_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass whose forward has one argument; a tracer would put proxies in place of other arguments' defaults."""
 
     def forward(self: nn.Module, x: Any) -> Any:
         return plain.forward(self, x)
@@ -82,28 +88,33 @@ def _of_one_input(plain: type[nn.Module]) -> type[nn.Module]:
 
 
 def consumers(model: nn.Module) -> Consumers:
-    """Return who takes whose output, empty where it cannot be told."""
+    """Return the consumers of every module's output, empty for a model that cannot be traced."""
     graph, modules = traced(model), dict(model.named_modules())
-    found: Consumers = defaultdict(list)
+    readers: Consumers = defaultdict(list)
     for node in graph.nodes if graph else ():
         if node.op == "call_module":
             changed = any(_may_write(user, modules) for user in node.users)
-            found[str(node.target)].append(set() if changed else _takers(node, modules))
-    return found
+            readers[str(node.target)].append(set() if changed else _readers(node, modules))
+    return readers
 
 
-def factors(model: nn.Module) -> set[str]:
-    """Return the names of the modules whose every output goes into products of two tensors alone, which keep it anyway."""
+def product_factors(model: nn.Module) -> set[str]:
+    """Return the names of the modules whose outputs are used only as factors of products of two tensors, which save them."""
     graph = traced(model)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
-    others = {str(node.target) for node in calls if not (node.users and all(map(_is_product, node.users)))}
+
+    def is_product(node: Node) -> bool:
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        return node.op in ("call_function", "call_method") and name in PRODUCTS and len(node.all_input_nodes) == 2
+
+    others = {str(node.target) for node in calls if not (node.users and all(map(is_product, node.users)))}
     return {str(node.target) for node in calls} - others
 
 
 def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return the names of the modules that a gradient to these modules passes, themselves included.
+    """Return the names of the modules on the gradient path to these modules, themselves included.
 
-    Where the model cannot be traced, those that are defined after the first of them.
+    For a model that cannot be traced: all modules that are defined after the first of them.
     """
     graph, first, order = traced(model), set(names), list(dict(model.named_modules()))
     if graph is None:
@@ -128,28 +139,18 @@ def _trace(model: nn.Module) -> Graph | None:
         return None
 
 
-def _settings(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the plain attributes that a module's code may turn on."""
-    own = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
-    return [(name, value) for name, value in own if isinstance(value, (bool, int, float, str)) or callable(value)]
-
-
-def _takers(node: Node, modules: dict[str, nn.Module]) -> set[str]:
+def _readers(node: Node, modules: dict[str, nn.Module]) -> set[str]:
+    """Return the names of the modules that read a node's value, directly or through identities."""
     names: set[str] = set()
     for user in node.users:
         if user.op == "call_module":
             name = str(user.target)
-            names |= _takers(user, modules) if isinstance(modules[name], PASSING) else {name}
+            names |= _readers(user, modules) if isinstance(modules[name], IDENTITIES) else {name}
     return names
 
 
-def _is_product(node: Node) -> bool:
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in PRODUCTS and len(node.all_input_nodes) == 2
-
-
 def _may_write(user: Node, modules: dict[str, nn.Module]) -> bool:
-    """Tell whether an operation may change what it is given in place."""
+    """Tell whether an operation may change its input in place."""
     if user.op == "call_module":
         return bool(getattr(modules[str(user.target)], "inplace", False))
     name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")

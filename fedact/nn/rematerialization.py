@@ -1,4 +1,4 @@
-"""Which inputs need not be saved, because a few layers compute them again from another input that is."""
+"""Chooses the inputs that are rematerialized: not saved, but recomputed from another layer's saved input."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ REPEATABLE = (
     nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Dropout2d,
     nn.Identity,
 )  # fmt: skip
-"""Layers that do the same again in the backward pass (batch norm in eval mode, dropout off)."""
-TELLING = (nn.ReLU, nn.ReLU6)
-"""Activations whose output tells where their gradient passes."""
+"""Layers whose forward pass can be repeated with the same result (batch norm in eval mode, dropout off)."""
+MASK_FROM_OUTPUT = (nn.ReLU, nn.ReLU6)
+"""Activations whose gradient mask follows from their output."""
 
 
 @dataclass(frozen=True)
 class Rematerialized:
-    """A tensor that the modules of ``chain``, in this order, compute from the saved input of layer ``origin``.
+    """A tensor that the modules of ``chain``, in this order, compute from the saved input of layer ``source``.
 
-    size: elements of that input for each of the tensor's.
+    size: the elements of that input over the tensor's.
     """
 
-    origin: str
+    source: str
     chain: tuple[str, ...]
     size: float
 
 
 class Rematerializations(NamedTuple):
-    """What need not be saved, by module: inputs, and masks of activations.
+    """The tensors that are rematerialized, by module: layers' inputs, and the outputs that activations take masks from.
 
-    deferred: activations whose mask the layer after them applies, with that layer's name.
+    deferred: for every activation whose mask is applied by the layer after it, that layer's name.
     """
 
     inputs: dict[str, Rematerialized]
@@ -46,56 +46,62 @@ class Rematerializations(NamedTuple):
 def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str]) -> Rematerializations:
     """Return what is rematerialized in a plain model whose layers have these methods.
 
-    Of the convolutions up to ``derive`` before a layer, and those with the very same input, the one with the smallest input
-    is the origin; none that is larger than the layer's own. An origin's own input is saved, whether it is trained or not.
-    An activation before a layer whose input is rematerialized defers its mask to that one; another rematerializes its output
-    where there is an origin as near. gradient_path: names of the modules on it.
+    A layer's source is, of the ``derive`` convolutions before it and those that read the same input, the one with the
+    smallest input, if that is no larger than the layer's. A source's input is always saved, even if the source is frozen.
+    An activation before a rematerialized input defers its mask to that layer; any other takes it from its rematerialized
+    output where a source is near enough. gradient_path: names of the modules on it.
     """
     methods = {name: method for name, method in methods.items() if name in gradient_path}
     reach = max((method.derive for method in methods.values()), default=0)
     if not reach:
         return Rematerializations({}, {}, {})
-    calls, modules = calls_of(model), dict(model.named_modules())
+    calls, modules = call_nodes(model), dict(model.named_modules())
     inputs = _inputs(calls, modules, methods)
-    own = {name for name, method in methods.items() if method.derive and name not in inputs}
-    kept = {name for name in own if isinstance(modules[name], nn.Conv2d)} | {one.origin for one in inputs.values()}
-    active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in TELLING}
-    deferred = {name: taker for name, node in active.items() if (taker := _only_taker(node)) in inputs}
-    again = {name: [one for one in _upstream(node, reach, modules) if one.origin in kept] for name, node in active.items()}
-    return Rematerializations(
-        inputs, {name: ones[0] for name, ones in again.items() if ones and name not in deferred}, deferred
-    )
+    saved = {name for name, method in methods.items() if method.derive and name not in inputs}
+    sources = {name for name in saved if isinstance(modules[name], nn.Conv2d)} | {
+        tensor.source for tensor in inputs.values()
+    }
+    active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in MASK_FROM_OUTPUT}
+    deferred = {name: reader for name, node in active.items() if (reader := _only_reader(node)) in inputs}
+    masks = {
+        name: nearest
+        for name, node in active.items()
+        if name not in deferred
+        and (nearest := next((tensor for tensor in _upstream(node, reach, modules) if tensor.source in sources), None))
+    }
+    return Rematerializations(inputs, masks, deferred)
 
 
 def _inputs(
     calls: Mapping[str, Node], modules: Mapping[str, nn.Module], methods: Mapping[str, Method]
 ) -> dict[str, Rematerialized]:
-    fitting: dict[str, Rematerialized] = {}
+    """Return the rematerialized inputs by layer, without the layers that are sources themselves."""
+    smallest: dict[str, Rematerialized] = {}
     for name, method in methods.items():
         inputs = calls[name].all_input_nodes if method.derive and name in calls else []
-        sources = [*_beside(calls[name], modules), *_upstream(inputs[0], method.derive, modules)] if len(inputs) == 1 else []
-        if possible := [one for one in sources if one.origin in calls and one.size <= 1]:
-            fitting[name] = min(possible, key=lambda one: (one.size, len(one.chain)))
-    origins = {one.origin for one in fitting.values()}
-    return {name: one for name, one in fitting.items() if name not in origins}
+        ways = [*_siblings(calls[name], modules), *_upstream(inputs[0], method.derive, modules)] if len(inputs) == 1 else []
+        if possible := [tensor for tensor in ways if tensor.source in calls and tensor.size <= 1]:
+            smallest[name] = min(possible, key=lambda tensor: (tensor.size, len(tensor.chain)))
+    sources = {tensor.source for tensor in smallest.values()}
+    return {name: tensor for name, tensor in smallest.items() if name not in sources}
 
 
-def _only_taker(node: Node) -> str:
-    """Return the module that alone takes a node's value, an empty name where there is another or it is none."""
+def _only_reader(node: Node) -> str:
+    """Return the name of the only module that reads a node's value, an empty one where anything else reads it."""
     first, *others = node.users
     return "" if others or first.op != "call_module" else str(first.target)
 
 
-def calls_of(model: nn.Module) -> dict[str, Node]:
-    """Return the node of every module that is called just once."""
+def call_nodes(model: nn.Module) -> dict[str, Node]:
+    """Return the graph's node for every module that is called exactly once, by name; empty where tracing fails."""
     graph = traced(model)
     nodes = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     names = [str(node.target) for node in nodes]
     return {name: node for name, node in zip(names, nodes, strict=True) if names.count(name) == 1}
 
 
-def _beside(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
-    """Yield the convolutions that take the very input of a layer before it does."""
+def _siblings(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
+    """Yield the convolutions that read a layer's input before the layer does, as sources of it."""
     for user in layer.all_input_nodes[0].users:
         if user is layer:
             return
@@ -104,7 +110,7 @@ def _beside(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Remateria
 
 
 def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
-    """Yield how a node's value is made from the inputs of the convolutions before it, the nearest first."""
+    """Yield the ways to compute a node's value from the input of one of ``reach`` convolutions before it, nearest first."""
     chain: tuple[str, ...] = ()
     size = 1.0
     while reach and node.op == "call_module" and len(node.all_input_nodes) == 1:

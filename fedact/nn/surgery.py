@@ -1,4 +1,4 @@
-"""Puts a method or a plan into a model and takes it out again."""
+"""The surgery on models: which layers a method or a plan trains, installing it, and reading or loading its states."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -21,11 +21,11 @@ __all__ = [
     "convolutions",
     "head",
     "install",
-    "kept_inputs",
+    "layer_inputs",
     "load_states",
     "methods_of",
     "rematerialized_inputs",
-    "renew",
+    "reset_states",
     "restore",
     "saves_less",
     "smooth_activations",
@@ -37,15 +37,15 @@ __all__ = [
 
 def convolutions(model: nn.Module) -> list[str]:
     """Return the names of the model's 2-D convolutions in definition order, without those that are its head."""
-    own = _named_heads(model)
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in own]
+    heads = _named_heads(model)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in heads]
 
 
 def head(model: nn.Module) -> list[str]:
-    """Return the name of the model's head in a list, an empty one where it has none.
+    """Return the names of the model's head layers: usually one, none for a model without a head.
 
-    That is the layer, or each of the layers, that its attribute ``head_name`` says; without one its last linear layer, and
-    none where a convolution comes last. Raises ConfigError for a name that is no such layer's.
+    They are what its attribute ``head_name`` says (a name, or several); without it, the last linear layer unless a
+    convolution comes after. Raises ConfigError for a ``head_name`` that is no convolution or linear layer.
     """
     if named := _named_heads(model):
         return named
@@ -54,8 +54,9 @@ def head(model: nn.Module) -> list[str]:
 
 
 def _named_heads(model: nn.Module) -> list[str]:
-    given = getattr(model, "head_name", ())
-    named, layers = [given] if isinstance(given, str) else list(given), dict(model.named_modules())
+    """Return the layers that ``model.head_name`` names, none where it has no such attribute."""
+    attribute = getattr(model, "head_name", ())
+    named, layers = [attribute] if isinstance(attribute, str) else list(attribute), dict(model.named_modules())
     for name in named:
         if not isinstance(layers.get(name), nn.Conv2d | nn.Linear):
             raise ConfigError(f"the model's head_name is {name!r}, which is none of its convolutions and linear layers")
@@ -63,8 +64,9 @@ def _named_heads(model: nn.Module) -> list[str]:
 
 
 def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
-    """Return the names of the last ``layers`` convolutions, of the head, and with ``train_norm`` of the batch norms after.
+    """Return the names of the trained layers: the last ``layers`` convolutions, then the head.
 
+    With ``train_norm`` (and layers above 0) also every batch norm with scale and shift after the first of them.
     Raises ConfigError where the model has fewer convolutions, or where nothing would be trained.
     """
     names = convolutions(model)
@@ -82,7 +84,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
 
 
 def smooth_activations(model: nn.Module) -> list[str]:
-    """Return the names of the activations whose input is kept through a method where a gradient passes them."""
+    """Return the names of the activations (and channel norms) whose gradient needs their input, such as GELU."""
     return [name for name, module in model.named_modules() if isinstance(module, tuple(SMOOTH))]
 
 
@@ -93,12 +95,12 @@ def compress(
     train_norm: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """Freeze all but the last ``layers`` convolutions and the head, and keep their inputs through a method, in place.
+    """Freeze all but the last ``layers`` convolutions and the head, and save their inputs compressed, in place.
 
-    train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: what is random
-    in a method follows from it. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
-    What an earlier ``compress`` or ``apply`` put in is taken out first. Returns the model. Raises ConfigError for an unknown
-    method or too many layers; warns of layers whose activations autograd goes on saving.
+    train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: of the
+    method's random numbers. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
+    What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
+    unknown method or too many layers; warns of layers whose activations autograd goes on saving.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -114,7 +116,7 @@ def compress(
 
 
 def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, Method]:
-    """Return the method of each named layer's input; raises ConfigError for ranks that no convolution's input has."""
+    """Return a method for every named layer, fitted to its input's dimensions; raises ConfigError for impossible ranks."""
     dimensions = {name: 2 if isinstance(model.get_submodule(name), nn.Linear) else 4 for name in names}
     if 4 in dimensions.values():
         check_for_images(method)
@@ -122,9 +124,10 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
 
 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
-    """Put a plan into a model, in place; returns the model. Raises ConfigError for a plan of another model.
+    """Install a plan's layers and methods in a model, in place; returns the model.
 
-    What an earlier ``compress`` or ``apply`` put in is taken out first. seed: what is random in a method follows from it.
+    What an earlier ``compress`` or ``apply`` installed is removed first. seed: of the methods' random numbers. Raises
+    ConfigError for a plan of another model.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -137,17 +140,17 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
 
 
-def renew(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
-    """Return a model that ``apply`` put a plan into as it was then, at less cost: its methods' states are forgotten."""
+def reset_states(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
+    """Clear the methods' states of a model that carries the plan, as a new ``apply`` would; returns the model."""
     places = {kept.name: place for place, kept in enumerate(plan.kept)}
     for name, module in model.named_modules():
         if isinstance(codec := vars(module).get("codec"), LayerCodec):
-            codec.renew(seed + places[name] if name in places else 0)
+            codec.reset(seed + places[name] if name in places else 0)
     return model
 
 
 def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
-    """Return the method of each kept input; raises ConfigError for a plan of another model."""
+    """Return the plan's methods by layer; raises ConfigError for a plan of another model."""
     names = set(dict(model.named_modules()))
     for kept in plan.kept:
         if kept.name not in names:
@@ -156,35 +159,36 @@ def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
-    """Let the installed methods find their states on a batch, without training; returns the model."""
+    """Run a forward pass that computes the installed methods' states from a batch; returns the model, not trained."""
     with torch.enable_grad():
         model(x)
     return model
 
 
 def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
-    """Return the layers that keep no input of their own under these methods; the model is left with them.
+    """Install these methods, and return the layers whose input is rematerialized, with the frozen layer it comes from.
 
-    Each comes with the frozen layer whose kept input counts there, an empty name where none does.
+    That is the frozen layer whose saved input is counted there; an empty name where the source is trained, or is counted
+    elsewhere.
     """
     install(model, methods)
     frozen = {module.codec: name for name, module in model.named_modules() if isinstance(module, SourceConv2d)}
     codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
-    derived = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
-    return {name: frozen[codec.origin] if codec.counts else "" for name, codec in derived.items()}
+    rematerialized = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
+    return {name: frozen[codec.source] if codec.counts else "" for name, codec in rematerialized.items()}
 
 
-def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
-    """Return the inputs of the trained layers, and of the activations with a smooth slope that a gradient passes."""
+def layer_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
+    """Return, uncompressed, the inputs of the trained layers and of the smooth activations on the gradient path, by name."""
     inputs: dict[str, Tensor] = {}
 
-    def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def record(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         if name in trained or args[0].requires_grad:
             inputs[name] = args[0].detach().clone()
 
     smooth = smooth_activations(model)
     install(model, assign(model, [*trained, *smooth], Exact()))
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in (*trained, *smooth)]
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(record, name)) for name in (*trained, *smooth)]
     calibrate(model, x)
     for handle in handles:
         handle.remove()
@@ -192,22 +196,22 @@ def kept_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Te
 
 
 def saves_less(model: nn.Module) -> bool:
-    """Tell whether a model carries a method that keeps less than plain training does."""
+    """Tell whether a model carries a method that saves less than plain training does."""
     return any(isinstance(module, CodecLayer) for module in model.modules())
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:
-    """Return the installed methods' states by the layers' names and the tensors' places: ``features.18.0/0``."""
-    keeping = [(name, module) for name, module in model.named_modules() if isinstance(module, CodecLayer)]
-    return {f"{name}/{place}": tensor for name, module in keeping for place, tensor in enumerate(module.state_tensors())}
+    """Return the installed methods' state tensors, by layer and number: ``features.18.0/0``."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, CodecLayer)]
+    return {f"{name}/{place}": tensor for name, module in layers for place, tensor in enumerate(module.state_tensors())}
 
 
 def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put the states behind ``states`` into a model that carries the plan; returns the model."""
+    """Load what ``states`` returned into a model that carries the plan; returns the model."""
     for kept in plan.kept:
-        found = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
+        state = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
         module = model.get_submodule(kept.name)
-        if found and isinstance(module, CodecLayer):
+        if state and isinstance(module, CodecLayer):
             like = next(model.parameters())
-            module.codec.load(kept.shape[1:], tuple(found[place].to(like) for place in sorted(found)))
+            module.codec.load(kept.shape[1:], tuple(state[place].to(like) for place in sorted(state)))
     return model

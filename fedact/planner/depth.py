@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedact.compression.exact import Exact
 from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
-from fedact.nn.surgery import head, install, kept_inputs, smooth_activations
+from fedact.nn.surgery import head, install, layer_inputs, smooth_activations
 
 SUFFICIENT_SHARE = 0.7
 """The least share of the greatest expected loss decrease that a shallower depth must reach (measured: the README)."""
@@ -87,7 +87,7 @@ def squared_gradient_norms(model: nn.Module, batch: Batch, trained: Sequence[str
 def _fit_head(model: nn.Module, batch: Batch, trained: Sequence[str], loss: Loss) -> None:
     """Fit the trained part of the head alone, from zero, at the learning rate 1 / (mean squared norm of its input)."""
     for name in [name for name in head(model) if name in trained]:
-        layer, features = model.get_submodule(name), kept_inputs(model, [name], batch[0])[name]
+        layer, features = model.get_submodule(name), layer_inputs(model, [name], batch[0])[name]
         if isinstance(layer, nn.Conv2d):
             squared_norm = float(features.square().sum(1).mean()) * prod(layer.kernel_size)
         else:

@@ -14,7 +14,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
-from fedact.nn.surgery import kept_inputs, methods_of, rematerialized_inputs, trained_parameters
+from fedact.nn.surgery import layer_inputs, methods_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ELEMENTS, EXAMPLES, ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
@@ -159,7 +159,7 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     rematerialized = rematerialized_inputs(problem.model, methods)
     origins = [origin for origin in rematerialized.values() if origin]
     x, _ = problem.examples(solution.micro_batch)
-    inputs = kept_inputs(problem.model, [*problem.trained(solution.depth), *origins], x)
+    inputs = layer_inputs(problem.model, [*problem.trained(solution.depth), *origins], x)
     entries = []
     for name, method in methods.items():
         # "" where another layer's entry has the bytes.

@@ -14,14 +14,14 @@ from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.models.tasks import Loss
-from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_are_independent
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import (
     calibrate,
     convolutions,
     head,
     install,
-    kept_inputs,
+    layer_inputs,
     restore,
     smooth_activations,
     trained_layers,
@@ -112,7 +112,7 @@ class Problem:
 
     def inputs(self, names: list[str], count: int) -> dict[str, Tensor]:
         """Return the first examples' inputs of these layers, and of smooth activations on the gradient path, by name."""
-        return kept_inputs(self.model, names, self.x[:count])
+        return layer_inputs(self.model, names, self.x[:count])
 
     def example_count(self, trained: list[str], most: int, elements: int, least: int = 1) -> int:
         """Return how many examples to measure on: at most ``most``, with so many elements in the trained layers' inputs."""
@@ -126,7 +126,7 @@ class Problem:
         names = [*self.trained(depth), *smooth_activations(self.model)]
         model = install(self.model, dict.fromkeys(names, Exact()))
         parts = split(model)
-        if parts is None or not examples_stand_alone(parts, self.x[:2]):
+        if parts is None or not examples_are_independent(parts, self.x[:2]):
             return [0]
         return [0, *(2**power for power in range(max(1, (micro_batch - 1).bit_length()) - 1, -1, -1))]
 

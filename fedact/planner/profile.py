@@ -13,7 +13,7 @@ from fedact.compression.quantize import Quantize
 from fedact.compression.transform.transform import Transform
 from fedact.measure.step import parts
 from fedact.nn.graph import downstream
-from fedact.nn.install import covered
+from fedact.nn.install import activations_without_mask
 from fedact.nn.surgery import assign, smooth_activations
 from fedact.planner.cost_model import ModuleCosts, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
@@ -120,7 +120,7 @@ class Profile:
         """The activation functions that need no mask where an input is saved as it is, with that input's key."""
         sources: dict[str, str] = {}
         for key in self.ladders:
-            for activation in covered(self.problem.plain_model, {key: Exact()}):
+            for activation in activations_without_mask(self.problem.plain_model, {key: Exact()}):
                 sources.setdefault(activation, key)
         return sources
 

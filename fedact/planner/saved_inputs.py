@@ -10,7 +10,7 @@ from fedact.compression import Method
 from fedact.nn.graph import downstream
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import has_weights
-from fedact.nn.rematerialization import Rematerializations, calls_of, rematerializations
+from fedact.nn.rematerialization import Rematerializations, call_nodes, rematerializations
 
 PIECEWISE = (nn.ReLU, nn.ReLU6)
 
@@ -44,8 +44,8 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedI
             key,
             layers=tuple(name for name in methods if _origin(name, derived) == key),
             slope_layers=tuple(name for name, source in slopes.items() if source == key),
-            chains=tuple(one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.origin == key),
-            masks=tuple(name for name, one in derived.masks.items() if one.origin == key),
+            chains=tuple(one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.source == key),
+            masks=tuple(name for name, one in derived.masks.items() if one.source == key),
         )
         for key in keys
     ]
@@ -53,7 +53,7 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedI
 
 def _origin(name: str, derived: Rematerializations) -> str:
     """Return the layer whose saved input the named layer's input is, or is rematerialized from."""
-    return derived.inputs[name].origin if name in derived.inputs else name
+    return derived.inputs[name].source if name in derived.inputs else name
 
 
 def _slope_sources(
@@ -63,13 +63,13 @@ def _slope_sources(
 
     An empty name where the function saves a mask of its own.
     """
-    calls, modules, sources = calls_of(model), dict(model.named_modules()), dict[str, str]()
+    calls, modules, sources = call_nodes(model), dict(model.named_modules()), dict[str, str]()
     for name in trained:
         activation = _activation_after(calls[name], modules) if name in calls else ""
         if activation in derived.deferred:
             sources[name] = _origin(derived.deferred[activation], derived)
         elif activation in derived.masks:
-            sources[name] = derived.masks[activation].origin
+            sources[name] = derived.masks[activation].source
         elif activation:
             sources[name] = _origin(activation, derived) if activation in methods else ""
     return sources

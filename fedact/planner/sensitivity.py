@@ -15,7 +15,7 @@ from fedact.compression.method import NO_STATE
 from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
-from fedact.nn.rematerialization import calls_of
+from fedact.nn.rematerialization import call_nodes
 from fedact.nn.surgery import calibrate, install, restore
 
 Methods = Mapping[str, Method]
@@ -96,7 +96,7 @@ def measure_sensitivity(
 
     trained: the layers with weights, in their order. The model's methods are changed.
     """
-    called_once = set(calls_of(restore(model)))
+    called_once = set(call_nodes(restore(model)))
     install(model, dict.fromkeys(levels[0], Exact()))
     prefix = prefix_outputs(model, batch[0])
     exact = _Exact({}, {}, called_once)

@@ -1,4 +1,4 @@
-"""The mean of what clients trained, tensor by tensor: each over the clients that trained it."""
+"""The clients' mean of every tensor, over the clients that trained it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 class RunningMean:
     """Averages every tensor over the clients that trained it, weighted by examples, one reply at a time.
 
-    sums and weights: of each tensor. clients: how many were averaged; one that trained on no examples is none of them.
+    By tensor: weighted sums, sums of weights, and clients, the number averaged (those with examples).
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -18,6 +18,7 @@ class RunningMean:
     clients: dict[str, int] = field(default_factory=dict)
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
+        """Add one client's tensors with its number of examples; one without examples adds nothing."""
         if not weight:
             return
         for name, tensor in tensors.items():
@@ -27,23 +28,23 @@ class RunningMean:
             self.clients[name] = self.clients.get(name, 0) + 1
 
     def trained(self) -> dict[str, Tensor]:
-        """Return the means of what somebody trained, in double precision."""
+        """Return the means of the tensors that any client trained, as float64."""
         return {name: total / self.weights[name] for name, total in self.sums.items()}
 
     def over(self, start: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means, and the start of what nobody trained."""
-        return laid_over(start, self.trained())
+        """Return the tensors of ``start``, replaced by the means (in its types) where any client trained them."""
+        return overlay(start, self.trained())
 
     def trained_by(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the layers of these tensors that somebody trained, each with the number of clients that were averaged."""
+        """Return the number of averaged clients by layer, for the layers of the named tensors that any client trained."""
         return by_layer(self.clients, names)
 
 
 def by_layer(clients: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
-    """Return the layers of those of the named tensors that have a count, with it."""
+    """Return the named tensors' counts by layer, without tensors that have none."""
     return {name.rpartition(".")[0]: clients[name] for name in names if name in clients}
 
 
-def laid_over(start: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the start with these tensors in their places, of the start's types."""
+def overlay(start: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``start``, replaced by those of the same name in ``tensors`` in the types of ``start``."""
     return {name: tensors[name].to(tensor.dtype) if name in tensors else tensor for name, tensor in start.items()}

@@ -1,4 +1,4 @@
-"""Which batches a plan's model is run on: images, or where it can be what its frozen part made of them."""
+"""The batches that a plan's model runs on: frozen-prefix outputs where the model can be split, else images."""
 
 import logging
 from collections.abc import Collection
@@ -13,35 +13,35 @@ from fedact.nn.prefix.outputs import Positions
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedact.training.local import Batches
-from fedact.training.prefix_cache import PrefixCache, can_keep, fingerprint, open_cache
+from fedact.training.prefix_cache import PrefixCache, fingerprint, is_storable, open_cache
 from fedact.training.workspace import Workspace
 
 
 def client_batches(
     workspace: Workspace,
     plan: Plan,
-    own: Positions,
+    training: Positions,
     held_out: Positions,
     moving: Collection[str],
     random: np.random.Generator,
 ) -> tuple[Batches, Batches]:
-    """Return batches of a client's training and held-out examples, for the workspace's model, which carries the plan.
+    """Return batches of a client's training and of its held-out examples, for the workspace's model under the plan.
 
-    The frozen part is run once for all of them, whatever the number of epochs, unless the training images are cropped or
-    flipped at random. moving: the tensors that some client trains. random: for crops and flips.
+    training, held_out: positions of the examples. moving: names of the tensors that any client trains. random: for crops
+    and flips. The frozen prefix runs once for all epochs, except for images that are cropped or flipped at random.
     """
     config = workspace.experiment.config
     if config.crop is not None or config.flip:
-        augmented = Augmented(_loader(workspace.experiment, "train", own), config.crop, config.flip, random)
+        augmented = Augmented(_loader(workspace.experiment, "train", training), config.crop, config.flip, random)
         return augmented, _batches(workspace, plan, "train", held_out, moving)
-    all_batches = _batches(workspace, plan, "train", np.concatenate([own, held_out]), moving)
-    return all_batches, lambda chosen: all_batches(chosen + len(own))
+    all_batches = _batches(workspace, plan, "train", np.concatenate([training, held_out]), moving)
+    return all_batches, lambda chosen: all_batches(chosen + len(training))
 
 
 def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str]) -> Batches:
-    """Return batches of the server's test examples, for the workspace's model, which carries the plan or none.
+    """Return batches of the server's test examples, for the workspace's model under the plan, None for the plain model.
 
-    moving: the tensors that some client trains.
+    moving: names of the tensors that any client trains.
     """
     experiment = workspace.experiment
     if plan is None:
@@ -58,30 +58,31 @@ def _examples(experiment: Experiment, which: str) -> Examples:
 
 
 def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
+    """Return batches of these examples for the model under the plan: cached, in memory, on demand, or of images."""
     experiment, loader = workspace.experiment, _loader(workspace.experiment, which, positions)
     if plan not in workspace.frozen:
-        # Once, for tracing a model takes long.
+        # Cached, for tracing a model takes long.
         share = len(experiment.train) / experiment.config.clients
         workspace.frozen[plan] = frozen_prefix(workspace.model, plan, loader, share)
     part = workspace.frozen[plan]
     if part is None:
         return loader
-    # What one plan freezes another may train: then it changes from round to round, and nothing of it may be kept.
+    # A prefix that another plan trains changes from round to round, so its outputs are not cached.
     if not part.reads(moving):
         if (plan, which) not in workspace.caches:
             workspace.caches[plan, which] = _cache(experiment, part, which)
         cache = workspace.caches[plan, which]
         if cache is not None:
             return part.from_cache(loader, cache, positions)
-    return part.from_memory(loader) if which == "train" and part.holds(len(positions)) else part.on_demand(loader)
+    return part.from_memory(loader) if which == "train" and part.fits_in_memory(len(positions)) else part.on_demand(loader)
 
 
 def _cache(experiment: Experiment, part: FrozenPrefix, which: str) -> PrefixCache | None:
-    """Return the cache, None where none is wanted or the disk has no place for it, which is said."""
-    if experiment.config.cache_size == "none" or not can_keep(part.layouts):
+    """Return the disk cache of a prefix's outputs; None where it is switched off or, with a warning, has no room on disk."""
+    if experiment.config.cache_size == "none" or not is_storable(part.layouts):
         return None
     examples = _examples(experiment, which)
-    key = fingerprint(_origin(experiment, part), examples.images)
+    key = fingerprint(_prefix_key(experiment, part), examples.images)
     size, folder = int(experiment.config.cache_size), cache_folder() / "prefix"
     try:
         return open_cache(folder, key, part.layouts, len(examples), size)
@@ -90,12 +91,12 @@ def _cache(experiment: Experiment, part: FrozenPrefix, which: str) -> PrefixCach
         return None
 
 
-def _origin(experiment: Experiment, part: FrozenPrefix) -> str:
-    """Return a digest of all that the last bits of a frozen part's outputs follow from, but for the images."""
+def _prefix_key(experiment: Experiment, part: FrozenPrefix) -> str:
+    """Return a digest of everything but the images that the bits of a prefix's outputs depend on."""
     called = [part.split.model.get_submodule(name) for name in part.modules]
     code = [
         str(part.split.parts.before),
-        *(f"{module!r} {[type(each).__name__ for each in module.modules()]}" for module in called),
+        *(f"{module!r} {[type(layer).__name__ for layer in module.modules()]}" for module in called),
         repr(experiment.preprocessing),
         str(part.group),
     ]

@@ -1,4 +1,4 @@
-"""What a run stands on, as a frozen value, and how its data is read and dealt."""
+"""The data and initial weights of a run as one frozen value, and how the data is read and partitioned."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +19,11 @@ from fedact.models.tasks import check_task
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What a run stands on; config is complete: nothing in it is left for the data or the weights to say.
+    """A run's config, data and initial weights.
 
-    start: the weights that every client and every method starts from. classes: names where they are known, else their
-    numbers. parts: each client's (training, held-out) positions in ``train``. test, calibration: the server's own examples.
+    config: complete, with what data and weights decide filled in. start: the initial weights of every method. classes:
+    their names, or numbers where they have none. train: the clients' examples. parts: by client, (training, held-out)
+    positions in ``train``. test, calibration: the server's examples.
     """
 
     config: Config
@@ -36,14 +37,15 @@ class Experiment:
 
 
 def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
-    """Return the data set, the server's own examples and the clients'; side: pixels of a decoded picture.
+    """Return the data set, the server's examples and the clients'; side: the size of decoded pictures, in pixels.
 
-    The server's are a skewed half with ``--weights pretrain``, else a small calibration set.
+    The server's are a class-skewed half with ``--weights pretrain``, else a small calibration set.
     """
     random = generator(config.seed, Purpose.DATA)
     sizes = (config.max_examples, config.max_test_examples)
     request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by)
-    source = decode_files(_limited(config, _datasets(config)[config.dataset](request)), cache_folder() / "decoded")
+    source = _limited(config, _datasets(config)[config.dataset](request))
+    source = decode_files(source, cache_folder() / "decoded")
     return source, *_server_and_clients(config, source.train)
 
 
@@ -53,7 +55,10 @@ def class_names(source: Source) -> tuple[str, ...]:
 
 
 def test_examples(config: Config, clients: Examples, test: Examples) -> Examples:
-    """Return the test examples in the proportions of what clients hold; all of them where they have masks."""
+    """Return the test examples subsampled to the clients' class proportions; all of them for segmentation.
+
+    Raises ConfigError for a class that clients hold and the test examples lack.
+    """
     if config.task == "segmentation":
         return test
     if len(missing := np.setdiff1d(clients.labels, test.labels)):
@@ -62,7 +67,7 @@ def test_examples(config: Config, clients: Examples, test: Examples) -> Examples
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError for a model, data set or partition that is in no table, and for a task that is not installed."""
+    """Raise ConfigError for an unknown model, data set or partition, and for a task whose packages are not installed."""
     check_task(config.task)
     check_model(config)
     check_masks(config)
@@ -78,29 +83,29 @@ def _datasets(config: Config) -> Mapping[str, Callable[[Request], Source]]:
 
 
 def _limited(config: Config, source: Source) -> Source:
-    """Return as many examples as were asked for, chosen by their labels alone: nothing is decoded yet."""
+    """Return the data set with at most ``max_examples`` and ``max_test_examples``, stratified; nothing is decoded yet."""
     random = generator(config.seed, Purpose.DATA, client=1)
-    asked = ((source.train, config.max_examples), (source.test, config.max_test_examples))
+    limits = ((source.train, config.max_examples), (source.test, config.max_test_examples))
     train, test = (
-        examples if most is None else examples.subset(stratified(examples.labels, most, random)) for examples, most in asked
+        examples if most is None else examples.subset(stratified(examples.labels, most, random)) for examples, most in limits
     )
     return replace(source, train=train, test=test)
 
 
 def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Examples]:
-    """Return the server's own examples and the clients': two skewed halves, or a small calibration set and the rest."""
+    """Return the server's examples and the clients': two class-skewed halves, or a small calibration set and the rest."""
     random = generator(config.seed, Purpose.HALVES)
     if config.weights == "pretrain":
         first, second = halves(train.labels, random)
         return train.subset(first), train.subset(second)
     if config.calibration >= len(train):
         raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")
-    own = stratified(train.labels, config.calibration, random)
-    return train.take(own), train.subset(np.setdiff1d(np.arange(len(train)), own))
+    calibration = stratified(train.labels, config.calibration, random)
+    return train.take(calibration), train.subset(np.setdiff1d(np.arange(len(train)), calibration))
 
 
 def partition(config: Config, labels: np.ndarray) -> HeldOutParts:
-    """Return who of the clients holds which of the examples with these labels, (training, held-out) positions each."""
+    """Return the clients' (training, held-out) positions among the examples with these labels, by the config's rule."""
     rule = build("partition", PARTITIONS, config.partition)
     return HeldOutParts(
         partition_examples(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed

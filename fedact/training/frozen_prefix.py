@@ -1,4 +1,4 @@
-"""Training from where the frozen prefix ends: its outputs are computed once for all epochs, or read from a cache."""
+"""Training from the frozen prefix's outputs, which are computed once for all epochs, or read from a cache."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,20 +14,20 @@ from fedact.config.plan import Plan
 from fedact.data import Loader
 from fedact.measure.memory import measure_memory, stored_bytes
 from fedact.nn.prefix.chunks import in_chunks
-from fedact.nn.prefix.outputs import LEAST_GROUP, Layout, Positions, group_for, layouts, outputs_by_group
+from fedact.nn.prefix.outputs import MIN_GROUP, Layout, Positions, group_for, layouts, outputs_by_group
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
 from fedact.nn.surgery import states
 from fedact.training.prefix_cache import PrefixCache
 
-HELD_BYTES = 2**28
-"""Most bytes of a client's prefix outputs that stay in memory for its epochs; larger ones are computed anew each time."""
+MAX_MEMORY_BYTES = 2**28
+"""Most bytes of prefix outputs in memory for a client's epochs; a client with more computes them for every batch."""
 
 Batches = Callable[[Positions], tuple["BatchOutputs", Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class BatchOutputs(PrefixOutputs):
-    """The prefix outputs of some of a loader's examples; peak_of: the peak bytes of the prefix's run on such a batch."""
+    """The prefix outputs of a loader's examples at these positions; peak_of: returns the prefix's peak bytes on a batch."""
 
     positions: Positions
     peak_of: Callable[[Positions], int]
@@ -36,16 +36,17 @@ class BatchOutputs(PrefixOutputs):
         return replace(super().__getitem__(part), positions=self.positions[part])
 
     def peak_bytes(self) -> int:
-        """Return the peak bytes of the prefix's run on this batch, on a device."""
+        """Return the peak bytes of the prefix on this batch, run as on a device."""
         return self.peak_of(self.positions)
 
 
 @dataclass(eq=False)
 class FrozenPrefix:
-    """The frozen prefix of an installed model, which runs as its plan says on a device.
+    """The frozen prefix of an installed model.
 
-    group: how many examples it is run on at once here. It remembers the peak bytes of its run on a device, without the
-    methods' state, by the number of examples.
+    layouts: how its outputs are stored. prefix_chunk: the plan's examples at a time on a device, 0 for a whole batch.
+    group: examples at a time in this simulation. Its peak bytes on a device are cached by the number of examples, without
+    the methods' state.
     """
 
     split: Split
@@ -56,12 +57,12 @@ class FrozenPrefix:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The names of the outermost modules that the part calls."""
+        """The names of the outermost modules that the prefix calls."""
         return tuple(str(node.target) for node in self.split.parts.before.find_nodes(op="call_module"))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the model that the part's output follows from, by name."""
+        """The model's tensors that the prefix's outputs depend on, by name."""
         model, graph = self.split.model, self.split.parts.before
         modules = tuple(f"{name}." for name in self.modules)
         alone = {str(node.target) for node in graph.find_nodes(op="get_attr")}
@@ -69,24 +70,24 @@ class FrozenPrefix:
         return {name: tensor for name, tensor in named if name.startswith(modules) or name in alone}
 
     def reads(self, names: Collection[str]) -> bool:
-        """Tell whether the part's output follows from one of these tensors."""
+        """Tell whether the prefix's outputs depend on any of these tensors."""
         return not self.tensors.keys().isdisjoint(names)
 
-    def holds(self, examples: int) -> bool:
-        """Tell whether the values of so many examples may lie in memory at once."""
-        return examples * sum(layout.nbytes for layout in self.layouts) <= HELD_BYTES
+    def fits_in_memory(self, examples: int) -> bool:
+        """Tell whether the outputs for this many examples take at most ``MAX_MEMORY_BYTES``."""
+        return examples * sum(layout.nbytes for layout in self.layouts) <= MAX_MEMORY_BYTES
 
     def from_memory(self, loader: Loader) -> Batches:
-        """Return the batches of a loader's examples as BatchOutputs, all computed now and kept in memory."""
-        kept = self._make(loader, np.arange(len(loader)))
-        return partial(self._batch, loader, lambda chosen: [value[torch.from_numpy(chosen)] for value in kept])
+        """Return batches of the loader's examples as BatchOutputs, from outputs that are computed now and stay in memory."""
+        outputs = self._computed(loader, np.arange(len(loader)))
+        return partial(self._batch, loader, lambda chosen: [value[torch.from_numpy(chosen)] for value in outputs])
 
     def on_demand(self, loader: Loader) -> Batches:
-        """Return the same batches, each computed when it is taken and not kept."""
-        return partial(self._batch, loader, partial(self._make, loader))
+        """Return batches of the loader's examples as BatchOutputs, computed for every batch."""
+        return partial(self._batch, loader, partial(self._computed, loader))
 
     def from_cache(self, loader: Loader, cache: PrefixCache, rows: Positions) -> Batches:
-        """Return the same batches from a cache; rows: the places there of the loader's examples."""
+        """Return batches of the loader's examples as BatchOutputs, from a cache; rows: the examples' rows in it."""
         places = {int(row): place for place, row in enumerate(rows)}
 
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
@@ -96,19 +97,21 @@ class FrozenPrefix:
 
         return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
 
-    def _make(self, loader: Loader, chosen: Positions) -> list[Tensor]:
+    def _computed(self, loader: Loader, chosen: Positions) -> list[Tensor]:
+        """Return the prefix outputs of these examples in memory order, a tensor a layout."""
         groups = [values for _, values in outputs_by_group(self.split, loader, chosen, self.layouts, self.group)]
-        return [torch.cat(each) for each in zip(*groups, strict=True)]
+        return [torch.cat(parts) for parts in zip(*groups, strict=True)]
 
     def _batch(
-        self, loader: Loader, take: Callable[[Positions], list[Tensor]], chosen: Positions
+        self, loader: Loader, load: Callable[[Positions], list[Tensor]], chosen: Positions
     ) -> tuple[BatchOutputs, Tensor]:
-        kept = zip(self.layouts, take(chosen), strict=True)
-        values = tuple(layout.taken(value.to(loader.device)) for layout, value in kept)
+        """Return a batch and its targets; load: returns stored outputs, a tensor a layout."""
+        stored = zip(self.layouts, load(chosen), strict=True)
+        values = tuple(layout.from_memory_order(value.to(loader.device)) for layout, value in stored)
         return BatchOutputs(self.split, values, chosen, partial(self._peak, loader)), loader.targets(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
-        """Return what the part's run on a batch peaks at, with the state that is there meanwhile."""
+        """Return the prefix's peak bytes on a batch, with the methods' current state."""
         if len(chosen) not in self._peaks:
             state, (x, _) = stored_bytes(states(self.split.model).values()), loader(chosen)
             with measure_memory(self.split.model, inputs=(x,)) as memory, torch.no_grad():
@@ -118,13 +121,15 @@ class FrozenPrefix:
 
 
 def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float) -> FrozenPrefix | None:
-    """Return the frozen part of a model that carries a plan, None where it cannot be run apart.
+    """Return the frozen prefix of a model under a plan, None where it cannot be split off or its outputs be stored.
 
-    loader: some examples. examples: how many a client holds.
+    loader: some examples, to measure the outputs' layouts. examples: the number a client holds, on average.
     """
     parts = split(model)
-    kept_as = None if parts is None or not len(loader) else layouts(parts, loader, np.arange(min(len(loader), LEAST_GROUP)))
-    if parts is None or kept_as is None:
+    if parts is None or not len(loader):
         return None
-    small = FrozenPrefix(parts, kept_as, plan.prefix_chunk, LEAST_GROUP)
-    return replace(small, group=group_for(examples)) if small.holds(ceil(examples)) else small
+    stored_layouts = layouts(parts, loader, np.arange(min(len(loader), MIN_GROUP)))
+    if stored_layouts is None:
+        return None
+    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP)
+    return replace(small, group=group_for(examples)) if small.fits_in_memory(ceil(examples)) else small

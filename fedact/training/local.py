@@ -1,4 +1,4 @@
-"""One client's local fine-tuning, in plain PyTorch, every step under the ledger."""
+"""One client's local fine-tuning in plain PyTorch, with the bytes of its steps measured; and evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,16 +22,16 @@ from fedact.training.recipe import Recipe
 from fedact.training.threads import threads_for
 
 
-def starts_of(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies of the parameters as they are now."""
+def copies_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return detached copies of the parameters."""
     return [parameter.detach().clone() for parameter in parameters]
 
 
 @torch.no_grad()
-def pull_back(parameters: Sequence[Tensor], starts: Sequence[Tensor], mu: float) -> None:
+def add_proximal_gradient(parameters: Sequence[Tensor], starts: Sequence[Tensor], mu: float) -> None:
     """Add mu * (w - start), the gradient of mu/2 * ||w - start||^2, to each parameter's gradient, in place.
 
-    Nothing is held meanwhile: a difference of its own would be memory that no plan has measured.
+    No temporary tensor is allocated, for no plan accounts for one. Source: FedProx, Li et al., MLSys 2020.
     """
     for parameter, start in zip(parameters, starts, strict=True):
         if parameter.grad is not None:
@@ -39,17 +39,17 @@ def pull_back(parameters: Sequence[Tensor], starts: Sequence[Tensor], mu: float)
 
 
 Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
-"""Takes the positions of some examples, returns their inputs and labels, ready for the model."""
+"""Returns the inputs and labels of the examples at these positions, ready for the model."""
 
 Measured = dict[tuple[Plan, int, bool, bool], Memory]
-"""What a micro-step held under a plan, by its number of examples, whether it ended a batch, and started from a state."""
+"""Memory of micro-steps, by plan, number of examples, whether it is the batch's last, and whether methods had a state."""
 
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a round of local training came to: the mean loss, and the bytes of its steps, one a micro-batch.
+    """One client's round of training: the mean loss over batches, and the bytes of its steps, one a micro-batch.
 
-    Bytes are the largest over all steps; of what a step's ranks decide also the mean and the standard deviation over them.
+    Bytes are the maximum over all steps; ``_mean`` and ``_std`` are mean and standard deviation over them.
     """
 
     loss: float
@@ -65,6 +65,7 @@ class LocalTraining:
 
 
 def _threads(x: Inputs) -> AbstractContextManager[None]:
+    """Return ``threads_for`` a batch, of images or of prefix outputs."""
     return threads_for(x.values[0] if isinstance(x, PrefixOutputs) else x)
 
 
@@ -80,7 +81,7 @@ def micro_step(
 ) -> float:
     """Add a micro-batch's gradient, and with an optimizer, end the batch by clipping and a step; see ``add_gradient``.
 
-    before_clipping: run before the gradients are clipped. Returns the micro-batch's part of the batch's loss.
+    before_clipping: called before the gradients are clipped. Returns the micro-batch's share of the batch's loss.
     """
     with _threads(x):
         value = add_gradient(model, x, y, batch_examples, loss)
@@ -103,15 +104,14 @@ def train_locally(
     measured: Measured | None = None,
     audited: bool = True,
 ) -> LocalTraining:
-    """Train a model that carries the plan on its examples.
+    """Train a model that carries the plan, in place, and return its loss and bytes.
 
-    Every step whose bytes depend on the data is measured; of the others the first of each shape, in this call or, with
-    ``measured``, in an earlier one, and where it is ``audited`` the first step of all.
-    Raises BudgetError the moment a measured step holds more than the plan's budget.
+    Steps are measured if their bytes depend on the data, or if none of their shape is in ``measured``, which is extended;
+    with ``audited`` the first step always is. Raises BudgetError when a measured step exceeds the plan's budget.
     """
     known = {} if measured is None else measured
     parameters = list(trained_parameters(model).values())
-    pull = partial(pull_back, parameters, starts_of(parameters), recipe.pull) if recipe.pull else None
+    pull = partial(add_proximal_gradient, parameters, copies_of(parameters), recipe.pull) if recipe.pull else None
     optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     memories: list[Memory] = []
@@ -121,10 +121,10 @@ def train_locally(
             part, last = slice(start, start + plan.micro_batch), start + plan.micro_batch >= len(chosen)
             x, y = inputs[part], labels[part]
             if isinstance(x, Tensor):
-                # A first layer that keeps its images would have to copy them from a view; alone, they are the raw images.
+                # A copy, so that a first layer that saves its input saves these images and not the whole batch.
                 x = owned(x)
             step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, pull)
-            # With a state, a first step, which has none to start from, may hold other bytes.
+            # A method's first step has no state to start from, and may hold other bytes than later ones.
             shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
             if (memories or not audited) and plan.fixed and shape in known:
                 total += step()
@@ -137,10 +137,11 @@ def train_locally(
             memories.append(known[shape])
         losses.append(total)
         optimizer.zero_grad()
-    return _summed_up(losses, memories)
+    return _summary(losses, memories)
 
 
-def _summed_up(losses: list[float], memories: list[Memory]) -> LocalTraining:
+def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:
+    """Return the batches' losses and the steps' memories as one LocalTraining."""
     most = maximum_memory(memories)
     saved, paper = (np.array([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes"))
     return LocalTraining(
@@ -158,12 +159,12 @@ def _summed_up(losses: list[float], memories: list[Memory]) -> LocalTraining:
 
 
 def bytes_in_scope(memory: Memory, scope: str) -> int:
-    """Return the bytes that a budget of this scope bounds."""
+    """Return the bytes that a budget of this scope limits: saved bytes for "saved", else peak bytes."""
     return memory.saved_bytes if scope == "saved" else memory.peak_bytes
 
 
 def within_budget(memory: Memory, plan: Plan) -> Memory:
-    """Return the memory, or raise BudgetError where it breaks the plan's budget or the hooks missed a part of it."""
+    """Return the memory; raise BudgetError where it exceeds the plan's budget, or has bytes that no hook recorded."""
     held = bytes_in_scope(memory, plan.scope)
     if plan.budget_bytes is not None and held > plan.budget_bytes:
         raise BudgetError(f"a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
@@ -174,7 +175,7 @@ def within_budget(memory: Memory, plan: Plan) -> Memory:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "classification", classes: int = 0) -> Outcome:
-    """Return what the model is worth on the examples, in eval mode; classes: how many, for masks."""
+    """Return the model's metrics on the examples, in eval mode; classes: their number, for segmentation."""
     training, count, at_once = model.training, TASKS[task].count(classes), TASKS[task].evaluation_batch
     if training:
         model.eval()
@@ -188,7 +189,7 @@ def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "cla
 
 
 def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield the positions of a client's batches, epoch after epoch."""
+    """Yield the positions of every batch, in a new random order each epoch."""
     for _ in range(recipe.local_epochs):
         order = generator.permutation(examples)
         yield from np.split(order, range(recipe.batch_size, examples, recipe.batch_size))

@@ -1,4 +1,4 @@
-"""Frozen-prefix outputs on disk, kept between rounds, methods, clients and runs, up to a number of bytes."""
+"""A disk cache of frozen-prefix outputs, of limited size, shared by rounds, methods, clients and runs."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: n
 
 @dataclass(frozen=True, eq=False)
 class PrefixCache:
-    """The outputs of one frozen part, by example: tensors in the types and orders of the layouts."""
+    """The cached outputs of one frozen prefix by example, in the types and orders of the layouts."""
 
     layouts: tuple[Layout, ...]
     rows: RowCache
@@ -29,30 +29,30 @@ class PrefixCache:
     def get(self, positions: Positions, make: Make) -> list[Tensor]:
         """Return the outputs for these examples, a tensor (examples, ...) a layout.
 
-        Those that are not in the cache are made, and kept where there is room.
+        Missing ones are computed by ``make``, and written to the cache where it has room.
         """
         outputs = [torch.empty((len(positions), *layout.shape), dtype=layout.dtype) for layout in self.layouts]
         known = self.rows.has(positions)
-        for output, values in zip(outputs, self.rows.values, strict=True):
-            output[torch.from_numpy(known)] = torch.from_numpy(values[positions[known]])
+        for output, column in zip(outputs, self.rows.values, strict=True):
+            output[torch.from_numpy(known)] = torch.from_numpy(column[positions[known]])
         missing = np.flatnonzero(~known)
         done = 0
-        for chosen, made in make(positions[missing]):
+        for chosen, values in make(positions[missing]):
             places = torch.from_numpy(missing[done : done + len(chosen)])
             done += len(chosen)
-            for output, new in zip(outputs, made, strict=True):
+            for output, new in zip(outputs, values, strict=True):
                 output[places] = new.cpu()
-            self.rows.write(chosen, *(new.cpu().numpy() for new in made))
+            self.rows.write(chosen, *(new.cpu().numpy() for new in values))
         if len(missing):
             self.rows.mark(positions[missing])
         return outputs
 
 
 def open_cache(folder: Path, key: str, layouts: Sequence[Layout], examples: int, most_bytes: int) -> PrefixCache:
-    """Return the cache of one frozen part and data set; the least recently opened others are removed to make room for it.
+    """Return the cache of one frozen prefix and data set; the least recently opened others are removed to make room for it.
 
-    key: a fingerprint of all that the outputs follow from. It has room for the first examples where all would take more
-    than ``most_bytes``. Raises OSError where the disk has no room, or nothing may be written.
+    key: a fingerprint of all that the outputs depend on. most_bytes: of the folder; where all examples would take more, the
+    cache has room for the first ones. Raises OSError where the disk is full, or the folder is read-only.
     """
     room = min(examples, most_bytes // (sum(layout.nbytes for layout in layouts) + 1))
     name = hashlib.sha256(f"{key} {room} {layouts}".encode()).hexdigest()[:24]
@@ -62,13 +62,13 @@ def open_cache(folder: Path, key: str, layouts: Sequence[Layout], examples: int,
     return PrefixCache(tuple(layouts), open_rows(folder, name, columns, room, most_bytes))
 
 
-def can_keep(layouts: Sequence[Layout]) -> bool:
-    """Tell whether all of these can lie in a file."""
+def is_storable(layouts: Sequence[Layout]) -> bool:
+    """Tell whether the cache can store outputs of all these layouts' types."""
     return all(layout.dtype in _NUMPY for layout in layouts)
 
 
 def fingerprint(*parts: str | bytes | Images | Tensor) -> str:
-    """Return what tells these apart from any others."""
+    """Return a hexadecimal digest of texts, bytes, images and tensors, their types and shapes included."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, str | bytes):

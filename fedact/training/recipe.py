@@ -1,4 +1,4 @@
-"""The learning rate over the rounds; within a round it does not change."""
+"""A client's training settings in a round: its learning rate by schedule, and the rest from the config."""
 
 from dataclasses import dataclass
 from math import cos, pi
@@ -7,27 +7,27 @@ from fedact.config.schema import Config
 from fedact.config.strategies import make_strategy
 
 POWER = 0.9
-"""Of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""
+"""The exponent of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""
 
 
 def learning_rate(config: Config, number: int) -> float:
     """Return the learning rate of round ``number``, which counts from 1.
 
-    It rises by equal steps over the warm-up, the round after which is the first to have the whole of it; the schedule then
-    runs over the rounds that are left.
+    It rises linearly over the warm-up rounds, and is ``lr`` in the round after; from there the schedule runs over the
+    remaining rounds.
     """
     warmup = config.warmup_rounds
     if number <= warmup:
         return config.lr * number / (warmup + 1)
-    done = (number - 1 - warmup) / (config.rounds - warmup)
+    progress = (number - 1 - warmup) / (config.rounds - warmup)
     if config.schedule == "cosine":
-        return config.lr * ((1 + cos(pi * done)) / 2)
-    return config.lr * ((1 - done) ** POWER if config.schedule == "poly" else 1.0)
+        return config.lr * ((1 + cos(pi * progress)) / 2)
+    return config.lr * ((1 - progress) ** POWER if config.schedule == "poly" else 1.0)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a client trains: plain SGD, made anew each round; gradients are clipped after accumulation.
+    """A client's SGD settings for a round; the optimizer is new every round, and clipping is of accumulated gradients.
 
     pull: FedProx's mu, 0 for none.
     """
@@ -42,7 +42,7 @@ class Recipe:
 
 
 def recipe(config: Config, number: int) -> Recipe:
-    """Return how a client trains in a round."""
+    """Return the clients' training settings in round ``number``, which counts from 1."""
     return Recipe(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,

@@ -1,4 +1,4 @@
-"""The server's optimizers: torch.optim on the pseudo-gradient, the model's way back from the clients' mean."""
+"""The server's optimizers: torch.optim on the pseudo-gradient, the model minus the clients' mean."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Yogi(Optimizer):
         """Take one step with every parameter that has a gradient."""
         for group in self.param_groups:
             beta_1, beta_2 = group["betas"]
-            for parameter in (each for each in group["params"] if each.grad is not None):
+            for parameter in (weight for weight in group["params"] if weight.grad is not None):
                 state, gradient = self.state[parameter], parameter.grad
                 mean = state.get("exp_avg", torch.zeros_like(gradient))
                 variance = state.get("exp_avg_sq", torch.zeros_like(gradient))
@@ -55,9 +55,9 @@ MOMENTS: dict[str, tuple[tuple[str, ...], int]] = {
 
 @dataclass
 class ServerOptimizer:
-    """A strategy's optimizer, one for each tensor: as in torch.optim, what has no gradient takes no step.
+    """A strategy's optimizers, one a tensor, so that tensors that no client trained take no step.
 
-    steps: how many each tensor has taken.
+    steps: the number of steps so far, by tensor.
     """
 
     strategy: Strategy
@@ -65,7 +65,7 @@ class ServerOptimizer:
     steps: dict[str, int] = field(default_factory=dict)
 
     def step(self, name: str, before: Tensor, mean: Tensor) -> Tensor:
-        """Return a tensor after the server's step from where it was towards, or beyond, the clients' mean, as float64."""
+        """Return the named tensor after one step, as float64; before: its value, mean: the clients' mean."""
         optimizer, parameter = self._optimizer(name, before)
         self.steps[name] = self.steps.get(name, 0) + 1
         if isinstance(self.strategy, FedAdam):
@@ -77,7 +77,7 @@ class ServerOptimizer:
         return parameter.detach().clone()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the next round needs, by tensor and moment: ``features.18.0.weight/m_t``."""
+        """Return the moments and step counts for the next round, by tensor and moment: ``features.18.0.weight/m_t``."""
         moments = {
             f"{name}/{moment}": MOMENTS[moment][1] * state[torch_name]
             for name, optimizer in self.optimizers.items()
@@ -89,7 +89,10 @@ class ServerOptimizer:
         return moments | {f"{name}/{STEPS}": torch.tensor(count) for name, count in self.steps.items()}
 
     def load(self, state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` returned; raises ConfigError for what does not belong to the model or the strategy."""
+        """Set the moments and step counts that ``state`` returned.
+
+        Raises ConfigError for entries that are missing, not finite, or of another model or strategy.
+        """
         for key, tensor in state.items():
             name, _, moment = key.rpartition("/")
             if moment == "m_t" and isinstance(self.strategy, FedAdagrad):
@@ -118,7 +121,7 @@ class ServerOptimizer:
                 raise ConfigError(f"the server's state lacks {key!r}")
 
     def _optimizer(self, name: str, like: Tensor) -> tuple[Optimizer, Parameter]:
-        """Return a tensor's optimizer and its parameter, which are made when they are first asked for."""
+        """Return a tensor's optimizer and float64 parameter, created at the first call."""
         if name not in self.optimizers:
             parameters = [Parameter(torch.zeros_like(like, dtype=torch.float64))]
             self.optimizers[name] = OPTIMIZERS[type(self.strategy)](parameters, self.strategy)

@@ -1,4 +1,4 @@
-"""A run's model as its rounds left it, with what the run stood on."""
+"""The trained model of a finished run, from its last checkpoint."""
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ def trained_model(run: Run, method: str | None = None) -> tuple[Workspace, nn.Mo
 
 
 def trained_tensors(run: Run, experiment: Experiment, method: str | None = None) -> dict[str, Tensor]:
-    """Return what a method has trained of the experiment that a run's first seed stands on; raises as ``trained_model``."""
+    """Return the tensors that a method trained, from the first seed's last checkpoint; raises as ``trained_model``."""
     name, last = _last_round(run, method)
     tensors = checkpoints.load(run_folders(run.path)[0].checkpoint(name, last))
     like = {key: tensor for key, tensor in experiment.start.items() if key in tensors}
@@ -31,7 +31,7 @@ def trained_tensors(run: Run, experiment: Experiment, method: str | None = None)
 
 
 def _last_round(run: Run, method: str | None) -> tuple[str, int]:
-    """Return a method's name and last finished round under the first seed."""
+    """Return a method's name, by default the first's, and its last finished round under the first seed."""
     rows = run_folders(run.path)[0].rows()
     last = {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
     if not last or (method or next(iter(last))) not in last:

@@ -1,4 +1,4 @@
-"""The owner of a process's one model: an experiment, the model that all train in turn, and what was measured with it."""
+"""A process's experiment with its one model, which all clients train in turn, and measurements of it."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,9 +12,9 @@ from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.data import Preprocessing
 from fedact.data.partition import stratified
 from fedact.models.initialization import (
-    after_encoder,
     check_images,
     check_network,
+    decoder_parts,
     fit_head,
     network,
     pretrain,
@@ -22,7 +22,7 @@ from fedact.models.initialization import (
     weights_key,
 )
 from fedact.models.weights import fill, fills_encoder_alone, load_into
-from fedact.nn.surgery import apply, renew, restore, trained_parameters
+from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
 from fedact.training.experiment import Experiment, check_names, class_names, partition, read_data, test_examples
 from fedact.training.frozen_prefix import FrozenPrefix
 from fedact.training.local import Measured
@@ -33,12 +33,12 @@ LARGE_BATCH = 10_000
 
 
 class Workspace:
-    """An experiment, and all that changes while it runs in this process.
+    """An experiment, and all state that changes while it runs in this process.
 
-    model: of the experiment; its weights and layers are what the last call of ``model_with`` or ``model_under`` made them.
-    plan: the plan that the model carries, None where it is plain or a caller's own.
-    measured: the bytes of every plan and shape that this process has measured; they hold for every client under that plan.
-    frozen, caches: the model's frozen prefix under a plan, and its outputs for "train" and "test" examples on disk.
+    model: the one model; the last call of ``model_with`` or ``model_under`` set its weights and layers. plan: the plan that
+    it carries, None where it is plain or was changed by a caller. measured: the memory of steps measured in this process,
+    the same for every client under a plan. frozen, caches: by plan, the model's frozen prefix, and by plan and "train" or
+    "test", the disk cache of its outputs; None where there is none.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ class Workspace:
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return the model, plain and in eval mode: the initial weights, with these tensors in their places.
 
-        The caller may change it as it likes, until somebody asks for the model again.
+        The caller may change the model, until the next call of this method or of ``model_under``.
         """
         self.plan = None
         restore(self.model).zero_grad()
@@ -63,14 +63,14 @@ class Workspace:
     def model_under(self, plan: Plan, tensors: Mapping[str, Tensor], seed: int = 0) -> nn.Module:
         """Return the model under a plan, with these tensors in their places; callers leave its layers as they are.
 
-        tensors: all that any plan of the method trains. seed: what is random in a method follows from it.
+        tensors: all that any plan of the method trains. seed: of the methods' random numbers.
         """
         if plan == self.plan:
             # Nothing but these tensors can have changed since.
-            own = dict(self.model.named_parameters())
+            parameters = dict(self.model.named_parameters())
             for name, tensor in tensors.items():
-                own[name].data.copy_(tensor)
-            return renew(self.model, plan, seed)
+                parameters[name].data.copy_(tensor)
+            return reset_states(self.model, plan, seed)
         apply(self.model_with(tensors), plan, seed)
         self.plan = plan
         return self.model
@@ -83,16 +83,16 @@ class Workspace:
 
 
 def prepare(config: Config, side: int | None = None) -> Workspace:
-    """Return a workspace for a config: its data read and dealt to the clients, its model initialised and pretrained.
+    """Return a workspace for a config: data read and partitioned, the model initialised and pretrained.
 
-    side: pixels of a decoded picture, by default as many as the preprocessing takes. From here on the process computes with
-    the config's number of threads. Raises ConfigError for whatever the config names that is not there or does not fit.
+    side: the size of decoded pictures in pixels, by default the preprocessing's. Also sets the process's number of threads.
+    Raises ConfigError for settings that name something missing, or do not fit the data or the model.
     """
     check_names(config)
     use_threads(config.threads)
     config, weights, preprocessing = resolved(config)
     source, server, clients = read_data(config, side or preprocessing.resize)
-    # A batch of examples is made for planning, whatever there are to train on.
+    # Planning builds a whole batch, however few examples there are.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
     parts = partition(config, clients.labels)
@@ -108,7 +108,7 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     if config.weights == "pretrain":
         test = test_examples(config, clients, test)
         encoded = weights is not None and fills_encoder_alone(model, weights.tensors)
-        pretrain(config, model, server, preprocessing, after_encoder(model) if encoded else ())
+        pretrain(config, model, server, preprocessing, decoder_parts(model) if encoded else ())
     fit_head(config, model, server, preprocessing)
     chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
     calibration = server.take(chosen)
@@ -119,18 +119,18 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
 
 
 def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Preprocessing) -> Workspace:
-    """Return a client's own workspace: the data dealt as the server deals it, and initial weights that came from there.
+    """Return a workspace for a client on a real device: the server's partition of the data, and its initial weights.
 
-    config: complete, see ``Experiment``. There are no examples of the server's. Raises ConfigError as ``prepare`` does, and
-    for initial weights that are another model's.
+    config: complete, see ``Experiment``. start: the server's initial weights. The experiment has no test or calibration
+    examples. Raises ConfigError as ``prepare`` does, and for the weights of another model.
     """
     check_names(config)
     use_threads(config.threads)
     source, _, clients = read_data(config, preprocessing.resize)
     parts = partition(config, clients.labels)
     model = network(config, source.classes)
-    own = model.state_dict()
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in start.items()}:
+    state = model.state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in start.items()}:
         raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")
     check_network(config, model)
     model.to(config.device)
@@ -140,27 +140,27 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
 
 
 _OPEN: dict[str, Workspace] = {}
-"""The one registry of this process, with the workspace that is open in it, by what it was made from.
+"""The open workspace of this process, at most one, by the text that it was made from.
 
-Flower's messages carry text alone: a server and its clients in one process, each Ray worker and each real device find their
-workspace here by the text that a message carries.
+Flower's messages carry text alone: by it a server and its clients in one process, a Ray worker or a real device look up
+their workspace here.
 """
 
 
 def workspace_for(key: str, make: Callable[[], Workspace]) -> Workspace:
-    """Return this process's workspace under a key; where another one is open, or none, it is made and takes its place."""
+    """Return this process's workspace under a key; if it is not open, close any other and open what ``make`` returns."""
     if key not in _OPEN:
-        made = make()
+        workspace = make()
         _OPEN.clear()
-        _OPEN[key] = made
+        _OPEN[key] = workspace
     return _OPEN[key]
 
 
 def workspace_of(config_json: str) -> Workspace:
-    """Return this process's workspace for a config, which a server and clients in one process share."""
+    """Return this process's workspace for a config in JSON, shared by a server and clients in one process."""
     return workspace_for(config_json, lambda: prepare(Config.model_validate_json(config_json)))
 
 
 def close_workspaces() -> None:
-    """Let go of the open workspace, its model and its data."""
+    """Close the open workspace, so that its model and data can be freed."""
     _OPEN.clear()

@@ -14,7 +14,7 @@ from fedact.models import SEGMENTERS, make_segmenter
 from fedact.nn.layers import CodecLayer, Masked
 from fedact.nn.layers.base import ChannelNorm
 from fedact.nn.layers.pooling import PlacedMaxPool2d
-from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_are_independent
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import convolutions, head, trained_layers
 from tests.support.laws import GENTLEST, relative_error
@@ -172,7 +172,7 @@ def most_held(module: nn.Module, name: str, given: int, made: int, loss: int) ->
     if isinstance(module, CodecLayer):
         return given
     if isinstance(module, Masked):
-        return made if module.output_is_kept else ceil(made / 4 / 8)
+        return made if module.output_is_saved else ceil(made / 4 / 8)
     return ceil(made / 4 / 2) if isinstance(module, PlacedMaxPool2d) else 0
 
 
@@ -219,7 +219,7 @@ def test_a_network_is_cut_before_its_first_trained_layer(name, layers):
     parts = split(model)
     assert all(isinstance(value, Tensor) and len(value) == len(x) for value in parts.prefix(x))
     assert torch.equal(parts.suffix(*parts.prefix(x)), model(x))
-    assert examples_stand_alone(parts, x)
+    assert examples_are_independent(parts, x)
 
 
 BRANCHED = [*GENTLEST.values(), "hosvd:variance=0.8", "gradient_filter:patch=4", "transform"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers import MaskedReLU, MaskedReLU6
-from fedact.nn.layers.bitmask import CHUNK, flattened, pack_mask, restored, where_set
+from fedact.nn.layers.bitmask import CHUNK, apply_mask, flattened, pack_mask, restored
 
 shapes = st.lists(st.integers(0, 5), max_size=5).map(tuple)
 seeds = st.integers(0, 99)
@@ -36,7 +36,7 @@ def test_elements_are_read_as_they_lie_in_memory_and_put_back(shape, seed):
 def test_zeros_are_where_the_mask_says_whatever_the_layouts(shape, seed, other):
     x, grad = laid_out(shape, seed), laid_out(shape, other)
     order = memory_order(x)
-    found = where_set(grad, pack_mask(x, order, lambda part: part > 0), order)
+    found = apply_mask(grad, pack_mask(x, order, lambda part: part > 0), order)
     assert torch.equal(found, grad.masked_fill(x <= 0, 0))
     assert found.permute(order).is_contiguous()
 
@@ -47,7 +47,7 @@ def test_infinities_and_nans_are_stopped_and_pass_in_every_type_and_size(dtype, 
     x = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     grad = torch.full_like(x, torch.inf)
     grad[::3] = torch.nan
-    found = where_set(grad, pack_mask(x, [0], lambda part: part > 0), [0])
+    found = apply_mask(grad, pack_mask(x, [0], lambda part: part > 0), [0])
     assert torch.equal(found.isnan(), grad.isnan() & (x > 0))
     assert torch.equal(found.isinf(), grad.isinf() & (x > 0))
     assert not found[x <= 0].any()
@@ -57,7 +57,7 @@ def test_infinities_and_nans_are_stopped_and_pass_in_every_type_and_size(dtype, 
 @pytest.mark.parametrize("kept", [True, False], ids=["from the output", "from the mask"])
 def test_the_gradient_at_bounds_and_through_nans_is_pytorchs(function, kept):
     module = {F.relu: MaskedReLU, F.relu6: MaskedReLU6}[function]()
-    module.output_is_kept = kept
+    module.output_is_saved = kept
     values = [-torch.inf, -1.0, -0.0, 0.0, 1e-40, 3.0, 6.0, 6.000001, 9.0, torch.inf, torch.nan]
     ours, plain = (torch.tensor(values, requires_grad=True) for _ in range(2))
     grad = torch.arange(1.0, 12.0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedact
-from fedact.nn.graph import consumers, factors
+from fedact.nn.graph import consumers, product_factors
 from tests.support.laws import relative_error
 from tests.support.networks import measure, packed_bytes, train
 
@@ -100,7 +100,7 @@ def gradients(way, act: nn.Module, text: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("text", ["exact", "hosvd:variance=0.8"])
 def test_masks_are_dropped_where_the_very_output_is_kept_and_nowhere_else(way, text):
     model = fedact.compress(Net(way, nn.ReLU6()), text, layers=2)
-    assert model.act.output_is_kept == (way in NEEDLESS and text == "exact")
+    assert model.act.output_is_saved == (way in NEEDLESS and text == "exact")
 
 
 @pytest.mark.parametrize("way", NEEDLESS)
@@ -108,7 +108,7 @@ def test_a_dropped_mask_holds_no_byte_and_hides_none(way):
     model = fedact.compress(Net(way, nn.ReLU()), "exact", layers=2)
     without = measure(model, lambda: train(model, X, Y), (X, Y))
     assert without.saved_bytes == packed_bytes(model, X, Y)
-    model.act.output_is_kept = False
+    model.act.output_is_saved = False
     masks = (way is in_two_places) + 1
     assert measure(model, lambda: train(model, X, Y), (X, Y)).saved_bytes - without.saved_bytes in (128, 128 * masks)
     assert without.hidden_bytes == 0
@@ -134,7 +134,7 @@ def test_code_that_cannot_be_traced_tells_nothing():
 def test_a_way_that_changes_is_looked_at_anew():
     model = fedact.compress(Net(direct, nn.ReLU()), "exact", layers=2)
     model.way = scaled
-    assert not fedact.compress(model, "exact", layers=2).act.output_is_kept
+    assert not fedact.compress(model, "exact", layers=2).act.output_is_saved
 
 
 def test_hooks_see_their_modules_and_stay_where_they_are():
@@ -178,7 +178,7 @@ class Gated(nn.Module):
 )
 def test_a_gate_is_what_goes_into_products_of_two_tensors_alone(way, kept):
     model = Gated(way)
-    assert ("gate" in factors(model)) == kept
+    assert ("gate" in product_factors(model)) == kept
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fedact.compress(model, "exact", layers=1)

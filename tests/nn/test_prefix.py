@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet121, mobilenet_v2, mobilenet_v3_small, resnet18, resnet34, shufflenet_v2_x0_5
 
 import fedact
-from fedact.nn.prefix.chunks import examples_stand_alone, in_chunks
+from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import trained_parameters
 from tests.support import planned
@@ -205,7 +205,7 @@ def squared(net, x):
 
 @pytest.mark.parametrize(("way", "alone"), [(centred, False), (some_examples, False), (ordered, False), (squared, True)])
 def test_examples_that_mix_are_told(way, alone):
-    assert examples_stand_alone(split(chunked(Way(way), 0, layers=1)), X) == alone
+    assert examples_are_independent(split(chunked(Way(way), 0, layers=1)), X) == alone
 
 
 @pytest.mark.filterwarnings("ignore:not compressed")

@@ -94,7 +94,7 @@ def test_restore_leaves_no_trace(model):
     def state() -> list:
         return [(type(module), sorted(vars(module))) for module in model.modules()]
 
-    model.segment, model.origin = "the user's", "own"
+    model.segment, model.source = "the user's", "own"
     before, keys = state(), list(model.state_dict())
     chunked(model, 2)
     train(model, X, Y)
@@ -102,7 +102,7 @@ def test_restore_leaves_no_trace(model):
     assert isinstance(model, type(model).plain)
     assert fedact.restore(model) is model
     assert state() == before
-    assert (model.segment, model.origin) == ("the user's", "own")
+    assert (model.segment, model.source) == ("the user's", "own")
 
 
 @pytest.mark.parametrize("method", ["exact", "checkpoint:children=2"])

@@ -101,7 +101,7 @@ def test_nothing_is_left_behind_by_a_step_or_without_gradients():
     gradients(model, x)
     with torch.no_grad():
         model(x)
-    assert all(not module.codec._to_hand_on for module in model.modules() if isinstance(module, CodecLayer))
+    assert all(not module.codec._shared for module in model.modules() if isinstance(module, CodecLayer))
 
 
 def test_a_part_that_runs_without_its_origin_says_so():

@@ -52,11 +52,11 @@ def test_values_are_the_same_whether_held_or_made_each_time(loader, planned):
 
 
 def test_a_client_too_large_to_be_held_is_run_in_the_smallest_groups(loader, planned, monkeypatch):
-    assert frozen_prefix(*planned, loader, EXAMPLES).group > frozen.LEAST_GROUP
-    monkeypatch.setattr(frozen, "HELD_BYTES", 1000)
+    assert frozen_prefix(*planned, loader, EXAMPLES).group > frozen.MIN_GROUP
+    monkeypatch.setattr(frozen, "MAX_MEMORY_BYTES", 1000)
     part = frozen_prefix(*planned, loader, EXAMPLES)
-    assert part.group == frozen.LEAST_GROUP
-    assert not part.holds(EXAMPLES)
+    assert part.group == frozen.MIN_GROUP
+    assert not part.fits_in_memory(EXAMPLES)
 
 
 def test_the_peak_is_that_of_as_many_examples(loader, planned):

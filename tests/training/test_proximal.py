@@ -10,7 +10,7 @@ from torch import nn
 
 from fedact.measure.memory import measure_memory
 from fedact.nn.surgery import apply, trained_parameters
-from fedact.training.local import pull_back, starts_of, train_locally
+from fedact.training.local import add_proximal_gradient, copies_of, train_locally
 from fedact.training.recipe import Recipe
 from tests.support.planned import net, plan_for
 from tests.support.portions import examples
@@ -26,7 +26,7 @@ def test_the_gradient_is_autograds_of_the_loss_and_the_term(seed, mu, moved):
     start, x = w.detach() + moved, torch.randn(4, 5, generator=generator, dtype=torch.float64)
     (expected,) = torch.autograd.grad((x @ w).square().sum() + mu / 2 * (w - start).square().sum(), w)
     (x @ w).square().sum().backward()
-    pull_back([w], [start], mu)
+    add_proximal_gradient([w], [start], mu)
     torch.testing.assert_close(w.grad, expected)
 
 
@@ -49,7 +49,7 @@ def test_local_training_is_plain_sgd_on_the_loss_with_the_term(clip_norm):
     """An oracle with whole batches, autograd's term and torch's own clipping."""
     mu, oracle = 3.0, apply(net(), plan_for("20KB"))
     parameters = list(trained_parameters(oracle).values())
-    starts, random, load = starts_of(parameters), np.random.default_rng(1), batches()
+    starts, random, load = copies_of(parameters), np.random.default_rng(1), batches()
     for _ in range(RECIPE.local_epochs):
         order = random.permutation(16)
         for chosen in (order[:8], order[8:]):
@@ -87,8 +87,8 @@ def test_no_byte_of_activation_memory_changes():
 def test_pulling_holds_nothing_while_it_works():
     model, x = nn.Linear(1000, 100), torch.zeros(1, 1000)
     parameters = list(model.parameters())
-    starts = starts_of(parameters)
+    starts = copies_of(parameters)
     model(x).sum().backward()
     with measure_memory(model, inputs=(x,)) as memory:
-        pull_back(parameters, starts, 0.5)
+        add_proximal_gradient(parameters, starts, 0.5)
     assert memory.peak_bytes == 0

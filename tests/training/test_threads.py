@@ -5,7 +5,7 @@ import torch
 
 from fedact.config.loading import make_config, read_toml
 from fedact.simulate import main
-from fedact.training.threads import FEW_PIXELS, default_threads, threads_for
+from fedact.training.threads import SMALL_BATCH_PIXELS, default_threads, threads_for
 from fedact.training.workspace import prepare
 
 
@@ -23,7 +23,7 @@ def two_threads():
         ((2, 3, 100, 100), 1),
         ((2, 3, 101, 100), 2),
         ((32, 3, 224, 224), 2),
-        ((FEW_PIXELS, 784), 1),
+        ((SMALL_BATCH_PIXELS, 784), 1),
         ((4,), 1),
         ((0, 3, 8, 8), 1),
     ],

@@ -1,4 +1,4 @@
-"""The layers that keep less: each is its plain class with another ``forward``, so weights and names stay where they are."""
+"""The memory-saving layers: subclasses of torch's with another ``forward``; weights, hooks and names stay as they are."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from fedact.nn.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
-from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, switched_off
+from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, LayerCodec
@@ -22,7 +22,7 @@ from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d
 Table = dict[type[nn.Module], type[nn.Module]]
 
 TRAINED: Table = {nn.Conv2d: CompressedConv2d, nn.Linear: CompressedLinear, nn.BatchNorm2d: CompressedBatchNorm2d}
-"""Trained layers that keep their input through a method."""
+"""Replacements for trained layers, which save their input compressed by a method."""
 
 SMOOTH: Table = {
     nn.Hardswish: CompressedHardswish,
@@ -30,10 +30,10 @@ SMOOTH: Table = {
     nn.GELU: CompressedGELU,
     ChannelNorm: CompressedChannelNorm,
 }
-"""Activations whose slope needs their input, and a norm that does: their input is kept through a method too."""
+"""Replacements for activations (and a norm) whose gradient needs their input, which is saved compressed too."""
 
 PLAIN: Table = {nn.BatchNorm2d: EvalBatchNorm2d, nn.Dropout: NoDropout, nn.Dropout2d: NoDropout2d}
-"""What every method shares, vanilla too: batch norm in eval mode, dropout off."""
+"""Replacements under every method, vanilla too: batch norm in eval mode, dropout off."""
 
 SAVES_LESS: Table = PLAIN | {
     nn.Conv2d: FrozenConv2d,
@@ -61,5 +61,5 @@ __all__ = [
     "Swapped",
     "Table",
     "has_weights",
-    "switched_off",
+    "identity_class",
 ]

@@ -1,4 +1,4 @@
-"""Activations that keep one bit an element, nothing that is kept anyway, or their input through a method."""
+"""Activations that save one bit an element, nothing where a neighbour's tensor serves, or their compressed input."""
 
 from typing import Any, ClassVar
 
@@ -9,41 +9,41 @@ from torch.autograd.function import once_differentiable
 
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers.base import Slope, Swapped
-from fedact.nn.layers.bitmask import pack_mask, where_set
+from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.compressed import CodecLayer, LayerCodec, autocast_type, save, saved
 from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
 
 
-def _plainly(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
-    """Return the plain activation of x, in x's place where the module works in place."""
+def _plain_forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+    """Return the plain activation of x, written into x where the module is in-place."""
     if module.inplace:
         ctx.mark_dirty(x)
     return module.plain.forward(module, x)  # type: ignore[union-attr, no-any-return]
 
 
-class _Masked(torch.autograd.Function):
-    """A piecewise linear activation that keeps one bit an element: whether the gradient passes."""
+class _PackedMask(torch.autograd.Function):
+    """A piecewise linear activation that saves its gradient mask, one bit an element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
         ctx.slope, ctx.order = slope, memory_order(x)
         ctx.save_for_backward(pack_mask(x, ctx.order, slope.passes))
-        return _plainly(ctx, x, module)
+        return _plain_forward(ctx, x, module)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        passed = where_set(grad_output, packed, ctx.order)
-        return passed if ctx.slope.slope == 1.0 else passed.mul_(ctx.slope.slope), None, None
+        grad_input = apply_mask(grad_output, packed, ctx.order)
+        return grad_input if ctx.slope.slope == 1.0 else grad_input.mul_(ctx.slope.slope), None, None
 
 
-class _FromOutput(torch.autograd.Function):
-    """A piecewise linear activation of slope 1 whose output is kept anyway: it tells where the gradient passes."""
+class _MaskFromOutput(torch.autograd.Function):
+    """A piecewise linear activation of slope 1 whose mask follows from its output, which the next layer saves anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope) -> Tensor:
-        y = _plainly(ctx, x, module)
+        y = _plain_forward(ctx, x, module)
         ctx.save_for_backward(y)
         ctx.slope = slope
         return y
@@ -60,7 +60,7 @@ class _DeferredMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
-        return _plainly(ctx, x, module)
+        return _plain_forward(ctx, x, module)
 
     @staticmethod
     @once_differentiable
@@ -68,15 +68,15 @@ class _DeferredMask(torch.autograd.Function):
         return grad_output, None
 
 
-class _FromRematerialized(torch.autograd.Function):
+class _MaskFromRematerialized(torch.autograd.Function):
     """A piecewise linear activation that computes its mask from its rematerialized output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, codec: LayerCodec) -> Tensor:
-        ctx.method, compressed = codec.keep(x)
+        ctx.method, compressed = codec.encode(x)
         save(ctx, ctx.method, compressed)
         ctx.slope = slope
-        return _plainly(ctx, x, module)
+        return _plain_forward(ctx, x, module)
 
     @staticmethod
     @once_differentiable
@@ -87,18 +87,18 @@ class _FromRematerialized(torch.autograd.Function):
 
 
 class Masked(Swapped, nn.Module):
-    """An activation whose gradient needs one bit an element, or none where the next layer keeps its output as it is.
+    """A piecewise linear activation; its gradient needs a mask of one bit an element, or less.
 
-    mask_is_deferred: the layer after it rematerializes the output and applies the mask. origin: the codec that it
-    rematerializes its output from itself.
+    output_is_saved: the next layer saves the output exactly, so the mask follows from it. mask_is_deferred: the next layer
+    rematerializes the output and applies the mask. source: the codec from which this layer rematerializes its output.
     """
 
-    output_is_kept: bool = False
+    output_is_saved: bool = False
     mask_is_deferred: bool = False
-    origin: LayerCodec | None = None
+    source: LayerCodec | None = None
 
     def slope(self) -> Slope:
-        """Return where the gradient passes."""
+        """Return the activation's slope, and the interval in which it has it."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,16 +106,16 @@ class Masked(Swapped, nn.Module):
             return super().forward(x)  # type: ignore[no-any-return]
         if self.mask_is_deferred:
             return _DeferredMask.apply(x, self)  # type: ignore[no-any-return]
-        if self.origin is not None:
-            return _FromRematerialized.apply(x, self, self.slope(), self.origin)  # type: ignore[no-any-return]
-        # Where autocast makes a copy of the output for the next layer, it is the copy that is kept.
+        if self.source is not None:
+            return _MaskFromRematerialized.apply(x, self, self.slope(), self.source)  # type: ignore[no-any-return]
+        # Where autocast casts the output for the next layer, that one saves the cast copy.
         same = autocast_type(x) in (None, x.dtype)
-        function = _FromOutput if self.output_is_kept and same else _Masked
+        function = _MaskFromOutput if self.output_is_saved and same else _PackedMask
         return function.apply(x, self, self.slope())  # type: ignore[no-any-return]
 
 
 class MaskedReLU(Masked, nn.ReLU):
-    """ReLU that keeps one bit an element."""
+    """ReLU that saves one bit an element."""
 
     plain: ClassVar[type[nn.Module]] = nn.ReLU
 
@@ -124,7 +124,7 @@ class MaskedReLU(Masked, nn.ReLU):
 
 
 class MaskedReLU6(Masked, nn.ReLU6):
-    """ReLU6 that keeps one bit an element."""
+    """ReLU6 that saves one bit an element."""
 
     plain: ClassVar[type[nn.Module]] = nn.ReLU6
 
@@ -133,7 +133,7 @@ class MaskedReLU6(Masked, nn.ReLU6):
 
 
 class MaskedHardsigmoid(Masked, nn.Hardsigmoid):
-    """Hardsigmoid that keeps one bit an element."""
+    """Hardsigmoid that saves one bit an element."""
 
     plain: ClassVar[type[nn.Module]] = nn.Hardsigmoid
 
@@ -142,12 +142,12 @@ class MaskedHardsigmoid(Masked, nn.Hardsigmoid):
 
 
 class _Smooth(torch.autograd.Function):
-    """A smooth activation that keeps its input through a method: its gradient is that of the reconstruction."""
+    """A smooth activation that saves its input compressed; its gradient is computed from the reconstruction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Smooth", codec: LayerCodec) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = codec.keep(x)
+            ctx.method, compressed = codec.encode(x)
         y = module.activate(x)
         if module.inplace:
             itself = x.untyped_storage().data_ptr()
@@ -169,16 +169,16 @@ class _Smooth(torch.autograd.Function):
 
 
 class Smooth(CodecLayer):
-    """An activation with a continuous slope: no mask says it, so the input is kept."""
+    """An activation with a continuous slope, which no mask can hold: the input is saved compressed."""
 
     inplace: bool = False
 
     def activate(self, x: Tensor) -> Tensor:
-        """Return the activation of x, which stays as it is."""
+        """Return the activation of x, not in place."""
         raise NotImplementedError
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        """Return the input's gradient."""
+        """Return the input's gradient: grad_output times the slope at x."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class Smooth(CodecLayer):
 
 
 class CompressedHardswish(Smooth, nn.Hardswish):
-    """Hardswish that keeps its input through a method."""
+    """Hardswish that saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.Hardswish
 
@@ -200,7 +200,7 @@ class CompressedHardswish(Smooth, nn.Hardswish):
 
 
 class CompressedSiLU(Smooth, nn.SiLU):
-    """SiLU that keeps its input through a method."""
+    """SiLU that saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.SiLU
 
@@ -212,7 +212,7 @@ class CompressedSiLU(Smooth, nn.SiLU):
 
 
 class CompressedGELU(Smooth, nn.GELU):
-    """GELU that keeps its input through a method."""
+    """GELU that saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.GELU
 

@@ -1,4 +1,4 @@
-"""What every layer of fedact's own is: a plain class with another ``forward``."""
+"""Base classes of the memory-saving layers, and the slope of a piecewise linear activation."""
 
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
@@ -17,19 +17,19 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Swapped:
-    """Marks the classes that surgery puts in and takes out; ``plain`` is the class that was there before."""
+    """Base of all layers that surgery installs; ``plain`` is the class that ``restore`` puts back."""
 
     plain: ClassVar[type[nn.Module]]
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Tell whether a module or one in it has parameters that can be trained; a norm over channels never is."""
+    """Tell whether a module, or one in it, has parameters to train; those of a ChannelNorm are never trained."""
     return not isinstance(module, ChannelNorm) and any(True for _ in module.parameters())
 
 
 @cache
-def switched_off(plain: Any) -> Any:
-    """Return a class of modules that hand their input on."""
+def identity_class(plain: Any) -> Any:
+    """Return a subclass whose forward returns its input, for a layer such as dropout that is switched off."""
 
     def forward(self: nn.Module, x: Any) -> Any:
         return x
@@ -38,19 +38,19 @@ def switched_off(plain: Any) -> Any:
 
 
 class Slope(NamedTuple):
-    """A piecewise linear activation: the gradient passes, times ``slope``, strictly between ``lower`` and ``upper``."""
+    """A piecewise linear activation's derivative: ``slope`` strictly between ``lower`` and ``upper``, 0 elsewhere."""
 
     lower: float
     upper: float
     slope: float = 1.0
 
     def passes(self, x: Tensor) -> Tensor:
-        """Return where the gradient passes; it does through a NaN, as in PyTorch."""
+        """Return the gradient's boolean mask, of x's shape; True at a NaN, as in PyTorch."""
         # PyTorch's kernel and a conversion are several times faster than comparisons.
         return self.times(x.new_ones(1), x).bool()
 
     def times(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        """Return the output's gradient where it passes, zero elsewhere; x: the input, or (at slope 1) the output."""
+        """Return grad_output inside the interval, 0 outside, without the slope; x: the input, or (at slope 1) the output."""
         if self.upper == float("inf"):
             return threshold_backward(grad_output, x, self.lower)
         return hardtanh_backward(grad_output, x, self.lower, self.upper)

@@ -1,4 +1,4 @@
-"""One bit an element, packed and read in the tensor's own order in memory, a cacheful at a time."""
+"""Masks of one bit an element, packed and applied in the order of memory, in chunks that fit a CPU cache."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -10,7 +10,7 @@ from torch import Tensor
 from fedact.compression.packing import pack_codes, unpack_codes
 
 CHUNK = 2**18
-"""Elements at a time: what is made of them stays in the cache, where a whole tensor's would ask for fresh pages."""
+"""Elements at a time: their intermediate values stay in the cache, those of a whole tensor need new memory pages."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -21,13 +21,13 @@ def flattened(x: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def restored(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
-    """Return the tensor behind ``flattened``, as a view."""
+    """Return the tensor that ``flattened`` flattened, as a view of ``flat``."""
     back = sorted(range(len(order)), key=lambda place: order[place])
     return flat.view([shape[dimension] for dimension in order]).permute(back)
 
 
 def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor]) -> UInt8[Tensor, " bytes"]:
-    """Return, packed in this order, what an elementwise mask says of x."""
+    """Return the elementwise ``mask`` of x, 8 elements a byte, with the dimensions in this order."""
     flat = flattened(x, order)
     packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
     for part, place in zip(torch.split(flat, CHUNK), torch.split(packed, CHUNK // 8), strict=True):
@@ -35,11 +35,11 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
     return packed
 
 
-def where_set(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
-    """Return a copy of x, its memory in this order, with zeros where the packed mask is not set."""
+def apply_mask(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
+    """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order."""
     flat = flattened(x, order)
     result = torch.empty_like(flat)
-    # An integer times 0 or 1 has the very bits or none, whatever number they stand for: 0 for an infinity too.
+    # As integers, bits times 1 are the same bits, and times 0 are 0, even for an infinity.
     parts = (torch.split(tensor.view(INTEGERS[x.element_size()]), CHUNK) for tensor in (flat, result))
     for part, place, mask in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
         torch.mul(part, unpack_codes(mask, 1, len(part)).view(torch.bool), out=place)

@@ -1,4 +1,4 @@
-"""A layer norm over channels that keeps its input through a method."""
+"""A layer norm over channels that saves its input compressed."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from fedact.torch_private import native_layer_norm_backward
 
 
 class CompressedChannelNorm(Smooth, ChannelNorm):
-    """Layer norm over channels, never trained: its gradient is that of the reconstruction, as a smooth activation's is."""
+    """Layer norm over channels, never trained; its gradient is computed from the reconstructed input."""
 
     plain: ClassVar[type[nn.Module]] = ChannelNorm
 
@@ -21,7 +21,7 @@ class CompressedChannelNorm(Smooth, ChannelNorm):
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
         # Under autocast x, and on a CPU its gradient too, are of a lower type.
         dtype = next(self.parameters(), x).dtype
-        last, gradient = (each.permute(0, 2, 3, 1).to(dtype) for each in (x, grad_output))
+        last, gradient = (tensor.permute(0, 2, 3, 1).to(dtype) for tensor in (x, grad_output))
         variance, mean = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
-        kept = (last, self.normalized_shape, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
-        return native_layer_norm_backward(gradient, *kept, [True, False, False])[0].permute(0, 3, 1, 2)
+        arguments = (last, self.normalized_shape, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
+        return native_layer_norm_backward(gradient, *arguments, [True, False, False])[0].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""A Sequential whose children run again in the backward pass instead of keeping anything but their inputs."""
+"""Gradient checkpointing: a Sequential that saves its segments' inputs, and runs them again in the backward pass."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -14,18 +14,18 @@ from fedact.nn.layers.compressed import CodecLayer
 from fedact.torch_private import version
 
 
-class _Circumstances:
-    """What a segment ran under, besides its input: the generators' states and autocast."""
+class _RunContext:
+    """The global state that a segment's result depends on: random generators and autocast."""
 
     def __init__(self, device: torch.device) -> None:
         self.kind = device.type
         self.devices = [device] if device.type == "cuda" else []
         self.random = torch.random.get_rng_state()
-        self.device_random = [torch.cuda.get_rng_state(each) for each in self.devices]
+        self.device_random = [torch.cuda.get_rng_state(cuda) for cuda in self.devices]
         self.autocast = torch.is_autocast_enabled(self.kind), torch.get_autocast_dtype(self.kind)
 
-    def again(self) -> ExitStack:
-        """Return a context in which the segment does what it did; the generators are put back after."""
+    def restored(self) -> ExitStack:
+        """Return a context manager with this state in force; on leaving it, the generators are as before."""
         enabled, dtype = self.autocast
         stack = ExitStack()
         stack.enter_context(torch.random.fork_rng(devices=self.devices))
@@ -37,13 +37,13 @@ class _Circumstances:
 
 
 class _Recomputed(torch.autograd.Function):
-    """y = segment(*inputs) that keeps the inputs alone; the parameters are arguments so that their gradients have a way."""
+    """y = segment(*inputs), saving the inputs alone; parameters are arguments so that autograd asks for their gradients."""
 
     @staticmethod
     def forward(ctx: Any, segment: nn.Sequential, count: int, *tensors: Tensor) -> Any:
         inputs = tensors[:count]
         versions = [version(x) for x in inputs]
-        ctx.circumstances = _Circumstances(inputs[0].device)
+        ctx.context = _RunContext(inputs[0].device)
         y = segment(inputs if count > 1 else inputs[0])
         if [version(x) for x in inputs] != versions:
             raise ConfigError("checkpoint: a segment changes its input in place, so that it cannot run again")
@@ -62,18 +62,18 @@ class _Recomputed(torch.autograd.Function):
             for place, (tensor, need) in enumerate(zip(ctx.saved_tensors, needed, strict=True))
         ]
         inputs = tuple(tensors[: ctx.count])
-        with torch.enable_grad(), ctx.circumstances.again():
+        with torch.enable_grad(), ctx.context.restored():
             y = ctx.segment(inputs if ctx.count > 1 else inputs[0])
         outputs = y if isinstance(y, tuple) else (y,)
         pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad]
-        wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-        reached, gradients = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(reached, wanted, gradients, allow_unused=True))
-        return None, None, *(next(found) if need else None for need in needed)
+        differentiable, gradients = zip(*pairs, strict=True)
+        sources = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+        results = iter(torch.autograd.grad(differentiable, sources, gradients, allow_unused=True))
+        return None, None, *(next(results) if need else None for need in needed)
 
 
 class RecomputedSequential(Swapped, nn.Sequential):
-    """A Sequential in segments, each kept as its input; what comes before the first trained layer runs as ever."""
+    """A Sequential checkpointed in segments of ``segment`` trained children; those before the first of them run as usual."""
 
     plain: ClassVar[type[nn.Module]] = nn.Sequential
     segment: int
@@ -82,7 +82,7 @@ class RecomputedSequential(Swapped, nn.Sequential):
         return self._run(self.segments() if torch.is_grad_enabled() else [list(self)], x)
 
     def run_later_segments(self, x: Any) -> Any:
-        """Return the output of all segments but the first, for that one's output; it ends before the first trained layer."""
+        """Return the model's output from the first segment's, which ends before the first trained layer."""
         return self._run(list(self.segments())[1:], x)
 
     def _run(self, segments: Iterable[list[nn.Module]], x: Any) -> Any:
@@ -90,22 +90,22 @@ class RecomputedSequential(Swapped, nn.Sequential):
             run = nn.Sequential(*segment)
             inputs = x if isinstance(x, tuple) else (x,)
             parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
-            passed = parameters or any(getattr(tensor, "requires_grad", False) for tensor in inputs)
-            recomputed = torch.is_grad_enabled() and passed and _are_tensors(x)
+            needs_gradient = parameters or any(getattr(tensor, "requires_grad", False) for tensor in inputs)
+            recomputed = torch.is_grad_enabled() and needs_gradient and _are_tensors(x)
             x = _Recomputed.apply(run, len(inputs), *inputs, *parameters) if recomputed else run(x)
         return x
 
     def segments(self) -> Iterator[list[nn.Module]]:
-        """Yield the children before the first with a trained layer, then groups of ``segment`` such and what follows."""
+        """Yield the children before the first with a trained layer, then groups that hold ``segment`` children with one."""
         group: list[nn.Module] = []
-        keeping = 0
+        trained_children = 0
         for child in self:
-            keeps = any(isinstance(module, CodecLayer) and has_weights(module) for module in child.modules())
-            if keeps and keeping in (0, self.segment):
+            is_trained = any(isinstance(module, CodecLayer) and has_weights(module) for module in child.modules())
+            if is_trained and trained_children in (0, self.segment):
                 if group:
                     yield group
-                group, keeping = [], 0
-            keeping += keeps
+                group, trained_children = [], 0
+            trained_children += is_trained
             group.append(child)
         yield group
 

@@ -1,4 +1,4 @@
-"""Trained layers that keep their input through a method."""
+"""Trained layers that save their input compressed by a method, and the codec that holds the method's state."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class LayerCodec:
-    """A layer's method, with its state for every size of input that the layer has seen.
+    """A layer's method, with one state for every shape (without the batch), type and device of its inputs.
 
-    takers: number of other layers whose inputs are rematerialized from what is saved here. deferred: the slope of the
+    dependents: number of other layers whose inputs are rematerialized from what is saved here. deferred: the slope of the
     activation before, where this layer applies its mask.
     """
 
@@ -28,47 +28,47 @@ class LayerCodec:
         self.method = method
         self.seed = seed
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
-        self.takers = 0
+        self.dependents = 0
         self.deferred: Slope | None = None
-        self._to_hand_on: list[tuple[Method, Compressed]] = []
+        self._shared: list[tuple[Method, Compressed]] = []
 
-    def renew(self, seed: int) -> None:
-        """Forget all states: another client begins."""
-        self.seed, self._to_hand_on = seed, []
+    def reset(self, seed: int) -> None:
+        """Delete all states, and set the seed: for the next client."""
+        self.seed, self._shared = seed, []
         self.states.clear()
 
-    def keep(self, x: Tensor) -> tuple[Any, Compressed]:
-        """Return what is kept of x, with the method that kept it, and remember the state."""
+    def encode(self, x: Tensor) -> tuple[Any, Compressed]:
+        """Return the method used and the compressed x, and update the state for inputs like x."""
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
         # An example's size, not the batch's: the last batch of an epoch is smaller.
         size = (x.shape[1:], x.dtype, x.device)
         compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
         if compressed.state.tensors:
             self.states[size] = compressed.state
-        self._to_hand_on = [(method, compressed)] * self.takers
+        self._shared = [(method, compressed)] * self.dependents
         return method, compressed
 
-    def hand_on(self) -> tuple[Method, Compressed]:
-        """Return what was kept in this forward pass, once to every taker; the last one leaves nothing here.
+    def pop_shared(self) -> tuple[Method, Compressed]:
+        """Return the input compressed in this forward pass, with its method; at most once for each dependent.
 
-        Raises RuntimeError where the layer that keeps it has not run.
+        Raises RuntimeError where this codec's layer has not run.
         """
-        if not self._to_hand_on:
+        if not self._shared:
             raise RuntimeError(
                 "a layer's input is made again from another layer's, which has not run: take derive=0 for parts"
             )
-        return self._to_hand_on.pop()
+        return self._shared.pop()
 
     def stored_elements(self, tensor: Tensor) -> int:
-        """Return how many elements a kept tensor stands for."""
+        """Return the number of elements that a saved tensor stores, for the papers' memory figure."""
         return self.method.stored_elements(tensor)
 
     def load(self, size: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
-        """Start inputs of this size (an example's, in the tensors' type) from a state found elsewhere."""
+        """Set the state for inputs of this size (without the batch) in the tensors' type and device."""
         self.states[torch.Size(size), tensors[0].dtype, tensors[0].device] = State(tensors)
 
     def state_tensors(self) -> list[Tensor]:
-        """Return what is kept between steps."""
+        """Return the tensors that are kept between steps."""
         return [tensor for state in self.states.values() for tensor in state.tensors]
 
 
@@ -79,20 +79,20 @@ class CodecLayer(Swapped, nn.Module):
 
     @property
     def method(self) -> Method:
-        """The method that its input is kept through."""
+        """The method that compresses its input."""
         return self.codec.method
 
     def state_tensors(self) -> list[Tensor]:
-        """Return what the method keeps between steps."""
+        """Return the tensors that the method keeps between steps."""
         return self.codec.state_tensors()
 
     def stored_elements(self, tensor: Tensor) -> int:
-        """Return how many elements a kept tensor stands for."""
+        """Return the number of elements that a saved tensor stores, for the papers' memory figure."""
         return self.codec.stored_elements(tensor)
 
 
 def save(ctx: Any, method: Any, compressed: Compressed, *others: Tensor) -> None:
-    """Save what is kept, and other tensors, for the backward pass of an autograd function."""
+    """Save a compressed input, and other tensors, for the backward pass of an autograd function."""
     state = compressed.state.tensors if method.traits.reads_state else ()
     ctx.save_for_backward(*others, *compressed.tensors, *state)
     ctx.places = len(others), len(others) + len(compressed.tensors)
@@ -100,14 +100,14 @@ def save(ctx: Any, method: Any, compressed: Compressed, *others: Tensor) -> None
 
 
 def saved(ctx: Any) -> tuple[Compressed, tuple[Tensor, ...]]:
-    """Return what ``save`` saved: what is kept, and the others."""
+    """Return what ``save`` saved: the compressed input, and the other tensors."""
     first, last = ctx.places
     tensors, (metadata, state) = ctx.saved_tensors, ctx.layout
     return Compressed(tensors[first:last], metadata, State(tensors[last:], state)), tensors[:first]
 
 
-class _WithKeptInput(torch.autograd.Function):
-    """y = operation(x, weight, bias) that keeps x as the method says; computed in ``dtype`` where autocast asks for one."""
+class _CompressedInput(torch.autograd.Function):
+    """y = operation(x, weight, bias), saving x compressed by the method; computed in autocast's ``dtype`` unless None."""
 
     @staticmethod
     def forward(
@@ -122,8 +122,8 @@ class _WithKeptInput(torch.autograd.Function):
         ctx.types = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)]
         x, cast_weight, cast_bias = in_type(dtype, x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = codec.keep(x)
-            # The weight as it is: what autocast made of it need not be kept, it can be made again.
+            ctx.method, compressed = codec.encode(x)
+            # The weight itself: its cast copy can be computed again.
             save(ctx, ctx.method, compressed, weight)
             ctx.shape, ctx.operation, ctx.dtype, ctx.deferred = x.shape, operation, dtype, codec.deferred
             return operation.forward(x, cast_weight, cast_bias)
@@ -152,20 +152,20 @@ class _WithKeptInput(torch.autograd.Function):
 def in_type(
     dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the three in the type that autocast asks for, as they are where it asks for none."""
+    """Return x, weight and bias cast to ``dtype``, unchanged for None."""
     if dtype is None:
         return x, weight, bias
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
-    """Return the type that autocast runs a convolution or a matrix product of x in, None where it leaves x alone."""
+    """Return the type that autocast computes a convolution or matrix product of x in, None where it casts nothing."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64 else None
 
 
 class CompressedConv2d(CodecLayer, nn.Conv2d):
-    """A convolution that keeps its input through a method."""
+    """A convolution that saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
@@ -174,24 +174,24 @@ class CompressedConv2d(CodecLayer, nn.Conv2d):
             return super().forward(x)
         batched = x if x.dim() == 4 else x.unsqueeze(0)
         operation, dtype = Convolution.of(self), autocast_type(x)
-        y: Tensor = _WithKeptInput.apply(batched, self.weight, self.bias, self.codec, operation, dtype)
+        y: Tensor = _CompressedInput.apply(batched, self.weight, self.bias, self.codec, operation, dtype)
         return y if x.dim() == 4 else y.squeeze(0)
 
 
 class CompressedLinear(CodecLayer, nn.Linear):
-    """A linear layer that keeps its input through a method."""
+    """A linear layer that saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(x)
-        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.codec, MatrixProduct(), autocast_type(x))
+        y: Tensor = _CompressedInput.apply(x, self.weight, self.bias, self.codec, MatrixProduct(), autocast_type(x))
         return y
 
 
 class CompressedBatchNorm2d(CodecLayer, nn.BatchNorm2d):
-    """Batch norm that uses its running statistics, trains its scale and shift, and keeps its input through a method."""
+    """Batch norm with its running statistics and trained scale and shift, which saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
 
@@ -201,5 +201,5 @@ class CompressedBatchNorm2d(CodecLayer, nn.BatchNorm2d):
         operation = Normalization(self.running_mean, self.running_var, self.eps)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return operation.forward(x, self.weight, self.bias)
-        y: Tensor = _WithKeptInput.apply(x, self.weight, self.bias, self.codec, operation, None)
+        y: Tensor = _CompressedInput.apply(x, self.weight, self.bias, self.codec, operation, None)
         return y

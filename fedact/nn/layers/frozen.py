@@ -1,4 +1,4 @@
-"""Layers that are not trained: convolutions and norms that keep no activation, dropout that is off."""
+"""Frozen layers: convolutions and norms that save no activation, and dropout that is off."""
 
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from fedact.nn.layers.compressed import autocast_type, in_type
 
 
 class _FrozenConvolution(torch.autograd.Function):
-    """A convolution with frozen weights, whose input gradient needs no activation; autograd would keep the input."""
+    """A convolution with frozen weights, whose input gradient needs no activation; autograd would save the input."""
 
     @staticmethod
     def forward(
@@ -34,7 +34,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 class FrozenConv2d(Swapped, nn.Conv2d):
-    """A convolution that keeps nothing (while its weights are frozen)."""
+    """A convolution that saves no activation (while its weights are frozen)."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
@@ -65,7 +65,7 @@ class _FrozenNorm(torch.autograd.Function):
 
 
 class EvalBatchNorm2d(Swapped, nn.BatchNorm2d):
-    """Batch norm that uses its running statistics in training too, and leaves the rest to autograd."""
+    """Batch norm that uses its running statistics in training too; autograd saves what it needs."""
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
 
@@ -74,7 +74,7 @@ class EvalBatchNorm2d(Swapped, nn.BatchNorm2d):
 
 
 class FrozenBatchNorm2d(EvalBatchNorm2d):
-    """Batch norm that uses its running statistics and keeps nothing (while its scale and shift are frozen)."""
+    """Batch norm that uses its running statistics, and saves no activation (while its scale and shift are frozen)."""
 
     def forward(self, x: Tensor) -> Tensor:
         trained = self.weight is not None and (self.weight.requires_grad or self.bias.requires_grad)

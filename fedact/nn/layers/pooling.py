@@ -1,4 +1,4 @@
-"""Pooling that keeps no activation: an average needs its input's shape alone, a maximum where in each window it was."""
+"""Pooling that saves no activation: average pooling needs the input's shape alone, max pooling the maxima's places."""
 
 from collections.abc import Sequence
 from math import prod
@@ -19,17 +19,17 @@ from fedact.torch_private import (
     max_pool2d_with_indices_backward,
 )
 
-MOST_PLACES = 2 ** max(WORDS)
-"""Places in a window that a byte tells apart."""
+MAX_PLACES = 2 ** max(WORDS)
+"""The largest window, in elements, whose places can be packed."""
 
 
 def _of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return a tensor that stands for one of which a kernel reads the shape alone; it keeps one element."""
+    """Return a tensor of a shape with one element of memory, for kernels that read the shape alone."""
     return like.new_empty(1).expand(*shape)
 
 
-class _Averaged(torch.autograd.Function):
-    """y = the module's average pooling of x, which keeps x's shape; autograd would keep x."""
+class _AveragePooling(torch.autograd.Function):
+    """y = the module's average pooling of x, saving x's shape; autograd would save x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Average") -> Tensor:
@@ -43,20 +43,20 @@ class _Averaged(torch.autograd.Function):
 
 
 class Average(Swapped, nn.Module):
-    """An average pooling that keeps nothing."""
+    """An average pooling that saves no tensor."""
 
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
-        """Return the input's gradient; like: of the input's shape."""
+        """Return the input's gradient; like: a tensor of the input's shape."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)  # type: ignore[no-any-return]
-        return _Averaged.apply(x, self)  # type: ignore[no-any-return]
+        return _AveragePooling.apply(x, self)  # type: ignore[no-any-return]
 
 
 class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
-    """Average pooling to a size that keeps the input's shape."""
+    """Average pooling to an output size, saving the input's shape alone."""
 
     plain: ClassVar[type[nn.Module]] = nn.AdaptiveAvgPool2d
 
@@ -65,7 +65,7 @@ class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
 
 
 class ShapeAvgPool2d(Average, nn.AvgPool2d):
-    """Average pooling of windows that keeps the input's shape."""
+    """Average pooling of windows, saving the input's shape alone."""
 
     plain: ClassVar[type[nn.Module]] = nn.AvgPool2d
 
@@ -76,7 +76,7 @@ class ShapeAvgPool2d(Average, nn.AvgPool2d):
 
 
 class Windows(NamedTuple):
-    """The windows of a max pooling, each setting for rows and columns."""
+    """The windows of a max pooling; settings are pairs (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -92,15 +92,15 @@ class Windows(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """How many bits tell the places in a window apart, of the sizes that can be packed."""
+        """The bits for a place in a window: the smallest of the packable sizes that has room for all places."""
         return next(bits for bits in WORDS if prod(self.kernel) <= 2**bits)
 
     def pool(self, x: Tensor) -> tuple[Tensor, Int64[Tensor, "batch channels rows columns"]]:
-        """Return the pooled x, and where each maximum is in its plane."""
+        """Return the pooled x, and every maximum's index in its plane, as torch's."""
         return max_pool2d_with_indices(x, *self)
 
     def places(self, indices: Int64[Tensor, "batch channels rows columns"], width: int) -> UInt8[Tensor, "..."]:
-        """Return where in its window each maximum is, row after row."""
+        """Return every maximum's place in its window (row by row) from its index in its plane of this width."""
         first_row, first_column = self._firsts(indices)
         rows = indices.div(width, rounding_mode="floor")
         columns = indices - rows * width
@@ -109,7 +109,7 @@ class Windows(NamedTuple):
         return rows.mul_(self.kernel[1]).add_(columns).to(torch.uint8)
 
     def indices(self, places: UInt8[Tensor, "batch channels rows columns"], width: int) -> Int64[Tensor, "..."]:
-        """Return the indices behind ``places``."""
+        """Return the maxima's indices in their planes of this width from their places: the inverse of ``places``."""
         first_row, first_column = self._firsts(places)
         rows = places.long().div_(self.kernel[1], rounding_mode="floor")
         columns = places - rows * self.kernel[1]
@@ -117,7 +117,7 @@ class Windows(NamedTuple):
         return rows.mul_(width).add_(columns.mul_(self.dilation[1]).add_(first_column))
 
     def _firsts(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first row and column of each window, which padding puts outside of the plane."""
+        """Return the windows' first rows and columns; with padding, some are negative."""
         rows, columns = (
             torch.arange(size, device=like.device) * stride - padding
             for size, stride, padding in zip(like.shape[2:], self.stride, self.padding, strict=True)
@@ -125,8 +125,8 @@ class Windows(NamedTuple):
         return rows[:, None], columns
 
 
-class _Largest(torch.autograd.Function):
-    """y = max pooling of x that keeps each maximum's place in its window; autograd would keep x, and 8 bytes each."""
+class _MaxPooling(torch.autograd.Function):
+    """y = max pooling of x, saving the maxima's places; autograd would save x, and 8 bytes for every maximum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, windows: Windows) -> Tensor:
@@ -146,13 +146,13 @@ class _Largest(torch.autograd.Function):
 
 
 class PlacedMaxPool2d(Swapped, nn.MaxPool2d):
-    """Max pooling that keeps where each maximum was in its window."""
+    """Max pooling that saves the maxima's places in their windows, packed."""
 
     plain: ClassVar[type[nn.Module]] = nn.MaxPool2d
 
     def forward(self, x: Tensor) -> Any:
         windows = Windows.of(self)
-        plainly = self.return_indices or x.dim() != 4 or prod(windows.kernel) > MOST_PLACES
-        if plainly or not (torch.is_grad_enabled() and x.requires_grad):
+        unsupported = self.return_indices or x.dim() != 4 or prod(windows.kernel) > MAX_PLACES
+        if unsupported or not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
-        return _Largest.apply(x, windows)
+        return _MaxPooling.apply(x, windows)

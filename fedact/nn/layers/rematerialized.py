@@ -1,4 +1,4 @@
-"""Rematerialized inputs: not saved, but computed again, where the backward pass needs them, from a saved one."""
+"""Layers with rematerialized inputs: not saved, but recomputed in the backward pass from another layer's saved input."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,7 +15,7 @@ from fedact.nn.layers.frozen import FrozenConv2d
 class Rematerialization:
     """Stand-in for a Method where the input is rematerialized: decode the source tensor, run the layers between.
 
-    All tensors on the way are this operation's working memory and gone when it returns.
+    Intermediate tensors are freed when a gradient is returned.
     """
 
     def __init__(self, method: Method, chain: Sequence[nn.Module], dtype: torch.dtype) -> None:
@@ -23,13 +23,13 @@ class Rematerialization:
         self.traits = method.traits
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        """Return the input as the layers between make it."""
+        """Return the input, recomputed from the compressed source tensor through the layers between."""
         x = self.method.reconstruct(compressed)
         with torch.no_grad():
             for module in self.chain:
                 # In the weights' type, whatever autocast chose.
                 x = next((x.to(weight.dtype) for weight in module.parameters()), x)
-                # Not by a call: no hook is meant for this.
+                # Not by a call, so that hooks do not run.
                 x = type(module).forward(module, x)
         return x.to(self.dtype)
 
@@ -43,18 +43,19 @@ class Rematerialization:
 
 
 class RematerializedCodec(LayerCodec):
-    """The codec of a layer whose input is rematerialized from what another codec saved; it saves nothing itself.
+    """The codec of a layer whose input is rematerialized from what its ``source`` saved; it saves nothing itself.
 
-    counts: whether the papers' figure counts the other's tensors here, because the other layer is not trained.
+    chain: the modules from the source's input to this layer's. counts: whether the papers' memory figure counts the
+    source's tensors at this layer, because the source is frozen.
     """
 
-    def __init__(self, origin: LayerCodec, chain: Sequence[nn.Module], counts: bool) -> None:
-        super().__init__(origin.method, origin.seed)
-        self.origin, self.chain, self.counts = origin, chain, counts
-        origin.takers += 1
+    def __init__(self, source: LayerCodec, chain: Sequence[nn.Module], counts: bool) -> None:
+        super().__init__(source.method, source.seed)
+        self.source, self.chain, self.counts = source, chain, counts
+        source.dependents += 1
 
-    def keep(self, x: Tensor) -> tuple[Rematerialization, Compressed]:
-        method, compressed = self.origin.hand_on()
+    def encode(self, x: Tensor) -> tuple[Rematerialization, Compressed]:
+        method, compressed = self.source.pop_shared()
         return Rematerialization(method, self.chain, x.dtype), compressed
 
     def stored_elements(self, tensor: Tensor) -> int:
@@ -68,5 +69,5 @@ class SourceConv2d(CodecLayer, FrozenConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self.codec.keep((x if x.dim() == 4 else x.unsqueeze(0)).detach())
+            self.codec.encode((x if x.dim() == 4 else x.unsqueeze(0)).detach())
         return super().forward(x)

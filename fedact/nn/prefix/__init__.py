@@ -1,1 +1,1 @@
-"""The frozen prefix: the part of a model before its first trained layer, cut off, run in chunks, its outputs kept."""
+"""The frozen prefix, the part of a model before its first trained layer: split off, run in chunks, its outputs stored."""

@@ -1,4 +1,4 @@
-"""Runs the frozen part of a model on a few examples at a time, and the trained part on all of them."""
+"""Runs a model's frozen prefix a few examples at a time, and the suffix on the whole batch."""
 
 from functools import cache
 from typing import Any
@@ -13,46 +13,46 @@ from fedact.nn.prefix.split import Split, split
 
 _PREFIX = "_fedact_prefix"
 ROUNDING = 1e-3
-"""Convolutions of other batch sizes add up in another order; examples that mix differ by far more."""
+"""Relative tolerance: batch sizes change the order of a convolution's sums; dependent examples differ by far more."""
 
 
 class _Prefix:
-    """How many examples at a time the frozen part is run on, the model's own class, and its parts as they last were."""
+    """The state of a model that runs in chunks: examples at a time, its class before, and its last split."""
 
     def __init__(self, chunk: int, before: type[nn.Module]) -> None:
         self.chunk, self.before = chunk, before
-        self.seen: Any = None
-        self.cut: Split | None = None
+        self.structure: Any = None
+        self.last_split: Split | None = None
 
     def __deepcopy__(self, _: Any) -> "_Prefix":
         return _Prefix(self.chunk, self.before)
 
     def split(self, model: nn.Module) -> Split | None:
-        """Return the model in two; its parts are looked for again where it has changed."""
-        now = structure(model), [parameter.requires_grad for parameter in model.parameters()]
-        if now != self.seen:
-            self.seen, self.cut = now, split(model)
-        return self.cut
+        """Return the model's split, cached until its structure or its trainable parameters change."""
+        current = structure(model), [parameter.requires_grad for parameter in model.parameters()]
+        if current != self.structure:
+            self.structure, self.last_split = current, split(model)
+        return self.last_split
 
 
-def put_in(model: nn.Module, chunk: int) -> None:
-    """Let a model's frozen part run on ``chunk`` examples at a time where gradients are wanted; in place."""
+def install(model: nn.Module, chunk: int) -> None:
+    """Run a model's frozen prefix ``chunk`` examples at a time when gradients are enabled; in place."""
     kind: Any = type(model)
     vars(model)[_PREFIX] = prefix = _Prefix(chunk, kind)
     model.__class__ = _chunked(kind)
-    # Now, and not within the first step, which may be measured.
+    # Trace now, and not in the first step, which may be measured.
     prefix.split(model)
 
 
-def take_out(model: nn.Module) -> None:
-    """Let a model run at once again; another is left as it is."""
+def restore(model: nn.Module) -> None:
+    """Undo ``install``, in place; other models are left unchanged."""
     if (prefix := vars(model).pop(_PREFIX, None)) is not None:
         model.__class__ = prefix.before
 
 
 @cache
 def _chunked(before: Any) -> Any:
-    """Return a class of models that run in chunks where they can, and as ``before`` where not."""
+    """Return a subclass whose forward runs the prefix in chunks, or as ``before`` where that is not possible."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         split = _split_for(self, args, kwargs)
@@ -60,39 +60,39 @@ def _chunked(before: Any) -> Any:
         return before.forward(self, *args, **kwargs) if split is None or outputs is None else split.run_suffix(outputs)
 
     swapped = issubclass(before, Swapped)
-    own = {"plain": before.plain if swapped else before, "forward": forward}
-    return type(before.__name__, (before,) if swapped else (Swapped, before), own)
+    attributes = {"plain": before.plain if swapped else before, "forward": forward}
+    return type(before.__name__, (before,) if swapped else (Swapped, before), attributes)
 
 
 def _split_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split | None:
-    """Return the model in two where it is called with a batch of images, and gradients are wanted."""
+    """Return the model's split for a call with one batch of images and gradients enabled, else None."""
     x, prefix = args[0] if args else None, vars(model)[_PREFIX]
     if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.dim() != 4:
         return None
-    wanted = torch.is_grad_enabled() and not x.requires_grad and len(x) > 0
-    return prefix.split(model) if wanted else None
+    trains = torch.is_grad_enabled() and not x.requires_grad and len(x) > 0
+    return prefix.split(model) if trains else None
 
 
 @torch.no_grad()
 def in_chunks(split: Split, x: Tensor, chunk: int) -> list[Tensor] | None:
     """Return the prefix's outputs for a whole batch, computed ``chunk`` examples at a time, each written into one tensor.
 
-    None where they can't be: one does not hold an example after the other, or is another view of what another one holds.
+    None where an output is not indexed by example first, or is a different view of another output's memory.
     """
     wholes: list[Tensor] | None = None
     for start in range(0, len(x), chunk):
         part = x[start : start + chunk]
-        # A part's values have no name here: they are gone when the next part's are made.
+        # The values have no name here, so that they are freed before the next part's are computed.
         wholes = _written(wholes, split.prefix(part), part, x, start)
         if wholes is None:
             return None
     return wholes
 
 
-def examples_stand_alone(split: Split, x: Tensor) -> bool:
-    """Tell whether the prefix makes the same of every example of a batch, to rounding, whether alone or among the others.
+def examples_are_independent(split: Split, x: Tensor) -> bool:
+    """Tell whether the prefix's output for an example is the same alone and in a batch, up to rounding.
 
-    x: at least two examples. No graph tells that of whatever code a model may have; what it does with examples, does.
+    x: at least two examples. Measured by running the prefix, for a graph cannot decide it for arbitrary code.
     """
     alone, together = in_chunks(split, x, 1), split.prefix(x)
     if alone is None or len(x) < 2:
@@ -104,10 +104,10 @@ def examples_stand_alone(split: Split, x: Tensor) -> bool:
 def _written(
     wholes: list[Tensor] | None, values: tuple[Any, ...], part: Tensor, x: Tensor, start: int
 ) -> list[Tensor] | None:
-    """Write a part's values into the whole ones, which the first part's make room for."""
+    """Write a part's values into the whole tensors, allocated at the first part; None where shapes do not fit."""
     if not all(isinstance(value, Tensor) and value.shape[:1] == part.shape[:1] for value in values):
         return None
-    wholes = _room_for(values, part, x) if wholes is None else wholes
+    wholes = _allocated(values, part, x) if wholes is None else wholes
     if wholes is None or any(value.shape[1:] != whole.shape[1:] for value, whole in zip(values, wholes, strict=True)):
         return None
     for value, whole in zip(values, wholes, strict=True):
@@ -116,15 +116,15 @@ def _written(
     return wholes
 
 
-def _room_for(values: tuple[Tensor, ...], part: Tensor, x: Tensor) -> list[Tensor] | None:
-    """Return a tensor for each value, the same one for the same value; the input's own for the input."""
+def _allocated(values: tuple[Tensor, ...], part: Tensor, x: Tensor) -> list[Tensor] | None:
+    """Return empty tensors for the whole batch, one a distinct value, x itself for the input; None for overlapping views."""
     known = [(part, x)]
     for value in values:
         others = [(other, whole) for other, whole in known if _storage(other) == _storage(value)]
-        # What is written into one view would have to show in the other.
+        # A write to one view would change the other.
         if any(_geometry(other) != _geometry(value) for other, _ in others):
             return None
-        # In the same order in memory.
+        # Same order of dimensions in memory.
         shape, order = (len(x), *value.shape[1:]), memory_order(value)
         empty = None if others else torch.empty_permuted(shape, order, dtype=value.dtype, device=value.device)
         known.append((value, others[0][1] if empty is None else empty))

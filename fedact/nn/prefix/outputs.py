@@ -9,10 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.prefix.chunks import examples_stand_alone
+from fedact.nn.prefix.chunks import examples_are_independent
 from fedact.nn.prefix.split import Split
 
-LEAST_GROUP, LARGEST_GROUP = 16, 64
+MIN_GROUP, MAX_GROUP = 16, 64
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 Positions = Int[np.ndarray, " examples"]
@@ -20,7 +20,7 @@ Positions = Int[np.ndarray, " examples"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an output of the prefix is stored: shape and type of one example's, in its order of dimensions in memory."""
+    """How a prefix output is stored, by example: shape (without examples), order of dimensions in memory, and type."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]
@@ -28,35 +28,35 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of one example's part."""
+        """Bytes an example."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def kept(self, value: Tensor) -> Tensor:
-        """Return a value with its dimensions in the order of memory, examples first."""
+    def to_memory_order(self, value: Tensor) -> Tensor:
+        """Return a view with the dimensions in the order of memory, examples first."""
         return value.permute(self.order)
 
-    def taken(self, kept: Tensor) -> Tensor:
-        """Return the value behind ``kept``."""
-        return kept.permute([self.order.index(dimension) for dimension in range(len(self.order))])
+    def from_memory_order(self, stored: Tensor) -> Tensor:
+        """Return the view with its usual dimensions: the inverse of ``to_memory_order``."""
+        return stored.permute([self.order.index(dimension) for dimension in range(len(self.order))])
 
 
 def group_for(examples: float) -> int:
-    """Return on how many examples the frozen part is always run at once where clients hold so many.
+    """Return the prefix's fixed batch size, 16 to 64, for clients with so many examples.
 
-    Kernels are chosen by a batch's size; at one size what becomes of an example depends neither on its place nor on the
-    others. Large groups take less time an example, and a client's last group is filled up.
+    Kernels are chosen by the batch size, so at one size an example's output is bit-identical in any batch. Larger groups
+    take less time an example; a client's last group is padded.
     """
-    return next((size for size in (LEAST_GROUP, 2 * LEAST_GROUP) if examples <= size), LARGEST_GROUP)
+    return next((size for size in (MIN_GROUP, 2 * MIN_GROUP) if examples <= size), MAX_GROUP)
 
 
 def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
-    """Return how the prefix's outputs are stored, None where they cannot be stored example by example."""
-    x, _ = load(_padded(positions[:LEAST_GROUP], LEAST_GROUP))
+    """Return the layouts of the prefix's outputs, None where they cannot be stored example by example."""
+    x, _ = load(_padded(positions[:MIN_GROUP], MIN_GROUP))
     values = split.prefix(x)
     if not all(isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] for value in values):
         return None
-    storages = [each.untyped_storage().data_ptr() for each in (x, *values)]
-    if len(set(storages)) < len(storages) or not examples_stand_alone(split, x[:2]):
+    storages = [tensor.untyped_storage().data_ptr() for tensor in (x, *values)]
+    if len(set(storages)) < len(storages) or not examples_are_independent(split, x[:2]):
         return None
     orders = [tuple(memory_order(value)) for value in values]
     if any(order[0] != 0 for order in orders):
@@ -69,15 +69,16 @@ def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...
 
 @torch.no_grad()
 def outputs_by_group(
-    split: Split, load: Load, positions: Positions, kept_as: Sequence[Layout], group: int
+    split: Split, load: Load, positions: Positions, stored_layouts: Sequence[Layout], group: int
 ) -> Iterator[tuple[Positions, list[Tensor]]]:
-    """Yield the prefix outputs of examples, a group at a time: positions, and tensors in the layouts ``kept_as``."""
+    """Yield (positions, their prefix outputs in memory order, a tensor a layout), ``group`` examples at a time."""
     for start in range(0, len(positions), group):
         chosen = positions[start : start + group]
         x, _ = load(_padded(chosen, group))
-        values = zip(kept_as, split.prefix(x), strict=True)
-        yield chosen, [layout.kept(value)[: len(chosen)] for layout, value in values]
+        values = zip(stored_layouts, split.prefix(x), strict=True)
+        yield chosen, [layout.to_memory_order(value)[: len(chosen)] for layout, value in values]
 
 
 def _padded(positions: Positions, group: int) -> Positions:
+    """Return the positions, the last one repeated up to the group's size."""
     return np.pad(positions, (0, group - len(positions)), mode="edge")

@@ -1,4 +1,4 @@
-"""A model cut in two: its frozen prefix and the suffix from the first trained layer on."""
+"""A model split into its frozen prefix and its suffix, which goes on from the prefix's outputs."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from fedact.nn.prefix.graph import Parts, Suffix, parts_of
 class Split:
     """A model in two: ``suffix(*prefix(x))`` is ``model(x)``, but for the model's hooks.
 
-    The cut is before the first layer that is trained or keeps its input for one that is. The prefix calls the outermost
-    frozen modules. The suffix calls all others, also those that have begun in the prefix: their hooks see what they return,
-    but no input. It remembers the interpreter of each graph that it has run.
+    The cut is before the first layer that is trained, or saves its input for a trained one. The prefix calls the outermost
+    frozen modules. The suffix calls all others, also those with a part in the prefix: their hooks get the output, but no
+    input.
     """
 
     model: nn.Module
@@ -28,7 +28,7 @@ class Split:
     _interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, init=False, repr=False)
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
-        """Return the frozen prefix's outputs, without gradients; tensors on the way are freed as soon as they can be."""
+        """Return the frozen prefix's outputs, without gradients; intermediate tensors are freed after their last use."""
         with torch.no_grad():
             return self._run(self.model, self.parts.before, x)  # type: ignore[no-any-return]
 
@@ -37,8 +37,8 @@ class Split:
         return self.run_suffix(list(outputs))
 
     def run_suffix(self, outputs: list[Any]) -> Any:
-        """Return what ``suffix`` does, and empty the list at once, so that nothing in it lives for longer than it must."""
-        values = [{node: outputs[place] for node, place in suffix.takes.items()} for suffix in self.parts.suffixes]
+        """Return ``suffix(*outputs)``, and empty the list, so that the outputs can be freed while the suffix runs."""
+        values = [{node: outputs[place] for node, place in suffix.inputs.items()} for suffix in self.parts.suffixes]
         outputs.clear()
         return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
 
@@ -55,28 +55,28 @@ class Split:
         return self._run(module, suffix.graph, initial_env=values)
 
     def _run(self, module: nn.Module, graph: Graph, *args: Any, **options: Any) -> Any:
-        # An interpreter looks through all modules when it is made.
+        # Cached, for its construction searches all modules.
         if (module, graph) not in self._interpreters:
-            self._interpreters[module, graph] = made = Interpreter(module, graph=graph)
-            # A layer's own error is the user's to read as it is.
-            made.extra_traceback = False
+            self._interpreters[module, graph] = Interpreter(module, graph=graph)
+            # A layer's error reaches the user unchanged.
+            self._interpreters[module, graph].extra_traceback = False
         interpreter = self._interpreters[module, graph]
         try:
             return interpreter.run(*args, **options)
         finally:
-            # It would keep what it returned alive.
+            # Otherwise the interpreter would hold its result.
             interpreter.env = {}
 
 
 def split(model: nn.Module) -> Split | None:
-    """Return a plain or an installed model in two, or None where it cannot be cut: see ``graph.parts_of``."""
+    """Return the split of a plain or installed model, None where it cannot be cut (see ``graph.parts_of``)."""
     parts = parts_of(model)
     return None if parts is None else Split(model, parts)
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixOutputs:
-    """What a model's frozen prefix made of a batch, from which the model goes on in place of the images.
+    """The outputs of a model's frozen prefix for a batch, which replace the images as the model's input.
 
     values: the prefix's outputs, examples first.
     """
@@ -88,33 +88,34 @@ class PrefixOutputs:
         return replace(self, values=tuple(value[part] for value in self.values))
 
     def under(self, model: nn.Module) -> Self:
-        """Return the same outputs for another model with the same weights that is cut at the same place."""
+        """Return these outputs as the input of another model with the same weights and the same cut."""
         return self if model is self.split.model else replace(self, split=Split(model, self.split.parts))
 
     def scores(self) -> Tensor:
-        """Return the model's output for the batch; the values stay as they are."""
+        """Return the model's output for the batch; the stored values are not changed."""
 
         def suffix(*values: Any) -> Any:
-            # Copied here, as the prefix would make them: the copies are the step's, and gone as soon as they can be.
-            return self.split.run_suffix([_copied(value) for value in values])
+            # Copies, like fresh outputs of the prefix: the step may change them, and frees them after their last use.
+            return self.split.run_suffix(
+                [
+                    value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else copy.deepcopy(value)
+                    for value in values
+                ]
+            )
 
         with in_place_of_forward(self.split.model, suffix):
             return self.split.model(*self.values)  # type: ignore[no-any-return]
 
 
-def _copied(value: Any) -> Any:
-    return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
 @contextmanager
 def in_place_of_forward(module: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
-    """Let a call of the module run something else than its forward."""
-    own = vars(module).get("forward")
+    """Within this context, make a call of the module run ``run`` instead of its forward."""
+    override = vars(module).get("forward")
     module.forward = run
     try:
         yield
     finally:
-        if own is None:
+        if override is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = override
