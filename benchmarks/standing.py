@@ -5,9 +5,8 @@ python benchmarks/standing.py --write            also append them to results/sta
 python benchmarks/standing.py --quick            everything, on small cases, in about a minute (never written)
 python benchmarks/standing.py --tree DIR         measure another checkout
 
-The anchor is a fixed plain PyTorch step, timed before every case. "ratio" is now / last; of seconds, after dividing both by
-their anchors' seconds, so that a slower or busier machine does not read as a slower program. The exit code is 0 unless
-something failed to run.
+The anchor is a fixed plain PyTorch step, timed before and after every case. "ratio" is now / last; of seconds, after
+dividing both by their anchors' seconds: a slower machine is no slower program. The exit code is 0 unless something failed.
 """
 
 import argparse
@@ -193,9 +192,10 @@ def measure(bench: Bench, names: list[str]) -> tuple[dict[str, Figures], bool]:
     """Return the figures of each case, its anchor's seconds among them, and whether every case ran or was skipped."""
     found, complete = {}, True
     for name in names:
-        begin, anchor = time.perf_counter(), anchor_seconds()
+        begin, before = time.perf_counter(), anchor_seconds()
         try:
-            found[name] = {"anchor, seconds": anchor, **CASES[name](bench)}
+            figures = CASES[name](bench)
+            found[name] = {"anchor, seconds": (before + anchor_seconds()) / 2, **figures}
             print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
         except Skipped as reason:
             print(f"{name}: skipped, {reason}", file=sys.stderr)
