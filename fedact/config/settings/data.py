@@ -1,0 +1,41 @@
+"""Settings of the data: which examples, at what size, and who holds them."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fedact.config.errors import as_flag
+from fedact.config.settings.base import Positive, Settings
+
+OF_SEGMENTATION = {
+    "model": "pspnet_mobilenet_v2", "dataset": "synthetic", "batch_size": 8, "calibration": 16, "lr": 0.01,
+}  # fmt: skip
+"""What is not given there."""
+
+
+class DataSettings(Settings):
+    """The examples and how they are dealt out."""
+
+    title: ClassVar[str] = "data"
+
+    task: Literal["classification", "segmentation"] = Field(
+        "classification",
+        description="classification (a class an image) or segmentation (a class a pixel), then with "
+        + ", ".join(f"{as_flag(name)} {value}" for name, value in OF_SEGMENTATION.items()),
+    )
+    dataset: str = Field("digits", description="data set, see --list")
+    data_dir: Path | None = Field(
+        None, description="folder of the data, a file for npz [$FEDACT_DATA, then ~/.cache/fedact/data]"
+    )
+    max_examples: Positive | None = Field(None, description="limit on the training examples, stratified by class [all]")
+    max_test_examples: Positive | None = Field(None, description="limit on the test examples, stratified by class [all]")
+    calibration: Positive = Field(64, description="the server's examples for planning")
+    partition: str = Field("dirichlet:alpha=0.3", description="rule that deals the examples out to the clients, see --list")
+    partition_by: Literal["class", "source"] = Field(
+        "class", description="label that images with masks are dealt by: their most frequent class, or their source"
+    )
+    void: Annotated[int, Field(ge=0, le=255)] = Field(255, description="mask value to ignore (--dataset folder)")
+    resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        None, description="pixels of an image's shorter side [the weights' own, else 64]"
+    )

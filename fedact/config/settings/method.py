@@ -1,0 +1,33 @@
+"""Settings of the method: what stands for the kept activations, and what of the network is trained."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from fedact.config.settings.base import Settings, Switch
+
+
+class MethodSettings(Settings):
+    """How activations are kept, and which layers are trained."""
+
+    title: ClassVar[str] = "method"
+
+    method: tuple[str, ...] = Field(
+        ("hosvd",), min_length=1, description="NAME[:key=value,...], see --list; repeat to compare"
+    )
+    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="trained convolutions from the end; 0 is the head alone"
+    )
+    train_norm: Switch = Field(False, description="train the scales and shifts of batch norms too")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _one_method_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _no_method_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each method may be given once")
+        return value
