@@ -70,7 +70,9 @@ def run_round_bench(config: Config, methods: list[str], file: Path | None) -> in
 def _raced(config: Config, size: str) -> Row:
     """Return the median seconds of a round."""
     with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(config.model_copy(update={"cache_size": size}), RunFolder(Path(folder)))
+        simulation = Simulation(
+            config.model_copy(update={"cache_size": size, "lr": config.usual_lr}), RunFolder(Path(folder))
+        )
         simulation.open_folder()
         experiment, (method,) = simulation.experiment, simulation.methods
         model = copy.deepcopy(simulation.workspace.model_with({}))

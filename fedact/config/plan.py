@@ -14,6 +14,7 @@ from fedact.config.errors import ConfigError
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 """A number of bytes, examples or layers."""
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Plan:
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
     vanilla_step_flops: what plain training of the same layers takes (see ``measure.cost``). by_layer:
-    saved bytes without state by the module that keeps them, "" for the loss.
+    saved bytes without state by the module that keeps them, "" for the loss. lr: the learning rate of the first round after
+    the warm-up, given or chosen; None where the plan is of no run.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -84,6 +86,7 @@ class Plan:
     step_flops: Count | None = None
     vanilla_step_flops: Count | None = None
     by_layer: tuple[tuple[str, Count], ...] = ()
+    lr: Rate | None = None
 
     @property
     def error_per_layer(self) -> float | None:

@@ -20,6 +20,9 @@ GROUPS: tuple[type[Settings], ...] = (
     FleetSettings, BudgetSettings, MethodSettings, ModelSettings, DataSettings, TrainingSettings, RunningSettings,
 )  # fmt: skip
 
+USUAL_LR = {"classification": 0.1, "segmentation": 0.01}
+"""The learning rate, by task, where no trial chooses one."""
+
 
 # The fields of the last base come first.
 class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, MethodSettings, BudgetSettings, FleetSettings):
@@ -83,6 +86,11 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     def data_name(self) -> str:
         """What the data is called: a file or a folder of the user's own by its name."""
         return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
+
+    @property
+    def usual_lr(self) -> float:
+        """The given learning rate, or the task's usual one where it is left to a trial."""
+        return USUAL_LR[self.task] if self.lr == "auto" else self.lr
 
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes, None for no bound."""

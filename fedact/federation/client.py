@@ -79,7 +79,7 @@ def _train(workspace: Workspace, plan: Plan, client: int, number: int, moving: l
         training,
         len(own),
         plan,
-        recipe(config, number),
+        recipe(config, number, plan.lr),
         random,
         measured=workspace.measured,
         audited=(client + number) % AUDIT_EVERY == 0,

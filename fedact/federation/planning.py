@@ -42,7 +42,7 @@ def plan_for(
     layers: trained convolutions, the config's by default. tensors: the global model's trained tensors, none before round 1.
     """
     config = workspace.experiment.config
-    return make_plan(
+    plan = make_plan(
         workspace.model_with(tensors or {}),
         budget,
         example,
@@ -54,6 +54,7 @@ def plan_for(
         train_norm=config.train_norm,
         loss=task_loss,
     )
+    return plan if plan.status == "skipped" else replace(plan, lr=config.usual_lr)
 
 
 def replan_if_worse(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:

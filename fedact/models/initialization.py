@@ -150,7 +150,7 @@ def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing
     """Train the head alone, in place, on the server's examples for the config's ``head_epochs``."""
     if config.head_epochs:
         recipe = PretrainingRecipe(
-            config.head_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay,
+            config.head_epochs, config.batch_size, config.usual_lr, config.momentum, config.weight_decay,
             crop=config.crop, flip=config.flip, only=tuple(head(model)),
         )  # fmt: skip
         _fit(config, model, examples, preprocessing, recipe)

@@ -10,19 +10,19 @@ POWER = 0.9
 """The exponent of ``poly``, as in DeepLab (Chen et al., IEEE TPAMI 40(4), 2018, section 4.1)."""
 
 
-def learning_rate(config: Config, number: int) -> float:
+def learning_rate(config: Config, number: int, lr: float | None = None) -> float:
     """Return the learning rate of round ``number``, which counts from 1.
 
     It rises linearly over the warm-up rounds, and is ``lr`` in the round after; from there the schedule runs over the
-    remaining rounds.
+    remaining rounds. lr: a plan's own, by default the config's.
     """
-    warmup = config.warmup_rounds
+    warmup, lr = config.warmup_rounds, lr or config.usual_lr
     if number <= warmup:
-        return config.lr * number / (warmup + 1)
+        return lr * number / (warmup + 1)
     progress = (number - 1 - warmup) / (config.rounds - warmup)
     if config.schedule == "cosine":
-        return config.lr * ((1 + cos(pi * progress)) / 2)
-    return config.lr * ((1 - progress) ** POWER if config.schedule == "poly" else 1.0)
+        return lr * ((1 + cos(pi * progress)) / 2)
+    return lr * ((1 - progress) ** POWER if config.schedule == "poly" else 1.0)
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Recipe:
     pull: float = 0.0
 
 
-def recipe(config: Config, number: int) -> Recipe:
-    """Return the clients' training settings in round ``number``, which counts from 1."""
+def recipe(config: Config, number: int, lr: float | None = None) -> Recipe:
+    """Return the clients' training settings in round ``number``, which counts from 1; lr: as in ``learning_rate``."""
     return Recipe(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
-        lr=learning_rate(config, number),
+        lr=learning_rate(config, number, lr),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,

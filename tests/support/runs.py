@@ -7,13 +7,13 @@ from typing import Any
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",
     "--resolution", "32", "--clients", "4", "--rounds", "2", "--batch-size", "8", "--calibration", "16",
-    "--local-epochs", "1", "--layers", "2", "--budget", "60KB",
+    "--local-epochs", "1", "--layers", "2", "--budget", "60KB", "--lr", "0.1",
 ]  # fmt: skip
 BOTH = [*TINY, "--method", "vanilla", "--method", "hosvd"]
 """Two methods."""
 SMALL = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "120", "--max-test-examples", "40", "--width", "0.1",
-    "--resolution", "32", "--clients", "2", "--batch-size", "8", "--calibration", "16", "--local-epochs", "1",
+    "--resolution", "32", "--clients", "2", "--batch-size", "8", "--calibration", "16", "--local-epochs", "1", "--lr", "0.1",
 ]  # fmt: skip
 ONE = [*SMALL, "--layers", "0", "--rounds", "1", "--method", "exact"]
 REPLANNED = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "60KB", "--method", "lance:variance=0.8"]
@@ -32,12 +32,12 @@ RUNS = {
     ],
     "pretrained digits": [
         "--max-examples", "400", "--max-test-examples", "100", "--width", "0.1", "--resolution", "16", "--clients", "3",
-        "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "1", "--method", "exact",
+        "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "1", "--method", "exact", "--lr", "0.1",
     ],
 }  # fmt: skip
 FEW_SETTINGS = {
     "dataset": "synthetic", "weights": "none", "max_examples": 60, "max_test_examples": 20, "width": 0.25, "resolution": 32,
-    "clients": 3, "batch_size": 8, "calibration": 16, "local_epochs": 1,
+    "clients": 3, "batch_size": 8, "calibration": 16, "local_epochs": 1, "lr": 0.1,
 }  # fmt: skip
 FEW = [word for key, value in FEW_SETTINGS.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 FEW += ["--layers", "2"]

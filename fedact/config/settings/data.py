@@ -9,7 +9,7 @@ from fedact.config.errors import as_flag
 from fedact.config.settings.base import Positive, Settings
 
 OF_SEGMENTATION = {
-    "model": "pspnet_mobilenet_v2", "dataset": "synthetic", "batch_size": 8, "calibration": 16, "lr": 0.01,
+    "model": "pspnet_mobilenet_v2", "dataset": "synthetic", "batch_size": 8, "calibration": 16,
 }  # fmt: skip
 """What is not given there."""
 

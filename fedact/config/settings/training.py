@@ -18,7 +18,9 @@ class TrainingSettings(Settings):
         None, description="pixels a side of the random squares that clients train on [whole images]"
     )
     flip: Switch = Field(False, description="flip clients' training images at random")
-    lr: Rate = Field(0.1, description="learning rate of the first round after the warm-up")
+    lr: Rate | Literal["auto"] = Field(
+        "auto", description="learning rate of the first round after the warm-up; auto: by trial on the server's examples"
+    )
     schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="constant, cosine or poly learning rate")
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="first rounds, over which the learning rate rises")
     momentum: Share = Field(0.9, description="momentum of the clients' SGD")
