@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from fedact.cli.flags import Parser, command, user_path
+from fedact.cli.flags import Parser, command
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
@@ -13,8 +13,8 @@ from fedact.config.schema import Config
 def parser() -> Parser:
     """Return the command line: one flag for each field of Config, and those that are no part of a run."""
     result = Parser("simulate", __doc__ or "")
-    result.add_argument("--config", type=user_path, metavar="FILE", help="settings in TOML; flags override them")
-    result.add_argument("--resume", type=user_path, metavar="DIR", help="resume a run from its last finished round")
+    result.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags override them")
+    result.add_argument("--resume", type=Path, metavar="DIR", help="resume a run from its last finished round")
     result.add_argument("--dry-run", action="store_true", help="print the plans and the partition, train nothing")
     result.add_argument(
         "--list", action="store_true", help="methods with their settings, models, data sets, partitions, devices"

@@ -29,7 +29,7 @@ def merged_config(given: Config, out: Path, begun: Config) -> Config:
         paths["data_dir"] = given.data_path().absolute()
     for name in ("weights", "pretrain_from"):
         if (text := str(getattr(given, name))) not in ("none", "pretrain", "imagenet"):
-            paths[name] = str(Path(text).absolute())
+            paths[name] = str(Path(text).expanduser().absolute())
     given = given.model_copy(update=paths)
     for name in Config.model_fields:
         now, then = getattr(given, name), getattr(begun, name)

@@ -1,7 +1,7 @@
 """The client's side of Flower: receive plan and tensors, train, measure, reply with the trained tensors."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite, nan
 from typing import Any
 
@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.client_mods import MODS
@@ -30,7 +31,17 @@ AUDIT_EVERY = 10
 @app.train(mods=list(MODS))
 def train(message: Message, context: Context) -> Message:
     """Train one client for one round, in this process's workspace."""
-    return train_on(workspace_of(str(message.content["config"]["experiment"])), message)
+    return train_on(ordered_workspace(message.content["config"]), message)
+
+
+def ordered_workspace(order: Mapping[str, Any]) -> Workspace:
+    """Return this process's workspace for an order; raises ConfigError where its initial weights are not the server's."""
+    workspace, start = workspace_of(str(order["experiment"])), str(order["start"])
+    if (here := workspace.experiment.start_digest) != start:
+        raise ConfigError(
+            f"the server's initial weights are {start[:8]}, and here they are {here[:8]}: machines of one run must be alike"
+        )
+    return workspace
 
 
 def train_on(workspace: Workspace, message: Message) -> Message:

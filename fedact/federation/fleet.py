@@ -16,7 +16,6 @@ from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.federation.local_grid import CLIENT_RAISED, NODE_UNAVAILABLE, failure
-from fedact.federation.node import digest
 from fedact.training.experiment import Experiment
 
 QUERY_SECONDS = 120.0
@@ -157,7 +156,7 @@ class FleetGrid(Grid):
     def __init__(self, fleet: Fleet, experiment: Experiment) -> None:
         self.fleet = fleet
         self.start = experiment.start
-        self.weights_name = digest(experiment.start)
+        self.weights_name = experiment.start_digest
         self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(
                 exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from"}

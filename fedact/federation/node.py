@@ -13,12 +13,10 @@ from torch import Tensor
 from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
-from fedact.config.paths import cache_folder, expanded
 from fedact.config.plan import Plan
-from fedact.config.schema import Config
+from fedact.config.schema import Config, cache_folder
 from fedact.data import Preprocessing
 from fedact.storage import checkpoints
-from fedact.training.prefix_cache import fingerprint
 from fedact.training.workspace import Workspace, prepare_with, workspace_for
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
@@ -62,7 +60,7 @@ def read_node(settings: Mapping[str, Any]) -> Node:
                 f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device"
             )
         budget = parse_budget(size_text(size))
-    return Node(partition, partitions, budget, expanded(str(data_dir)) if data_dir else None)
+    return Node(partition, partitions, budget, Path(str(data_dir)).expanduser() if data_dir else None)
 
 
 def _whole(settings: Mapping[str, Any], key: str) -> int:
@@ -70,11 +68,6 @@ def _whole(settings: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"--node-config: {key} is {'missing' if value is None else repr(value)}, it is a whole number")
     return value
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of tensors in hexadecimal: it changes with every name, shape and bit of them."""
-    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
 def cached_weights() -> list[str]:
@@ -89,7 +82,7 @@ def cache_weights(name: str, tensors: Mapping[str, Tensor]) -> None:
     """
     if not tensors:
         return
-    if digest(tensors) != name:
+    if checkpoints.digest(tensors) != name:
         raise ConfigError("the initial weights that came are not those that were announced")
     checkpoints.save(_weights_folder() / f"{name}.safetensors", tensors)
     kept = sorted(_weights_folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)

@@ -68,6 +68,7 @@ class PartialFedAvg(FedAvg):
         corrupt = fault if fault and fault.kind == "corrupt" else None
         order = {
             "round": number, "client": client, "plan": plan.to_json(), "experiment": self.run.experiment_key,
+            "start": self.run.experiment.start_digest,
             "privacy": config.privacy, "damage": corrupt.damage if corrupt else "",
             "damaged": names[int(corrupt.place * len(names))] if corrupt else "",
         }  # fmt: skip

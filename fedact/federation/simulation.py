@@ -1,12 +1,9 @@
 """One seed of a run: its experiment and plans, and the same ServerApp and ClientApp in any of the runtimes."""
 
-import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -16,6 +13,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import PlanKey, Plans, plans_from_json, plans_json
 from fedact.config.schema import Config
 from fedact.federation import client
+from fedact.federation.header import check_start, run_header
 from fedact.federation.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.federation.plan_check import check_plan
 from fedact.federation.planning import canonical_methods, make_plans
@@ -23,8 +21,7 @@ from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
 from fedact.storage.disk import write_whole
-from fedact.storage.partition_csv import partition_csv, read_partition_bytes
-from fedact.storage.rows import SCHEMA, Row
+from fedact.storage.partition_csv import partition_csv
 from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
 from fedact.training.threads import default_threads
@@ -32,8 +29,6 @@ from fedact.training.workspace import workspace_of
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
 """Opens the grid that reaches the clients of an experiment, and closes it."""
-
-PACKAGES = ("fedact", "flwr", "torch", "torchvision", "numpy", "tensorly")
 
 
 class Simulation:
@@ -57,6 +52,7 @@ class Simulation:
         self.started = folder is not None and folder.records.exists()
         if self.started:
             self._check_partition()
+            check_start(self.folder.header(), self.experiment, self.folder.records)
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
         self.plans: dict[str, Plans] = {
@@ -87,8 +83,11 @@ class Simulation:
     def _check_partition(self) -> None:
         """Raise ConfigError where partition.csv on disk is another partition; an old run has no such file."""
         file = self.folder.partition
-        if os.path.lexists(file) and read_partition_bytes(file) != self.partition.encode():
-            raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
+        try:
+            if file.exists() and file.read_bytes() != self.partition.encode():
+                raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
 
     def open_folder(self) -> None:
         """Write config.toml, plans.json, partition.csv and the header row, as far as they are not there yet."""
@@ -98,17 +97,7 @@ class Simulation:
         if not (self.started and self.folder.partition.exists()):
             write_whole(self.folder.partition, self.partition)
         if not self.started:
-            budgets = self.config.client_budgets()
-            header: Row = {
-                "kind": "run",
-                "schema": SCHEMA,
-                "config": self.config.model_dump(mode="json"),
-                "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-                "classes": list(self.experiment.classes) if self.config.task == "segmentation" else None,
-                "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
-                "command": command(self.config),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            }
+            header = run_header(self.config, self.experiment, self.config.client_budgets(), command(self.config))
             self.folder.append([header])
 
     def run(self, on_round: OnRound, open_grid: OpenGrid | None = None) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fedact.data import Examples, Loader, Preprocessing, augmented, in_blocks
 from fedact.models.tasks import task_loss
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
+from fedact.storage.machine import arithmetic
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def pretrained(
 ) -> dict[str, Tensor]:
     """Return the model's weights after pretraining on the examples, from the cache where they are in it.
 
-    The model itself is trained only without a cached result. name: part of the cache's key, beside examples, preprocessing,
-    recipe and initial weights. folder: the cache.
+    The same bits on a machine whatever the process's number of threads, so that a run does not depend on who filled the
+    cache. The model itself is trained only without a cached result. name: part of the cache's key, beside examples,
+    preprocessing, recipe, initial weights, libraries and processor. folder: the cache.
     """
     file = folder / f"{_fingerprint(model, name, examples, preprocessing, recipe)}.safetensors"
     if (weights := _cached(file, model)) is not None:
@@ -67,10 +71,22 @@ def pretrained(
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
     what = f"fitting {', '.join(recipe.only)}" if recipe.only else "pretraining"
     log.info(f"{what} on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
-    _train(model, Loader(examples, preprocessing), generator, recipe)
+    with one_thread():
+        _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     checkpoints.save(file, weights)
     return weights
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context, compute on one thread: sums are split among threads, and other splits round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cached(file: Path, model: nn.Module) -> dict[str, Tensor] | None:
@@ -123,7 +139,7 @@ def _fingerprint(
 ) -> str:
     """Return the cache key: a digest of everything that the pretrained weights depend on."""
     digest = hashlib.sha256(
-        json.dumps([name, nondefault_settings(preprocessing), nondefault_settings(recipe), torch.__version__]).encode()
+        json.dumps([name, nondefault_settings(preprocessing), nondefault_settings(recipe), arithmetic()]).encode()
     )
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())

@@ -1,5 +1,6 @@
 """Weights on disk: safetensors, whole or not at all, and looked at before they are used."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,28 @@ from torch import Tensor
 from fedact.config.errors import ConfigError
 from fedact.storage.disk import make_folder, write_whole
 
-__all__ = ["check_fit", "load", "load_like", "make_folder", "save"]
+__all__ = ["check_fit", "digest", "load", "load_like", "make_folder", "save"]
 
 
 def save(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the tensors; the file is never half-written."""
     make_folder(file.parent)
     write_whole(file, as_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of tensors, 32 hexadecimal digits of SHA-256: it changes with every name, type, shape and bit.
+
+    >>> import torch
+    >>> digest({"a": torch.zeros(2), "b": torch.ones(1)}) == digest({"b": torch.ones(1), "a": torch.zeros(2)})
+    True
+    """
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
+        result.update(array.numpy().tobytes())
+    return result.hexdigest()[:32]
 
 
 def load(file: Path) -> dict[str, Tensor]:

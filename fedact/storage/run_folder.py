@@ -8,7 +8,7 @@ from pathlib import Path
 from fedact.config.errors import ConfigError
 from fedact.config.plan import PlanKey, plans_from_json
 from fedact.storage.disk import append_lines, read_bytes, sweep, truncate, write_whole
-from fedact.storage.rows import Row, check_order, complete, finished_rows, read_rows
+from fedact.storage.rows import Row, check_order, complete, finished_rows, read_row, read_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunFolder:
             # Opening a pipe waits for somebody to write into it.
             raise ConfigError(f"{self.plans} is no file")
         try:
-            plans = json.loads(self.plans.read_text(encoding="utf-8-sig"))
+            plans = json.loads(self.plans.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.plans} cannot be read: {error}") from None
         try:
@@ -80,6 +80,13 @@ class RunFolder:
         rows = finished_rows(read_rows(self.records))
         check_order(rows, self.records)
         return rows
+
+    def header(self) -> Row:
+        """Return the first row; raises ConfigError where there is none."""
+        first, _, _ = read_bytes(self.records).partition(b"\n")
+        if (row := read_row(first)) is None:
+            raise ConfigError(f"{self.records}, line 1, is no record")
+        return row
 
     def cut_unfinished(self) -> list[Row]:
         """Drop what follows the last finished round from the file, and return the rows before."""

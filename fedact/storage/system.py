@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import platform
 import time
+from contextlib import suppress
 from ctypes import c_ulong, c_void_p
 from errno import ELOOP
 from pathlib import Path
@@ -21,6 +23,15 @@ def processors() -> int:
     """Return how many processors this process may use; all of the machine's where the system does not say."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the name of the processor's model; where the system tells none, "" or the name of a family."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def sync_folder(folder: Path) -> None:

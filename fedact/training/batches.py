@@ -6,10 +6,11 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from fedact.config.paths import cache_folder
 from fedact.config.plan import Plan
+from fedact.config.schema import cache_folder
 from fedact.data import Augmented, Examples, Loader
 from fedact.nn.prefix.outputs import Positions
+from fedact.storage.machine import arithmetic
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedact.training.local import Batches
@@ -100,10 +101,5 @@ def _prefix_key(experiment: Experiment, part: FrozenPrefix) -> str:
         repr(experiment.preprocessing),
         str(part.group),
     ]
-    machine = [
-        torch.__version__,
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch.get_num_threads()),
-        experiment.config.device,
-    ]
+    machine = [arithmetic(), str(torch.get_num_threads()), experiment.config.device]
     return fingerprint(*code, *machine, *part.tensors.values())

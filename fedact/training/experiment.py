@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from fedact.config.errors import ConfigError, unknown
-from fedact.config.paths import cache_folder
-from fedact.config.schema import Config
+from fedact.config.schema import Config, cache_folder
 from fedact.config.seeds import Purpose, generator
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
@@ -16,6 +16,7 @@ from fedact.data.partition import PARTITIONS, halves, in_proportions_of, partiti
 from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
+from fedact.storage.checkpoints import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,11 @@ class Experiment:
     parts: HeldOutParts
     test: Examples
     calibration: Examples
+
+    @cached_property
+    def start_digest(self) -> str:
+        """The digest of the initial weights."""
+        return digest(self.start)
 
 
 def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:

@@ -56,6 +56,19 @@ def test_other_settings_than_the_run_began_with(run, capsys, changes, words):
     refuses(run, capsys, words)
 
 
+def test_a_run_goes_on_from_the_initial_weights_that_it_began_with_alone(run, capsys):
+    lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    other = {**header, "start_digest": "0" * 32, "machine": {**header["machine"], "cpu_capability": "NONE"}}
+    (run / "records.jsonl").write_text("".join([json.dumps(other) + "\n", *lines[1:]]))
+    refuses(
+        run, capsys, r"began from the initial weights 00000000, and here they are \w{8} \(cpu_capability was NONE, is \w+\)"
+    )
+    # A run from before its start was recorded.
+    (run / "records.jsonl").write_text("".join([json.dumps({**header, "start_digest": None}) + "\n", *lines[1:]]))
+    assert main(["--resume", str(run)]) == 0
+
+
 PLANS = {
     "method": ({"method": "exact"}, "is for exact"),
     "scope": ({"scope": "peak"}, "peak bytes"),

@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fedact
 from fedact.compression import METHODS, published
@@ -33,7 +35,11 @@ def test_a_run_leaves_what_the_contract_says(both):
     ]  # fmt: skip
     header, *others = rows(both)
     assert header["kind"] == "run"
-    assert {"schema", "config", "versions", "budgets", "command"} <= set(header)
+    assert {"schema", "config", "versions", "budgets", "command", "machine", "threads", "start_digest"} <= set(header)
+    assert {"python", "torch", "torchvision", "numpy"} <= set(header["versions"])
+    assert header["machine"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert header["threads"] == header["config"]["threads"] >= 1
+    assert re.fullmatch("[0-9a-f]{32}", header["start_digest"])
     fields = {"client": list(CLIENT_FIELDS), "round": list(ROUND_FIELDS)}
     assert all(list(row) == fields[row["kind"]] for row in others)
     assert len(list((both / "checkpoints").glob("*.safetensors"))) == 2

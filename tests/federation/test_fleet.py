@@ -16,9 +16,10 @@ from fedact.config.schema import Config
 from fedact.config.toml import read_table
 from fedact.federation.fleet import Fleet, exchange
 from fedact.federation.local_grid import RUN_ID, LocalGrid
-from fedact.federation.node import cache_weights, cached_weights, device_config, digest, read_node
+from fedact.federation.node import cache_weights, cached_weights, device_config, read_node
 from fedact.flower_app import NODE_WAIT, RESUME, client_app, read_run_config, run, run_config_keys
 from fedact.simulate import main
+from fedact.storage.checkpoints import digest
 from tests.support.fleets import REPOSITORY, SMALL
 from tests.support.runs import timeless
 

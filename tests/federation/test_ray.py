@@ -21,7 +21,7 @@ from fedact.federation import client
 from fedact.federation.ray_grid import RayGrid, backend_config
 from fedact.simulate import main
 from fedact.training import workspace
-from tests.support.runs import TINY, timeless
+from tests.support.runs import TINY, rows, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 SMALL = [*TINY, "--threads", "1", "--budget", "60KB:3,none:1", "--layers", "2"]
@@ -120,9 +120,11 @@ def test_workers_stay_and_prepare_once_and_one_that_dies_is_an_error_not_the_end
     plan = json.dumps(fedact.load_run(local).plans["hosvd"]["60000"])
     key = config.model_dump_json(exclude={"out", "devices", "method"})
 
+    start = rows(local)[0]["start_digest"]
+
     def order(number):
-        asked = ConfigRecord({"round": number, "client": number % 4, "plan": plan, "experiment": key, "privacy": "none"})
-        return RecordDict({"arrays": ArrayRecord({}), "states": ArrayRecord({}), "config": asked})
+        asked = {"round": number, "client": number % 4, "plan": plan, "experiment": key, "start": start, "privacy": "none"}
+        return RecordDict({"arrays": ArrayRecord({}), "states": ArrayRecord({}), "config": ConfigRecord(asked)})
 
     with RayGrid(config, load_answer_with_its_process) as grid:
         nodes = list(grid.get_node_ids())

@@ -8,9 +8,11 @@ from torch import nn
 from fedact.config.loading import make_config
 from fedact.data import Examples
 from fedact.models import initialization as starting
-from fedact.models import pretraining
+from fedact.models import make_model, pretraining
 from fedact.models.pretraining import PretrainingRecipe, nondefault_settings, pretrained
 from fedact.models.weights import plain_preprocessing
+from fedact.storage import machine
+from fedact.storage.checkpoints import digest
 
 EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)
 
@@ -38,6 +40,49 @@ def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_ag
     assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 2
     assert trained(tmp_path, PretrainingRecipe(epochs=2)).steps == 4
     assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 0
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_weights_are_the_same_to_the_bit_whatever_the_number_of_threads(tmp_path, threads):
+    random = np.random.default_rng(0)
+    examples = Examples(random.integers(0, 256, (64, 64, 64, 3), dtype=np.uint8), np.arange(64) % 10)
+    digests = set()
+    for count in (1, 2, 4):
+        threads(count)
+        torch.manual_seed(0)
+        own = make_model("mobilenet_v2", 10, 0.35)
+        recipe, folder = PretrainingRecipe(epochs=1), tmp_path / str(count)
+        weights = pretrained(own, "a name", examples, plain_preprocessing(64), np.random.default_rng(0), folder, recipe)
+        digests.add(digest(weights))
+        assert torch.get_num_threads() == count
+        assert [file.name for file in folder.iterdir()] == [file.name for file in (tmp_path / "1").iterdir()]
+    assert len(digests) == 1
+
+
+def test_as_many_threads_as_before_go_on_after_an_error_in_pretraining(tmp_path, threads, monkeypatch):
+    def fall(*_):
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+
+    threads(2)
+    monkeypatch.setattr(pretraining, "_train", fall)
+    with pytest.raises(ZeroDivisionError):
+        trained(tmp_path)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("name", ["processor_name", "version"])
+def test_another_processor_or_library_is_another_checkpoint(name, tmp_path, monkeypatch):
+    assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 2
+    monkeypatch.setattr(machine, name, lambda *_: "another")
+    assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 2
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
