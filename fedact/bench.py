@@ -14,9 +14,13 @@ FIELDS = (
 )  # fmt: skip
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
 """Fields of Config about the fleet of ``--rounds``."""
+FIRST_FIELDS = ("model", "method", "layers", "batch_size", "resolution")
 LAYERS, LAYERS_ALONE = 4, 6
-METHOD_HELP = "NAME[:key=value,...]; repeat to compare [every method, with the settings that simulate --list says]"
-LAYERS_HELP = f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]"
+HELPS = {
+    "method": "NAME[:key=value,...]; repeat to compare [every method, with the settings that simulate --list says]",
+    "layers": f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]",
+}
+"""Fields of Config whose default is another one here, with their help."""
 COUNTS = {
     "batches": (2, 1, "batches to measure bytes and gradients on"),
     "steps": (7, 0, "batches to time; 0 times none"),
@@ -43,15 +47,16 @@ MODES = {
 def parser() -> Parser:
     """Return the command line: fields of Config, counts, modes and output files."""
     result = Parser("bench", __doc__ or "")
-    result.add_fields((*FIELDS, *FLEET))
-    result.add_argument("--layers", default=SUPPRESS, metavar="N", help=LAYERS_HELP)
-    result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
+    result.add_fields((*FIELDS, *HELPS), FIRST_FIELDS, HELPS)
+    measuring, rounds = result.group("measuring"), result.group("rounds of a fleet")
     for name, (default, _, says) in COUNTS.items():
-        result.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
-    result.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
-    result.add_argument("--rounds", type=int, default=SUPPRESS, metavar="N", help=ROUNDS_HELP)
+        measuring.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
+    measuring.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
+    rounds.add_argument("--rounds", type=int, default=SUPPRESS, metavar="N", help=ROUNDS_HELP)
     for name, says in MODES.items():
-        result.add_argument(as_flag(name), action="store_true", help=says)
+        measuring.add_argument(as_flag(name), action="store_true", help=says)
+    for name in FLEET:
+        result.add_field(name, "rounds of a fleet")
     result.add_files(FILES)
     return result
 

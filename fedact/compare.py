@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from fedact.cli.flags import Parser, command
+from fedact.cli.flags import HELP, Parser, command
 from fedact.config.errors import ConfigError
 
 ACCURACY_HELP = "target of 'rounds to', an accuracy or mean IoU such as 0.9 or 90%% [95 %% of the best at the end]"
@@ -20,6 +20,7 @@ def parser() -> Parser:
     result.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures and the report [the first run's]")
     result.add_argument("--replication", action="store_true", help=REPLICATION_HELP)
     result.add_argument("--accuracy", metavar="VALUE", help=ACCURACY_HELP)
+    result.add_argument("-h", "--help", action="help", help=HELP)
     return result
 
 

@@ -1,12 +1,12 @@
 """python -m fedact.plan: what fits into a memory budget, layer by layer, and what it costs."""
 
 import sys
-from argparse import SUPPRESS
 
 from fedact.cli.flags import Parser, check_file, command
 from fedact.config.loading import make_config
 
 METHOD = "auto"
+FIRST_FIELDS = ("model", "budget", "method", "batch_size", "resolution")
 FIELDS = (
     "task", "model", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir", "max_examples", "void",
     "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "max_slowdown", "train_norm", "seed",
@@ -15,10 +15,10 @@ FIELDS = (
 OTHER_DEFAULTS = {
     "width": "width multiplier [1]",
     "weights": "none, pretrain (on the data set, at 64 px at most, once), imagenet or a file [pretrain]",
+    "method": f"NAME[:key=value,...]; repeat to compare [{METHOD}]",
     "calibration": "the server's examples for planning [64, or a batch where that is larger]",
 }
 """Fields of Config whose default is another one here, with their help."""
-METHOD_HELP = f"NAME[:key=value,...]; repeat to compare [{METHOD}]"
 FILES = {
     "json": "write the plans to a JSON file",
     "figure": "draw plans at other budgets, with exact gradients beside them, to a PNG file",
@@ -28,10 +28,7 @@ FILES = {
 def parser() -> Parser:
     """Return the command line: the fields of Config that a plan depends on, and where to write."""
     result = Parser("plan", __doc__ or "")
-    result.add_fields(FIELDS)
-    for name, says in OTHER_DEFAULTS.items():
-        result.add_argument(f"--{name}", default=SUPPRESS, metavar="VALUE", help=says)
-    result.add_argument("--method", action="append", default=SUPPRESS, metavar="VALUE", help=METHOD_HELP)
+    result.add_fields((*FIELDS, *OTHER_DEFAULTS), FIRST_FIELDS, OTHER_DEFAULTS)
     result.add_files(FILES)
     return result
 

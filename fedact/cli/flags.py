@@ -4,46 +4,87 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NoReturn
 
 from fedact.config.errors import ConfigError, as_flag, nearest
-from fedact.config.schema import Config
+from fedact.config.schema import GROUPS, Config
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MOST_SAID = 2000
 """Characters of an error."""
+FIRST, RUNNING = "most used", "running"
+"""Titles of groups in the help; the second is one of Config's."""
+HELP = "show this help and exit"
+
+
+class _Columns(argparse.HelpFormatter):
+    """Flags on the left, help on the right; no flag is broken at a hyphen."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError; flags are never abbreviated."""
+    """A parser whose help shows flags in groups, and that raises ConfigError; flags are never abbreviated."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"python -m fedact.{command}", description=description, allow_abbrev=False)
+        prog = f"python -m fedact.{command}"
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Columns, add_help=False)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
-    def add_fields(self, names: Iterable[str]) -> None:
-        """Add a flag for each of these fields of Config; a flag that is not given is not in the result."""
-        for name in names:
-            field = Config.model_fields[name]
-            default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-            shown = "" if default is None or default is False else f" [{default}]"
-            value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
-            self.add_argument(
-                as_flag(name),
-                default=argparse.SUPPRESS,
-                help=f"{field.description}{shown}".replace("%", "%%"),
-                **({"action": "store_true"} if field.annotation is bool else value),
-            )
+    def group(self, title: str) -> "argparse._ArgumentGroup":
+        """Return the group of flags under a title; groups stand in the order in which they were first asked for.
+
+        >>> parser = Parser("simulate", "")
+        >>> parser.group("fleet") is parser.group("fleet")
+        True
+        """
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups[title]
+
+    def add_fields(self, names: Iterable[str], first: Sequence[str] = (), helps: Mapping[str, str] | None = None) -> None:
+        """Add a flag for each of these fields of Config, in the groups of the settings.
+
+        A flag that is not given is not in the result. first: those that matter most, in a group before the others. helps:
+        by name, instead of the field's own.
+        """
+        # Nobody reads a usage of fifty flags.
+        self.usage = "%(prog)s [--FLAG VALUE ...]"
+        wanted = [*first, *(name for name in names if name not in first)]
+        titles = {name: group.title for group in GROUPS for name in group.model_fields} | dict.fromkeys(first, FIRST)
+        order = [FIRST, *(group.title for group in GROUPS)]
+        for name in sorted(wanted, key=lambda name: order.index(titles[name])):
+            self.add_field(name, titles[name], (helps or {}).get(name))
+        self.group(RUNNING).add_argument("-h", "--help", action="help", help=HELP)
+
+    def add_field(self, name: str, title: str, says: str | None = None) -> None:
+        """Add a flag for a field of Config to a group; says: its help, by default the field's own."""
+        field = Config.model_fields[name]
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "" if default is None or default is False else f" [{default}]"
+        value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
+        self.group(title).add_argument(
+            as_flag(name),
+            default=argparse.SUPPRESS,
+            help=(says or f"{field.description}{shown}").replace("%", "%%"),
+            **({"action": "store_true"} if field.annotation is bool else value),
+        )
 
     def add_files(self, files: Mapping[str, str]) -> None:
         """Add a flag for each output file, with its help."""
         for name, says in files.items():
-            self.add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
+            self.group(RUNNING).add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
 
     def settings(self, arguments: list[str]) -> dict[str, Any]:
         """Return the given flags by name; raises ConfigError for an unknown one, with the nearest."""

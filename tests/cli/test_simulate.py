@@ -11,10 +11,12 @@ import torch
 
 import fedact
 from fedact.compression import METHODS, published
+from fedact.config.errors import as_flag
 from fedact.config.privacy import PRIVACY
+from fedact.config.schema import Config
 from fedact.config.strategies import STRATEGIES
 from fedact.federation import server
-from fedact.simulate import main
+from fedact.simulate import main, parser
 from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS
 from fedact.training.averaging import RunningMean
 from tests.support.runs import BOTH, TINY, rows, timeless
@@ -231,6 +233,21 @@ def test_help_names_every_flag_and_imports_neither_torch_nor_flwr():
     assert done.returncode == 0, done.stderr
     for flag in ("--clients", "--budget", "--method", "--layers", "--resume", "--dry-run", "--list", "--seeds"):
         assert flag in done.stdout
+
+
+GROUPS = ["most used", "fleet", "budget", "method", "model", "data", "training", "running"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_shows_the_flags_in_groups_and_what_matters_first(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = parser().format_help().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line[:-1] for line in lines if line.endswith(":") and not line.startswith(" ")] == GROUPS
+    flags = [line.split()[0] for line in lines if line.startswith("  -")]
+    assert flags[:5] == ["--clients", "--rounds", "--budget", "--method", "--dataset"]
+    others = ["--config", "--resume", "--dry-run", "--list", "-h,"]
+    assert sorted(flags) == sorted([*map(as_flag, Config.model_fields), *others])
 
 
 def test_module_command_line_works_from_outside(tmp_path):
