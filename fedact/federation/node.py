@@ -84,7 +84,7 @@ def cache_weights(name: str, tensors: Mapping[str, Tensor]) -> None:
         return
     if checkpoints.digest(tensors) != name:
         raise ConfigError("the initial weights that came are not those that were announced")
-    checkpoints.save(_weights_folder() / f"{name}.safetensors", tensors)
+    checkpoints.save(_weights_folder() / f"{name}.safetensors", tensors, private=True)
     kept = sorted(_weights_folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     for file in kept[:-MOST_CACHED]:
         file.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ def pretrained(
     if (weights := _cached(file, model)) is not None:
         return weights
     try:
-        checkpoints.make_folder(folder)
+        checkpoints.make_folder(folder, private=True)
         sweep(folder, older_than=time.time() - AN_HOUR)
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
@@ -74,7 +74,7 @@ def pretrained(
     with one_thread():
         _train(model, Loader(examples, preprocessing), generator, recipe)
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    checkpoints.save(file, weights)
+    checkpoints.save(file, weights, private=True)
     return weights
 
 

@@ -1,9 +1,11 @@
 """Weights on disk: safetensors, whole or not at all, and looked at before they are used."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as as_bytes
 from torch import Tensor
@@ -13,11 +15,18 @@ from fedact.storage.disk import make_folder, write_whole
 
 __all__ = ["check_fit", "digest", "load", "load_like", "make_folder", "save"]
 
+DIGEST = "digest"
+"""The key of a file's metadata; a file of another program's has none."""
 
-def save(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors; the file is never half-written."""
-    make_folder(file.parent)
-    write_whole(file, as_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+def save(file: Path, tensors: Mapping[str, Tensor], private: bool = False) -> None:
+    """Write the tensors with their digest; the file is never half-written.
+
+    private: its owner alone may read it, and look into its folder.
+    """
+    make_folder(file.parent, private)
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, as_bytes(written, {DIGEST: digest(written)}), private)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -29,9 +38,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """
     result = hashlib.sha256()
     for name in sorted(tensors):
-        array = tensors[name].detach().cpu().contiguous()
-        result.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
-        result.update(array.numpy().tobytes())
+        tensor = tensors[name].detach().cpu()
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        # Of bytes: numpy does not know all types.
+        result.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return result.hexdigest()[:32]
 
 
@@ -56,10 +66,20 @@ def load_like(file: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         # Not mapped into memory: Windows would not let the file be replaced or removed as long as a tensor is used.
-        return from_bytes(file.read_bytes())
+        content = file.read_bytes()
+        tensors, due = from_bytes(content), _metadata(content).get(DIGEST)
     except Exception as error:  # whatever reading raises, the file is broken
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"checkpoint {file} cannot be read: {reason}") from None
+    if due not in (None, digest(tensors)):
+        raise ConfigError(f"checkpoint {file} is broken: its tensors are not those that were written")
+    return tensors
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors: it begins with the length of a header in JSON."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__") or {})
 
 
 def _check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -5,18 +5,21 @@ import secrets
 from pathlib import Path
 
 from fedact.config.errors import ConfigError
-from fedact.storage.system import open_to_append, replace, sync_folder
+from fedact.storage.system import create, make_private, open_to_append, replace, sync_folder
 
 UNFINISHED = ".part"
 """The end of an unfinished file's name; it begins with a dot."""
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: under another name first, and on the disk before it takes the old one's place."""
+def write_whole(file: Path, content: str | bytes, private: bool = False) -> None:
+    """Write a file whole or not at all: under another name first, and on the disk before it takes the old one's place.
+
+    private: its owner alone may read it.
+    """
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         # A new file, so that nobody's link is followed.
-        with temporary.open("xb") as opened:
+        with create(temporary) if private else temporary.open("xb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
@@ -55,11 +58,14 @@ def truncate(file: Path, length: int) -> None:
         os.fsync(opened.fileno())
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that outlasts a power cut; raises ConfigError where it cannot be made or written to."""
+def make_folder(folder: Path, private: bool = False) -> None:
+    """Make a folder that outlasts a power cut; raises ConfigError where it cannot be made or written to.
+
+    private: its owner alone may look into it.
+    """
     try:
         new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder) if private else folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
     if not os.access(folder, os.W_OK):

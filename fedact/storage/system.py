@@ -9,8 +9,10 @@ from ctypes import c_ulong, c_void_p
 from errno import ELOOP
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 BLOCK = bytes(2**20)
+OWNER_FILE, OWNER_FOLDER = 0o600, 0o700
 REPLACE_ATTEMPTS, REPLACE_PAUSE_SECONDS = 20, 0.05
 SET_SPARSE = 0x900C4
 """FSCTL_SET_SPARSE, the code of Windows by which a file may have holes."""
@@ -48,6 +50,20 @@ def sync_folder(folder: Path) -> None:
 def sync_data(descriptor: int) -> None:
     """Put on the disk what was written into an open file, without its times where the system can leave them out."""
     getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def create(file: Path) -> BinaryIO:
+    """Return a new file of bytes, opened to write, that its owner alone may read."""
+    binary = getattr(os, "O_BINARY", 0)
+    return open(file, "xb", opener=lambda path, flags: os.open(path, flags | binary, OWNER_FILE))
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may look into; a folder of the owner's that is there becomes one."""
+    folder.mkdir(OWNER_FOLDER, parents=True, exist_ok=True)
+    # Windows has no such modes: there it is the user's own profile that keeps others out.
+    with suppress(OSError):
+        folder.chmod(OWNER_FOLDER)
 
 
 def replace(source: Path, target: Path) -> None:

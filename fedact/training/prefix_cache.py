@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedact.data import Images, in_blocks
 from fedact.nn.prefix.outputs import Layout, Positions
-from fedact.storage.row_cache import Column, RowCache, open_rows
+from fedact.storage.row_cache import CHECKSUM_BYTES, Column, RowCache, open_rows
 
 Make = Callable[[Positions], Iterable[tuple[Positions, list[Tensor]]]]
 """Computes the outputs of some examples, a few at a time: yields (positions, a tensor a layout)."""
@@ -54,7 +54,7 @@ def open_cache(folder: Path, key: str, layouts: Sequence[Layout], examples: int,
     key: a fingerprint of all that the outputs depend on. most_bytes: of the folder; where all examples would take more, the
     cache has room for the first ones. Raises OSError where the disk is full, or the folder is read-only.
     """
-    room = min(examples, most_bytes // (sum(layout.nbytes for layout in layouts) + 1))
+    room = min(examples, most_bytes // (sum(layout.nbytes for layout in layouts) + CHECKSUM_BYTES))
     name = hashlib.sha256(f"{key} {room} {layouts}".encode()).hexdigest()[:24]
     columns = [
         Column(f"value-{place}", np.dtype(_NUMPY[layout.dtype]), tuple(layout.shape)) for place, layout in enumerate(layouts)

@@ -69,6 +69,12 @@ def test_a_run_goes_on_from_the_initial_weights_that_it_began_with_alone(run, ca
     assert main(["--resume", str(run)]) == 0
 
 
+def test_a_checkpoint_in_which_a_bit_has_changed(run, capsys):
+    content = (run / CHECKPOINT).read_bytes()
+    (run / CHECKPOINT).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refuses(run, capsys, "is broken: its tensors are not those that were written")
+
+
 PLANS = {
     "method": ({"method": "exact"}, "is for exact"),
     "scope": ({"scope": "peak"}, "peak bytes"),

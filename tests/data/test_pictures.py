@@ -284,14 +284,18 @@ def test_a_cache_that_cannot_be_written_is_refused(pictures, tmp_path):
         decoded_rows(pictures, np.arange(12), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("harm", ["no pixels", "no marks", "short pixels", "short marks"])
+@pytest.mark.parametrize("harm", ["no pixels", "no checksums", "short pixels", "short checksums", "other pixels"])
 def test_a_file_that_was_not_made_whole_is_made_anew(pictures, tmp_path, harm):
     decoded_rows(pictures, np.arange(12), tmp_path / "cache")
-    (file,) = (tmp_path / "cache").glob("*/pixels" if "pixels" in harm else "*/there")
+    (file,) = (tmp_path / "cache").glob("*/pixels" if "pixels" in harm else "*/checksums")
     if harm.startswith("no"):
         file.unlink()
-    else:
+    elif harm.startswith("short"):
         os.truncate(file, 5)
+    else:
+        content = bytearray(file.read_bytes())
+        content[100] ^= 1
+        file.write_bytes(content)
     assert np.array_equal(np.asarray(decoded_rows(pictures, np.arange(12), tmp_path / "cache")), pictures[:])
 
 

@@ -43,6 +43,21 @@ def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_ag
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+@pytest.mark.parametrize("harm", ["a bit", "its end", "all of it"])
+def test_a_checkpoint_that_is_not_what_was_written_is_made_anew_and_said_to_be(harm, tmp_path, caplog):
+    recipe = PretrainingRecipe(epochs=1)
+    trained(tmp_path, recipe)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    harmed = {"a bit": content[:-1] + bytes([content[-1] ^ 1]), "its end": content[:-3], "all of it": b""}[harm]
+    file.write_bytes(harmed)
+    with caplog.at_level("INFO", "fedact"):
+        assert trained(tmp_path, recipe).steps == 2
+    assert "pretraining anew: checkpoint" in caplog.text
+    assert file.read_bytes() == content
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedact.storage.row_cache import MARKS, Column, RowCache, open_rows
+from fedact.storage.row_cache import CHECKSUMS, Column, RowCache, open_rows
 
 ROWS = 12
 COLUMNS = (Column("pixels", np.dtype(np.uint8), (3, 2)), Column("values", np.dtype(np.float32), ()))
-BYTES = ROWS * (6 + 4 + 1)
+BYTES = ROWS * (6 + 4 + 4)
 
 
 def pixels(rows: np.ndarray, key: int = 0) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_rows_that_are_marked_are_there_with_their_values(tmp_path_factory, writ
 def test_a_cache_has_the_same_files_bounded_or_not_and_nobody_writes_through_its_arrays(tmp_path, bound):
     cache = open_rows(tmp_path, "key", COLUMNS, ROWS, bound)
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "key").iterdir()}
-    assert sizes == {"pixels": 6 * ROWS, "values": 4 * ROWS, MARKS: ROWS}
+    assert sizes == {"pixels": 6 * ROWS, "values": 4 * ROWS, CHECKSUMS: 4 * ROWS}
     assert not cache.has(np.arange(ROWS)).any()
     with pytest.raises(ValueError, match="read-only"):
         cache.values[0][0] = 1
@@ -75,6 +75,33 @@ def test_the_least_recently_opened_caches_make_room(tmp_path):
         os.utime(tmp_path / key, (number, number))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d"]
     assert open_rows(tmp_path, "a", COLUMNS, ROWS, 3 * BYTES).has(np.arange(ROWS)).all()
+
+
+@pytest.mark.parametrize("file", ["pixels", "values", CHECKSUMS])
+def test_a_row_that_is_not_what_was_written_is_made_anew_and_no_other(tmp_path, file, caplog):
+    fill(open_rows(tmp_path, "key", COLUMNS, ROWS), np.arange(ROWS))
+    path = tmp_path / "key" / file
+    content = bytearray(path.read_bytes())
+    content[5 * len(content) // ROWS] ^= 1
+    path.write_bytes(content)
+    cache = open_rows(tmp_path, "key", COLUMNS, ROWS)
+    with caplog.at_level("INFO", "fedact"):
+        assert np.flatnonzero(~cache.has(np.arange(ROWS))).tolist() == [5]
+    assert "1 rows of" in caplog.text
+    fill(cache, np.array([5]))
+    assert open_rows(tmp_path, "key", COLUMNS, ROWS).has(np.arange(ROWS)).all()
+    assert is_right(cache, np.arange(ROWS))
+
+
+def test_a_cache_is_its_owners_alone_whatever_the_mask_and_one_that_was_open_to_all_too(tmp_path):
+    (tmp_path / "cache").mkdir(0o777)
+    before = os.umask(0)
+    try:
+        fill(open_rows(tmp_path / "cache", "key", COLUMNS, ROWS), np.arange(ROWS))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]}
+    assert modes == {"cache": 0o700, "key": 0o700, "pixels": 0o600, "values": 0o600, CHECKSUMS: 0o600}
 
 
 def test_a_cache_that_is_removed_while_it_is_open_goes_on_and_nothing_goes_astray(tmp_path):

@@ -15,6 +15,7 @@ from fedact.nn.prefix.outputs import Layout, group_for, layouts, outputs_by_grou
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import compress
 from fedact.simulate import main
+from fedact.storage.row_cache import CHECKSUM_BYTES
 from fedact.training.prefix_cache import PrefixCache, fingerprint, open_cache
 from tests.support.runs import TINY, timeless
 
@@ -36,7 +37,7 @@ def maker(asked: list[int]):
 
 
 def opened(folder: Path, key: str = "key", room: int = EXAMPLES) -> PrefixCache:
-    return open_cache(folder, key, [LAYOUT], EXAMPLES, room * (LAYOUT.nbytes + 1))
+    return open_cache(folder, key, [LAYOUT], EXAMPLES, room * (LAYOUT.nbytes + CHECKSUM_BYTES))
 
 
 @given(st.lists(st.lists(st.integers(0, EXAMPLES - 1), max_size=6), max_size=5), st.integers(0, EXAMPLES))
@@ -48,7 +49,9 @@ def test_values_are_those_made_and_made_once_where_there_is_room(tmp_path_factor
         assert torch.equal(found, VALUES[torch.from_numpy(positions)])
     kept = [position for position in asked if position < room]
     assert len(kept) == len(set(kept))
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= room * (LAYOUT.nbytes + 1)
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= room * (
+        LAYOUT.nbytes + CHECKSUM_BYTES
+    )
 
 
 def test_another_key_is_another_cache_and_the_oldest_make_room(tmp_path):
