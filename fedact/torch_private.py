@@ -21,6 +21,7 @@ __all__ = [
     "adaptive_avg_pool2d_backward",
     "avg_pool2d_backward",
     "clear_hooks",
+    "convolution",
     "convolution_backward",
     "eigh",
     "gelu_backward",
@@ -34,6 +35,7 @@ __all__ = [
     "ones_like",
     "qr",
     "silu_backward",
+    "sparse_parts",
     "storage_address",
     "svd",
     "threshold_backward",
@@ -68,6 +70,8 @@ svd: Any = torch.ops.aten._linalg_svd
 
 lift_fresh: Any = torch.ops.aten.lift_fresh.default
 """What a dispatch mode sees of a tensor made from a number, a list or an array."""
+convolution: Any = torch.ops.aten.convolution.default
+"""Every convolution, as a dispatch mode sees it, of whatever dimensions and padding."""
 ones_like: Any = torch.ops.aten.ones_like.default
 """What makes the gradient that a backward pass begins with."""
 
@@ -80,6 +84,17 @@ def in_backward_pass() -> bool:
 def storage_address(storage: torch.UntypedStorage) -> int:
     """Return the C++ address of a storage, which no other has while it lives; two Python objects may share one."""
     return int(storage._cdata)
+
+
+def sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the strided tensors that a sparse one is made of; none of a layout without any, as oneDNN's."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
 
 
 def version(tensor: Tensor) -> int:

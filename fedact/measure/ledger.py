@@ -2,62 +2,27 @@
 
 import math
 import weakref
-from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedact.torch_private import TorchDispatchMode, in_backward_pass, lift_fresh, ones_like, storage_address
+from fedact.measure.lifetimes import Lifetime
+from fedact.torch_private import (
+    TorchDispatchMode,
+    convolution,
+    in_backward_pass,
+    lift_fresh,
+    ones_like,
+    sparse_parts,
+    storage_address,
+)
 
 PAPER_BYTES_PER_ELEMENT = 4
 _NO_TENSORS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-
-Span = tuple[float, float, int]
-"""From when to when, both inclusive, and how many bytes."""
-
-
-@dataclass(eq=False)
-class Lifetime:
-    """One storage: from when to when it is alive (in operations), who uses it, and when autograd has it packed.
-
-    birth: 0 for what was there before the step. owner: the module that made it, or that saves it. before_backward: born in a
-    forward pass or a recomputation. inside: born in a module that did not return it. root: the gradient that ``backward()``
-    starts from, made by itself. entered: read by a module's forward pass; read: by any forward pass. last_use: the last time
-    that a backward pass read it. packed: [start, end] of each time that autograd saved it. state_until: when it stopped
-    being a module's declared state, which is counted apart; infinity for what still is, 0 for what never was.
-    """
-
-    size: int
-    birth: float
-    owner: str
-    before_backward: bool
-    inside: bool
-    root: bool
-    death: float = math.inf
-    entered: bool = False
-    read: bool = False
-    last_use: float = -math.inf
-    packed: list[list[float]] = field(default_factory=list)
-    state_until: float = 0
-
-    def held(self, backward_times: list[float], end: float) -> list[tuple[float, float]]:
-        """Return when it is saved: while packed; where hooks did not see it, from the next backward operation on."""
-        if self.packed:
-            spans = [(max(start, self.state_until), min(stop, self.death)) for start, stop in union(self.packed)]
-            return [(start, stop) for start, stop in spans if stop >= start]
-        if self.state_until:
-            return []
-        if not self.before_backward or self.root:
-            return []
-        known = self.birth > 0 or self.read
-        last = self.death if self.inside else self.last_use if known else -math.inf
-        later = bisect_left(backward_times, self.birth)
-        start = backward_times[later] if later < len(backward_times) else end
-        return [(start, min(self.death, last))] if last >= start else []
 
 
 @dataclass(eq=False)
@@ -83,6 +48,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
         self.modules: list[tuple[str, nn.Module]] = []
         self.paper: list[list[float]] = []
+        self.possible_inputs: list[tuple[int, list[float], int]] = []
         self.declared: dict[str, list[Lifetime]] = {}
         self.watched: list[weakref.ref[Any]] = []
 
@@ -97,9 +63,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fresh = func is lift_fresh
         for tensor in tensors_in((args, kwargs)):
             life = self.find(tensor, born=fresh, before_backward=not (fresh and backward))
+            if not (life.birth or life.exempt) and is_weight(tensor):
+                life.exempt_from(self.clock)
             life.read = life.read or not backward
             life.entered = life.entered or (bool(self.modules) and not backward)
             life.last_use = self.clock if in_graph else life.last_use
+        if func is convolution and self.possible_inputs:
+            self._count_convolution_input(args[0])
         result = func(*args, **(kwargs or {}))
         root = func is ones_like and not self.modules
         for tensor in tensors_in(result):
@@ -116,7 +86,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inside = born and bool(self.modules)
             life = Lifetime(storage.nbytes(), self.clock if born else 0, owner, before_backward, inside, root)
             self.alive[place] = life
-            if place not in self.ignored:
+            if place in self.ignored:
+                life.exempt = True
+            else:
                 self.lifetimes.append(life)
             self.watched.append(weakref.ref(storage, partial(self._die, place, life)))
         life.size = max(life.size, storage.nbytes())
@@ -130,26 +102,46 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def pack(self, tensor: Tensor) -> Pack:
         """Return what autograd is to store in place of a tensor, which is saved for as long as the pack is alive."""
         # Detached: a saved output would otherwise hold the graph that holds it.
-        life, pack = self.find(tensor), Pack(tensor.detach())
-        # The last of several: an activation before a layer that keeps its output reads what is the layer's.
-        if self.modules:
-            life.owner = self.modules[-1][0]
-        span, paper = [self.clock, math.inf], [self.clock, math.inf, self._paper_bytes(tensor)]
-        life.packed.append(span)
-        self.paper.append(paper)
-        self.watched.append(weakref.ref(pack, partial(self._release, span, paper)))
+        pack = Pack(tensor.detach())
+        for part in tensors_in(tensor):
+            life = self.find(part)
+            # What a module's code computes and hangs on a parameter shows itself here at the latest.
+            if not life.exempt and (type(part) is nn.Parameter or (not life.birth and is_weight(part))):
+                life.exempt_from(self.clock)
+            # The last of several: an activation before a layer that keeps its output reads what is the layer's.
+            if self.modules:
+                life.owner = self.modules[-1][0]
+            span, paper = [self.clock, math.inf], [self.clock, math.inf, 0.0]
+            life.packed.append(span)
+            if self.modules and not life.exempt:
+                self._note_paper_bytes(part, paper)
+            self.watched.append(weakref.ref(pack, partial(self._release, span, paper)))
         return pack
 
     def _release(self, span: list[float], paper: list[float], _: Any) -> None:
         span[1] = paper[1] = self.clock
 
-    def _paper_bytes(self, tensor: Tensor) -> int:
-        module = self.modules[-1][1] if self.modules else None
-        if not (isinstance(module, nn.Conv2d) and module.weight.requires_grad) or address(tensor) in self.ignored:
-            return 0
-        # A module that packs several elements into a byte says so.
-        elements = getattr(module, "stored_elements", Tensor.numel)
-        return PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
+    def _note_paper_bytes(self, tensor: Tensor, span: list[float]) -> None:
+        """Count a tensor that a trained convolution saves for the papers' figure, if it is the convolution's input."""
+        module = self.modules[-1][1]
+        if not (isinstance(module, nn.Conv2d) and trains_weight(module)):
+            return
+        self.paper.append(span)
+        # A module that saves its input by itself, and may pack several elements into a byte, says so.
+        elements = getattr(module, "stored_elements", None)
+        if elements is not None:
+            span[2] = PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
+        else:
+            # It may as well be the weight in autocast's type, or what the weight is computed from.
+            stored = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
+            self.possible_inputs.append((address(tensor), span, stored))
+
+    def _count_convolution_input(self, tensor: Tensor) -> None:
+        """Note what a convolution takes: autograd packed it just before."""
+        place = address(tensor)
+        for packed, span, elements in self.possible_inputs:
+            span[2] = PAPER_BYTES_PER_ELEMENT * elements if packed == place else span[2]
+        self.possible_inputs.clear()
 
     def declare_state(self, name: str, states: Iterable[Tensor]) -> None:
         """Note the tensors that a module keeps from step to step from now on, in place of those it declared before."""
@@ -161,9 +153,19 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note_gradient(self, parameter: Tensor) -> None:
         """Note that a storage has become the parameter's gradient, which is not counted from then on."""
-        if parameter.grad is not None:
-            life = self.find(parameter.grad, born=True, before_backward=False)
-            life.death = min(life.death, self.clock)
+        for part in tensors_in(parameter.grad):
+            self._exempt(self.find(part, born=True, before_backward=False))
+
+    def note_weights(self, tensors: Iterable[Tensor | None]) -> None:
+        """Note what parameters, buffers and gradients are now; an assignment may have made new storages theirs."""
+        for tensor in tensors:
+            if tensor is not None and storage_address(tensor.untyped_storage()) not in self.ignored:
+                self._exempt(self.find(tensor))
+
+    def _exempt(self, life: Lifetime) -> None:
+        if not life.exempt:
+            # What the caller's code computed for it counts while that is done; what a pass made, until it is seen to be it.
+            life.exempt_from(self.clock if life.inside or not life.before_backward else life.birth)
 
     def note_output(self, outputs: Any) -> None:
         """Note the model's outputs, which belong to the caller."""
@@ -171,30 +173,17 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.find(tensor).inside = False
 
 
-def peak(spans: Iterable[Span]) -> tuple[int, float]:
-    """Return the largest total size of spans at any time, and the first such time; 0 and -1 without spans.
-
-    >>> peak([(1, 4, 100), (3, 9, 50), (6, 9, 80)])
-    (150, 3)
-    """
-    edges = sorted(edge for start, end, size in spans if end >= start for edge in ((start, 0, size), (end, 1, -size)))
-    total, best, moment = 0, 0, -1.0
-    for time, _, size in edges:
-        total += size
-        if total > best:
-            best, moment = total, time
-    return best, moment
+def is_weight(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a leaf that requires a gradient: what is trained, in whatever network."""
+    return tensor.requires_grad and tensor.is_leaf
 
 
-def union(spans: list[list[float]]) -> list[tuple[float, float]]:
-    """Return the union of the spans, in order: overlapping ones are one."""
-    result: list[tuple[float, float]] = []
-    for start, end in sorted(spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        else:
-            result.append((start, end))
-    return result
+def trains_weight(module: nn.Module) -> bool:
+    """Tell whether a layer's weight is trained; without reading ``module.weight``, which a parametrization computes anew."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight.requires_grad
+    return any(parameter.requires_grad for name, parameter in module.named_parameters() if name != "bias")
 
 
 def address(tensor: Tensor) -> int:
@@ -203,7 +192,7 @@ def address(tensor: Tensor) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples, dictionaries and dataclasses, but sparse ones, which have no storage."""
+    """Return the tensors in nested lists, tuples, dictionaries and dataclasses; of a sparse one its indices and values."""
     found: list[Tensor] = []
     _collect(value, found)
     return found
@@ -216,6 +205,8 @@ def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         if value.layout is torch.strided:
             found.append(value)
+        else:
+            found.extend(sparse_parts(value))
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             _collect(item, found)

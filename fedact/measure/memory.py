@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
-from fedact.measure.ledger import Ledger, Lifetime, address, peak, tensors_in
+from fedact.measure.ledger import Ledger, address, tensors_in
+from fedact.measure.lifetimes import Lifetime, peak
 
 
 @dataclass
@@ -39,9 +42,17 @@ class Memory:
 def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Optimizer | None = None) -> Iterator[Memory]:
     """Yield a Memory that has the bytes of the steps inside the ``with`` block once it ends.
 
-    inputs: the raw images and labels, in any nesting, which are not counted; nor is the state of the optimizer. The ledger
-    follows every operation in Python: steps take 1.1 to 2 times as long. Not counted as saved: the gradient that a backward
-    pass starts from, where the caller made it before the block.
+    inputs: the raw images and labels, in any nesting, which are not counted; nor is the state of the optimizer.
+
+    Not counted either are the parameters, buffers and gradients of the model and of every other module that runs in the
+    block (a second network, a criterion), and leaf tensors that require a gradient and were there before: whatever storage
+    is theirs at the time, also one that an assignment (``p.data = ...``, ``p.grad = ...``) made theirs in the block, which
+    counts only while it is computed. Weights of a function that are neither, such as a frozen teacher's in plain tensors,
+    count as what any other tensor from before the block does. Not counted as saved: the gradient that a backward pass
+    starts from, where the caller made it before the block.
+
+    Measuring changes nothing: weights, buffers, gradients and random numbers are those of the same steps unmeasured. The
+    ledger follows every operation in Python: steps take 1.1 to 2 times as long.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
@@ -54,20 +65,26 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Op
     True
     """
     memory, state = Memory(), _state_tensors(model)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    ledger = Ledger([*model.parameters(), *model.buffers(), *gradients, *_optimizer_state(optimizer), *tensors_in(inputs)])
+    ignored = [*_weights(model), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)]
+    ledger = Ledger(ignored)
     for name, tensors in _declared(model):
         ledger.declare_state(name, tensors)
     with ExitStack() as stack:
-        for handle in _register_hooks(model, ledger):
-            stack.callback(handle.remove)
+        _register_hooks(model, ledger, stack)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda pack: pack.tensor))
         stack.enter_context(ledger)
         yield memory
     new_state = _state_tensors(model)
     memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
+    ledger.note_weights(_weights(model))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
     _fill(memory, ledger, [life for life in ledger.lifetimes if id(life) not in optimizers])
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """Return the model's parameters, buffers and gradients as they are now, but parameters without a shape as yet."""
+    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
+    return tensors_in([parameters, [parameter.grad for parameter in parameters], [*model.buffers()]])
 
 
 def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
@@ -86,26 +103,45 @@ def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
             memory.hidden_bytes += 0 if life.packed else life.size
 
 
-def _register_hooks(model: nn.Module, ledger: Ledger) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Tell the ledger the running module, the model's output and new gradients, by hooks; yield the hooks' handles."""
+def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
+    """Tell the ledger the running module, the model's output, and whose weights and gradients are whose, by hooks.
+
+    stack: takes the hooks off when it is closed.
+    """
+    watched: dict[int, nn.Parameter] = {}
+
+    def look_at(module: nn.Module, *_: Any) -> None:
+        parameters = [
+            parameter for parameter in module._parameters.values() if not (parameter is None or is_lazy(parameter))
+        ]
+        ledger.note_weights(parameters)
+        ledger.note_weights(module._buffers.values())
+        for parameter in parameters:
+            if parameter.requires_grad and id(parameter) not in watched:
+                watched[id(parameter)] = parameter
+                hook = parameter.register_post_accumulate_grad_hook(ledger.note_gradient)  # type: ignore[no-untyped-call]
+                stack.callback(hook.remove)
+
     for name, module in model.named_modules():
 
         def enter(module: nn.Module, args: Any, name: str = name) -> None:
             ledger.modules.append((name, module))
+            ledger.possible_inputs.clear()
 
         def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             if ledger.modules:
                 ledger.modules.pop()
+            ledger.note_weights(module._buffers.values())
             for tensors in _declared_states(module):
                 ledger.declare_state(name, tensors)
             if not ledger.modules:
                 ledger.note_output(output)
 
-        yield module.register_forward_pre_hook(enter, prepend=True)
-        yield module.register_forward_hook(leave, always_call=True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            yield parameter.register_post_accumulate_grad_hook(ledger.note_gradient)  # type: ignore[no-untyped-call]
+        stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        look_at(module)
+    # Again for every module that runs, the model's or not: an assignment may have made other tensors its weights since.
+    stack.callback(register_module_forward_pre_hook(look_at).remove)
 
 
 def maximum_memory(memories: Iterable[Memory]) -> Memory:

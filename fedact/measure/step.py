@@ -18,9 +18,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that shares every parameter's and buffer's storage; gradients and freezing are its own."""
+    """Return a copy of a model that shares every parameter's storage; gradients, freezing and buffers are its own.
+
+    A forward pass may write to buffers: running statistics, or the vectors of a spectral norm's power iteration.
+    """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})
+    return copy.deepcopy(model, memo)
 
 
 def prefix_outputs(model: nn.Module, x: Tensor, shared: Inputs | None = None) -> Inputs:
