@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +29,8 @@ __all__ = [
     "hardswish_backward",
     "hardtanh_backward",
     "in_backward_pass",
+    "in_transform",
+    "is_jit_tracing",
     "lift_fresh",
     "max_pool2d_with_indices",
     "max_pool2d_with_indices_backward",
@@ -45,7 +48,8 @@ __all__ = [
 Kernel = Callable[..., Tensor]
 Kernels = Callable[..., tuple[Tensor, ...]]
 
-NormWithStatistics, InstanceNorm = _NormBase, _InstanceNorm
+NormWithStatistics = _NormBase
+InstanceNorm = _InstanceNorm
 """What batch norms and instance norms have in common, and what instance norms have."""
 
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = flop_registry
@@ -79,6 +83,16 @@ ones_like: Any = torch.ops.aten.ones_like.default
 def in_backward_pass() -> bool:
     """Return whether the autograd engine is at work: in a backward operation, or in what one recomputes."""
     return torch._C._current_graph_task_id() != -1
+
+
+def in_transform() -> bool:
+    """Return whether a transform of ``torch.func`` is at work, or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_jit_tracing() -> bool:
+    """Return whether ``torch.jit.trace`` is at work."""
+    return torch._C._is_tracing()
 
 
 def storage_address(storage: torch.UntypedStorage) -> int:

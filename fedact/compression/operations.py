@@ -109,7 +109,7 @@ class MatrixProduct:
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """``nn.BatchNorm2d`` with fixed statistics, trained in its scale and shift."""
+    """A batch norm with fixed statistics, trained (``nn.BatchNorm2d`` alone) in its scale and shift."""
 
     mean: Tensor
     variance: Tensor
@@ -124,7 +124,7 @@ class Normalization:
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor | None) -> Tensor:
         scale = self._scale() if weight is None else self._scale() * weight
-        return grad_output * scale.to(grad_output.dtype)[:, None, None]
+        return grad_output * scale.to(grad_output.dtype).view(-1, *[1] * (grad_output.dim() - 2))
 
     def bias_gradient(self, grad_output: Tensor) -> Tensor:
         return grad_output.sum((0, 2, 3))
@@ -211,6 +211,7 @@ class Convolution:
         if self.mode == "constant":
             left, _, top, _ = self.edges
             return gradient[..., top : top + shape[-2], left : left + shape[-1]]
+        differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             x = gradient.new_zeros(shape, requires_grad=True)
-            return torch.autograd.grad(self.pad(x), x, gradient)[0]
+            return torch.autograd.grad(self.pad(x), x, gradient, create_graph=differentiable)[0]

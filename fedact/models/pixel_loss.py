@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fedact.data import VOID
+from fedact.nn.layers.function import check_first_derivative
 
 Scores = Float[Tensor, "examples classes height width"]
 Masks = Int[Tensor, "examples rows columns"]
@@ -58,8 +58,8 @@ class _SavesGradient(torch.autograd.Function):
         return total / masks.numel()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
+        check_first_derivative("the pixel loss that saves its gradient", False)
         (gradient,) = ctx.saved_tensors
         return gradient * output_gradient, None
 

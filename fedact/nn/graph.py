@@ -14,7 +14,9 @@ from torch.fx import Graph, Node, Tracer
 
 from fedact.torch_private import clear_hooks
 
-IDENTITIES = (nn.Dropout, nn.Dropout2d, nn.Identity)
+IDENTITIES = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity,
+)  # fmt: skip
 """Modules whose output is their input, the same tensor (dropout is off)."""
 
 PRODUCTS = ("mul", "mul_", "imul", "multiply")

@@ -8,6 +8,7 @@ from torch import nn
 from fedact.compression import Method
 from fedact.nn.graph import consumers, downstream, product_factors
 from fedact.nn.layers import (
+    NORMS,
     PLAIN,
     SAVES_LESS,
     SMOOTH,
@@ -155,7 +156,7 @@ def _swap(module: nn.Module, table: Table) -> bool:
 
 def has_statistics(module: nn.Module) -> bool:
     """Return False for a batch norm without running statistics, which needs those of its batch, True for other modules."""
-    return not (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
+    return not (isinstance(module, NORMS) and module.running_mean is None)
 
 
 def _warn(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str], candidates: set[str]) -> None:

@@ -15,7 +15,7 @@ from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, identity_cl
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, LayerCodec
-from fedact.nn.layers.frozen import EvalBatchNorm2d, FrozenBatchNorm2d, FrozenConv2d, NoDropout, NoDropout2d
+from fedact.nn.layers.frozen import FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
 from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d
 
@@ -32,12 +32,16 @@ SMOOTH: Table = {
 }
 """Replacements for activations (and a norm) whose gradient needs their input, which is saved compressed too."""
 
-PLAIN: Table = {nn.BatchNorm2d: EvalBatchNorm2d, nn.Dropout: NoDropout, nn.Dropout2d: NoDropout2d}
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
+
+PLAIN: Table = {norm: eval_class(norm) for norm in NORMS} | {dropout: identity_class(dropout) for dropout in DROPOUTS}
 """Replacements under every method, vanilla too: batch norm in eval mode, dropout off."""
 
-SAVES_LESS: Table = PLAIN | {
+SAVES_LESS: Table = {
+    **PLAIN,
+    **{norm: frozen_class(norm) for norm in NORMS},
     nn.Conv2d: FrozenConv2d,
-    nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.ReLU: MaskedReLU,
     nn.ReLU6: MaskedReLU6,
     nn.Hardsigmoid: MaskedHardsigmoid,
@@ -48,6 +52,8 @@ SAVES_LESS: Table = PLAIN | {
 """Replacements for all other layers: same gradient, smaller saved tensors."""
 
 __all__ = [
+    "DROPOUTS",
+    "NORMS",
     "PLAIN",
     "SAVES_LESS",
     "SMOOTH",

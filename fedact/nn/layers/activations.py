@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.layers.base import Slope, Swapped
+from fedact.nn.layers.base import Saving, Slope
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
-from fedact.nn.layers.compressed import CodecLayer, LayerCodec, autocast_type, save, saved
+from fedact.nn.layers.compressed import CodecLayer, LayerCodec, autocast_type, keeps_graph, save, saved
+from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain
 from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
 
 
@@ -31,9 +31,11 @@ class _PackedMask(torch.autograd.Function):
         return _plain_forward(ctx, x, module)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            passes = apply_mask(torch.ones_like(grad_output), packed, ctx.order).bool()
+            return torch.where(passes, grad_output * ctx.slope.slope, 0), None, None
         grad_input = apply_mask(grad_output, packed, ctx.order)
         return grad_input if ctx.slope.slope == 1.0 else grad_input.mul_(ctx.slope.slope), None, None
 
@@ -49,7 +51,6 @@ class _MaskFromOutput(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
         return ctx.slope.times(grad_output, y), None, None
@@ -63,7 +64,6 @@ class _DeferredMask(torch.autograd.Function):
         return _plain_forward(ctx, x, module)
 
     @staticmethod
-    @once_differentiable
     def backward(_: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return grad_output, None
 
@@ -79,14 +79,13 @@ class _MaskFromRematerialized(torch.autograd.Function):
         return _plain_forward(ctx, x, module)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         compressed, _ = saved(ctx)
         with torch.autocast(grad_output.device.type, enabled=False):
             return ctx.slope.times(grad_output, ctx.method.reconstruct(compressed)), None, None, None
 
 
-class Masked(Swapped, nn.Module):
+class Masked(Saving, nn.Module):
     """A piecewise linear activation; its gradient needs a mask of one bit an element, or less.
 
     output_is_saved: the next layer saves the output exactly, so the mask follows from it. mask_is_deferred: the next layer
@@ -102,16 +101,16 @@ class Masked(Swapped, nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not is_recorded(x) or runs_plain():
             return super().forward(x)  # type: ignore[no-any-return]
         if self.mask_is_deferred:
-            return _DeferredMask.apply(x, self)  # type: ignore[no-any-return]
+            return apply(_DeferredMask, x, self)  # type: ignore[no-any-return]
         if self.source is not None:
-            return _MaskFromRematerialized.apply(x, self, self.slope(), self.source)  # type: ignore[no-any-return]
+            return apply(_MaskFromRematerialized, x, self, self.slope(), self.source)  # type: ignore[no-any-return]
         # Where autocast casts the output for the next layer, that one saves the cast copy.
         same = autocast_type(x) in (None, x.dtype)
         function = _MaskFromOutput if self.output_is_saved and same else _PackedMask
-        return function.apply(x, self, self.slope())  # type: ignore[no-any-return]
+        return apply(function, x, self, self.slope())  # type: ignore[no-any-return]
 
 
 class MaskedReLU(Masked, nn.ReLU):
@@ -156,15 +155,18 @@ class _Smooth(torch.autograd.Function):
             y = x.copy_(y)
             ctx.mark_dirty(x)
         save(ctx, ctx.method, compressed)
+        ctx.keeps_graph = keeps_graph(ctx, x, codec, compressed)
         ctx.module = module
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative(ctx.method, ctx.keeps_graph)
         compressed, _ = saved(ctx)
         with torch.autocast(grad_output.device.type, enabled=False):
             x = ctx.method.reconstruct(compressed)
+            if torch.is_grad_enabled():
+                return *torch.autograd.grad(ctx.module.activate(x), x, grad_output, create_graph=True), None, None
             return ctx.module.slope_times(grad_output, x), None, None
 
 
@@ -182,9 +184,9 @@ class Smooth(CodecLayer):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not self.compresses(x, None):
             return super().forward(x)  # type: ignore[no-any-return]
-        return _Smooth.apply(x, self, self.codec)  # type: ignore[no-any-return]
+        return apply(_Smooth, x, self, self.codec)  # type: ignore[no-any-return]
 
 
 class CompressedHardswish(Smooth, nn.Hardswish):

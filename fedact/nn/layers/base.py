@@ -1,11 +1,13 @@
 """Base classes of the memory-saving layers, and the slope of a piecewise linear activation."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedact.config.errors import ConfigError
 from fedact.torch_private import hardtanh_backward, threshold_backward
 
 
@@ -22,6 +24,29 @@ class Swapped:
     plain: ClassVar[type[nn.Module]]
 
 
+class Saving(Swapped):
+    """Base of the layers that save less through an autograd function of their own."""
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``, which asks every module for what to compile in its place."""
+        raise ConfigError("torch.jit.script compiles no memory-saving layers: fedact.restore(model) first")
+
+
+def made_class(make: Callable[[Any], Any], base: Any, name: str, bases: tuple[Any, ...], **members: Any) -> Any:
+    """Return a new class, what ``make(base)`` returns; its instances can be pickled, though no module has it by its name."""
+
+    def reduce(module: nn.Module, _: Any) -> tuple[Any, ...]:
+        return _empty_instance, (make, base), module.__getstate__()  # type: ignore[no-untyped-call]
+
+    return type(name, bases, {"__reduce_ex__": reduce, **members})
+
+
+def _empty_instance(make: Callable[[Any], Any], base: Any) -> Any:
+    """Return an instance of ``make(base)`` without attributes."""
+    kind = make(base)
+    return kind.__new__(kind)
+
+
 def has_weights(module: nn.Module) -> bool:
     """Tell whether a module, or one in it, has parameters to train; those of a ChannelNorm are never trained."""
     return not isinstance(module, ChannelNorm) and any(True for _ in module.parameters())
@@ -34,7 +59,7 @@ def identity_class(plain: Any) -> Any:
     def forward(self: nn.Module, x: Any) -> Any:
         return x
 
-    return type(f"No{plain.__name__}", (Swapped, plain), {"plain": plain, "forward": forward})
+    return made_class(identity_class, plain, f"No{plain.__name__}", (Swapped, plain), plain=plain, forward=forward)
 
 
 class Slope(NamedTuple):

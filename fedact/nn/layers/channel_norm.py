@@ -15,6 +15,11 @@ class CompressedChannelNorm(Smooth, ChannelNorm):
 
     plain: ClassVar[type[nn.Module]] = ChannelNorm
 
+    def forward(self, x: Tensor) -> Tensor:
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return self.activate(x)
+        return super().forward(x)
+
     def activate(self, x: Tensor) -> Tensor:
         return ChannelNorm.forward(self, x)
 

@@ -1,16 +1,17 @@
 """Gradient checkpointing: a Sequential that saves its segments' inputs, and runs them again in the backward pass."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from fedact.config.errors import ConfigError
-from fedact.nn.layers.base import Swapped, has_weights
+from fedact.nn.layers.base import Saving, has_weights
 from fedact.nn.layers.compressed import CodecLayer
+from fedact.nn.layers.function import apply, is_recorded, runs_plain
 from fedact.torch_private import version
 
 
@@ -37,10 +38,14 @@ class _RunContext:
 
 
 class _Recomputed(torch.autograd.Function):
-    """y = segment(*inputs), saving the inputs alone; parameters are arguments so that autograd asks for their gradients."""
+    """y = segment(*inputs), saving the inputs alone; parameters are arguments so that autograd asks for their gradients.
+
+    names: of the parameters that follow the inputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, segment: nn.Sequential, count: int, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, segment: nn.Sequential, names: Sequence[str], *tensors: Tensor) -> Any:
+        count = len(tensors) - len(names)
         inputs = tensors[:count]
         versions = [version(x) for x in inputs]
         ctx.context = _RunContext(inputs[0].device)
@@ -50,33 +55,41 @@ class _Recomputed(torch.autograd.Function):
         if not _are_tensors(y):
             raise ConfigError(f"checkpoint: a segment returns a {type(y).__name__}, neither a tensor nor a tuple of tensors")
         ctx.save_for_backward(*tensors)
-        ctx.segment, ctx.count = segment, count
+        ctx.segment, ctx.names, ctx.count = segment, names, count
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
+        differentiable = torch.is_grad_enabled()
         tensors = [
-            tensor.detach().requires_grad_(need) if place < ctx.count else tensor
+            tensor if differentiable or place >= ctx.count else tensor.detach().requires_grad_(need)
             for place, (tensor, need) in enumerate(zip(ctx.saved_tensors, needed, strict=True))
         ]
         inputs = tuple(tensors[: ctx.count])
+        # The parameters of the forward pass, which may have been others' (functional_call).
+        parameters = dict(zip(ctx.names, tensors[ctx.count :], strict=True))
         with torch.enable_grad(), ctx.context.restored():
-            y = ctx.segment(inputs if ctx.count > 1 else inputs[0])
+            y = functional_call(ctx.segment, parameters, (inputs if ctx.count > 1 else inputs[0],))
         outputs = y if isinstance(y, tuple) else (y,)
         pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad]
-        differentiable, gradients = zip(*pairs, strict=True)
+        ends, gradients = zip(*pairs, strict=True)
         sources = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-        results = iter(torch.autograd.grad(differentiable, sources, gradients, allow_unused=True))
+        results = iter(torch.autograd.grad(ends, sources, gradients, allow_unused=True, create_graph=differentiable))
         return None, None, *(next(results) if need else None for need in needed)
 
 
-class RecomputedSequential(Swapped, nn.Sequential):
+class RecomputedSequential(Saving, nn.Sequential):
     """A Sequential checkpointed in segments of ``segment`` trained children; those before the first of them run as usual."""
 
     plain: ClassVar[type[nn.Module]] = nn.Sequential
-    segment: int
+    segment: int = 1
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        if isinstance(index, slice):
+            part.segment = self.segment
+        return part
 
     def forward(self, x: Any) -> Any:
         return self._run(self.segments() if torch.is_grad_enabled() else [list(self)], x)
@@ -89,10 +102,9 @@ class RecomputedSequential(Swapped, nn.Sequential):
         for segment in segments:
             run = nn.Sequential(*segment)
             inputs = x if isinstance(x, tuple) else (x,)
-            parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
-            needs_gradient = parameters or any(getattr(tensor, "requires_grad", False) for tensor in inputs)
-            recomputed = torch.is_grad_enabled() and needs_gradient and _are_tensors(x)
-            x = _Recomputed.apply(run, len(inputs), *inputs, *parameters) if recomputed else run(x)
+            parameters = dict(run.named_parameters())
+            recomputed = _are_tensors(x) and is_recorded(*inputs, *parameters.values()) and not runs_plain()
+            x = apply(_Recomputed, run, list(parameters), *inputs, *parameters.values()) if recomputed else run(x)
         return x
 
     def segments(self) -> Iterator[list[nn.Module]]:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
-from fedact.nn.layers.base import Swapped
+from fedact.config.errors import ConfigError
+from fedact.nn.layers.base import Saving
+from fedact.nn.layers.function import apply, check_first_derivative, check_no_transform, is_recorded, is_traced, runs_plain
 
 if TYPE_CHECKING:
     from fedact.nn.layers.base import Slope
@@ -72,7 +73,7 @@ class LayerCodec:
         return [tensor for state in self.states.values() for tensor in state.tensors]
 
 
-class CodecLayer(Swapped, nn.Module):
+class CodecLayer(Saving, nn.Module):
     """A layer that saves its input through a codec; the ledger asks it for state and stored elements."""
 
     codec: LayerCodec
@@ -81,6 +82,26 @@ class CodecLayer(Swapped, nn.Module):
     def method(self) -> Method:
         """The method that compresses its input."""
         return self.codec.method
+
+    def compresses(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Tell whether to save the input x compressed: for the gradient of the weight, or of x where there is no weight.
+
+        Raises ConfigError where a method with loss cannot, and the plain layer's gradient would be another.
+        """
+        needs_input = weight is None or self.codec.deferred is not None
+        if not (is_recorded(weight) or (needs_input and is_recorded(x))):
+            return False
+        if runs_plain():
+            if not self.method.traits.keeps_input:
+                check_no_transform(self.method)
+            return False
+        return True
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """Refuse ``nn.DataParallel``, whose copies would run at once, all with one codec."""
+        raise ConfigError(
+            "nn.DataParallel cannot copy memory-saving layers: take DistributedDataParallel, or fedact.restore(model)"
+        )
 
     def state_tensors(self) -> list[Tensor]:
         """Return the tensors that the method keeps between steps."""
@@ -106,6 +127,11 @@ def saved(ctx: Any) -> tuple[Compressed, tuple[Tensor, ...]]:
     return Compressed(tensors[first:last], metadata, State(tensors[last:], state)), tensors[:first]
 
 
+def keeps_graph(ctx: Any, x: Tensor, codec: LayerCodec, compressed: Compressed) -> bool:
+    """Tell whether the first input x of an autograd function is saved as it is, or leads to no other tensor."""
+    return codec.method.traits.keeps_input and (not ctx.needs_input_grad[0] or compressed.tensors[0] is x)
+
+
 class _CompressedInput(torch.autograd.Function):
     """y = operation(x, weight, bias), saving x compressed by the method; computed in autocast's ``dtype`` unless None."""
 
@@ -119,18 +145,19 @@ class _CompressedInput(torch.autograd.Function):
         operation: Operation,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        ctx.types = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)]
+        ctx.types, given = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)], x
         x, cast_weight, cast_bias = in_type(dtype, x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             ctx.method, compressed = codec.encode(x)
             # The weight itself: its cast copy can be computed again.
             save(ctx, ctx.method, compressed, weight)
+            ctx.keeps_graph = keeps_graph(ctx, given, codec, compressed)
             ctx.shape, ctx.operation, ctx.dtype, ctx.deferred = x.shape, operation, dtype, codec.deferred
             return operation.forward(x, cast_weight, cast_bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative(ctx.method, ctx.keeps_graph)
         compressed, (weight,) = saved(ctx)
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         method, operation = ctx.method, ctx.operation
@@ -170,11 +197,14 @@ class CompressedConv2d(CodecLayer, nn.Conv2d):
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if not torch.is_grad_enabled() or is_traced():
             return super().forward(x)
+        # Once, for a parametrized weight is computed at every reading.
+        weight, bias, operation = self.weight, self.bias, Convolution.of(self)
+        if not self.compresses(x, weight):
+            return operation.forward(x, weight, bias)
         batched = x if x.dim() == 4 else x.unsqueeze(0)
-        operation, dtype = Convolution.of(self), autocast_type(x)
-        y: Tensor = _CompressedInput.apply(batched, self.weight, self.bias, self.codec, operation, dtype)
+        y: Tensor = apply(_CompressedInput, batched, weight, bias, self.codec, operation, autocast_type(x))
         return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -184,9 +214,10 @@ class CompressedLinear(CodecLayer, nn.Linear):
     plain: ClassVar[type[nn.Module]] = nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(x)
-        y: Tensor = _CompressedInput.apply(x, self.weight, self.bias, self.codec, MatrixProduct(), autocast_type(x))
+        weight, bias, operation = self.weight, self.bias, MatrixProduct()
+        if not self.compresses(x, weight):
+            return operation.forward(x, weight, bias)
+        y: Tensor = apply(_CompressedInput, x, weight, bias, self.codec, operation, autocast_type(x))
         return y
 
 
@@ -196,10 +227,12 @@ class CompressedBatchNorm2d(CodecLayer, nn.BatchNorm2d):
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         operation = Normalization(self.running_mean, self.running_var, self.eps)
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return operation.forward(x, self.weight, self.bias)
-        y: Tensor = _CompressedInput.apply(x, self.weight, self.bias, self.codec, operation, None)
+        weight, bias = self.weight, self.bias
+        if not self.compresses(x, weight):
+            return operation.forward(x, weight, bias)
+        y: Tensor = apply(_CompressedInput, x, weight, bias, self.codec, operation, None)
         return y

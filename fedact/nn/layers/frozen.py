@@ -1,15 +1,17 @@
-"""Frozen layers: convolutions and norms that save no activation, and dropout that is off."""
+"""Frozen layers: convolutions that save no activation, and batch norms in eval mode, which save none either."""
 
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedact.compression.operations import Convolution, Normalization
-from fedact.nn.layers.base import Swapped
+from fedact.nn.layers.base import Saving, Swapped, made_class
 from fedact.nn.layers.compressed import autocast_type, in_type
+from fedact.nn.layers.function import apply, is_recorded, runs_plain
+from fedact.torch_private import NormWithStatistics
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -25,7 +27,6 @@ class _FrozenConvolution(torch.autograd.Function):
             return operation.forward(*in_type(dtype, x, weight, bias))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         weight = ctx.saved_tensors[0].to(grad_output.dtype)
         with torch.autocast(grad_output.device.type, enabled=False):
@@ -33,16 +34,19 @@ class _FrozenConvolution(torch.autograd.Function):
         return grad_input.to(ctx.dtype), None, None, None, None
 
 
-class FrozenConv2d(Swapped, nn.Conv2d):
+class FrozenConv2d(Saving, nn.Conv2d):
     """A convolution that saves no activation (while its weights are frozen)."""
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad or x.dim() < 4 or not (torch.is_grad_enabled() and x.requires_grad):
+        if x.dim() < 4 or not is_recorded(x) or runs_plain():
             return super().forward(x)
-        y: Tensor = _FrozenConvolution.apply(x, self.weight, self.bias, Convolution.of(self), autocast_type(x))
-        return y
+        # Once, for a parametrized weight is computed at every reading.
+        weight, bias, operation = self.weight, self.bias, Convolution.of(self)
+        if is_recorded(weight, bias):
+            return operation.forward(x, weight, bias)
+        return apply(_FrozenConvolution, x, weight, bias, operation, autocast_type(x))  # type: ignore[no-any-return]
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -57,45 +61,37 @@ class _FrozenNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         mean, variance, weight = ctx.saved_tensors
         operation = Normalization(mean, variance, ctx.eps)
         return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None
 
 
-class EvalBatchNorm2d(Swapped, nn.BatchNorm2d):
+class EvalNorm(Swapped, NormWithStatistics):
     """Batch norm that uses its running statistics in training too; autograd saves what it needs."""
 
-    plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
-
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
 
 
-class FrozenBatchNorm2d(EvalBatchNorm2d):
+class FrozenNorm(Saving, EvalNorm):
     """Batch norm that uses its running statistics, and saves no activation (while its scale and shift are frozen)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        trained = self.weight is not None and (self.weight.requires_grad or self.bias.requires_grad)
-        if trained or not (torch.is_grad_enabled() and x.requires_grad):
+        if not is_recorded(x) or is_recorded(self.weight, self.bias) or runs_plain():
             return super().forward(x)
-        return _FrozenNorm.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        return apply(_FrozenNorm, x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
 
 
-class NoDropout(Swapped, nn.Dropout):
-    """Dropout that is off in training too."""
-
-    plain: ClassVar[type[nn.Module]] = nn.Dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+@cache
+def eval_class(plain: Any) -> Any:
+    """Return the subclass of a batch norm that is always in eval mode."""
+    return made_class(eval_class, plain, f"Eval{plain.__name__}", (EvalNorm, plain), plain=plain)
 
 
-class NoDropout2d(Swapped, nn.Dropout2d):
-    """Dropout of channels that is off in training too."""
-
-    plain: ClassVar[type[nn.Module]] = nn.Dropout2d
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+@cache
+def frozen_class(plain: Any) -> Any:
+    """Return the subclass of a batch norm that is always in eval mode, and saves no activation while it is frozen."""
+    return made_class(frozen_class, plain, f"Frozen{plain.__name__}", (FrozenNorm, plain), plain=plain)

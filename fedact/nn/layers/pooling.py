@@ -7,11 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedact.compression.operations import pair
 from fedact.compression.packing import WORDS, pack_codes, unpack_codes
-from fedact.nn.layers.base import Swapped
+from fedact.nn.layers.base import Saving
+from fedact.nn.layers.function import apply, is_recorded, runs_plain
 from fedact.torch_private import (
     adaptive_avg_pool2d_backward,
     avg_pool2d_backward,
@@ -37,12 +37,11 @@ class _AveragePooling(torch.autograd.Function):
         return module.plain.forward(module, x)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.module.input_gradient(grad_output, _of_shape(ctx.shape, grad_output)), None
 
 
-class Average(Swapped, nn.Module):
+class Average(Saving, nn.Module):
     """An average pooling that saves no tensor."""
 
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
@@ -50,9 +49,9 @@ class Average(Swapped, nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or not (torch.is_grad_enabled() and x.requires_grad):
+        if x.dim() != 4 or not is_recorded(x) or runs_plain():
             return super().forward(x)  # type: ignore[no-any-return]
-        return _AveragePooling.apply(x, self)  # type: ignore[no-any-return]
+        return apply(_AveragePooling, x, self)  # type: ignore[no-any-return]
 
 
 class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
@@ -136,7 +135,6 @@ class _MaxPooling(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (packed,), windows = ctx.saved_tensors, ctx.windows
         places = unpack_codes(packed, windows.bits, grad_output.numel()).view(grad_output.shape)
@@ -145,7 +143,7 @@ class _MaxPooling(torch.autograd.Function):
         return max_pool2d_with_indices_backward(grad_output, like, *windows, indices), None
 
 
-class PlacedMaxPool2d(Swapped, nn.MaxPool2d):
+class PlacedMaxPool2d(Saving, nn.MaxPool2d):
     """Max pooling that saves the maxima's places in their windows, packed."""
 
     plain: ClassVar[type[nn.Module]] = nn.MaxPool2d
@@ -153,6 +151,6 @@ class PlacedMaxPool2d(Swapped, nn.MaxPool2d):
     def forward(self, x: Tensor) -> Any:
         windows = Windows.of(self)
         unsupported = self.return_indices or x.dim() != 4 or prod(windows.kernel) > MAX_PLACES
-        if unsupported or not (torch.is_grad_enabled() and x.requires_grad):
+        if unsupported or not is_recorded(x) or runs_plain():
             return super().forward(x)
-        return _MaxPooling.apply(x, windows)
+        return apply(_MaxPooling, x, windows)

@@ -10,6 +10,7 @@ from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Operation
 from fedact.nn.layers.compressed import CodecLayer, LayerCodec
 from fedact.nn.layers.frozen import FrozenConv2d
+from fedact.nn.layers.function import eagerly, runs_plain
 
 
 class Rematerialization:
@@ -68,6 +69,6 @@ class SourceConv2d(CodecLayer, FrozenConv2d):
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            self.codec.encode((x if x.dim() == 4 else x.unsqueeze(0)).detach())
+        if torch.is_grad_enabled() and not runs_plain():
+            eagerly(self.codec.encode, (x if x.dim() == 4 else x.unsqueeze(0)).detach())
         return super().forward(x)
