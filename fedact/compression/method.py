@@ -187,8 +187,8 @@ def shape_of(x: Tensor | Sequence[int]) -> tuple[int, ...]:
 
 
 def owned(x: Tensor) -> Tensor:
-    """Return x, or a copy where x is a view: a view would pin the whole storage it shows a part of."""
-    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+    """Return x, or a copy where x is a view of a larger storage, which it would pin; an expanded one's is smaller than x."""
+    return x if x.untyped_storage().nbytes() <= x.nbytes else x.clone()
 
 
 def computable(x: Tensor) -> Tensor:

@@ -211,3 +211,14 @@ def test_declared_state_counts_once_and_is_not_hidden(renew):
     assert memory.hidden_bytes == 0
     assert sum(memory.by_layer.values()) == memory.saved_bytes - memory.state_bytes
     assert memory.peak_bytes >= memory.saved_bytes
+
+
+@pytest.mark.parametrize("method", ["vanilla", "exact"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_expanded_input_is_its_one_storage(method, named):
+    """A gray image as three channels: no method that keeps its input makes it three times as large."""
+    model = fedact.compress(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(16, 1)), method, layers=1)
+    gray = torch.ones(1, 1, 4, 4)
+    memory = measure(model, lambda: model(gray.expand(-1, 3, -1, -1)).sum().backward(), gray if named else ())
+    assert memory.saved_bytes == 16 * 4 + (0 if named else gray.nbytes)
+    assert memory.hidden_bytes == 0

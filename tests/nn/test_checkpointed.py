@@ -11,6 +11,7 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, resnet18
 import fedact
 from tests.support.laws import relative_error
 from tests.support.networks import measure, train
+from tests.support.reachable import held_storages
 
 X, Y = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
 SETTINGS = ["checkpoint", "checkpoint:children=2", "checkpoint:children=30"]
@@ -107,6 +108,24 @@ def test_what_lies_in_a_segment_runs_again_as_it_ran(inner):
     parts = [nn.Conv2d(3, 4, 3), *inner, nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4)]
     model = nn.Sequential(*parts)
     assert_same(gradients(model, "checkpoint", 2), gradients(model, "vanilla", 2))
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_segment_saves_the_generators_state_only_where_it_draws_numbers(noise):
+    def saved_bytes(text: str) -> int:
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(3, 4, 3), Noise() if noise else nn.Identity())
+        model = fedact.compress(nn.Sequential(first, nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4)), text, 2)
+        memory = measure(model, lambda: train(model, X, Y), (X, Y))
+        assert memory.hidden_bytes == 0
+        state = torch.get_rng_state()
+        _, hung = held_storages(model, [F.cross_entropy(model(X), Y)], [X, Y])
+        assert (hung, torch.equal(state, torch.get_rng_state())) == ({}, not noise)
+        return memory.saved_bytes
+
+    # The input of the second segment and of the head, a softmax; one state, where the noise is.
+    expected = sum(len(X) * size * 4 for size in (4 * 6 * 6, 64, 4)) + 4
+    assert saved_bytes("checkpoint") - expected in ((5056,) if noise else (0,))
 
 
 def test_more_than_one_tensor_goes_from_segment_to_segment():

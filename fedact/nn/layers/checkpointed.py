@@ -16,24 +16,34 @@ from fedact.torch_private import version
 
 
 class _RunContext:
-    """The global state that a segment's result depends on: random generators and autocast."""
+    """What a segment's result depends on beside its inputs: autocast, and the random generators where it draws numbers."""
 
     def __init__(self, device: torch.device) -> None:
         self.kind = device.type
         self.devices = [device] if device.type == "cuda" else []
-        self.random = torch.random.get_rng_state()
-        self.device_random = [torch.cuda.get_rng_state(cuda) for cuda in self.devices]
         self.autocast = torch.is_autocast_enabled(self.kind), torch.get_autocast_dtype(self.kind)
 
-    def restored(self) -> ExitStack:
-        """Return a context manager with this state in force; on leaving it, the generators are as before."""
+    def random_states(self) -> tuple[Tensor, ...]:
+        """Return copies of the generators' states."""
+        return torch.random.get_rng_state(), *(torch.cuda.get_rng_state(cuda) for cuda in self.devices)
+
+    def drawn_from(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the states if numbers were drawn since: what running again needs; nothing otherwise."""
+        # Not by an operation: of this comparison nothing is left, and no device makes it.
+        pairs = zip(states, self.random_states(), strict=True)
+        unchanged = all(bool((before.numpy() == now.numpy()).all()) for before, now in pairs)
+        return () if unchanged else tuple(state.clone() for state in states)
+
+    def restored(self, states: tuple[Tensor, ...]) -> ExitStack:
+        """Return a context manager with this context, and these states, in force; then the generators are as before."""
         enabled, dtype = self.autocast
         stack = ExitStack()
-        stack.enter_context(torch.random.fork_rng(devices=self.devices))
         stack.enter_context(torch.autocast(self.kind, dtype=dtype, enabled=enabled))
-        torch.random.set_rng_state(self.random)
-        for device, state in zip(self.devices, self.device_random, strict=True):
-            torch.cuda.set_rng_state(state, device)
+        if states:
+            stack.enter_context(torch.random.fork_rng(devices=self.devices))
+            torch.random.set_rng_state(states[0])
+            for device, state in zip(self.devices, states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
         return stack
 
 
@@ -49,12 +59,13 @@ class _Recomputed(torch.autograd.Function):
         inputs = tensors[:count]
         versions = [version(x) for x in inputs]
         ctx.context = _RunContext(inputs[0].device)
+        states = ctx.context.random_states()
         y = segment(inputs if count > 1 else inputs[0])
         if [version(x) for x in inputs] != versions:
             raise ConfigError("checkpoint: a segment changes its input in place, so that it cannot run again")
         if not _are_tensors(y):
             raise ConfigError(f"checkpoint: a segment returns a {type(y).__name__}, neither a tensor nor a tuple of tensors")
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *ctx.context.drawn_from(states))
         ctx.segment, ctx.names, ctx.count = segment, names, count
         return y
 
@@ -64,12 +75,12 @@ class _Recomputed(torch.autograd.Function):
         differentiable = torch.is_grad_enabled()
         tensors = [
             tensor if differentiable or place >= ctx.count else tensor.detach().requires_grad_(need)
-            for place, (tensor, need) in enumerate(zip(ctx.saved_tensors, needed, strict=True))
+            for place, (tensor, need) in enumerate(zip(ctx.saved_tensors[: len(needed)], needed, strict=True))
         ]
         inputs = tuple(tensors[: ctx.count])
         # The parameters of the forward pass, which may have been others' (functional_call).
         parameters = dict(zip(ctx.names, tensors[ctx.count :], strict=True))
-        with torch.enable_grad(), ctx.context.restored():
+        with torch.enable_grad(), ctx.context.restored(ctx.saved_tensors[len(needed) :]):
             y = functional_call(ctx.segment, parameters, (inputs if ctx.count > 1 else inputs[0],))
         outputs = y if isinstance(y, tuple) else (y,)
         pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad]
