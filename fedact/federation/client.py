@@ -67,7 +67,7 @@ def train_on(workspace: Workspace, message: Message) -> Message:
     sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})
     figures: dict[str, Any] = {
         "num-examples": len(experiment.parts[client][0]),
-        "accuracy": outcome.score,
+        "accuracy": nan if outcome.score is None else outcome.score,
         **measured_iou(outcome),
         "train-loss": trained.loss,
         **{name.replace("_", "-"): figure for name, figure in vars(trained).items() if name != "loss"},

@@ -90,6 +90,10 @@ def _is_share(value: Any) -> bool:
     return _is_amount(value) and value <= 1
 
 
+def _is_no_score(value: Any) -> bool:
+    return isinstance(value, float) and isnan(value)
+
+
 FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num-examples": (_is_count, "a whole number"),
     "accuracy": (_is_share, "a share"),
@@ -109,7 +113,9 @@ def _figures(metrics: MetricRecord, plan: Plan, examples: int, classes: int | No
     if wrong := sorted(wanted ^ set(metrics)):
         raise BadReply(f"figure {wrong[0]!r} is {'missing' if wrong[0] in wanted else 'none that a reply has'}")
     for name, (holds, must) in FIGURES.items():
-        if not holds(metrics[name]):
+        # No pixel may count among those that a client holds out.
+        unscored = name == "accuracy" and classes is not None and _is_no_score(metrics[name])
+        if not (unscored or holds(metrics[name])):
             raise BadReply(f"figure {name!r} is {_shown(metrics[name])}, and must be {must}")
     if metrics["num-examples"] != examples:
         raise BadReply(f"the client says it trained on {metrics['num-examples']} examples, but it has {examples}")
@@ -117,7 +123,13 @@ def _figures(metrics: MetricRecord, plan: Plan, examples: int, classes: int | No
     if plan.budget_bytes is not None and held > plan.budget_bytes:
         raise BadReply(f"the client says a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
     figures = {name.replace("-", "_"): metrics[name] for name in FIGURES}
-    return figures if classes is None else figures | {"class_iou": _class_iou(metrics[CLASS_IOU], classes)}
+    if classes is None:
+        return figures
+    class_iou = _class_iou(metrics[CLASS_IOU], classes)
+    score = None if _is_no_score(metrics["accuracy"]) else metrics["accuracy"]
+    if (score is None) != all(iou is None for iou in class_iou):
+        raise BadReply("figure 'accuracy' is NaN where some class has an IoU, or a share where none has")
+    return figures | {"accuracy": score, "class_iou": class_iou}
 
 
 def _class_iou(values: Any, classes: int) -> list[float | None]:

@@ -126,7 +126,7 @@ class PartialFedAvg(FedAvg):
         folder.checkpoint(method, number - 1).unlink(missing_ok=True)
         folder.server_state(method, number - 1).unlink(missing_ok=True)
         self.run.on_round(row, self.rows)
-        return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if name in measured})
+        return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if measured.get(name) is not None})
 
     def _evaluate(self, tensors: dict[str, torch.Tensor]) -> Row:
         workspace, plan = self.run.workspace, self.run.deepest_plan

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Any, Protocol
 
 import torch
@@ -20,11 +20,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Outcome:
     """A model's metrics on some examples.
 
-    score: the accuracy, or the mean of class_iou over the classes with pixels. loss: the mean over the examples.
-    class_iou: by class, the intersection over union of its pixels, None for a class without; None in classification.
+    score: the accuracy, or the mean of class_iou over the classes with pixels, None where no pixel counts. loss: the mean
+    over the examples. class_iou: by class, the intersection over union of its pixels, None for a class without; None in
+    classification.
     """
 
-    score: float
+    score: float | None
     loss: float
     class_iou: tuple[float | None, ...] | None = None
 
@@ -68,9 +69,9 @@ class PixelCount:
 
     def outcome(self) -> Outcome:
         class_iou = self.index.compute()
-        mean = class_iou.nanmean().nan_to_num()
-        values = tuple(None if value != value else value for value in class_iou.tolist())
-        return Outcome(float(mean), self.loss / self.examples, values)
+        values = tuple(None if isnan(value) else value for value in class_iou.tolist())
+        nothing = all(value is None for value in values)
+        return Outcome(None if nothing else float(class_iou.nanmean()), self.loss / self.examples, values)
 
 
 @dataclass(frozen=True)

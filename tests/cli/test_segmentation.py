@@ -10,8 +10,11 @@ import torch
 from nbclient import NotebookClient
 
 import fedact
+from fedact.compare import main as compare
 from fedact.config.loading import make_config
+from fedact.federation import client
 from fedact.models import make_model
+from fedact.models.tasks import Outcome
 from fedact.nn.surgery import head
 from fedact.plan import main as plan
 from fedact.simulate import main
@@ -48,6 +51,26 @@ def run_folder(tmp_path_factory) -> Path:
     methods = ["--method", "exact", "--method", "hosvd:variance=0.9"]
     assert main([*SCENES, "--budget", f"{BUDGET}:2,none:1", *methods, "--out", str(folder)]) == 0
     return folder
+
+
+def test_a_client_whose_held_out_pixels_are_all_void_has_no_score_and_is_not_the_worst(tmp_path, monkeypatch):
+    real = client.evaluate
+
+    calls = []
+
+    def void_at_first(*arguments):
+        calls.append(real(*arguments))
+        return calls[-1] if len(calls) > 1 else Outcome(None, 0.0, (None,) * 5)
+
+    monkeypatch.setattr(client, "evaluate", void_at_first)
+    given = [*SCENES, "--layers", "0", "--rounds", "1", "--method", "exact"]
+    assert main([*given, "--out", str(tmp_path / "run")]) == 0
+    *clients, last = [row for row in rows(tmp_path / "run")[1:] if row["round"] == 1]
+    assert clients[0]["accuracy"] is None
+    scores = [row["accuracy"] for row in clients[1:]]
+    assert {row["status"] for row in clients} == {"head-only"}
+    assert last["worst_client_accuracy"] == min(scores) > 0
+    assert compare([str(tmp_path / "run"), "--out", str(tmp_path / "compared")]) == 0
 
 
 def test_the_score_is_the_mean_of_the_classes_that_are_there(run_folder):

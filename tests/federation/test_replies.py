@@ -133,15 +133,16 @@ def test_a_missing_figure_is_named(name):
         read(reply_with(figures={other: value for other, value in GOOD.items() if other != name}))
 
 
-def read_segmentation(class_iou, classes=3):
-    figures = {**GOOD, "class-iou": class_iou} if class_iou is not None else GOOD
+def read_segmentation(class_iou, classes=3, **others):
+    figures = {**GOOD, "class-iou": class_iou, **others} if class_iou is not None else GOOD
     return read_reply(reply_with(figures=figures), EXPECTED, plan_for("20KB"), examples=5, classes=classes)[1]
 
 
 def test_an_iou_for_each_class_is_read_with_none_for_a_class_that_is_not_there():
     figures = read_segmentation([0.25, math.nan, 1.0])
     assert figures == {**{name.replace("-", "_"): value for name, value in GOOD.items()}, "class_iou": [0.25, None, 1.0]}
-    assert read_segmentation([math.nan] * 3)["class_iou"] == [None] * 3
+    nothing = read_segmentation([math.nan] * 3, accuracy=math.nan)
+    assert (nothing["accuracy"], nothing["class_iou"]) == (None, [None] * 3)
     assert read_segmentation([0, 1, 1])["class_iou"] == [0, 1, 1]
 
 
@@ -161,6 +162,12 @@ def test_an_iou_for_each_class_is_read_with_none_for_a_class_that_is_not_there()
 def test_a_class_iou_that_cannot_be_is_named(class_iou, said):
     with pytest.raises(BadReply, match=said):
         read_segmentation(class_iou)
+
+
+@pytest.mark.parametrize(("class_iou", "accuracy"), [([math.nan] * 3, 0.5), ([0.5, 0.5, math.nan], math.nan)])
+def test_a_score_without_an_iou_and_an_iou_without_a_score_are_refused(class_iou, accuracy):
+    with pytest.raises(BadReply, match="'accuracy' is NaN where some class has an IoU, or a share where none has"):
+        read_segmentation(class_iou, accuracy=accuracy)
 
 
 def test_a_classifiers_reply_has_no_class_iou():

@@ -40,11 +40,11 @@ def test_the_mean_iou_is_that_counted_by_hand_over_batches():
     assert outcome.score == pytest.approx(np.mean(expected[:4]))
 
 
-def test_pixels_that_are_all_void_score_nothing():
+def test_pixels_that_are_all_void_have_no_score():
     count = TASKS["segmentation"].count(3)
     count.add(torch.zeros(1, 3, 2, 2), torch.full((1, 4, 4), VOID))
     outcome = count.outcome()
-    assert (outcome.score, outcome.loss, outcome.class_iou) == (0.0, 0.0, (None,) * 3)
+    assert (outcome.score, outcome.loss, outcome.class_iou) == (None, 0.0, (None,) * 3)
 
 
 def test_classes_are_counted_as_before():

@@ -105,8 +105,8 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
     unbounded = " (not bounded by the budget)" if run.config["scope"] == "saved" else ""
     statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
-        f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %",
-        f"{run.score_name} after": f"{by_round.iloc[-1]:.1f} %",
+        f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %" if len(by_round) else "no score",
+        f"{run.score_name} after": f"{by_round.iloc[-1]:.1f} %" if len(by_round) else "no score",
         "activation memory": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),
