@@ -2,10 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fedact.compression import Method
+from fedact.config.errors import ConfigError
 from fedact.nn.graph import consumers, downstream, product_factors
 from fedact.nn.layers import (
     NORMS,
@@ -26,6 +29,10 @@ from fedact.nn.layers import (
 )
 from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Rematerializations, rematerializations
+
+HAVE_CODEC = TRAINED | SMOOTH
+RANDOM = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
+"""Layers of torchvision and timm that are off as dropout is."""
 
 _TRAINABLE = "_fedact_trainable"
 _ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment")
@@ -51,20 +58,21 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     In place, after ``restore``. seed: of the methods' random numbers, plus the layer's place in ``methods``. prefix_chunk:
     examples at a time in the frozen prefix, 0 for a whole batch. Warns of layers whose activations autograd still saves.
     """
+    check_initialized(model)
     restore(model)
     saves_less = all(method.traits.saves_less for method in methods.values())
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
-    rematerialized = rematerializations(model, methods if saves_less else {}, gradient_path)
+    with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
+    rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path)
     saved = {name: method for name, method in methods.items() if name not in rematerialized.inputs}
     maskless = activations_without_mask(model, saved) if saves_less else []
-    setattr(model, _TRAINABLE, frozenset(trained_parameters(model)))
-    model.requires_grad_(False)
+    _freeze(model)
     for place, (name, method) in enumerate(methods.items()):
         module = model.get_submodule(name)
         module.requires_grad_(has_weights(module))
-        if saves_less and _swap(module, TRAINED | SMOOTH):
+        if saves_less and _swap(module, HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
     for module in model.modules():
         _swap(module, SAVES_LESS if saves_less else PLAIN)
@@ -102,6 +110,8 @@ def _rematerialize(model: nn.Module, methods: Mapping[str, Method], rematerializ
 def restore(model: nn.Module) -> nn.Module:
     """Undo ``compress`` or ``apply``, in place: plain layers, the same parameters trainable as before; returns the model.
 
+    What was put into the model since stays as it is.
+
     >>> import fedact, torch
     >>> model = fedact.compress(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), "exact", layers=1)
     >>> type(model[0]).__name__, type(fedact.restore(model)[0]).__name__
@@ -110,14 +120,51 @@ def restore(model: nn.Module) -> nn.Module:
     for module in model.modules():
         chunks.restore(module)
         if isinstance(module, Swapped):
-            module.__class__ = module.plain  # type: ignore[assignment]
+            module.__class__ = _plain_class(type(module))
             for attribute in _ATTRIBUTES:
                 module.__dict__.pop(attribute, None)
-    trainable = model.__dict__.pop(_TRAINABLE, None)
-    if trainable is not None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
+        for name, trainable in vars(module).pop(_TRAINABLE, {}).items():
+            for parameter in _parameters(module, name):
+                parameter.requires_grad_(trainable)
     return model
+
+
+def check_initialized(model: nn.Module) -> None:
+    """Raise ConfigError for a model with lazy layers that have no weights yet."""
+    for name, module in model.named_modules():
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            kind = type(module).__name__
+            raise ConfigError(f"{name} ({kind}) has no weights before its first input: run the model once first")
+
+
+def _freeze(model: nn.Module) -> None:
+    """Freeze all parameters, and note on every module which of its own were trainable."""
+    for module in model.modules():
+        if own := dict(module.named_parameters(recurse=False)):
+            vars(module)[_TRAINABLE] = {name: parameter.requires_grad for name, parameter in own.items()}
+    model.requires_grad_(False)
+
+
+def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return a module's own parameter of this name, or those that a parametrization, a norm or a mask put in its place."""
+    own = dict(module.named_parameters(recurse=False))
+    if name in own:
+        return [own[name]]
+    if name in getattr(module, "parametrizations", ()):
+        return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
+    # As in weight_g and weight_v, or in weight_orig.
+    return [parameter for place, parameter in own.items() if place.startswith(f"{name}_")]
+
+
+def _plain_class(kind: Any) -> Any:
+    """Return a class without what ``install`` put in, also under one that was put on since, such as a parametrization's."""
+    if not issubclass(kind, Swapped):
+        return kind
+    if kind.__module__.startswith("fedact."):
+        return kind.plain
+    bases = tuple(map(_plain_class, kind.__bases__))
+    name = kind.__name__.replace(kind.__bases__[0].__name__, bases[0].__name__)
+    return type(name, bases, {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")})
 
 
 def activations_without_mask(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
@@ -144,14 +191,20 @@ def _recompute(model: nn.Module, segment: int) -> None:
 def _swap(module: nn.Module, table: Table) -> bool:
     """Change a module's class to its replacement in the table, in place; tell whether there is one."""
     # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
-    kind = type(module)
-    # Known by its name: torchvision need not be loaded for it.
-    random = kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision")
-    replacement = identity_class(kind) if random else table.get(kind)  # type: ignore[arg-type]
-    if replacement is None or not has_statistics(module):
+    replacement = _replacement(module, table)
+    if replacement is None:
         return False
     module.__class__ = replacement
     return True
+
+
+def _replacement(module: nn.Module, table: Table) -> Any:
+    """Return the class in the table that may replace a module's, None where there is none."""
+    kind = type(module)
+    # Known by their names: the packages need not be loaded for them.
+    if kind.__name__ in RANDOM and kind.__module__.startswith(("torchvision.", "timm.")):
+        return identity_class(kind) if nn.Dropout in table else None  # type: ignore[arg-type]
+    return table.get(kind) if has_statistics(module) else None
 
 
 def has_statistics(module: nn.Module) -> bool:

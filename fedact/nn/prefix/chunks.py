@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.graph import structure
 from fedact.nn.layers import Swapped
+from fedact.nn.layers.base import made_class
 from fedact.nn.prefix.split import Split, split
 
 _PREFIX = "_fedact_prefix"
@@ -17,15 +18,15 @@ ROUNDING = 1e-3
 
 
 class _Prefix:
-    """The state of a model that runs in chunks: examples at a time, its class before, and its last split."""
+    """The state of a model that runs in chunks: examples at a time, and its last split."""
 
-    def __init__(self, chunk: int, before: type[nn.Module]) -> None:
-        self.chunk, self.before = chunk, before
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
         self.structure: Any = None
         self.last_split: Split | None = None
 
-    def __deepcopy__(self, _: Any) -> "_Prefix":
-        return _Prefix(self.chunk, self.before)
+    def __reduce__(self) -> Any:
+        return _Prefix, (self.chunk,)
 
     def split(self, model: nn.Module) -> Split | None:
         """Return the model's split, cached until its structure or its trainable parameters change."""
@@ -37,8 +38,8 @@ class _Prefix:
 
 def install(model: nn.Module, chunk: int) -> None:
     """Run a model's frozen prefix ``chunk`` examples at a time when gradients are enabled; in place."""
+    vars(model)[_PREFIX] = prefix = _Prefix(chunk)
     kind: Any = type(model)
-    vars(model)[_PREFIX] = prefix = _Prefix(chunk, kind)
     model.__class__ = _chunked(kind)
     # Trace now, and not in the first step, which may be measured.
     prefix.split(model)
@@ -46,8 +47,8 @@ def install(model: nn.Module, chunk: int) -> None:
 
 def restore(model: nn.Module) -> None:
     """Undo ``install``, in place; other models are left unchanged."""
-    if (prefix := vars(model).pop(_PREFIX, None)) is not None:
-        model.__class__ = prefix.before
+    if vars(model).pop(_PREFIX, None) is not None and "before" in vars(type(model)):
+        model.__class__ = vars(type(model))["before"]
 
 
 @cache
@@ -60,8 +61,8 @@ def _chunked(before: Any) -> Any:
         return before.forward(self, *args, **kwargs) if split is None or outputs is None else split.run_suffix(outputs)
 
     swapped = issubclass(before, Swapped)
-    attributes = {"plain": before.plain if swapped else before, "forward": forward}
-    return type(before.__name__, (before,) if swapped else (Swapped, before), attributes)
+    plain, bases = (before.plain, (before,)) if swapped else (before, (Swapped, before))
+    return made_class(_chunked, before, before.__name__, bases, plain=plain, before=before, forward=forward)
 
 
 def _split_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split | None:
