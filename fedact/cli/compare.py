@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fedact.cli.console import show
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison.cases import Case, Comparison, compare_runs
-from fedact.reports.comparison.figures import FIGURES, class_iou
+from fedact.reports.comparison.figures import FIGURES, class_iou, forgetting_by_round
 from fedact.reports.comparison.html import html_report
 from fedact.reports.comparison.layer_figure import memory_by_layer
 from fedact.reports.comparison.statistics import Figures, figures_of, target_accuracy
@@ -23,6 +23,7 @@ from fedact.storage.disk import make_folder, write_whole
 BAD_INPUT = 2
 FIGURES_OF_SOME: dict[str, Callable[[Sequence[Case]], Figure | None]] = {
     "class-iou": class_iou,
+    "forgetting-by-round": forgetting_by_round,
     "memory-by-layer": memory_by_layer,
 }
 """Figures that not every run has."""

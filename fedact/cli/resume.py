@@ -7,6 +7,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.schema import Config
 from fedact.federation.planning import canonical_methods
+from fedact.storage.rows import redrawn_test_set
 from fedact.storage.run_folder import RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
@@ -70,5 +71,10 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
         if not fits or row.get("client", 0) >= config.clients:
             raise ConfigError(f"{folder.records}, line {number}, is of another run than {folder.config}")
     done = {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
+    if redrawn_test_set(rows[0]) and any(done.get(method, -1) < config.rounds for method in config.method):
+        raise ConfigError(
+            f"{folder.records} was begun by an earlier fedact, which measured accuracy on a redrawn part of the test set, "
+            "and would go on with the whole: start another run"
+        )
     folder.prune(done)
     return done

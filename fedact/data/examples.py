@@ -73,12 +73,14 @@ class Examples:
     """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,).
 
     masks: uint8 (examples, height, width), or rows of such an array: the class of each pixel, VOID where none counts. Then
-    the labels are only what the examples are dealt by.
+    the labels are only what the examples are dealt by. pixels: int64 (examples, classes), how many pixels of each class a
+    mask has in its full size; of examples with masks alone.
     """
 
     images: Images
     labels: np.ndarray
     masks: Images | None = None
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,14 +88,24 @@ class Examples:
     def take(self, positions: np.ndarray) -> "Examples":
         """Return a copy of the examples at these positions."""
         masks = None if self.masks is None else self.masks[positions]
-        return Examples(self.images[positions], self.labels[positions], masks)
+        return Examples(self.images[positions], self.labels[positions], masks, self._pixels(positions))
 
     def subset(self, positions: np.ndarray) -> "Examples":
         """Return the examples at these positions without copying their images and masks."""
         if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return self
         masks = None if self.masks is None else _rows(self.masks, positions)
-        return Examples(_rows(self.images, positions), self.labels[positions], masks)
+        return Examples(_rows(self.images, positions), self.labels[positions], masks, self._pixels(positions))
+
+    def _pixels(self, positions: np.ndarray) -> np.ndarray | None:
+        return None if self.pixels is None else self.pixels[positions]
+
+    def class_sizes(self, classes: int) -> np.ndarray:
+        """Return how many examples of each class there are, or pixels where there are masks: int64 (classes,)."""
+        if self.pixels is not None:
+            sizes: np.ndarray = self.pixels.sum(0)[:classes]
+            return sizes
+        return np.bincount(self.labels, minlength=classes)
 
 
 def _rows(array: Images, positions: np.ndarray) -> Rows:

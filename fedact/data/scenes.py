@@ -11,7 +11,7 @@ from fedact.config.errors import ConfigError
 from fedact.data.decoded_cache import decoded_rows
 from fedact.data.examples import Examples, Request
 from fedact.data.files import some_of
-from fedact.data.masks import IDS, Masks, Survey, class_table, count_classes, most_frequent_class
+from fedact.data.masks import IDS, VOID, Masks, Survey, class_table, count_classes, most_frequent_class
 from fedact.data.pictures import Frame, Scenes
 
 
@@ -56,15 +56,18 @@ def scene_examples(
     counts = [count_mask_ids(listing, request.cache) for listing in listings]
     for listing, count in zip(listings, counts, strict=True):
         _check_ids(listing, count, ids, hint)
+    pixels = [count_classes(count, classes)[:, :VOID] for count in counts]
     if request.partition_by == "source":
         names = sorted({source for listing in listings for source in listing.sources})
         numbers = {name: number for number, name in enumerate(names)}
         labels = [np.array([numbers[source] for source in listing.sources], np.int64) for listing in listings]
     else:
-        labels = [most_frequent_class(count_classes(count, classes)) for count in counts]
+        labels = [most_frequent_class(each) for each in pixels]
     return [
-        Examples(Scenes(listing.root, listing.pictures, frame), numbers, Masks(listing.root, listing.masks, frame, classes))
-        for listing, numbers in zip(listings, labels, strict=True)
+        Examples(
+            Scenes(listing.root, listing.pictures, frame), numbers, Masks(listing.root, listing.masks, frame, classes), each
+        )
+        for listing, numbers, each in zip(listings, labels, pixels, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from fedact.federation.replies import in_order, read_reply
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
 from fedact.training.batches import test_batches
+from fedact.training.forgetting import client_accuracy, forgotten, unheld_accuracy
 from fedact.training.local import evaluate
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
@@ -39,10 +40,12 @@ class PartialFedAvg(FedAvg):
         self.states: dict[PlanKey, ArrayRecord] = {}
         self.trained_by: dict[str, int] = {}
         self.aggregation = Aggregation(make_strategy(run.config.strategy))
+        self.unheld_before: float | None = None
         self.started = time.monotonic()
 
     def resume(self, done: int, model: dict[str, torch.Tensor]) -> None:
-        """Load the server optimizer's state after the last finished round."""
+        """Load the server optimizer's state after the last finished round, and what the model could do before the first."""
+        self.unheld_before = self.run.folder.round_row(self.run.method, 0).get("unheld_accuracy")
         if self.aggregation.optimizer is not None:
             state = checkpoints.load(self.run.folder.server_state(self.run.method, done))
             self.aggregation.optimizer.load(state, model)
@@ -112,7 +115,7 @@ class PartialFedAvg(FedAvg):
         number, tensors = server_round + self.offset, arrays.to_torch_state_dict()
         config = self.run.config
         due = number % config.evaluate_every == 0 or number == config.rounds
-        measured = self._evaluate(tensors) if due else {}
+        measured = self._evaluate(number, tensors) if due else {}
         row = {
             "kind": "round", "method": self.run.method, "seed": config.seed, "round": number, **measured,
             **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
@@ -128,13 +131,22 @@ class PartialFedAvg(FedAvg):
         self.run.on_round(row, self.rows)
         return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if measured.get(name) is not None})
 
-    def _evaluate(self, tensors: dict[str, torch.Tensor]) -> Row:
+    def _evaluate(self, number: int, tensors: dict[str, torch.Tensor]) -> Row:
+        """Return the global model's scores after a round, on the whole test set and on its parts."""
         workspace, plan = self.run.workspace, self.run.deepest_plan
+        held, examples = self.run.experiment.held, len(self.run.experiment.test)
         # The frozen part under the plan that trains the most is frozen under every plan.
         model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
         batches, task = test_batches(workspace, plan, tensors), self.run.config.task
-        found = evaluate(model, batches, len(self.run.experiment.test), task, len(self.run.experiment.classes))
-        return {"accuracy": found.score, "class_iou": found.class_iou, "loss": found.loss}
+        found = evaluate(model, batches, examples, task, len(self.run.experiment.classes))
+        unheld = unheld_accuracy(found, held)
+        if number == 0:
+            self.unheld_before = unheld
+        return {
+            "accuracy": found.score, "client_accuracy": client_accuracy(found, held), "unheld_accuracy": unheld,
+            "forgotten": forgotten(self.unheld_before, unheld), "test_examples": examples,
+            "class_iou": found.class_iou, "loss": found.loss,
+        }  # fmt: skip
 
 
 def extremes(rows: list[Row]) -> Row:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,12 +23,15 @@ class Outcome:
 
     score: the accuracy, or the mean of class_iou over the classes with pixels, None where no pixel counts. loss: the mean
     over the examples. class_iou: by class, the intersection over union of its pixels, None for a class without; None in
-    classification.
+    classification. class_scores: by class, its accuracy or its class_iou; None for a class without. class_examples: by
+    class, how many examples or, in segmentation, pixels of it there are.
     """
 
     score: float | None
     loss: float
     class_iou: tuple[float | None, ...] | None = None
+    class_scores: tuple[float | None, ...] = ()
+    class_examples: tuple[int, ...] = ()
 
 
 class Count(Protocol):
@@ -39,18 +43,22 @@ class Count(Protocol):
 
 
 class ClassCount:
-    """Counts the correctly classified images."""
+    """Counts the images of every class, and the correctly classified ones among them."""
 
     def __init__(self, classes: int) -> None:
-        self.examples, self.right, self.loss = 0, 0, 0.0
+        self.examples, self.right, self.loss = np.zeros(1, np.int64), np.zeros(1, np.int64), 0.0
 
     def add(self, scores: Tensor, targets: Tensor) -> None:
-        self.examples += len(targets)
-        self.right += int((scores.argmax(1) == targets).sum())
+        labels, found = targets.cpu().numpy(), scores.argmax(1).cpu().numpy()
+        # Nobody need say how many classes there are: scores have a column for each.
+        self.examples = self.examples + np.bincount(labels, minlength=scores.shape[1])
+        self.right = self.right + np.bincount(labels[found == labels], minlength=scores.shape[1])
         self.loss += float(F.cross_entropy(scores, targets, reduction="sum"))
 
     def outcome(self) -> Outcome:
-        return Outcome(self.right / self.examples, self.loss / self.examples)
+        examples, right = self.examples.tolist(), self.right.tolist()
+        shares = tuple(own / each if each else None for own, each in zip(right, examples, strict=True))
+        return Outcome(sum(right) / sum(examples), self.loss / sum(examples), None, shares, tuple(examples))
 
 
 class PixelCount:
@@ -70,8 +78,9 @@ class PixelCount:
     def outcome(self) -> Outcome:
         class_iou = self.index.compute()
         values = tuple(None if isnan(value) else value for value in class_iou.tolist())
-        nothing = all(value is None for value in values)
-        return Outcome(None if nothing else float(class_iou.nanmean()), self.loss / self.examples, values)
+        score = None if all(value is None for value in values) else float(class_iou.nanmean())
+        pixels = tuple(self.index.confmat.sum(1).tolist())
+        return Outcome(score, self.loss / self.examples, values, values, pixels)
 
 
 @dataclass(frozen=True)

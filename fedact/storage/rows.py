@@ -24,11 +24,24 @@ def score_name(config: Mapping[str, Any]) -> str:
     return SCORE_NAMES.get(task_of(config), "score")
 
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of what is written now. Before 2, ``--weights pretrain`` redrew the test set (see ``redrawn_test_set``)."""
 
 EXACT, LAX = ConfigDict(strict=True, extra="forbid"), ConfigDict(strict=True, extra="allow")
 
 Row = dict[str, Any]
+
+
+def redrawn_test_set(header: Row) -> bool:
+    """Return whether a run's accuracy is not on the whole test set, but on examples redrawn in its clients' proportions.
+
+    Before schema 2 the accuracy of classification with ``--weights pretrain`` was; the classes that only the server has were
+    left out. header: the ``run`` row.
+    """
+    config = header["config"]
+    return header.get("schema", 1) < 2 and config.get("weights") == "pretrain" and task_of(config) == "classification"
+
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +52,7 @@ class RunRow(TypedDict, total=False):
     """The first line: what the run is."""
 
     kind: Required[Literal["run"]]
-    schema: Required[Literal[1]]
+    schema: Required[Literal[1, 2]]
     config: Required[dict[str, Any]]
     classes: list[str] | None
 
@@ -81,13 +94,22 @@ class ClientRow(TypedDict, total=False):
 
 @with_config(EXACT)
 class RoundRow(TypedDict, total=False):
-    """The global model after one round."""
+    """The global model after one round.
+
+    accuracy, loss: on the whole test set, of ``test_examples`` examples. client_accuracy, unheld_accuracy: on the classes
+    that clients hold and on those that none holds (see ``fedact.training.forgetting``). forgotten: the fall of
+    unheld_accuracy since round 0, a share, above 0 where it fell.
+    """
 
     kind: Required[Literal["round"]]
     method: Required[str]
     seed: Required[Count]
     round: Required[Count]
     accuracy: Share | None
+    client_accuracy: Share | None
+    unheld_accuracy: Share | None
+    forgotten: Number | None
+    test_examples: Count | None
     class_iou: list[Share | None] | None
     loss: Number | None
     worst_client_accuracy: Share | None

@@ -88,6 +88,12 @@ class RunFolder:
             raise ConfigError(f"{self.records}, line 1, is no record")
         return row
 
+    def round_row(self, method: str, number: int) -> Row:
+        """Return the row of a method's finished round."""
+        return next(
+            row for row in self.rows() if (row["kind"], row.get("method"), row.get("round")) == ("round", method, number)
+        )
+
     def cut_unfinished(self) -> list[Row]:
         """Drop what follows the last finished round from the file, and return the rows before."""
         rows, content = self.rows(), read_bytes(self.records)

@@ -12,7 +12,7 @@ from fedact.config.schema import Config, cache_folder
 from fedact.config.seeds import Purpose, generator
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
-from fedact.data.partition import PARTITIONS, halves, in_proportions_of, partition_examples, stratified
+from fedact.data.partition import PARTITIONS, halves, partition_examples, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
@@ -42,6 +42,11 @@ class Experiment:
         """The digest of the initial weights."""
         return digest(self.start)
 
+    @cached_property
+    def held(self) -> np.ndarray:
+        """How many examples of each class all clients hold together, held-out ones too; pixels where there are masks."""
+        return self.train.class_sizes(len(self.classes))
+
 
 def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     """Return the data set, the server's examples and the clients'; side: the size of decoded pictures, in pixels.
@@ -59,18 +64,6 @@ def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
 def class_names(source: Source) -> tuple[str, ...]:
     """Return the names of a data set's classes, their numbers where it has none."""
     return source.names or tuple(map(str, range(source.classes)))
-
-
-def test_examples(config: Config, clients: Examples, test: Examples) -> Examples:
-    """Return the test examples subsampled to the clients' class proportions; all of them for segmentation.
-
-    Raises ConfigError for a class that clients hold and the test examples lack.
-    """
-    if config.task == "segmentation":
-        return test
-    if len(missing := np.setdiff1d(clients.labels, test.labels)):
-        raise ConfigError(f"clients hold class {missing[0]}, of which no test example is left: use more test examples")
-    return test.subset(in_proportions_of(test.labels, clients.labels, generator(config.seed, Purpose.HALVES)))
 
 
 def check_names(config: Config) -> None:

@@ -23,7 +23,7 @@ from fedact.models.initialization import (
 )
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
-from fedact.training.experiment import Experiment, check_names, class_names, partition, read_data, test_examples
+from fedact.training.experiment import Experiment, check_names, class_names, partition, read_data
 from fedact.training.frozen_prefix import FrozenPrefix
 from fedact.training.local import Measured
 from fedact.training.prefix_cache import PrefixCache
@@ -104,9 +104,7 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     check_network(config, model)
     frame = clients.images.shape[1:3] if preprocessing.whole else (preprocessing.resolution,) * 2
     check_images(config, model, frame)
-    test = source.test
     if config.weights == "pretrain":
-        test = test_examples(config, clients, test)
         encoded = weights is not None and fills_encoder_alone(model, weights.tensors)
         pretrain(config, model, server, preprocessing, decoder_parts(model) if encoded else ())
     fit_head(config, model, server, preprocessing)
@@ -114,7 +112,7 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     calibration = server.take(chosen)
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.to(config.device)
-    experiment = Experiment(config, start, preprocessing, class_names(source), clients, parts, test, calibration)
+    experiment = Experiment(config, start, preprocessing, class_names(source), clients, parts, source.test, calibration)
     return Workspace(experiment, model)
 
 

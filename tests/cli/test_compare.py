@@ -194,7 +194,7 @@ BAD = {
     "another program's": (lambda run: (run / "records.jsonl").write_text('{"event": "x"}\n' * 9), "line 1, is no record"),
     "another schema": (
         lambda run: (run / "records.jsonl").write_text(
-            (run / "records.jsonl").read_text().replace('"schema": 1', '"schema": 99')
+            (run / "records.jsonl").read_text().replace('"schema": 2', '"schema": 99')
         ),
         "line 1, is no record",
     ),

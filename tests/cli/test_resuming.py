@@ -112,7 +112,7 @@ def replaced(rows_: list[dict], place: int, **fields) -> list[dict]:
 
 
 RECORDS = {
-    "another schema": (lambda rows_: replaced(rows_, 0, schema=2), "line 1, is no record"),
+    "another schema": (lambda rows_: replaced(rows_, 0, schema=3), "line 1, is no record"),
     "two headers": (lambda rows_: [rows_[0], *rows_], "line 2: a run has one header"),
     "no header": (lambda rows_: rows_[1:], "line 1: a run has one header"),
     "a round twice": (lambda rows_: [*rows_[:2], *rows_[1:]], "line 3: .* is due with round 1"),

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedact.config.budgets import largest_remainder
 from fedact.config.errors import ConfigError
 from fedact.config.spec import build, spell
-from fedact.data.partition import PARTITIONS, halves, in_proportions_of, partition_examples, stratified
+from fedact.data.partition import PARTITIONS, halves, partition_examples, stratified
 from fedact.data.partition.base import even_sizes, hold_out
 from fedact.data.partition.class_skew import Dirichlet, Shards
 from fedact.data.partition.size_skew import Iid
@@ -166,10 +166,37 @@ def test_largest_remainder_of_a_known_case():
     assert largest_remainder(np.array([47, 16, 15.8, 12, 6.1, 3.1]), 10).tolist() == [5, 2, 1, 1, 1, 0]
 
 
-@given(labelled, seeds)
-def test_halves_are_disjoint_and_cover_all(labels, seed):
+class_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+skewed_sizes = st.one_of(
+    class_sizes,
+    st.builds(lambda sizes, giant: [giant, *sizes], class_sizes, st.integers(100, 2000)),
+    st.lists(st.integers(1, 300), min_size=3, max_size=3),
+    st.integers(2, 60).map(lambda classes: [1] * classes),
+).filter(lambda sizes: sum(sizes) > 1)
+
+
+@given(skewed_sizes, seeds)
+@example([30, 100, 30], 0)
+def test_halves_are_disjoint_cover_all_and_are_of_one_size(sizes, seed):
+    labels = rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     first, second = halves(labels, rng(seed))
     assert sorted([*first, *second]) == list(range(len(labels)))
+    assert abs(len(first) - len(second)) <= 1
+    assert min(len(first), len(second)) >= 1
+    again = halves(labels, rng(seed))
+    assert np.array_equal(first, again[0])
+    assert np.array_equal(second, again[1])
+
+
+@given(skewed_sizes, seeds)
+def test_halves_have_classes_of_their_own_as_far_as_there_is_room(sizes, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    quota = 1 if len(sizes) == 3 else len(sizes) // 4
+    both = [np.bincount(labels[half], minlength=len(sizes)) for half in halves(labels, rng(seed))]
+    shared = np.minimum(*both) > 0
+    for own, other in (both, both[::-1]):
+        room = own.sum() - own[other == 0].sum()
+        assert np.count_nonzero(other == 0) >= quota or np.all(np.add(*both)[shared] > room)
 
 
 @given(st.integers(3, 20), seeds)
@@ -195,28 +222,3 @@ def test_stratified_keeps_every_class_within_one_of_its_share(labels, size, seed
     for label in np.unique(labels):
         share = np.mean(labels == label) * len(chosen)
         assert abs(np.count_nonzero(labels[chosen] == label) - share) < 1 + 1e-9
-
-
-@given(labelled, st.lists(st.integers(0, 9), min_size=1, max_size=100).map(np.array), seeds)
-def test_in_proportions_of_takes_no_position_twice_and_only_the_reference_classes(labels, reference, seed):
-    chosen = in_proportions_of(labels, reference, rng(seed))
-    assert len(set(chosen.tolist())) == len(chosen)
-    assert set(labels[chosen]) <= set(reference)
-
-
-def test_in_proportions_of_keeps_the_proportions_and_takes_what_it_can():
-    labels, reference = np.repeat([0, 1, 2], 100), np.repeat([0, 1], [30, 10])
-    counts = np.bincount(labels[in_proportions_of(labels, reference, rng())], minlength=3)
-    assert abs(counts[0] - 100) <= 1
-    assert abs(counts[1] - 33) <= 1
-    assert counts[2] == 0
-
-
-@given(seeds, st.lists(st.integers(5, 40), min_size=2, max_size=8), st.lists(st.integers(1, 40), min_size=8, max_size=8))
-def test_in_proportions_of_is_within_one_of_every_proportion(seed, available, wanted):
-    labels = np.repeat(np.arange(len(available)), available)
-    wanted = np.array(wanted[: len(available)])
-    chosen = in_proportions_of(labels, np.repeat(np.arange(len(wanted)), wanted), rng(seed))
-    counts = np.bincount(labels[chosen], minlength=len(wanted))
-    total = np.min(np.array(available) * wanted.sum() / wanted)
-    assert np.all(np.abs(counts - total * wanted / wanted.sum()) <= 1.5)

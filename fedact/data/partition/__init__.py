@@ -67,37 +67,41 @@ def _gifts(parts: Parts, minimum: int, generator: np.random.Generator) -> Iterat
 
 
 def halves(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return two class-skewed halves by label shards, two shards a class (the paper's half fine-tuning).
+    """Return two class-skewed halves of the positions, sorted; their sizes differ by at most one, whatever the classes are.
 
-    A quarter of the classes goes wholly to the first half, a quarter to the second, and the rest one shard to each: what
-    dealing the shards at random gives on average, without its luck. Of three classes, one goes wholly to each.
+    A quarter of the classes goes wholly to the first half, a quarter to the second, and the rest is shared in one
+    proportion: the paper's half fine-tuning, two label shards a class, without its luck. Of three classes, one goes wholly
+    to each. A class too large for the room that a half has left is shared instead, and another goes there in its place.
     """
-    classes = generator.permutation(np.unique(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    order = generator.permutation(len(classes))
     alone = 1 if len(classes) == FEWEST_SKEWED else len(classes) // 4
-    shards = {label: np.array_split(generator.permutation(np.flatnonzero(labels == label)), 2) for label in classes}
-    first = [shard for label in classes[:alone] for shard in shards[label]]
-    second = [shard for label in classes[alone : 2 * alone] for shard in shards[label]]
-    first += [shards[label][0] for label in classes[2 * alone :]]
-    second += [shards[label][1] for label in classes[2 * alone :]]
-    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+    size = len(labels) // 2
+    first = _fitting(order, counts, alone, size)
+    second = _fitting(order[~np.isin(order, first)], counts, alone, len(labels) - size)
+    shared = np.setdiff1d(order, [*first, *second])
+    taken = np.zeros(len(classes), dtype=np.int64)
+    taken[first] = counts[first]
+    if len(shared):
+        taken[shared] = largest_remainder(counts[shared], size - int(taken.sum()))
+    chosen = _drawn(labels, classes, taken, generator)
+    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
+
+
+def _fitting(order: np.ndarray, counts: np.ndarray, most: int, room: int) -> list[int]:
+    """Return the first classes in this order, at most ``most``, whose examples have room together."""
+    chosen: list[int] = []
+    for number in order.tolist():
+        if len(chosen) < most and counts[number] <= room:
+            chosen.append(number)
+            room -= int(counts[number])
+    return chosen
 
 
 def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """Return ``size`` positions with the classes in their proportions (largest remainder)."""
     classes, counts = np.unique(labels, return_counts=True)
     quotas = largest_remainder(counts, min(size, len(labels)))
-    return _drawn(labels, classes, quotas, generator)
-
-
-def in_proportions_of(labels: np.ndarray, reference: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return as many positions as possible whose classes stand in the proportions of the reference labels.
-
-    The labels must hold every class of the reference.
-    """
-    classes, counts = np.unique(reference, return_counts=True)
-    available = np.array([np.count_nonzero(labels == label) for label in classes])
-    total = int(np.min(available * counts.sum() / counts))
-    quotas = np.minimum(np.round(total * counts / counts.sum()).astype(int), available)
     return _drawn(labels, classes, quotas, generator)
 
 

@@ -45,8 +45,8 @@ def _examples(count: int, lights: np.ndarray, waves: np.ndarray, request: Reques
         classes = _classes(int(chief), side, generator)
         images[row] = _picture(classes, lights[source], waves[source], generator)
         masks[row] = _with_void_borders(classes) if generator.random() < 0.5 else classes
-    chiefs = most_frequent_class(np.stack([count_ids(mask) for mask in masks]))
-    return Examples(images, sources if request.partition_by == "source" else chiefs, masks)
+    pixels = np.stack([count_ids(mask) for mask in masks])[:, : len(NAMES)].astype(np.int64)
+    return Examples(images, sources if request.partition_by == "source" else most_frequent_class(pixels), masks, pixels)
 
 
 def _classes(chief: int, side: int, generator: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 from fedact.config.toml import read_table
-from fedact.reports.comparison.comparable import SAME, check_another_seed, check_header
+from fedact.reports.comparison.comparable import (
+    check_another_seed,
+    check_header,
+    differences_that_matter,
+    note_on_test_set,
+)
 from fedact.storage.rows import SCORE_NAMES, Row, task_of
 from fedact.storage.run import Run, make_run, run_folders
 from fedact.storage.run_folder import RunFolder
@@ -68,8 +73,8 @@ class Comparison:
         return score_of(self.cases)
 
     def incomparable(self) -> list[str]:
-        """Return the settings that keep scores from being compared, where they differ."""
-        return [name for name in SAME if len({str(run.config.get(name)) for run in self.runs}) > 1]
+        """Return what keeps scores from being compared, where it differs: settings, or the test set."""
+        return differences_that_matter([run.headers[0] for run in self.runs])
 
 
 def compare_runs(paths: Iterable[str | Path]) -> Comparison:
@@ -126,7 +131,7 @@ def _read(path: Path) -> tuple[Run | None, list[str], list[str]]:
     if not any(row["kind"] == "round" for row in rows):
         return None, notes, refused or [f"{path} holds no finished round"]
     run = make_run(path, rows, plans)
-    return run, notes + list(_unfinished(run, folders)), refused
+    return run, [*notes, *note_on_test_set(run.headers[0], path), *_unfinished(run, folders)], refused
 
 
 def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:

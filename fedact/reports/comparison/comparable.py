@@ -7,10 +7,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedact.config.errors import ConfigError
-from fedact.storage.rows import Count, Row
+from fedact.storage.rows import Count, Row, redrawn_test_set
 
 SAME = ("task", "dataset", "model", "resolution", "weights", "max_examples", "max_test_examples")
 """Settings without which scores are not of the same thing."""
+TEST_SET = "test set"
+"""What runs differ in where only some measured accuracy on the whole of it."""
 LAX = ConfigDict(strict=True, extra="allow")
 
 
@@ -31,6 +33,22 @@ class _Header(TypedDict, total=False):
 
 
 _READER = TypeAdapter(_Header)
+
+
+def differences_that_matter(headers: Sequence[Row]) -> list[str]:
+    """Return in what runs with these headers differ so that their scores are not of the same thing."""
+    settings = [name for name in SAME if len({str(header["config"].get(name)) for header in headers}) > 1]
+    return settings + [TEST_SET] * (len({redrawn_test_set(header) for header in headers}) > 1)
+
+
+def note_on_test_set(header: Row, where: object) -> list[str]:
+    """Return what a reader must know of a run whose accuracy is not on the whole test set; where: the run."""
+    if not redrawn_test_set(header):
+        return []
+    return [
+        f"{where} was written by an earlier fedact: its accuracy is on test examples redrawn in the clients' class "
+        "proportions, without the classes that only the server has, and not on the whole test set"
+    ]
 
 
 def check_header(rows: Sequence[Row], where: object) -> None:

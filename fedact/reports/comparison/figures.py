@@ -41,7 +41,7 @@ Cases = Sequence[Case]
 
 def accuracy_by_round(cases: Cases) -> Figure:
     """Return the global model's score on the test set by round: the mean over seeds, with a standard deviation as a band."""
-    title = "The global model on the server's test set (band: one standard deviation)"
+    title = "The global model on the whole test set (band: one standard deviation)"
     figure, axes = _by_round(f"test {score_of(cases)} (%)", title)
     for case, style in zip(cases, _styles(cases), strict=True):
         measured = case.rounds.dropna(subset=["accuracy"])
@@ -52,6 +52,20 @@ def accuracy_by_round(cases: Cases) -> Figure:
         axes.plot(mean.index, mean, **style, label=figure_label(case.label))
         axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
     _cut_off_the_start(axes, cases)
+    legend_below(figure)
+    return figure
+
+
+def forgetting_by_round(cases: Cases) -> Figure | None:
+    """Return the mean score on classes that no client holds by round; None where no case has such classes."""
+    if all(case.rounds["unheld_accuracy"].dropna().empty for case in cases):
+        return None
+    title = "The global model on test examples of classes that no client holds: what falls is forgotten"
+    figure, axes = _by_round(f"test {score_of(cases)} on these classes (%)", title)
+    for case, style in zip(cases, _styles(cases), strict=True):
+        mean = case.rounds.dropna(subset=["unheld_accuracy"]).groupby("round")["unheld_accuracy"].mean() * PERCENT
+        if len(mean):
+            axes.plot(mean.index, mean, **style, label=figure_label(case.label))
     legend_below(figure)
     return figure
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedact.reports.comparison.cases import Case
+from fedact.reports.run.scores import last_round, mean, standard_error_of
 from fedact.reports.run.tables import budget_held
 
 if TYPE_CHECKING:
@@ -16,18 +17,20 @@ Figures = dict[str, Any]
 
 def target_accuracy(cases: Sequence[Case]) -> float:
     """Return a share of the best final accuracy, the mean over seeds."""
-    return DEFAULT_SHARE * max((float(_last(case)["accuracy"].mean()) for case in cases if len(_last(case))), default=0.0)
+    finals = [last_round(case.rounds)["accuracy"].astype(float) for case in cases]
+    return DEFAULT_SHARE * max((float(final.mean()) for final in finals if len(final)), default=0.0)
 
 
 def figures_of(case: Case, target: float) -> Figures:
     """Return a case's figures by name, None for one that no row has; bytes are those of the largest client and round.
 
     accuracy: the score of the global model at the end, whatever the task calls it, the mean over seeds; accuracy_std: their
-    sample standard deviation.
+    sample standard deviation. accuracy_standard_error: binomial, of one seed's test examples; None for a mean IoU.
+    forgotten: the fall since round 0 on classes that no client holds, a share.
     target: the score that rounds_to_target asks for, the mean over seeds of the first round that reaches it; None where a
     seed does not.
     """
-    seconds, statuses = _mean(case.clients["seconds"]), case.clients["status"].value_counts()
+    seconds, statuses = mean(case.clients["seconds"]), case.clients["status"].value_counts()
     return {
         "case": case.label,
         "method": case.method,
@@ -45,16 +48,24 @@ def figures_of(case: Case, target: float) -> Figures:
 
 
 def _scores(case: Case, target: float) -> Figures:
-    last = _last(case)
-    finals = last["accuracy"].astype(float)
+    last = last_round(case.rounds)
+    finals, first = last["accuracy"].astype(float), case.rounds[case.rounds["round"] == 0]
+    examples = mean(last["test_examples"])
     reached = case.rounds[case.rounds["accuracy"] >= target].groupby("seed")["round"].min()
     return {
-        "accuracy_before": _mean(case.rounds[case.rounds["round"] == 0]["accuracy"]),
-        "accuracy": _mean(finals),
+        "accuracy_before": mean(first["accuracy"]),
+        "accuracy": mean(finals),
         "accuracy_std": None if len(finals.dropna()) < 2 else float(finals.std()),
-        "accuracy_best": _mean(case.rounds.groupby("seed")["accuracy"].max()),
-        "loss": _mean(last["loss"]),
-        "worst_client_accuracy": _mean(_last(case, "worst_client_accuracy")["worst_client_accuracy"]),
+        "accuracy_standard_error": standard_error_of(case.run, last),
+        "test_examples": None if examples is None else int(examples),
+        "client_accuracy_before": mean(first["client_accuracy"]),
+        "client_accuracy": mean(last["client_accuracy"]),
+        "unheld_accuracy_before": mean(first["unheld_accuracy"]),
+        "unheld_accuracy": mean(last["unheld_accuracy"]),
+        "forgotten": mean(last["forgotten"]),
+        "accuracy_best": mean(case.rounds.groupby("seed")["accuracy"].max()),
+        "loss": mean(last["loss"]),
+        "worst_client_accuracy": mean(last_round(case.rounds, "worst_client_accuracy")["worst_client_accuracy"]),
         "target_accuracy": target,
         "rounds_to_target": float(reached.mean()) if len(reached) == len(case.seeds) else None,
     }
@@ -79,7 +90,7 @@ def _costs(case: Case) -> Figures:
         "upload_bytes": _of_a_seed(case.clients, "upload_bytes"),
         "download_bytes": _of_a_seed(case.clients, "download_bytes"),
         "seconds": _of_a_seed(case.rounds, "seconds"),
-        "seconds_a_round": _mean(case.rounds[case.rounds["round"] > 0]["seconds"]),
+        "seconds_a_round": mean(case.rounds[case.rounds["round"] > 0]["seconds"]),
     }
 
 
@@ -100,12 +111,6 @@ def _over_steps(case: Case, name: str) -> Figures:
     }
 
 
-def _last(case: Case, name: str = "accuracy") -> "pd.DataFrame":
-    """Return each seed's last round in which this was measured."""
-    measured = case.rounds.dropna(subset=[name])
-    return measured.loc[measured.groupby("seed")["round"].idxmax()]
-
-
 def _of_plans(case: Case, name: str) -> Any:
     return max((plan[name] for plan in case.plans.values() if plan.get(name) is not None), default=None)
 
@@ -113,7 +118,3 @@ def _of_plans(case: Case, name: str) -> Any:
 def _of_a_seed(rows: "pd.DataFrame", name: str) -> float | None:
     """Return a sum over clients or rounds, the mean over seeds."""
     return None if rows[name].dropna().empty else float(rows[name].astype(float).groupby(rows["seed"]).sum().mean())
-
-
-def _mean(values: "pd.Series[Any]") -> float | None:
-    return None if values.dropna().empty else float(values.astype(float).mean())

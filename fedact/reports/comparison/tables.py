@@ -9,6 +9,7 @@ from rich.text import Text
 
 from fedact.config.sizes import format_bytes
 from fedact.reports.comparison.statistics import Figures
+from fedact.reports.run.scores import points
 from fedact.reports.run.tables import listing
 from fedact.reports.safe_text import escaped
 from fedact.storage.rows import SCORE_NAMES
@@ -43,13 +44,17 @@ def _megabytes(name: str) -> Cell:
 LEARNING: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
     "accuracy": accuracy,
+    "standard error": lambda figures: percent(figures["accuracy_standard_error"]),
     "before": lambda figures: percent(figures["accuracy_before"]),
     "best": lambda figures: percent(figures["accuracy_best"]),
+    "clients' classes": lambda figures: percent(figures["client_accuracy"]),
+    "forgotten": lambda figures: points(figures["forgotten"]),
     "worst client": lambda figures: percent(figures["worst_client_accuracy"]),
     "rounds to target": lambda figures: (
         f"not in {figures['rounds']}" if figures["rounds_to_target"] is None else f"{figures['rounds_to_target']:.3g}"
     ),
     "loss": _number("loss", ".3f"),
+    "test examples": _number("test_examples", ",d"),
     "seeds": _number("seeds", "d"),
     "rounds": _number("rounds", "d"),
     "clients x rounds": lambda figures: str(figures["client_rows"]),
@@ -92,7 +97,10 @@ REPLICATION_TITLE = (
 )
 """Columns of the paper's independent replication by its definitions, and all bytes beside them."""
 HOW_TO_READ = {
-    "accuracy": "of the global model on the server's test set at the end; mean and sample standard deviation over seeds",
+    "accuracy": "of the global model on the whole test set at the end; mean and sample standard deviation over seeds",
+    "standard error": "of accuracy, binomial: what another draw of as many test examples would change; none for a mean IoU",
+    "clients' classes": "accuracy on the classes that clients hold, in the clients' proportions",
+    "forgotten": "the fall of accuracy since round 0, in points, on test examples of classes that no client holds",
     "worst client": "the worst client's model on its own held-out examples after its last training",
     "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
     "saved bytes": "activation memory: the most that a step of any client held for its backward pass, measured",

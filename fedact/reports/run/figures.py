@@ -27,7 +27,21 @@ def accuracy_by_round(run: Run) -> Figure:
     for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * PERCENT
         axes.plot(mean.index, mean, **line_style(place, _width(place)), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
-    axes.set_title("The global model on the server's test set", loc="left", fontsize=TITLE_SIZE)
+    axes.set_title("The global model on the whole test set", loc="left", fontsize=TITLE_SIZE)
+    axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def forgetting_by_round(run: Run) -> Figure:
+    """Return by round what the score is made of: on classes that clients hold (lines), and that none holds (dashed)."""
+    figure, axes = _by_round(f"test {run.score_name} (%)")
+    for place, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
+        for name, dashes in (("client_accuracy", "-"), ("unheld_accuracy", "--")):
+            mean = rows.dropna(subset=[name]).groupby("round")[name].mean() * PERCENT
+            label = str(method) if name == "client_accuracy" else ""
+            axes.plot(mean.index, mean, **line_style(place, _width(place)) | {"linestyle": dashes}, label=label)
+    title = "The clients' classes (lines) and those that no client holds (dashed)"
+    axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
     return figure
 
@@ -87,6 +101,7 @@ def predictions_of_run(run: Run) -> Figure:
 
 FIGURES: dict[str, Callable[[Run], Figure]] = {
     "accuracy": accuracy_by_round,
+    "forgetting": forgetting_by_round,
     "memory": memory_by_round,
     "partition": partition_of_run,
     "class_iou": class_iou_of_run,
@@ -94,6 +109,7 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
 }
 """The one table of figures, by file name."""
 ONLY_OF: dict[str, Callable[[Run], bool]] = {
+    "forgetting": lambda run: not run.rounds["unheld_accuracy"].dropna().empty,
     "partition": lambda run: not run.partition.empty,
     "class_iou": lambda run: not run.rounds["class_iou"].dropna().empty,
     "predictions": lambda run: task_of(run.config) == "segmentation",

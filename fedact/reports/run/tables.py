@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
+from fedact.reports.run.scores import score_parts
 from fedact.storage.rows import Row
 from fedact.storage.run import Run
 
@@ -107,6 +108,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
     return {
         f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %" if len(by_round) else "no score",
         f"{run.score_name} after": f"{by_round.iloc[-1]:.1f} %" if len(by_round) else "no score",
+        **score_parts(run, rounds),
         "activation memory": format_bytes(_largest(clients["saved_bytes"])),
         "budget": _span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, run.config["scope"]),

@@ -9,7 +9,10 @@ from fedact.config.errors import check_extra
 from fedact.storage.rows import Row
 from fedact.storage.run_folder import RunFolder
 
-OF_ROUND = ("accuracy", "loss", "worst_client_accuracy", "saved_bytes_max", "peak_bytes_max", "seconds")
+OF_ROUND = (
+    "accuracy", "client_accuracy", "unheld_accuracy", "forgotten", "loss", "worst_client_accuracy", "saved_bytes_max",
+    "peak_bytes_max", "seconds",
+)  # fmt: skip
 OF_CLIENTS = ("train_loss", "accuracy", "saved_bytes", "upload_bytes")
 
 

@@ -1,0 +1,71 @@
+"""A run's score at the end: its standard error, and what it is made of."""
+
+from typing import TYPE_CHECKING, Any
+
+from fedact.storage.rows import task_of
+from fedact.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def score_parts(run: Run, rounds: "pd.DataFrame") -> dict[str, str]:
+    """Return rows of the table at the end of a run: the score's standard error, on how many examples, and its two parts.
+
+    rounds: of one method; of several seeds the mean is shown. A part is the score on the classes that clients hold, and on
+    those that no client holds, each before the first round and after the last.
+    """
+    first, last = rounds[rounds["round"] == 0], last_round(rounds)
+    examples, fall = mean(last["test_examples"]), mean(last["forgotten"])
+    error = standard_error_of(run, last)
+    return {
+        "standard error": "-" if error is None else f"{100 * error:.1f} %",
+        "test examples": "-" if examples is None else f"{examples:,.0f}",
+        f"{run.score_name} on the clients' classes": _change(first, last, "client_accuracy"),
+        f"{run.score_name} on classes no client holds": _change(first, last, "unheld_accuracy"),
+        "forgotten of these": points(fall),
+    }
+
+
+def last_round(rounds: "pd.DataFrame", name: str = "accuracy") -> "pd.DataFrame":
+    """Return each seed's last round in which this was measured."""
+    measured = rounds.dropna(subset=[name])
+    return measured.loc[measured.groupby("seed")["round"].idxmax()]
+
+
+def standard_error_of(run: Run, last: "pd.DataFrame") -> float | None:
+    """Return the standard error of a run's accuracy after its last rounds; None for a mean IoU, and in old records.
+
+    Pixels of one scene are not independent of each other, so their number says nothing of a mean IoU's error.
+    """
+    return (
+        None
+        if task_of(run.config) == "segmentation"
+        else standard_error(mean(last["accuracy"]), mean(last["test_examples"]))
+    )
+
+
+def standard_error(accuracy: float | None, examples: float | None) -> float | None:
+    """Return the binomial standard error of an accuracy, a share, on so many test examples; None where either is unknown.
+
+    >>> round(standard_error(0.9, 400), 3)
+    0.015
+    """
+    return (accuracy * (1 - accuracy) / examples) ** 0.5 if accuracy is not None and examples else None
+
+
+def points(fall: float | None) -> str:
+    """Return a difference of two shares as it stands in a table."""
+    return "-" if fall is None else f"{100 * fall:.1f} points"
+
+
+def mean(values: Any) -> float | None:
+    """Return the mean of a column, None where nothing was measured."""
+    return None if values.dropna().empty else float(values.astype(float).mean())
+
+
+def _change(first: "pd.DataFrame", last: "pd.DataFrame", name: str) -> str:
+    before, after = mean(first[name]), mean(last[name])
+    if after is None:
+        return "-"
+    return f"{100 * after:.1f} %" if before is None else f"{100 * before:.1f} to {100 * after:.1f} %"
