@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small, resnet18
 
 import fedact
@@ -195,3 +196,19 @@ class Backwards(nn.Module):
 def test_what_autograd_goes_on_keeping_is_named_wherever_it_is_defined(layer):
     assert f"1 ({type(layer).__name__})" in messages(nn.Sequential(nn.Conv2d(3, 4, 3), layer))
     assert f"early ({type(layer).__name__})" in messages(Backwards(layer))
+
+
+@pytest.mark.parametrize("method", ["vanilla", "exact"])
+@pytest.mark.parametrize("train_norm", [False, True])
+def test_statistics_are_estimated_anew_in_a_plain_model_alone(method, train_norm):
+    layers = nn.Conv2d(3, 5, 3), norm(), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)
+    model, images = nn.Sequential(*layers).eval(), normal(8, 3, 8, 8)
+    before = copy.deepcopy(model.state_dict())
+    fedact.compress(model, method, layers=1, train_norm=train_norm)
+    with pytest.raises(fedact.ConfigError, match=r"fedact\.restore\(model\) first"):
+        update_bn([images], model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    update_bn([images], fedact.restore(model))
+    outputs = model[0](images)
+    torch.testing.assert_close(model[1].running_mean, outputs.mean((0, 2, 3)))
+    torch.testing.assert_close(model[1].running_var, outputs.transpose(0, 1).flatten(1).var(1))

@@ -47,6 +47,17 @@ def _empty_instance(make: Callable[[Any], Any], base: Any) -> Any:
     return kind.__new__(kind)
 
 
+class FixedStatistics:
+    """Base of the batch norms that surgery installs: their running statistics stay as they are."""
+
+    def reset_running_stats(self) -> None:
+        """Raise ConfigError: no later batch would make other statistics of what is reset."""
+        raise ConfigError(
+            "the running statistics of a compressed model's batch norms are fixed and cannot be estimated anew "
+            "(torch.optim.swa_utils.update_bn): call fedact.restore(model) first"
+        )
+
+
 def has_weights(module: nn.Module) -> bool:
     """Tell whether a module, or one in it, has parameters to train; those of a ChannelNorm are never trained."""
     return not isinstance(module, ChannelNorm) and any(True for _ in module.parameters())

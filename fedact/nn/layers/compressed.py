@@ -11,7 +11,7 @@ from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
-from fedact.nn.layers.base import Saving
+from fedact.nn.layers.base import FixedStatistics, Saving
 from fedact.nn.layers.function import apply, check_first_derivative, check_no_transform, is_recorded, is_traced, runs_plain
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class CompressedLinear(CodecLayer, nn.Linear):
         return y
 
 
-class CompressedBatchNorm2d(CodecLayer, nn.BatchNorm2d):
+class CompressedBatchNorm2d(FixedStatistics, CodecLayer, nn.BatchNorm2d):
     """Batch norm with its running statistics and trained scale and shift, which saves its input compressed."""
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d

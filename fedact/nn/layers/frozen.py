@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression.operations import Convolution, Normalization
-from fedact.nn.layers.base import Saving, Swapped, made_class
+from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class
 from fedact.nn.layers.compressed import autocast_type, in_type
 from fedact.nn.layers.function import apply, is_recorded, runs_plain
 from fedact.torch_private import NormWithStatistics
@@ -67,7 +67,7 @@ class _FrozenNorm(torch.autograd.Function):
         return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None
 
 
-class EvalNorm(Swapped, NormWithStatistics):
+class EvalNorm(FixedStatistics, Swapped, NormWithStatistics):
     """Batch norm that uses its running statistics in training too; autograd saves what it needs."""
 
     def forward(self, x: Tensor) -> Tensor:
