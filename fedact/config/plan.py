@@ -40,7 +40,8 @@ class Plan:
     method: as it was asked for. status: ``ok``, ``head-only`` or ``skipped``, with the reason where something gave way.
     layers: trained convolutions. vanilla_saved_bytes: what plain training of the same layers would keep for a whole batch.
     fixed: whether every step of the same shape takes the same bytes of the budget's scope, whatever the data.
-    weight, gradient and optimizer bytes: the device's other memory. least_bytes: what the least step would need, if skipped.
+    weight, gradient, optimizer and copy bytes: the device's other memory, copies being the received weights that a strategy
+    or privacy keeps beside those being trained. least_bytes: what the least step would need, if skipped.
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
@@ -86,6 +87,7 @@ class Plan:
     step_flops: Count | None = None
     vanilla_step_flops: Count | None = None
     by_layer: tuple[tuple[str, Count], ...] = ()
+    copy_bytes: Count = 0
     lr: Rate | None = None
 
     @property

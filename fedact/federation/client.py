@@ -14,11 +14,12 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.client_mods import MODS
+from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Outcome
 from fedact.nn.surgery import load_states, trained_parameters
 from fedact.training.batches import client_batches
 from fedact.training.local import LocalTraining, evaluate, train_locally
-from fedact.training.recipe import recipe
+from fedact.training.recipe import keeps_received_weights, recipe
 from fedact.training.workspace import Workspace, workspace_of
 
 app = ClientApp()
@@ -71,8 +72,7 @@ def train_on(workspace: Workspace, message: Message) -> Message:
         **measured_iou(outcome),
         "train-loss": trained.loss,
         **{name.replace("_", "-"): figure for name, figure in vars(trained).items() if name != "loss"},
-        "upload-bytes": sent.count_bytes(),
-        "download-bytes": arrays.count_bytes() + states.count_bytes(),
+        "copy-bytes": stored_bytes(tensors.values()) if keeps_received_weights(experiment.config) else 0,
         "seconds": time.monotonic() - started,
     }
     reply = RecordDict({"arrays": sent, "metrics": MetricRecord(figures), "config": ConfigRecord({"client": client})})

@@ -16,6 +16,7 @@ from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, states
 from fedact.planner import expected_error, make_plan
 from fedact.training.experiment import Experiment
+from fedact.training.recipe import keeps_received_weights
 from fedact.training.workspace import Workspace
 
 TOLERANCE = 1.25
@@ -54,6 +55,7 @@ def plan_for(
         train_norm=config.train_norm,
         loss=task_loss,
     )
+    plan = replace(plan, copy_bytes=plan.gradient_bytes if keeps_received_weights(config) else 0)
     return plan if plan.status == "skipped" else replace(plan, lr=config.usual_lr)
 
 

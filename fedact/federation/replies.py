@@ -99,7 +99,7 @@ FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accuracy": (_is_share, "a share"),
     "train-loss": (_is_amount, "finite and at least 0"),
     "steps": (_is_count, "a whole number"),
-    **{f"{name}-bytes": (_is_count, "a whole number") for name in ("saved", "state", "peak", "paper", "upload", "download")},
+    **{f"{name}-bytes": (_is_count, "a whole number") for name in ("saved", "state", "peak", "paper", "copy")},
     **{f"{name}-bytes-{of}": (_is_amount, "finite and at least 0") for name in ("saved", "paper") for of in ("mean", "std")},
     "seconds": (_is_amount, "finite and at least 0"),
 }

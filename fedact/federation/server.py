@@ -15,6 +15,7 @@ from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
+from fedact.federation.traffic import Traffic
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
 from fedact.training.batches import test_batches
@@ -39,12 +40,15 @@ class PartialFedAvg(FedAvg):
         self.arrays = ArrayRecord()
         self.states: dict[PlanKey, ArrayRecord] = {}
         self.trained_by: dict[str, int] = {}
+        self.traffic = Traffic(run.experiment.start)
         self.aggregation = Aggregation(make_strategy(run.config.strategy))
         self.unheld_before: float | None = None
         self.started = time.monotonic()
 
     def resume(self, done: int, model: dict[str, torch.Tensor]) -> None:
-        """Load the server optimizer's state after the last finished round, and what the model could do before the first."""
+        """Load the server optimizer's state after the last finished round; note what the model could do before the first."""
+        rows = self.run.folder.rows()
+        self.traffic.resume(row for row in rows if (row["kind"], row.get("method")) == ("client", self.run.method))
         self.unheld_before = self.run.folder.round_row(self.run.method, 0).get("unheld_accuracy")
         if self.aggregation.optimizer is not None:
             state = checkpoints.load(self.run.folder.server_state(self.run.method, done))
@@ -62,7 +66,9 @@ class PartialFedAvg(FedAvg):
                 self.rows.append(row)
             else:
                 self.clients[node] = client
-                messages.append(Message(self._order(number, client, arrays), node, "train"))
+                order = self._order(number, client, arrays)
+                self.traffic.note_order(client, order)
+                messages.append(Message(order, node, "train"))
         return messages
 
     def _order(self, number: int, client: int, arrays: ArrayRecord) -> RecordDict:
@@ -92,14 +98,15 @@ class PartialFedAvg(FedAvg):
         collector = self.aggregation.collector()
         for client, reply in in_order(replies, self.clients):
             plan = self.run.plan_of(client, number)
+            traffic = self.traffic.row(client, reply)
             expected = {name: before[name] for name in self.run.names_of(plan)}
             try:
                 tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
             except NoReply as error:
-                self.rows.append(self.run.failure_row(number, client, error))
+                self.rows.append(self.run.failure_row(number, client, error) | traffic)
             else:
                 collector.add(tensors, figures["num_examples"])
-                self.rows.append(self.run.reply_row(number, client, figures))
+                self.rows.append(self.run.reply_row(number, client, figures | traffic))
         self.rows.sort(key=lambda row: row["client"])
         self.trained_by = collector.trained_by(before)
         return ArrayRecord(self.aggregation.next_model(before, collector)), None

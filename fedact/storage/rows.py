@@ -59,7 +59,12 @@ class RunRow(TypedDict, total=False):
 
 @with_config(EXACT)
 class ClientRow(TypedDict, total=False):
-    """One client in one round."""
+    """One client in one round.
+
+    copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none. Bytes that
+    travelled (see ``fedact.federation.traffic``): download_bytes of the order, the first one with the whole initial model;
+    upload_bytes of the reply, after privacy.
+    """
 
     kind: Required[Literal["client"]]
     method: Required[str]
@@ -73,6 +78,7 @@ class ClientRow(TypedDict, total=False):
     state_bytes: Count | None
     peak_bytes: Count | None
     paper_bytes: Count | None
+    copy_bytes: Count | None
     steps: Count | None
     saved_bytes_mean: Number | None
     saved_bytes_std: Number | None

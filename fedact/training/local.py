@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
-from fedact.measure.memory import Memory, maximum_memory, measure_memory
+from fedact.measure.memory import Memory, maximum_memory, measure_memory, stored_bytes
 from fedact.models.micro_batch import Inputs, add_gradient, scores_of
 from fedact.models.tasks import TASKS, Loss, Outcome, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
@@ -49,7 +49,8 @@ Measured = dict[tuple[Plan, int, bool, bool], Memory]
 class LocalTraining:
     """One client's round of training: the mean loss over batches, and the bytes of its steps, one a micro-batch.
 
-    Bytes are the maximum over all steps; ``_mean`` and ``_std`` are mean and standard deviation over them.
+    Bytes are the maximum over all steps; ``_mean`` and ``_std`` are mean and standard deviation over them. copy_bytes: of
+    the received weights that FedProx pulls to, kept beside all steps; no activation memory, and in no other figure.
     """
 
     loss: float
@@ -62,6 +63,7 @@ class LocalTraining:
     paper_bytes: int
     paper_bytes_mean: float
     paper_bytes_std: float
+    copy_bytes: int = 0
 
 
 def _threads(x: Inputs) -> AbstractContextManager[None]:
@@ -111,7 +113,8 @@ def train_locally(
     """
     known = {} if measured is None else measured
     parameters = list(trained_parameters(model).values())
-    pull = partial(add_proximal_gradient, parameters, copies_of(parameters), recipe.pull) if recipe.pull else None
+    received = copies_of(parameters) if recipe.pull else []
+    pull = partial(add_proximal_gradient, parameters, received, recipe.pull) if recipe.pull else None
     optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     memories: list[Memory] = []
@@ -137,7 +140,7 @@ def train_locally(
             memories.append(known[shape])
         losses.append(total)
         optimizer.zero_grad()
-    return _summary(losses, memories)
+    return replace(_summary(losses, memories), copy_bytes=stored_bytes(received))
 
 
 def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:

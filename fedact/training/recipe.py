@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import cos, pi
 
+from fedact.config.privacy import LocalDp, make_privacy
 from fedact.config.schema import Config
 from fedact.config.strategies import make_strategy
 
@@ -52,3 +53,11 @@ def recipe(config: Config, number: int, lr: float | None = None) -> Recipe:
         clip_norm=config.clip_norm,
         pull=make_strategy(config.strategy).pull,
     )
+
+
+def keeps_received_weights(config: Config) -> bool:
+    """Tell whether clients keep a copy of the trained weights as they received them, beside those that they train.
+
+    FedProx pulls to them, and ``local_dp`` clips the difference from them; one copy serves both.
+    """
+    return make_strategy(config.strategy).pull > 0 or isinstance(make_privacy(config.privacy), LocalDp)

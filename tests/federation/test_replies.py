@@ -24,7 +24,7 @@ from tests.support.portions import examples
 EXPECTED = {"deep.weight": torch.zeros(2, 3), "head.bias": torch.zeros(4)}
 GOOD = {
     "num-examples": 5, "accuracy": 0.5, "train-loss": 1.25, "saved-bytes": 10, "state-bytes": 0, "peak-bytes": 20,
-    "paper-bytes": 8, "upload-bytes": 40, "download-bytes": 40, "seconds": 0.5, "steps": 3,
+    "paper-bytes": 8, "copy-bytes": 40, "seconds": 0.5, "steps": 3,
     "saved-bytes-mean": 9.5, "saved-bytes-std": 0.5, "paper-bytes-mean": 7.5, "paper-bytes-std": 0.25,
 }  # fmt: skip
 

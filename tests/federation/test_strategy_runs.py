@@ -34,7 +34,7 @@ PLANS: dict[tuple, dict] = {}
 
 def once(workspace, method):
     config = workspace.experiment.config
-    key = (method, config.budget, config.clients)
+    key = (method, config.budget, config.clients, config.strategy, config.privacy)
     if key not in PLANS:
         PLANS[key] = make_plans(workspace, method)
     return dict(PLANS[key])
@@ -80,12 +80,15 @@ def test_a_run_without_its_servers_state_is_refused(tmp_path, monkeypatch, capsy
     assert "vanilla-server-0000.safetensors" in capsys.readouterr().err
 
 
-def test_strategies_change_the_model_and_fedprox_not_a_byte_of_memory(tmp_path):
+def test_strategies_change_the_model_and_fedprox_takes_a_copy_and_no_activation_memory(tmp_path):
     plain = run(tmp_path / "plain", *MORE, "--rounds", "1")
     pulled = run(tmp_path / "pulled", *MORE, "--rounds", "1", "--strategy", "fedprox:proximal_mu=5")
     assert checkpoint(plain, 1) != checkpoint(pulled, 1)
     for one, other in zip(clients(plain), clients(pulled), strict=True):
         assert all(one[name] == other[name] for name in ("saved_bytes", "state_bytes", "peak_bytes", "upload_bytes"))
+        plan = fedact.load_run(pulled).plans[other["method"]][other["plan"]]
+        assert (one["copy_bytes"], other["copy_bytes"]) == (0, plan["gradient_bytes"])
+        assert plan["copy_bytes"] == plan["gradient_bytes"]
 
 
 # Faults --------------------------------------------------------------------------------------------------------------------

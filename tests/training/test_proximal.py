@@ -1,4 +1,4 @@
-"""FedProx's pull: against autograd of its term, before clipping, and never a byte of activation memory."""
+"""FedProx's pull: against autograd of its term, before clipping, and a copy of the weights."""
 
 import numpy as np
 import pytest
@@ -78,8 +78,10 @@ def test_the_stronger_the_pull_the_nearer_the_weights_stay():
     assert way(5.0) < way(1.0) < way(0.0)
 
 
-def test_no_byte_of_activation_memory_changes():
-    (_, without), (_, with_pull) = trained(), trained(pull=1.0)
+def test_a_copy_of_the_trained_weights_is_counted_and_no_byte_of_activation_memory_changes():
+    (_, without), (model, with_pull) = trained(), trained(pull=1.0)
+    weights = sum(parameter.nbytes for parameter in trained_parameters(model).values())
+    assert (without.copy_bytes, with_pull.copy_bytes) == (0, weights)
     for name in ("saved_bytes", "state_bytes", "peak_bytes", "paper_bytes"):
         assert getattr(with_pull, name) == getattr(without, name)
 

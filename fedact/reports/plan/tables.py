@@ -42,7 +42,8 @@ def summary(report: PlanReport) -> Table:
     else:
         for name, text in (*_training(report), *_memory(plan, report.example_bytes)):
             table.add_row(name, text)
-    sizes = (("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes))
+    sizes = [("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes)]
+    sizes += [("copies", plan.copy_bytes)] if plan.copy_bytes else []
     table.add_row("the device's other memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes))
     if more is not None:
         table.add_row("twice the budget", f"{format_bytes(more.budget_bytes)} would buy {gains(plan, more)}")
@@ -77,12 +78,15 @@ def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
     ratio = (plan.vanilla_saved_bytes or 0) / plan.saved_bytes if plan.saved_bytes else None
     vanilla = format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
     images = plan.micro_batch * example_bytes
-    total = (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + images
+    total = (
+        (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.copy_bytes + images
+    )
     yield "saved bytes", f"{of_budget('saved', plan.saved_bytes)}; plain training of the same layers keeps {vanilla}"
     yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
     yield "peak bytes", of_budget("peak", plan.peak_bytes)
     yield "paper bytes", format_bytes(plan.paper_bytes)
-    in_all = f"peak, weights, gradients, optimizer, and {format_bytes(images)} of images and labels"
+    copies = ", copies" if plan.copy_bytes else ""
+    in_all = f"peak, weights, gradients, optimizer{copies}, and {format_bytes(images)} of images and labels"
     yield "the device in all", f"{format_bytes(total)}: {in_all}"
 
 

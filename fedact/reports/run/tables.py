@@ -121,6 +121,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "weights": _span(plans, "weight_bytes"),
         "gradients": _span(plans, "gradient_bytes"),
         "optimizer": _span(plans, "optimizer_bytes"),
+        **({"copies": _span(plans, "copy_bytes")} if any(plan.get("copy_bytes") for plan in plans) else {}),
         "bytes sent": format_bytes(clients["upload_bytes"].fillna(0).sum()),
         "clients x rounds": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
         "simulated faults": ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "none",
