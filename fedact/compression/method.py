@@ -157,8 +157,13 @@ class Method(Codec):
 
     @property
     def has_free_settings(self) -> bool:
-        """Whether a budget chooses its settings, among ``levels``."""
+        """Whether a budget chooses its settings, among ``levels`` of its ``alternatives``."""
         return False
+
+    @property
+    def alternatives(self) -> "list[Method]":
+        """The methods of which a budget chooses one for all tensors: settings that have no levels, the simplest first."""
+        return [self]
 
     def levels(self, x: Tensor) -> dict[float, "Method"]:
         """Return this method with settings (or caps) fixed for tensors like x, by level, the least lossy first.

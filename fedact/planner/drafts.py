@@ -51,7 +51,7 @@ class Draft:
 def method_options(ladder: Sequence[Method], levels: Sequence[GradientErrors]) -> list[MethodOption]:
     """Return the measured methods of a saved input, then those between two of them, with interpolated errors.
 
-    Between two levels errors follow a power law in the bits.
+    Between two levels errors follow a power law; from none at all they rise in a straight line.
     """
     measured = [MethodOption(method, errors) for method, errors in zip(ladder, levels, strict=True)]
     between = []
@@ -66,7 +66,9 @@ def method_options(ladder: Sequence[Method], levels: Sequence[GradientErrors]) -
 
 
 def _interpolated(one: Mapping[str, float], other: Mapping[str, float], share: float) -> dict[str, float]:
-    return {name: error ** (1 - share) * other[name] ** share for name, error in one.items()}
+    return {
+        name: error ** (1 - share) * other[name] ** share if error else share * other[name] for name, error in one.items()
+    }
 
 
 def option_for(option: MethodOption, saved: SavedInput) -> MethodOption:

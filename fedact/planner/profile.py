@@ -1,22 +1,19 @@
 """The bytes and gradient errors of one family of methods on one model, from which drafts for every micro-batch follow."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.compression.quantize import Quantize
-from fedact.compression.transform.transform import Transform
 from fedact.measure.step import parts
 from fedact.nn.graph import downstream
 from fedact.nn.install import activations_without_mask
 from fedact.nn.surgery import assign, smooth_activations
 from fedact.planner.cost_model import ModuleCosts, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
+from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.problem import Methods, Problem, measure_step
 from fedact.planner.saved_inputs import SavedInput, saved_inputs
@@ -26,30 +23,6 @@ FEW = 4
 """Errors are averaged over micro-batches that have at least so many examples in all."""
 UNBOUNDED = 2**50
 """More bytes than there will ever be."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Methods that one plan may mix: all with the same ``derive``.
-
-    method: the one that was given without settings; None for all that ``auto`` mixes.
-    """
-
-    method: Method | None
-    derive: int
-
-    def ladder(self, x: Tensor) -> list[Method]:
-        """Return the methods for a saved input like x, the gentlest first."""
-        if self.method is not None:
-            return list(self.method.for_dimensions(x.dim()).levels(x).values())
-        packed = [Quantize(bits=bits, derive=self.derive) for bits in (8, 4)]
-        exact, *coded = Transform(derive=self.derive).levels(x).values()
-        return [exact, *packed, *coded]
-
-    @property
-    def per_example(self) -> bool:
-        """Whether errors measured in one micro-batch hold in another."""
-        return self.method is None or self.method.traits.per_example
 
 
 class Profile:
@@ -62,7 +35,8 @@ class Profile:
     def __init__(self, problem: Problem, family: Family, depth: int, costs: ModuleCosts, examples: int) -> None:
         self.problem, self.family, self.depth, self.costs, self.examples = problem, family, depth, costs, examples
         self._saved_inputs: dict[int, list[SavedInput]] = {}
-        self._extreme_bytes: dict[tuple[int, bool], int] = {}
+        self._method_bytes: dict[tuple[Method, str, int], int] = {}
+        self._extreme_bytes: dict[tuple[int, tuple[Method, ...]], int] = {}
         self.keys = {name: saved.key for saved in self.saved_inputs(depth) for name in saved.layers}
         self.inputs = problem.inputs([*problem.trained(depth), *self.keys.values()], examples)
         self.ladders = {saved.key: family.ladder(self.inputs[saved.key]) for saved in self.saved_inputs(depth)}
@@ -95,7 +69,7 @@ class Profile:
         batches = parts(problem.examples(self.examples * several), self.examples)
         return mean_sensitivity(
             [measure_sensitivity(problem.model, part, trained, self.levels, problem.loss) for part in batches]
-        )
+        ).on_grid()
 
     @cached_property
     def options(self) -> dict[str, list[MethodOption]]:
@@ -141,18 +115,31 @@ class Profile:
 
     def least_bytes(self, depth: int, micro_batch: int) -> int:
         """Return the predicted saved bytes of a step with the smallest methods."""
-        ladders = {saved.key: self.ladders[saved.key] for saved in self.saved_inputs(depth)}
+        ladders = self._ladders([saved.key for saved in self.saved_inputs(depth)], micro_batch)
         sizes = self._sizes(depth, micro_batch, ladders)
         return sum(map(min, sizes.values())) + self.overhead_bytes(depth, micro_batch)
 
-    def extremes(self, depth: int) -> list[Methods]:
+    def extremes(self, depth: int, micro_batch: int) -> list[Methods]:
         """Return, for the layers of a depth, the methods with the fewest bytes, and the gentlest."""
-        names, sizes = layers_with_input(self.problem, depth), self._sizes(depth, 1, self.ladders)
-        smallest = {key: self.ladders[key][row.index(min(row))] for key, row in sizes.items()}
+        names, ladders = layers_with_input(self.problem, depth), self._ladders(self.ladders, micro_batch)
+        sizes = self._sizes(depth, micro_batch, ladders)
+        smallest = {key: ladders[key][row.index(min(row))] for key, row in sizes.items()}
         return [
             {name: method[key] for name, key in self.keys.items() if name in names}
-            for method in (smallest, {key: ladder[0] for key, ladder in self.ladders.items()})
+            for method in (smallest, {key: ladder[0] for key, ladder in ladders.items()})
         ]
+
+    def _ladders(self, keys: Iterable[str], micro_batch: int) -> dict[str, list[Method]]:
+        """Return the methods that may be taken for these saved inputs, the gentlest first."""
+        return {
+            key: [self.ladders[key][place] for place in self._admissible(key, micro_batch, self.ladders[key])]
+            for key in keys
+        }
+
+    def _admissible(self, key: str, micro_batch: int, methods: Sequence[Method]) -> list[int]:
+        """Return the places of the methods that may be taken for a saved input."""
+        sizes = [self.size(method, key, micro_batch) for method in methods]
+        return self.family.admissible(methods, sizes, self.inputs[key].dim(), self.size(Exact(), key, micro_batch))
 
     def draft(self, depth: int, micro_batch: int, capacity: int, max_states: int = MAX_STATES) -> Draft | None:
         """Return the draft with the least error whose step is predicted to save at most ``capacity`` bytes, else None."""
@@ -178,14 +165,15 @@ class Profile:
 
         They may where no other draft does: what is saved as it is may be saved by other modules too, and counts once.
         """
-        methods = self.extremes(depth)[gentle]
+        methods = self.extremes(depth, micro_batch)[gentle]
         inputs = sum(self.size(methods[saved.layers[0]], saved.key, micro_batch) for saved in self.saved_inputs(depth))
         if inputs > capacity:
             return None
-        if (depth, gentle) not in self._extreme_bytes:
+        place = (depth, tuple(methods.values()))
+        if place not in self._extreme_bytes:
             memory = measure_step(self.problem, methods, 1)
-            self._extreme_bytes[depth, gentle] = self.problem.bytes_in_scope(memory)
-        if self._extreme_bytes[depth, gentle] * micro_batch > capacity:
+            self._extreme_bytes[place] = self.problem.bytes_in_scope(memory)
+        if self._extreme_bytes[place] * micro_batch > capacity:
             return None
         return self.draft_of(depth, micro_batch, methods)
 
@@ -194,6 +182,10 @@ class Profile:
     ) -> Draft | None:
         inputs, trained = self.saved_inputs(depth), self.problem.trained_in_order(depth)
         of_input = {saved.key: [option_for(option, saved) for option in options[saved.key]] for saved in inputs}
+        of_input = {
+            key: [row[place] for place in self._admissible(key, micro_batch, [option.method for option in row])]
+            for key, row in of_input.items()
+        }
         sizes = self._sizes(depth, micro_batch, {key: [each.method for each in row] for key, row in of_input.items()})
         return draft(depth, micro_batch, inputs, of_input, sizes, trained, self.sensitivity.damping, room, max_states)
 
@@ -216,9 +208,12 @@ class Profile:
         """Return the bytes that a method stores for a saved input, its state included; the raw images count nothing."""
         if method.traits.keeps_input and key in self.images:
             return 0
-        x = self.inputs[key]
-        like = x.new_empty((micro_batch, *x.shape[1:]), device="meta")
-        return method.predicted_bytes(like) + method.predicted_state_bytes(like)
+        place = (method, key, micro_batch)
+        if place not in self._method_bytes:
+            x = self.inputs[key]
+            like = x.new_empty((micro_batch, *x.shape[1:]), device="meta")
+            self._method_bytes[place] = method.predicted_bytes(like) + method.predicted_state_bytes(like)
+        return self._method_bytes[place]
 
     def seconds(self, found: Draft) -> float:
         """Return the estimated seconds of a batch."""

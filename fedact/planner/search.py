@@ -27,6 +27,11 @@ class Solution(NamedTuple):
     prefix_chunk: int = 0
     slowdown: float | None = None
 
+    @property
+    def error(self) -> float:
+        """The sum of the saved inputs' parts."""
+        return sum(self.input_errors.values())
+
 
 class Solver(Protocol):
     """Finds the best step at a depth: by choosing settings, or the size of the micro-batch alone."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf, log
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ Methods = Mapping[str, Method]
 OnOutput = Callable[[str, Tensor], Tensor | None]
 """Called with a layer's name and its output gradient; returns what is to take its place, None to leave it."""
 
+GRID = 1.02
+"""Measured errors are taken to the nearest power of this: no choice hangs on their last bits, and their sampling error is
+several times as large."""
 ROUNDING = 1e-12
 """A relative squared difference below this is rounding."""
 
@@ -66,6 +70,24 @@ class Sensitivity:
     levels: list[GradientErrors]
     damping: float
 
+    def on_grid(self) -> "Sensitivity":
+        """Return the figures that choices are made with: rounded to a grid on which measurements that hardly differ meet."""
+
+        def rounded(figures: Mapping[str, float]) -> dict[str, float]:
+            return {name: on_grid(value) for name, value in figures.items()}
+
+        levels = [GradientErrors(rounded(errors.weights), rounded(errors.outputs)) for errors in self.levels]
+        return Sensitivity(rounded(self.squared_norms), levels, on_grid(self.damping))
+
+
+def on_grid(value: float) -> float:
+    """Return the power of ``GRID`` that is nearest to a positive value; 0 stays 0.
+
+    >>> on_grid(0.05) == on_grid(0.0500001), round(on_grid(0.05), 4)
+    (True, 0.0496)
+    """
+    return GRID ** round(log(value) / log(GRID)) if 0 < value < inf else value
+
 
 def mean_sensitivity(batches: Sequence[Sensitivity]) -> Sensitivity:
     """Return the mean of what was measured on several batches."""
@@ -103,6 +125,9 @@ def measure_sensitivity(
     exact.weights.update(_gradients(model, batch, prefix, loss, trained, called_once, exact.outputs.__setitem__))
     errors = []
     for methods in levels:
+        if all(method.traits.keeps_input for method in methods.values()):
+            errors.append(GradientErrors(dict.fromkeys(exact.weights, 0.0), dict.fromkeys(exact.outputs, 0.0)))
+            continue
         install(model, _round_trips(methods))
         errors.append(_errors(model, batch, prefix_outputs(model, batch[0], prefix), loss, trained, exact))
     damping = 1.0

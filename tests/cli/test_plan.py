@@ -147,7 +147,7 @@ def test_a_batch_is_planned_on_as_many_examples_unless_told_otherwise(monkeypatc
     [
         (["--budgt", "5KB"], "did you mean '--budget'"),
         (["--method", "hosdv"], "did you mean 'hosvd'"),
-        (["--method", "hosvd", "--method", "hosvd:bits=32"], "given twice"),
+        (["--method", "hosvd", "--method", "hosvd:batch=true"], "given twice"),
         (["--model", "mobilenet"], "did you mean 'mobilenet_v2'"),
         (["--dataset", "digit"], "did you mean 'digits'"),
         (["--model", "resnet18", "--width", "0.5"], "one width"),

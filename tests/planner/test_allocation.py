@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, product
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -76,13 +77,27 @@ def _combinations(problem: Problem, depth: int, allocation: ByteAllocation) -> I
         count = allocation.examples if family.per_example else micro_batch
         profile = Profile(problem, family, depth, allocation.costs, count)
         inputs, trained = profile.saved_inputs(depth), problem.trained_in_order(depth)
-        options = [[option_for(option, saved) for option in profile.options[saved.key]] for saved in inputs]
+        options = [[option_for(option, saved) for option in _allowed(profile, saved.key, micro_batch)] for saved in inputs]
         errors = [[_added(option, trained, profile.sensitivity.damping) for option in each] for each in options]
         sizes = [
             [profile.size(option.method, saved.key, micro_batch) for option in each]
             for saved, each in zip(inputs, options, strict=True)
         ]
         yield Combinations(micro_batch, inputs, options, _sums(errors), _sums(sizes))
+
+
+def _allowed(profile: Profile, key: str, micro_batch: int) -> list[MethodOption]:
+    """Return what may be done with an input: a given method alone before a convolution, unless it is never smaller.
+
+    Of a given method only the measured levels, for there would be millions of combinations.
+    """
+    options, shape = profile.options[key], (micro_batch, *profile.inputs[key].shape[1:])
+    if profile.family.method is None:
+        return options
+    exact, *levels = options[: len(profile.ladders[key])]
+    smaller = [option for option in levels if option.method.predicted_bytes(shape) < 4 * prod(shape)]
+    smaller = [] if key in profile.images else smaller
+    return smaller if smaller and len(shape) == 4 else [exact, *smaller]
 
 
 def _added(option: MethodOption, trained: list[str], damping: float) -> float:
@@ -135,7 +150,7 @@ def test_more_bytes_never_mean_more_error(name, method):
     negligible = NEGLIGIBLE * len(plans[-1].kept)
     assert all(later <= WITHIN * earlier + negligible for earlier, later in pairwise(errors))
     assert [plan.layers for plan in plans] == sorted(plan.layers for plan in plans)
-    assert sum_of_errors(plans[-1]) == 0
+    assert sum_of_errors(plans[-1]) <= (0 if method == "auto" else negligible)
 
 
 def test_every_combination_is_looked_at():

@@ -2,8 +2,9 @@
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.measure.step import parts
 from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
+from fedact.planner.allocation import NEGLIGIBLE
 from fedact.training.local import micro_step
 from tests.support.laws import INPUTS
 from tests.support.networks import Residual, normed
@@ -41,7 +43,8 @@ MODELS = {
 }
 """Each with the resolutions that it is asked for at."""
 FAST, ALL, QUICK_MODELS = 20, 100, ["net", "net", "normed", "residual"]
-FREE = ["auto", "hosvd", "transform"]
+FREE = ["hosvd", "transform", "hosvd:bits=8", "hosvd:batch=false", "hosvd:truncation=sequential"]
+"""Methods without the setting that a budget chooses."""
 ASKED = [
     *METHODS, "auto", "auto", "transform",
     "hosvd:variance=0.8", "hosvd:bits=8", "hosvd:variance=0.8,bits=4", "hosvd:truncation=sequential", "hosvd:batch=false",
@@ -154,9 +157,31 @@ def check_answers(asked: Case, plan: Plan) -> None:
     assert asked.layers in ("auto", plan.layers) or plan.layers == 0
     gave_way = plan.micro_batch < asked.batch or asked.layers not in ("auto", plan.layers)
     assert not gave_way or plan.reason
-    if asked.method in FREE and plan.vanilla_saved_bytes <= asked.budget and asked.scope == "saved":
+    if asked.method == "auto" and plan.vanilla_saved_bytes <= asked.budget and asked.scope == "saved":
         assert plan.micro_batch == asked.batch
         assert all(make_method(kept.method).traits.keeps_input for kept in plan.kept)
+    if asked.method != "auto":
+        check_kind(asked, plan)
+
+
+def check_kind(asked: Case, plan: Plan) -> None:
+    """No method turns into another lossy one; without settings it is itself before every convolution where it is smaller.
+
+    Raw images count nothing, and neither does what is made again from them: there nothing is smaller than exact.
+    """
+    images, asked_kind = (plan.micro_batch, 3, asked.resolution, asked.resolution), type(make_method(asked.method))
+    for kept in plan.kept:
+        method = make_method(kept.method)
+        assert type(method) in (asked_kind, METHODS["exact"])
+        stored = kept.cap_bytes and len(kept.shape) == 4 and kept.shape != images
+        if stored and method.traits.keeps_input and not asked_kind.traits.keeps_input:
+            assert smallest_bytes(asked_kind, kept.shape) >= 4 * prod(kept.shape)
+
+
+def smallest_bytes(kind: type, shape: tuple[int, ...]) -> int:
+    """Return the fewest bytes for which a method stores a tensor: one component in each mode, or hardly any bits."""
+    smallest = kind(ranks=(1,) * 4) if kind is METHODS["hosvd"] else kind(bits=0.03)
+    return smallest.predicted_bytes(shape)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -172,9 +197,21 @@ def test_no_step_exceeds_the_budget_and_the_plans_bytes_are_those_measured(seed)
 
 
 @pytest.mark.parametrize("method", FREE)
+@pytest.mark.parametrize("model", ["normed", "residual"])
+def test_a_method_without_settings_is_itself_under_any_budget(model, method):
+    asked = Case(1, model, 4, 16, MOST, method, "saved", 3, False)
+    least = asked.plan(budget=1).least_bytes
+    for budget in (least, 3 * least, 10 * least, MOST):
+        plan = asked.plan(budget=budget)
+        check_answers(asked, plan)
+        check_bytes(replace(asked, budget=budget), plan)
+    assert method == "transform" or any(kept.method.startswith("hosvd:") for kept in plan.kept)
+    assert plan.error_per_layer <= NEGLIGIBLE
+
+
 @pytest.mark.parametrize("model", ["normed", "residual", "mobilenet_v3"])
-def test_a_budget_larger_than_vanilla_needs_gives_vanillas_gradient(model, method):
-    asked = Case(1, model, 4, MODELS[model][1][2], MOST, method, "saved", 3, False)
+def test_a_budget_larger_than_vanilla_needs_gives_vanillas_gradient(model):
+    asked = Case(1, model, 4, MODELS[model][1][2], MOST, "auto", "saved", 3, False)
     plan = asked.plan(budget=asked.plan(budget=None, method="vanilla").saved_bytes)
     x, y = asked.data(4, 1)
     models = [fedact.apply(asked.network(), plan), fedact.compress(asked.network(), "vanilla", layers=3)]

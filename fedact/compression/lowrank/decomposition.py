@@ -1,6 +1,6 @@
 """What the decompositions share: a core and factors of some modes, ranks by variance, the gradient from the factors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, ClassVar, NamedTuple, Self
@@ -95,9 +95,9 @@ class LowRank(Method):
         return HigherOrderSVD()
 
     @property
-    def bits(self) -> int:
-        """Bits an element of the core and the factors: 32, 8 or 4."""
-        return 32
+    def bit_depth(self) -> BitDepth:
+        """The bits that an element of the core and the factors takes."""
+        return BitDepth()
 
     @property
     def mean(self) -> bool:
@@ -134,7 +134,7 @@ class LowRank(Method):
         stored = [_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
         stored += [_in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
         del core, factors
-        packed = BitDepth(self.bits).pack(stored)
+        packed = self.bit_depth.pack(stored)
         return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, next_state if held else NO_STATE)
 
     def _centred(self, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class LowRank(Method):
         layout = compressed.metadata
         stored = compressed.tensors[:-1] if self.mean else compressed.tensors
         shapes = (layout.core, *(torch.Size((layout.shape[mode], layout.core[mode])) for mode in layout.modes))
-        core, *stored_factors = map(computable, BitDepth(self.bits).unpack(stored, shapes, layout.dtype))
+        core, *stored_factors = map(computable, self.bit_depth.unpack(stored, shapes, layout.dtype))
         factors = dict(zip(layout.modes, stored_factors, strict=True))
         return core, factors | dict(zip(layout.state_modes, map(computable, compressed.state.tensors), strict=True))
 
@@ -160,7 +160,7 @@ class LowRank(Method):
         core = prod(ranks.get(mode, size) for mode, size in enumerate(shape))
         factors = [shape[mode] * rank for mode, rank in ranks.items() if mode not in held]
         means = shape[1 if len(shape) == 4 else -1] if self.mean else 0
-        stored = sum(BitDepth(self.bits).bytes(elements, item_size(x)) for elements in (core, *factors))
+        stored = sum(self.bit_depth.bytes(elements, item_size(x)) for elements in (core, *factors))
         return stored + means * item_size(x)
 
     def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
@@ -175,7 +175,7 @@ class LowRank(Method):
         return self.factorization.ranks(self._centred(x), rule)
 
     def stored_elements(self, tensor: Tensor) -> int:
-        return BitDepth(self.bits).elements(tensor)
+        return self.bit_depth.elements(tensor)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the weight gradient from the factors where that takes fewer multiplications than from the whole tensor."""
@@ -224,11 +224,14 @@ class LowRank(Method):
 
     def ranks_at(self, x: Tensor, variances: Iterable[float]) -> dict[float, tuple[int, ...]]:
         """Return the ranks of the truncated modes at each explained variance, from the spectra of the full tensor."""
+        ranks = self.ranks_by_variance(x)
+        return {variance: ranks(variance) for variance in variances}
+
+    def ranks_by_variance(self, x: Tensor) -> Callable[[float], tuple[int, ...]]:
+        """Return a function from an explained variance to the ranks of the truncated modes, for tensors like x."""
         rule, centred = self.rank_rule(x.shape), self._centred(x)
         spectra = {mode: self.factorization.spectrum(centred, mode).eigenvalues for mode in rule.bounds}
-        return {
-            variance: tuple(rule.rank(mode, values, variance) for mode, values in spectra.items()) for variance in variances
-        }
+        return lambda variance: tuple(rule.rank(mode, values, variance) for mode, values in spectra.items())
 
     def with_ranks(self, ranks: tuple[int, ...]) -> Self:
         """Return the same method at fixed ranks."""

@@ -1,15 +1,21 @@
 """``hosvd``: a core and one factor a mode, as in the paper, and the ways in which it can be had better."""
 
+from bisect import bisect_left
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedact.compression.exact import Exact
-from fedact.compression.lowrank.decomposition import DECOMPOSITION, LEVELS, PAPER_VARIANCE, LowRank
+from fedact.compression.lowrank.bit_depth import BitDepth
+from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.lowrank.factorization import Factorization, HigherOrderSVD, SequentialHOSVD
 from fedact.compression.method import Method, Traits
 from fedact.config.spec import settings
+
+FREE_LEVELS = (1.0, 0.99, 0.97, 0.92, 0.8, 0.6, 0.4)
+"""Explained variances between which a budget chooses where no setting says it."""
+STEPS_A_DECADE, DECADES = 20, 7
+"""Of the share of the variance left out, in which the least is looked for whose factors are smaller than the tensor."""
 
 
 @settings("hosvd")
@@ -27,10 +33,10 @@ class HOSVD(LowRank):
     With neither a plan's budget chooses the ranks; where there is none, the variance is the paper's 0.8. Ranks for another
     number of dimensions leave a tensor exact. max_ranks: caps on the ranks that a variance asks for.
     truncation: published, or sequential: each mode's spectrum from the core that the modes before it left, the smallest mode
-    first and the batch last (ST-HOSVD: cheaper, at lower ranks). bits: 32 (default), 8 or 4, of an element of core and
-    factors, in groups of 64 with a scale. solver: gram (default), or svd, the paper's full SVD of every unfolding. batch:
-    false does not truncate the batch. mean: true stores every channel's mean apart, exactly, and explains the variance
-    around it.
+    first and the batch last (ST-HOSVD: cheaper, at lower ranks). bits: 32, 8 or 4, of an element of core and
+    factors, 8 and 4 in groups of 64 with a scale; not given, a budget that chooses ranks chooses 32 or 8, and it is 32
+    otherwise. solver: gram (default), or svd, the paper's full SVD of every unfolding. batch: false does not truncate the
+    batch. mean: true stores every channel's mean apart, exactly, and explains the variance around it.
 
     >>> import torch
     >>> from fedact.compression import METHODS
@@ -52,7 +58,7 @@ class HOSVD(LowRank):
     )
 
     truncation: Literal["published", "sequential"] = "published"
-    bits: Literal[32, 8, 4] = 32
+    bits: Literal[32, 8, 4] | None = None
     solver: Literal["gram", "svd"] = "gram"
     batch: bool = True
     mean: bool = False
@@ -65,15 +71,37 @@ class HOSVD(LowRank):
         return SequentialHOSVD(self.solver) if self.truncation == "sequential" else HigherOrderSVD(self.solver)
 
     @property
+    def bit_depth(self) -> BitDepth:
+        return BitDepth(self.bits or 32)
+
+    @property
     def has_free_settings(self) -> bool:
         return self.ranks is None and self.variance is None
 
+    @property
+    def alternatives(self) -> list[Method]:
+        return [self, replace(self, bits=8)] if self.has_free_settings and self.bits is None else [self]
+
     def levels(self, x: Tensor) -> dict[float, Method]:
-        """Return fixed ranks (caps, where a variance is given) at each explained variance; exact where that is smaller."""
+        """Return fixed ranks (caps, where a variance is given) at each explained variance.
+
+        Free ranks explain no more than those whose factors are smaller than the tensor; where none are, one in each mode.
+        """
         if not self.has_free_settings:
             return super().levels(x)
-        exact = Exact()
-        ranks = self.ranks_at(x, [level for level in LEVELS if level >= PAPER_VARIANCE])
-        fixed = {level: self.with_ranks(each) for level, each in ranks.items()}
-        most = exact.predicted_bytes(x)
-        return {level: method if method.predicted_bytes(x) < most else exact for level, method in fixed.items()}
+        ranks = self.ranks_by_variance(x)
+        left_out = [10 ** (-place / STEPS_A_DECADE) for place in range(STEPS_A_DECADE * DECADES + 1)]
+
+        def fixed(place: int) -> Method:
+            return self.with_ranks(ranks(1 - left_out[place]))
+
+        # The methods at rising places are ever larger.
+        end = bisect_left(range(len(left_out)), True, key=lambda place: fixed(place).predicted_bytes(x) >= x.nbytes)
+        most = 1.0 if self.with_ranks(ranks(1.0)).predicted_bytes(x) < x.nbytes else 1 - left_out[max(0, end - 1)]
+        return {level: self.with_ranks(ranks(min(level, most))) for level in FREE_LEVELS}
+
+    def between(self, other: Method, share: float) -> Method | None:
+        if not (isinstance(other, HOSVD) and self.ranks and other.ranks):
+            return None
+        ranks = tuple(round(one ** (1 - share) * two**share) for one, two in zip(self.ranks, other.ranks, strict=True))
+        return self.with_ranks(ranks) if ranks not in (self.ranks, other.ranks) else None

@@ -25,4 +25,4 @@ class RankRule:
         """Return a mode's rank for descending eigenvalues of its unfolding; variance: another share than the rule's."""
         if self.variance is None:
             return self.bounds[mode]
-        return min(rank_for_variance(eigenvalues, variance or self.variance), self.bounds[mode])
+        return min(rank_for_variance(eigenvalues, self.variance if variance is None else variance), self.bounds[mode])

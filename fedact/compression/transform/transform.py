@@ -10,7 +10,6 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.exact import Exact
 from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method, State, Sweep, Traits, Variance, shape_of
 from fedact.compression.transform.bitstream import least_body, levels_end, read, write
 from fedact.compression.transform.coefficients import (
@@ -40,7 +39,7 @@ from fedact.config.spec import settings
 MOST_BITS = 16
 DEFAULT_VARIANCE = 0.96
 """On MobileNetV2's layers the weight gradient's cosine is then about 0.95."""
-LEVELS = (8.0, 3.0, 1.0, 0.3, 0.1, 0.03)
+LEVELS = (8.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Bits an element between which a budget chooses."""
 DECAY, DECAY_FOR_MASKS = 0.5, 0.25
 """How fast the frequencies' weights fall: rematerialized masks need the higher ones more than a weight gradient does."""
@@ -138,12 +137,12 @@ class Transform(Method):
         return [(noise, tiny), (noise.sign(), tiny), (noise, coarse), (torch.zeros_like(x), NO_STATE)]
 
     def levels(self, x: Tensor) -> dict[float, Method]:
-        """Return the methods with bits fixed, exact first; the bits are a cap where a variance is given."""
+        """Return the methods with bits fixed; the bits are a cap where a variance is given."""
         if self.bits is not None:
             return {1.0: self}
         if self.variance is not None:
             return {1.0: replace(self, bits=_bits_of(self.predicted_bytes(x) * 9 // 8, x))}
-        return {32.0: Exact(self.derive), **{bits: replace(self, bits=bits) for bits in LEVELS}}
+        return {bits: replace(self, bits=bits) for bits in LEVELS}
 
     @property
     def has_free_settings(self) -> bool:

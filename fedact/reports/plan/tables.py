@@ -8,12 +8,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.compression import make_method, method_name
+from fedact.compression.lowrank.decomposition import LowRank
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.plan_cost import InputCost, StepTime
+from fedact.reports.saved_tensors import saved_tensors
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
     bounds += [] if plan.slowdown is None else ["the time that it may take"]
+    yield "saved tensors", saved_tensors(kept.method for kept in plan.kept)
     yield "what gave way", "nothing" if plan.reason is None else f"{plan.reason}, to fit into {' and '.join(bounds)}"
     errors = f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
     yield "expected error", "not measured" if plan.expected_error is None else errors
@@ -165,7 +168,7 @@ def _saved(part: InputCost) -> list[str]:
         _shape(part),
         method_name(replace(method, **defaults)),
         spelled(ranks) if ranks or not most else f"at most {spelled(most)}",
-        spelled(getattr(method, "bits", None)),
+        spelled(method.bit_depth.bits if isinstance(method, LowRank) else getattr(method, "bits", None)),
         format_bytes(part.cap_bytes),
         error(part.expected_error),
         _ms(part.seconds),

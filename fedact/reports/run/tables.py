@@ -1,7 +1,6 @@
 """A run in the terminal: its progress, the table at its end, plans and the partition of a dry run."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from rich.text import Text
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
 from fedact.reports.run.scores import score_parts
+from fedact.reports.saved_tensors import saved_tensors
 from fedact.storage.rows import Row
 from fedact.storage.run import Run
 
@@ -114,7 +114,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "budget held": budget_held(clients, run.config["scope"]),
         "plain training of the same layers keeps": _span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
-        "saved tensors": _by_budget(plans, _methods_of),
+        "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": _span(plans, "layers"),
         f"peak bytes{unbounded}": format_bytes(_largest(clients["peak_bytes"])),
@@ -154,8 +154,9 @@ def plan_table(plan: Plan) -> Table:
     what = f"{plan.method} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
     sizes = f"saved {format_bytes(plan.saved_bytes)}, peak {format_bytes(plan.peak_bytes)}, micro-batch {plan.micro_batch}"
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
+    tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
-    return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
+    return listing(f"{what}\n{sizes}\n{gave_way}\n{tensors}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
 def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
@@ -188,13 +189,6 @@ def _by_budget(plans: list[Row], text: Callable[[Row], str]) -> str:
         return next(iter(last.values()))
     ordered = sorted(last, key=lambda size: (size is None, size))
     return "; ".join(f"at {'no bound' if size is None else format_bytes(size)}: {last[size]}" for size in ordered)
-
-
-def _methods_of(plan: Row) -> str:
-    """Return how many of a plan's tensors are saved by which method: ``2 of 3 exactly, 1 of 3 by hosvd``."""
-    counts = Counter(str(kept["method"]).split(":")[0] for kept in plan["kept"])
-    ways = {name: "exactly" if name == "exact" else f"by {name}" for name in counts}
-    return ", ".join(f"{count} of {counts.total()} {ways[name]}" for name, count in counts.most_common()) or "none"
 
 
 def _largest(values: Any) -> float | None:

@@ -1,0 +1,51 @@
+"""Which methods a plan may mix, and where a method that was asked for may give way to exact."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedact.compression import Method
+from fedact.compression.exact import Exact
+from fedact.compression.quantize import Quantize
+from fedact.compression.transform.transform import Transform
+
+IMAGES = 4
+"""Dimensions of a convolution's input."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods that one plan may mix: all with the same ``derive``.
+
+    method: the one that was given without settings; None for all that ``auto`` mixes.
+    """
+
+    method: Method | None
+    derive: int
+
+    def ladder(self, x: Tensor) -> list[Method]:
+        """Return the methods for a saved input like x: the exact one, then the others, the gentlest first."""
+        exact = Exact(self.derive)
+        if self.method is not None:
+            return [exact, *self.method.for_dimensions(x.dim()).levels(x).values()]
+        packed = [Quantize(bits=bits, derive=self.derive) for bits in (8, 4)]
+        return [exact, *packed, *Transform(derive=self.derive).levels(x).values()]
+
+    @property
+    def per_example(self) -> bool:
+        """Whether errors measured in one micro-batch hold in another."""
+        return self.method is None or self.method.traits.per_example
+
+    def admissible(self, methods: Sequence[Method], sizes: Sequence[int], dimensions: int, exact_size: int) -> list[int]:
+        """Return the places of the methods that may save an input with so many dimensions.
+
+        sizes: the bytes that each of them stores of it; exact_size: its own. ``auto`` may take any. A given method keeps
+        every convolution's input itself where one of its levels is smaller than the input, and leaves it exact only where
+        none is; the inputs of other layers may be exact as well.
+        """
+        if self.method is None:
+            return list(range(len(methods)))
+        exact = [place for place, method in enumerate(methods) if method.traits.keeps_input]
+        smaller = [place for place, size in enumerate(sizes) if place not in exact and size < exact_size]
+        return smaller if smaller and dimensions == IMAGES else exact + smaller
