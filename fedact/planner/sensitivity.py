@@ -84,7 +84,7 @@ def on_grid(value: float) -> float:
     """Return the power of ``GRID`` that is nearest to a positive value; 0 stays 0.
 
     >>> on_grid(0.05) == on_grid(0.0500001), round(on_grid(0.05), 4)
-    (True, 0.0496)
+    (True, 0.0503)
     """
     return GRID ** round(log(value) / log(GRID)) if 0 < value < inf else value
 
