@@ -3,9 +3,8 @@
 import os
 import sys
 from io import TextIOWrapper
-from pathlib import Path
 
-from fedact.cli.flags import HELP, Parser, command
+from fedact.cli.flags import HELP, Parser, command, user_path
 from fedact.config.errors import ConfigError
 
 ACCURACY_HELP = "target of 'rounds to', an accuracy or mean IoU such as 0.9 or 90%% [95 %% of the best at the end]"
@@ -16,8 +15,10 @@ REPLICATION_HELP = "print memory as the paper's replication reports it too, besi
 def parser() -> Parser:
     """Return the command line: the runs, and where to write."""
     result = Parser("compare", __doc__ or "")
-    result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--out of fedact.simulate)")
-    result.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures and the report [the first run's]")
+    result.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run (--out of fedact.simulate)")
+    result.add_argument(
+        "--out", type=user_path, metavar="DIR", help="folder of the figures and the report [the first run's]"
+    )
     result.add_argument("--replication", action="store_true", help=REPLICATION_HELP)
     result.add_argument("--accuracy", metavar="VALUE", help=ACCURACY_HELP)
     result.add_argument("-h", "--help", action="help", help=HELP)

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedact.cli.flags import log_to_stderr
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config, read_toml
+from fedact.config.paths import expanded
 from fedact.config.schema import Config
 
 NODE_WAIT, RESUME = "node-wait", "resume"
@@ -85,7 +86,7 @@ def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
         if key not in run_config_keys():
             raise unknown("key in the run config", key, run_config_keys())
     if resume := str(settings.get(RESUME) or ""):
-        folder = Path(resume).expanduser()
+        folder = expanded(resume)
         if not (folder / "config.toml").is_file():
             raise ConfigError(f"resume={resume!r}: there is no run, {folder / 'config.toml'} does not exist")
         return make_config(read_toml(folder / "config.toml")), folder

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from fedact.cli.flags import RUNNING, Parser, command
+from fedact.cli.flags import RUNNING, Parser, command, user_path
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
@@ -17,8 +17,8 @@ def parser() -> Parser:
     result = Parser("simulate", __doc__ or "")
     result.add_fields(Config.model_fields, FIRST_FIELDS)
     running = result.group(RUNNING)
-    running.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags override them")
-    running.add_argument("--resume", type=Path, metavar="DIR", help="resume a run from its last finished round")
+    running.add_argument("--config", type=user_path, metavar="FILE", help="settings in TOML; flags override them")
+    running.add_argument("--resume", type=user_path, metavar="DIR", help="resume a run from its last finished round")
     running.add_argument("--dry-run", action="store_true", help="print the plans and the partition, train nothing")
     running.add_argument(
         "--list", action="store_true", help="methods with their settings, models, data sets, partitions, devices"

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import Any, NoReturn
 
 from fedact.config.errors import ConfigError, as_flag, nearest
+from fedact.config.paths import expanded
 from fedact.config.schema import GROUPS, Config
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -84,7 +85,7 @@ class Parser(argparse.ArgumentParser):
     def add_files(self, files: Mapping[str, str]) -> None:
         """Add a flag for each output file, with its help."""
         for name, says in files.items():
-            self.group(RUNNING).add_argument(f"--{name}", type=Path, metavar="FILE", help=says)
+            self.group(RUNNING).add_argument(f"--{name}", type=user_path, metavar="FILE", help=says)
 
     def settings(self, arguments: list[str]) -> dict[str, Any]:
         """Return the given flags by name; raises ConfigError for an unknown one, with the nearest."""
@@ -113,6 +114,14 @@ def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
             return INTERRUPTED
 
     return main
+
+
+def user_path(text: str) -> Path:
+    """Return a flag's path, as ``expanded`` does; raises what argparse shows as it is."""
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def one_line(text: str) -> str:

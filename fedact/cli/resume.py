@@ -30,7 +30,7 @@ def merged_config(given: Config, out: Path, begun: Config) -> Config:
         paths["data_dir"] = given.data_path().absolute()
     for name in ("weights", "pretrain_from"):
         if (text := str(getattr(given, name))) not in ("none", "pretrain", "imagenet"):
-            paths[name] = str(Path(text).expanduser().absolute())
+            paths[name] = str(Path(text).absolute())
     given = given.model_copy(update=paths)
     for name in Config.model_fields:
         now, then = getattr(given, name), getattr(begun, name)

@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 
+from fedact.config.paths import cache_folder, expanded
 from fedact.config.settings.base import Settings
 from fedact.config.settings.budget import BudgetSettings
 from fedact.config.settings.data import OF_SEGMENTATION, DataSettings
@@ -46,6 +47,8 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are no setting")
         if isinstance(value, str | Path):
+            if "\0" in str(value):
+                raise ValueError("a text must have no null byte")
             try:
                 str(value).encode()
             except UnicodeEncodeError:
@@ -80,7 +83,7 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     def data_path(self) -> Path:
         """Return where the data lies."""
         default = os.environ.get("FEDACT_DATA") or cache_folder() / "data"
-        return Path(self.data_dir or default).expanduser()
+        return expanded(self.data_dir or default)
 
     @property
     def data_name(self) -> str:
@@ -99,8 +102,3 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     def to_toml(self) -> str:
         """Return the whole config; reading it back gives an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-
-
-def cache_folder() -> Path:
-    """Return where what is worth keeping between runs lies: $FEDACT_CACHE, else ~/.cache/fedact."""
-    return Path(os.environ.get("FEDACT_CACHE") or "~/.cache/fedact").expanduser()

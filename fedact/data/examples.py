@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.config.schema import cache_folder
+from fedact.config.paths import cache_folder
 from fedact.data.files import Files
 
 

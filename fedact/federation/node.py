@@ -13,8 +13,9 @@ from torch import Tensor
 from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
+from fedact.config.paths import cache_folder, expanded
 from fedact.config.plan import Plan
-from fedact.config.schema import Config, cache_folder
+from fedact.config.schema import Config
 from fedact.data import Preprocessing
 from fedact.storage import checkpoints
 from fedact.training.workspace import Workspace, prepare_with, workspace_for
@@ -60,7 +61,7 @@ def read_node(settings: Mapping[str, Any]) -> Node:
                 f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device"
             )
         budget = parse_budget(size_text(size))
-    return Node(partition, partitions, budget, Path(str(data_dir)).expanduser() if data_dir else None)
+    return Node(partition, partitions, budget, expanded(str(data_dir)) if data_dir else None)
 
 
 def _whole(settings: Mapping[str, Any], key: str) -> int:

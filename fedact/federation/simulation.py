@@ -1,5 +1,6 @@
 """One seed of a run: its experiment and plans, and the same ServerApp and ClientApp in any of the runtimes."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
 from fedact.storage.disk import write_whole
-from fedact.storage.partition_csv import partition_csv
+from fedact.storage.partition_csv import partition_csv, read_partition_bytes
 from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
 from fedact.training.threads import default_threads
@@ -83,11 +84,8 @@ class Simulation:
     def _check_partition(self) -> None:
         """Raise ConfigError where partition.csv on disk is another partition; an old run has no such file."""
         file = self.folder.partition
-        try:
-            if file.exists() and file.read_bytes() != self.partition.encode():
-                raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+        if os.path.lexists(file) and read_partition_bytes(file) != self.partition.encode():
+            raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
 
     def open_folder(self) -> None:
         """Write config.toml, plans.json, partition.csv and the header row, as far as they are not there yet."""

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fedact.config.errors import ConfigError
-from fedact.config.schema import Config, cache_folder
+from fedact.config.paths import cache_folder
+from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.data import VOID, Examples, Preprocessing
 from fedact.models import (
@@ -89,7 +90,7 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
         weights = from_torchvision(config.model, config.resolution)
         preprocessing = weights.preprocessing
     else:
-        file = Path(name).expanduser()
+        file = Path(name)
         filled[key] = str(file.absolute())
         weights = from_file(file, config.resolution, RESOLUTIONS.get(config.model, 224), key)
         preprocessing = weights.preprocessing

@@ -1,6 +1,7 @@
 """partition.csv: how many examples of each class each client of a run holds, its held-out ones included."""
 
 import re
+from codecs import BOM_UTF8
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,14 @@ def partition_csv(clients: np.ndarray, labels: np.ndarray) -> str:
     return _HEADER.decode() + "".join(f"{client},{label},{count}\n" for client, label, count in rows)
 
 
+def read_partition_bytes(file: Path) -> bytes:
+    """Return the bytes of partition.csv as a run writes them; raises ConfigError where it cannot be read.
+
+    Git on Windows, and editors there, end lines with two characters, or begin a file with a mark.
+    """
+    return read_bytes(file).removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")
+
+
 def empty_partition() -> "pd.DataFrame":
     """Return the partition of a run without a partition.csv: its columns, and no row."""
     import pandas as pd
@@ -43,7 +52,7 @@ def read_partition(file: Path) -> "pd.DataFrame":
 
     if not file.exists():
         return empty_partition()
-    content = read_bytes(file)
+    content = read_partition_bytes(file)
     if not content.startswith(_HEADER):
         raise ConfigError(f"{file}, line 1: its columns are {', '.join(COLUMNS)}")
     whole = _ROWS.match(content, len(_HEADER))

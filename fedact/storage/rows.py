@@ -1,5 +1,6 @@
 """The rows of records.jsonl: what a line holds, how lines are read, and in which order they may follow each other."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -162,8 +163,11 @@ def read_rows(file: Path) -> list[Row]:
 
     Raises ConfigError for a missing file, or a broken line in what was written whole.
     """
+    content = read_bytes(file).removeprefix(BOM_UTF8)
+    if b"\r" in content and b"\n" not in content:
+        raise ConfigError(f"{file} ends its lines in \\r alone: they must end in \\n")
     # The last piece is what follows the last newline: nothing, or a line that was never finished.
-    *lines, torn = read_bytes(file).split(b"\n")
+    *lines, torn = content.split(b"\n")
     rows = [read_row(line) for line in lines]
     whole = max((number for number, row in enumerate(rows, start=1) if _ends_write(row)), default=0)
     for number, row in enumerate(rows, start=1):

@@ -55,7 +55,7 @@ class RunFolder:
             # Opening a pipe waits for somebody to write into it.
             raise ConfigError(f"{self.plans} is no file")
         try:
-            plans = json.loads(self.plans.read_text(encoding="utf-8"))
+            plans = json.loads(self.plans.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.plans} cannot be read: {error}") from None
         try:

@@ -6,8 +6,8 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
+from fedact.config.paths import cache_folder
 from fedact.config.plan import Plan
-from fedact.config.schema import cache_folder
 from fedact.data import Augmented, Examples, Loader
 from fedact.nn.prefix.outputs import Positions
 from fedact.storage.machine import arithmetic

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from fedact.config.errors import ConfigError, unknown
-from fedact.config.schema import Config, cache_folder
+from fedact.config.paths import cache_folder
+from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files

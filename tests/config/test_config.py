@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from fedact.config.budgets import parse_budget
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
-from fedact.config.schema import Config, cache_folder
+from fedact.config.paths import cache_folder
+from fedact.config.schema import Config
 from fedact.simulate import parser
 
 
@@ -172,7 +173,7 @@ def test_a_key_written_both_ways_is_refused(tmp_path):
         read_toml(tmp_path / "a.toml")
 
 
-@pytest.mark.parametrize("content", [b"clients = ", b"clients", b"\xff\xfe", b"a = 1\na = 2", b"[a\n"])
+@pytest.mark.parametrize("content", [b"clients = ", b"clients", b"\xff\xff", b"a = 1\na = 2", b"[a\n"])
 def test_what_is_no_toml_is_refused(tmp_path, content):
     (tmp_path / "a.toml").write_bytes(content)
     with pytest.raises(ConfigError, match="not TOML"):

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator
 
 from fedact.config.budgets import UNBOUNDED, Budget, parse_budget
 from fedact.config.devices import read_devices
+from fedact.config.paths import UserPath
 from fedact.config.settings.base import Settings
 
 
@@ -15,7 +16,7 @@ class BudgetSettings(Settings):
 
     title: ClassVar[str] = "budget"
 
-    devices: Path | None = Field(
+    devices: UserPath | None = Field(
         None, description="TOML file of devices for --budget [those that ship with fedact, see --list]"
     )
     budget: Budget = Field(

@@ -1,11 +1,11 @@
 """Settings of the data: which examples, at what size, and who holds them."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from fedact.config.errors import as_flag
+from fedact.config.paths import UserPath
 from fedact.config.settings.base import Positive, Settings
 
 OF_SEGMENTATION = {
@@ -25,7 +25,7 @@ class DataSettings(Settings):
         + ", ".join(f"{as_flag(name)} {value}" for name, value in OF_SEGMENTATION.items()),
     )
     dataset: str = Field("digits", description="data set, see --list")
-    data_dir: Path | None = Field(
+    data_dir: UserPath | None = Field(
         None, description="folder of the data, a file for npz [$FEDACT_DATA, then ~/.cache/fedact/data]"
     )
     max_examples: Positive | None = Field(None, description="limit on the training examples, stratified by class [all]")

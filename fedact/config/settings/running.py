@@ -1,10 +1,10 @@
 """Settings of the running itself: seeds, the machine, what is kept, and where rows are written."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from fedact.config.paths import UserPath
 from fedact.config.settings.base import Positive, Settings, Switch
 from fedact.config.sizes import parse_bytes
 
@@ -28,7 +28,7 @@ class RunningSettings(Settings):
         "1GB", description="limit on the disk cache of frozen layers' outputs, kept between runs; or none"
     )
     tensorboard: Switch = Field(False, description="write the rounds as TensorBoard scalars into the run's folder too")
-    out: Path | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
+    out: UserPath | None = Field(None, description="folder of the run [runs/<time>-<dataset>-<model>]")
 
     @field_validator("cache_size")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedact.config.errors import ConfigError
+from fedact.config.toml import decoded
 from fedact.data.examples import Examples
 from fedact.data.pictures import Pictures
 
@@ -31,8 +32,7 @@ def fetch(title: str, kind: Any, root: Path, needed: Sequence[Path], what: str) 
 def read_rows(file: Path, words: int) -> list[list[str]]:
     """Return the words of each line that is no comment, at least so many; raises ConfigError for a line of fewer."""
     try:
-        # With the mark that some editors begin a file with, which is no part of its first word.
-        text = file.read_text(encoding="utf-8-sig")
+        text = decoded(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
