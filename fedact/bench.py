@@ -5,6 +5,7 @@ from argparse import SUPPRESS
 from typing import Any
 
 from fedact.cli.flags import Parser, check_file, command
+from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
 
@@ -104,4 +105,4 @@ def _check(options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from io import TextIOWrapper
 
 from fedact.cli.flags import HELP, Parser, command, user_path
+from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError
 
 ACCURACY_HELP = "target of 'rounds to', an accuracy or mean IoU such as 0.9 or 90%% [95 %% of the best at the end]"
@@ -32,9 +32,6 @@ def main(arguments: list[str]) -> int:
     target = None if given["accuracy"] is None else read_share("--accuracy", given["accuracy"])
     if given["out"] is not None and os.path.exists(given["out"]) and not os.path.isdir(given["out"]):
         raise ConfigError(f"--out {given['out']} is no folder")
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal or a pipe that knows ASCII alone shows the rest as question marks.
-        sys.stdout.reconfigure(errors="replace")
     from fedact.cli.compare import run_compare
 
     return run_compare(given["runs"], given["out"], target, given["replication"])
@@ -52,4 +49,4 @@ def read_share(flag: str, text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

@@ -3,6 +3,7 @@
 import sys
 
 from fedact.cli.flags import Parser, check_file, command
+from fedact.cli.process import run_process
 from fedact.config.loading import make_config
 
 METHOD = "auto"
@@ -49,4 +50,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from fedact.cli.flags import RUNNING, Parser, command, user_path
+from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
@@ -53,4 +54,4 @@ def default_folder(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

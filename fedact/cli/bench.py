@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedact.cli.console import show
+from fedact.cli.signals import catch_late
 from fedact.compression import families, make_method, method_name, published, swept
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
@@ -47,6 +48,7 @@ class Options:
 
 def run_bench(config: Config, methods: list[str] | None, options: Options) -> int:
     """Measure the methods (where none is named, every one as it is compared), print the tables, write the files."""
+    catch_late()
     chosen = swept(methods) if options.sweep else methods or published()
     names = list(dict.fromkeys(method_name(make_method(text)) for text in chosen))
     workspace = _prepared(config, options.batches + 1)
@@ -71,6 +73,7 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
 
 def run_equal_cosine(config: Config, methods: list[str] | None, options: Options) -> int:
     """Find the least bytes for each cosine, layer by layer, print the tables, write the file."""
+    catch_late()
     wanted = families(methods)
     if lacking := [method_name(base) for base in wanted if methods and len(base.traits.sweep.values) < 2]:
         raise ConfigError(f"--equal-cosine: {lacking[0]} has no setting that trades bytes for error")

@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
+from fedact.cli.console import show
+from fedact.cli.signals import catch_late
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
@@ -54,6 +55,7 @@ class Race:
 
 def run_round_bench(config: Config, methods: list[str], file: Path | None) -> int:
     """Time the rounds of a fleet, with the prefix cache and without, print the table and write the file."""
+    catch_late()
     sizes = list(dict.fromkeys([config.cache_size, "none"]))
     figures = [_raced(config.model_copy(update={"method": (name,)}), size) for name in methods for size in sizes]
     rows = [
@@ -61,7 +63,7 @@ def run_round_bench(config: Config, methods: list[str], file: Path | None) -> in
         for row in figures
     ]
     title = f"Seconds of a round, {config.clients} clients, batch {config.batch_size} (medians of rounds taken in turn)"
-    Console().print(listing(title, ("method", "prefix cache", "fedact", "plain PyTorch", "ratio"), rows))
+    show(listing(title, ("method", "prefix cache", "fedact", "plain PyTorch", "ratio"), rows))
     if file:
         write_whole(file, json.dumps({"config": config.model_dump(mode="json"), "rounds": figures}, indent=1) + "\n")
     return 0

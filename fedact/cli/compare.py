@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedact.cli.console import show
+from fedact.cli.signals import catch_late
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison.cases import Case, Comparison, compare_runs
 from fedact.reports.comparison.figures import FIGURES, class_iou, forgetting_by_round
@@ -36,6 +37,7 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, r
     replication: also print the columns of the paper's replication.
     Raises ConfigError where no run could be read, or the folder cannot be written to.
     """
+    catch_late()
     comparison = compare_runs(paths)
     if not comparison.cases:
         raise ConfigError("; ".join(comparison.refused))

@@ -10,11 +10,13 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, NoReturn
 
+from fedact.cli.signals import stop_code
 from fedact.config.errors import ConfigError, as_flag, nearest
 from fedact.config.paths import expanded
 from fedact.config.schema import GROUPS, Config
+from fedact.reports.safe_text import escaped
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT = 1, 2
 MOST_SAID = 2000
 """Characters of an error."""
 FIRST, RUNNING = "most used", "running"
@@ -99,7 +101,8 @@ class Parser(argparse.ArgumentParser):
 def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
     """Return a command that takes its arguments, by default the process's, and returns the exit code of ``run``.
 
-    A ConfigError is one line on stderr and code 2, an interrupt is code 130.
+    A ConfigError is one line on stderr and code 2, an error of the system such as a full disk one line and code 1, an
+    interrupt code 130.
     """
 
     @wraps(run)
@@ -109,9 +112,12 @@ def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
         except ConfigError as error:
             print("fedact:", one_line(str(error)), file=sys.stderr)
             return BAD_INPUT
-        except KeyboardInterrupt:
-            print("\nfedact: interrupted; nothing was written", file=sys.stderr)
-            return INTERRUPTED
+        except KeyboardInterrupt as stop:
+            print("\nfedact: interrupted", file=sys.stderr)
+            return stop_code(stop)
+        except OSError as error:
+            print("fedact: stopped:", one_line(str(error)), file=sys.stderr)
+            return FAILED
 
     return main
 
@@ -125,8 +131,8 @@ def user_path(text: str) -> Path:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks, and without its middle where it is long."""
-    line = " ".join(text.splitlines())
+    """Return a text that a terminal shows as one line, without its middle where it is long."""
+    line = escaped(" ".join(text.splitlines()))
     half = MOST_SAID // 2
     return line if len(line) <= MOST_SAID else f"{line[:half]} ... {line[-half:]}"
 
@@ -144,7 +150,14 @@ def check_file(flag: str, file: Path | None, suffix: str = "") -> None:
         raise ConfigError(f"--{flag} {file}: the name of a figure ends in {suffix}")
 
 
+class _Escaped(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(escaped, super().format(record).splitlines()))
+
+
 def log_to_stderr() -> None:
     """Write log lines of fedact to stderr, so that what takes its time says so."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Escaped("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("fedact").setLevel(logging.INFO)

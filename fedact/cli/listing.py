@@ -4,8 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from rich.console import Console
-
+from fedact.cli.console import show
 from fedact.compression import AUTO, METHODS
 from fedact.config.devices import Device, read_devices
 from fedact.config.faults import Faults
@@ -24,7 +23,7 @@ def show_tables(devices: str | None = None) -> int:
 
     Raises ConfigError where that is broken.
     """
-    console, boards = Console(), read_devices(Path(devices) if devices else None)
+    boards = read_devices(Path(devices) if devices else None)
     methods = []
     for name, method in METHODS.items():
         traits = method.traits
@@ -33,31 +32,31 @@ def show_tables(devices: str | None = None) -> int:
         methods.append((name, what))
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
-    console.print(listing(title, ("name", "what it keeps"), methods, lines=True))
+    show(listing(title, ("name", "what it keeps"), methods, lines=True), prose=True)
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]
-    console.print(listing("Partitions", ("name", "settings", "who holds what"), partitions))
+    show(listing("Partitions", ("name", "settings", "who holds what"), partitions), prose=True)
     for title, table in (("Strategies: what the server makes of updates", STRATEGIES), ("Privacy of an update", PRIVACY)):
         rules = [
             (name, f"{_first_line(entry)}\nSettings: {_settings(entry)}\nSource: {entry.source}")
             for name, entry in table.items()
         ]
-        console.print(listing(title, ("name", "what it does"), rules, lines=True))
-    console.print(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]))
+        show(listing(title, ("name", "what it does"), rules, lines=True), prose=True)
+    show(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]), prose=True)
     models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
     named = [
         ("torchvision's", f"by name: {', '.join(other_classifiers())}"),
         ("with --task segmentation", ", ".join(SEGMENTERS)),
     ]
-    console.print(listing("Models", ("name", ""), [*models, *named]))
+    show(listing("Models", ("name", ""), [*models, *named]), prose=True)
     for title, sets in (("Data sets", DATASETS), ("Data sets of --task segmentation", SEGMENTATION_DATASETS)):
         readers = {name: inspect.unwrap(getattr(entry, "func", entry)) for name, entry in sets.items()}
         names: dict[str, list[str]] = {}
         for name, reader in readers.items():
             names.setdefault(_first_line(inspect.getmodule(reader)), []).append(name)
-        console.print(listing(title, ("name", ""), [(", ".join(same), text) for text, same in names.items()]))
+        show(listing(title, ("name", ""), [(", ".join(same), text) for text, same in names.items()]), prose=True)
     known = [(name, f"{_bytes_of(device)}\n{device.source}") for name, device in boards.items()]
     columns = ("name", "bytes of memory, and where the figure is from")
-    console.print(listing("Devices, for --budget", columns, known, lines=True))
+    show(listing("Devices, for --budget", columns, known, lines=True), prose=True)
     return 0
 
 

@@ -8,9 +8,10 @@ from math import ceil, log2
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from fedact.cli.console import show
 from fedact.cli.flags import log_to_stderr
+from fedact.cli.signals import catch_late
 from fedact.config.plan import Plan, PlanKey, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -24,6 +25,7 @@ from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import PlanReport, budgeted_bytes, summary, tensor_table, title
+from fedact.reports.safe_text import escaped
 from fedact.reports.style import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import check_names
@@ -35,8 +37,6 @@ FULL_WIDTH = 1.0
 """A plan is asked for about the network that a device gets, not about a small one that digits are enough for."""
 TIMED = 3
 """Steps whose time is measured."""
-WIDTH = 120
-"""Characters of a line in a file or a pipe."""
 BASELINE = "exact"
 HALVINGS = DOUBLINGS = 3
 """How far the figure's budgets go below and above those that were asked for."""
@@ -57,23 +57,21 @@ class Options:
 
 def show_plans(config: Config, options: Options) -> int:
     """Make a plan for every method and distinct budget, print what it keeps and costs, write the files."""
+    catch_late()
     log_to_stderr()
     methods, budgets = canonical_methods(config), list(dict.fromkeys(config.budget.sizes))
     workspace = prepared(config)
     experiment = workspace.experiment
     example = calibration_batch(experiment)
     make: Make = cache(lambda method, budget: plan_for(workspace, method, budget, example))
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
-    console.print(title(experiment.config), highlight=False, soft_wrap=True)
+    print(escaped(title(experiment.config)))
     for method in methods:
         for budget in budgets:
             report = _report(workspace, make, example, method, budget)
             size = "no budget" if budget is None else f"{budget:,} {report.plan.scope} bytes"
-            console.print(f"\n{report.plan.method}, {size}: {report.plan.status}", highlight=False)
-            if report.parts:
-                console.print(tensor_table(report.plan, report.parts))
-            console.print(summary(report))
+            print(f"\n{report.plan.method}, {size}: {report.plan.status}")
+            show(*([tensor_table(report.plan, report.parts)] if report.parts else []), prose=True)
+            show(summary(report), prose=True)
     plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}
     if options.json:
         write_whole(options.json, plans_json(plans))

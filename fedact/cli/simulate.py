@@ -10,21 +10,24 @@ from typing import Any
 
 from rich.console import Console
 
-from fedact.cli.flags import log_to_stderr
+from fedact.cli.console import letters_console, shell_word, show
+from fedact.cli.flags import log_to_stderr, one_line
 from fedact.cli.resume import finished_rounds, merged_config
+from fedact.cli.signals import catch_late, stop_code
 from fedact.config.errors import ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
 from fedact.reports.run import tables as report
 from fedact.reports.run.tensorboard import TensorBoardLog
+from fedact.reports.safe_text import escaped
 from fedact.storage.disk import make_folder, sweep, unfinished_files, write_whole
 from fedact.storage.locks import LOCK_FILE, Locks
 from fedact.storage.rows import Row, score_name
 from fedact.storage.run import load_run
 from fedact.storage.run_folder import RunFolder
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 MOST_REASONS = 3
 
 
@@ -34,6 +37,7 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
     A run that was begun there with the same settings goes on: what is finished is not run again, and methods and seeds may
     have been added. open_grid: the way to the clients, by default as the config's runtime says.
     """
+    catch_late()
     if RunFolder(out).config.is_file():
         return _go_on(out, partial(merged_config, config, out), open_grid)
     _check_empty(out)
@@ -46,6 +50,7 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
 
 def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
     """Go on with a run from its last finished round and return the exit code; a finished run is left as it is."""
+    catch_late()
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
@@ -62,20 +67,21 @@ def _go_on(out: Path, change: Callable[[Config], Config], open_grid: OpenGrid | 
 
 def show_plans(config: Config) -> int:
     """Print who holds what and each budget's plan, and write nothing."""
+    catch_late()
     log_to_stderr()
-    simulation, console = Simulation(config), Console()
+    simulation = Simulation(config)
     experiment = simulation.experiment
-    console.print(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by))
-    for plans in simulation.plans.values():
-        for plan in plans.values():
-            console.print(report.plan_table(plan))
+    show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by), prose=True)
+    show(*(report.plan_table(plan) for plans in simulation.plans.values() for plan in plans.values()))
     return DONE
 
 
 def _check_empty(out: Path) -> None:
     """Raise ConfigError where the folder holds more than what a killed process left unfinished."""
     if out.exists() and (not out.is_dir() or set(out.iterdir()) - {*unfinished_files(out), out / LOCK_FILE}):
-        raise ConfigError(f"--out {out} exists and is not empty: name a new folder, or go on with --resume {out}")
+        raise ConfigError(
+            f"--out {out} exists and is not empty: name a new folder, or go on with --resume {shell_word(out)}"
+        )
 
 
 def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | None) -> int:
@@ -84,22 +90,22 @@ def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | No
         raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
     if config.tensorboard:
         check_extra("tensorboard", "--tensorboard")
-    console, worked = Console(), False
+    console, worked = letters_console(), False
     try:
         for seed in range(config.seed, config.seed + config.seeds):
             worked = _run_seed(config, seed, out, console, locks, open_grid) or worked
-        return _finish(out, console, worked)
-    except KeyboardInterrupt:
+        return _finish(out, worked)
+    except KeyboardInterrupt as stop:
         print(f"\nfedact: interrupted; {_how_to_go_on(out)}", file=sys.stderr)
-        return INTERRUPTED
+        return stop_code(stop)
     except OSError as error:
-        print(f"fedact: stopped: {' '.join(str(error).split())}; {_how_to_go_on(out)}", file=sys.stderr)
+        print(f"fedact: stopped: {one_line(str(error))}; {_how_to_go_on(out)}", file=sys.stderr)
         return FAILED
 
 
 def _how_to_go_on(out: Path) -> str:
     started = RunFolder(out).config.exists()
-    return f"go on with: python -m fedact.simulate --resume {out}" if started else "nothing was written"
+    return f"go on with: python -m fedact.simulate --resume {shell_word(out)}" if started else "nothing was written"
 
 
 def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Locks, open_grid: OpenGrid | None) -> bool:
@@ -149,23 +155,23 @@ def _take_new(out: Path, locks: Locks) -> None:
         sweep(out)
 
 
-def _finish(out: Path, console: Console, worked: bool) -> int:
+def _finish(out: Path, worked: bool) -> int:
     """Show the table, draw the figures, and tell a run with failed clients from a good one."""
     # Only the end draws: a run reaches its first round half a second earlier.
     from fedact.reports.run import figures as plots
 
     run = load_run(out)
-    console.print(report.summary(run))
+    show(report.summary(run), prose=True)
     files = plots.figure_files(run, out)
     missing = plots.save_figures(run, out) if worked or not all(file.exists() for file in files.values()) else {}
     drawn = ", ".join(file.name for name, file in files.items() if name not in missing)
-    console.print(f"records, plans and figures are in {out} ({drawn})", soft_wrap=True)
+    print(escaped(f"records, plans and figures are in {out} ({drawn})"))
     for name, reason in missing.items():
-        print(f"fedact: {files[name]} was not drawn: {reason}", file=sys.stderr)
+        print(escaped(f"fedact: {files[name]} was not drawn: {reason}"), file=sys.stderr)
     # A simulated fault is what was asked for.
     unplanned = (run.clients["status"] == "failed") & run.clients["fault"].isna()
     failed: list[Row] = run.clients[unplanned].to_dict("records")  # type: ignore[assignment]
     for row in failed[:MOST_REASONS]:
         where = f"{row['method']}, round {row['round']}, client {row['client']}"
-        print(f"fedact: {where} failed: {row['reason']}", file=sys.stderr)
+        print(escaped(f"fedact: {where} failed: {row['reason']}"), file=sys.stderr)
     return FAILED if failed else DONE

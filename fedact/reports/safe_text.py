@@ -24,7 +24,7 @@ def figure_label(text: object, most: int = LABEL_LETTERS) -> str:
 
 
 def wrapped(text: str, letters: int) -> str:
-    """Return a text in lines of so many letters, broken after spaces and commas where it has them."""
+    """Return a text in lines of so many letters, broken after spaces and commas where it has them, but not in a number."""
     # A tab is a place to break at, and nothing where no line ends.
-    breakable = re.sub(r",(?=\S)", ",\t", text)
+    breakable = re.sub(r"(?<!\d),(?=\S)|,(?=[^\s\d])", ",\t", text)
     return fill(breakable, letters, expand_tabs=False, replace_whitespace=False).replace("\t", "")

@@ -9,6 +9,7 @@ import pytest
 
 import fedact
 from fedact.cli import plan as inspection
+from fedact.cli.console import PROSE
 from fedact.cli.plan import ladder, prepared
 from fedact.config.loading import make_config
 from fedact.config.plan import PlanKey, plans_from_json
@@ -54,7 +55,7 @@ def test_every_kept_tensor_and_every_figure_is_printed(capsys):
     assert "the last 1 of 52 convolutions" in shown
     assert f"; {plan.micro_batch} of 4 examples" in shown
     assert plan.reason in shown
-    assert max(map(len, shown.splitlines())) <= inspection.WIDTH
+    assert max(map(len, shown.splitlines())) <= PROSE
 
 
 def test_without_a_budget_nothing_gives_way_and_nothing_is_doubled(capsys):

@@ -39,7 +39,8 @@ class LiveReport:
         self.left = sum(rounds - done.get(method, -1) for method in methods)
         self.times: list[float] = [time.monotonic()]
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(None),
+            TextColumn("{task.fields[state]}", markup=False), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.tasks = {
