@@ -152,7 +152,7 @@ def _finite(value: Any) -> Any:
 def read_row(line: bytes) -> Row | None:
     """Return the row in a line of JSON, None where it is no row."""
     try:
-        row: Row = _READER.validate_json(line)
+        row: Row = _READER.validate_json(line.removeprefix(BOM_UTF8))
     except ValidationError:
         return None
     return row
@@ -163,7 +163,7 @@ def read_rows(file: Path) -> list[Row]:
 
     Raises ConfigError for a missing file, or a broken line in what was written whole.
     """
-    content = read_bytes(file).removeprefix(BOM_UTF8)
+    content = read_bytes(file)
     if b"\r" in content and b"\n" not in content:
         raise ConfigError(f"{file} ends its lines in \\r alone: they must end in \\n")
     # The last piece is what follows the last newline: nothing, or a line that was never finished.
