@@ -20,7 +20,8 @@ from fedact.data.files import Files
 class Request:
     """What a run wants of a data set.
 
-    path: --data-dir; the sizes matter only where examples are made to order; generator: for what is random; side: pixels of
+    path: --data-dir; the sizes matter only where examples are made to order, and so does needed: the fewest training
+    examples that the fleet can be dealt, with the server's; generator: for what is random; side: pixels of
     a decoded picture, where the data set is one of files; of a scene's shorter side. The others are for masks: void: the id
     that counts for nothing where a data set does not say itself; partition_by: "class" or "source", what the labels are;
     cache: where decoded files are kept.
@@ -33,6 +34,7 @@ class Request:
     side: int = 64
     void: int = 255
     partition_by: str = "class"
+    needed: int = 0
     cache: Path = field(default_factory=lambda: cache_folder() / "decoded")
 
 
@@ -124,13 +126,15 @@ def in_blocks(array: Images) -> Iterator[np.ndarray]:
 class Source:
     """A data set: what may be trained on, what is only tested on, and the classes' names, none where they are not known.
 
-    The classes are those of the labels, or of the masks' pixels where there are masks.
+    The classes are those of the labels, or of the masks' pixels where there are masks. server_examples: how many the server
+    keeps of its half at most, None for all; what is made to order grows with the fleet, not with what there is to learn.
     """
 
     train: Examples
     test: Examples
     classes: int
     names: tuple[str, ...] = ()
+    server_examples: int | None = None
 
 
 @dataclass(frozen=True)

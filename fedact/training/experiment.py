@@ -56,10 +56,16 @@ def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     """
     random = generator(config.seed, Purpose.DATA)
     sizes = (config.max_examples, config.max_test_examples)
-    request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by)
+    request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by, examples_needed(config))
     source = _limited(config, _datasets(config)[config.dataset](request))
     source = decode_files(source, cache_folder() / "decoded")
-    return source, *_server_and_clients(config, source.train)
+    return source, *_server_and_clients(config, source)
+
+
+def examples_needed(config: Config) -> int:
+    """Return the fewest training examples of which the server can take its part and every client enough."""
+    of_clients = build("partition", PARTITIONS, config.partition).examples_needed(config.clients)
+    return 2 * of_clients if config.weights == "pretrain" else of_clients + config.calibration
 
 
 def class_names(source: Source) -> tuple[str, ...]:
@@ -93,11 +99,13 @@ def _limited(config: Config, source: Source) -> Source:
     return replace(source, train=train, test=test)
 
 
-def _server_and_clients(config: Config, train: Examples) -> tuple[Examples, Examples]:
+def _server_and_clients(config: Config, source: Source) -> tuple[Examples, Examples]:
     """Return the server's examples and the clients': two class-skewed halves, or a small calibration set and the rest."""
-    random = generator(config.seed, Purpose.HALVES)
+    random, train = generator(config.seed, Purpose.HALVES), source.train
     if config.weights == "pretrain":
         first, second = halves(train.labels, random)
+        if source.server_examples is not None:
+            first = first[stratified(train.labels[first], source.server_examples, random)]
         return train.subset(first), train.subset(second)
     if config.calibration >= len(train):
         raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")

@@ -49,6 +49,12 @@ def test_more_clients_than_examples_allow_are_refused():
         partition_examples(Iid(), np.zeros(0, int), 1, rng())
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_as_many_examples_as_a_rule_needs_are_enough(rule):
+    labels = np.arange(rule.examples_needed(25)) % 10
+    assert min(map(len, partition_examples(rule, labels, 25, rng()))) >= rule.min_partition_size
+
+
 def test_the_least_possible_number_of_examples_is_dealt_evenly():
     parts = partition_examples(Dirichlet(0.01), np.arange(100) % 10, 10, rng())
     assert [len(part) for part in parts] == [10] * 10

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedact.config.budgets import largest_remainder
 from fedact.config.errors import ConfigError
-from fedact.data.partition.base import Partition, Parts
+from fedact.data.partition.base import FEWEST_HELD_OUT, Partition, Parts
 from fedact.data.partition.class_skew import Dirichlet, Pathological, Shards
 from fedact.data.partition.size_skew import Exponential, Iid, Linear, Quantity, Square
 
@@ -35,9 +35,12 @@ def partition_examples(partition: Partition, labels: np.ndarray, clients: int, g
     minimum = partition.min_partition_size
     most = len(labels) // minimum
     if clients > most:
+        fewer = len(labels) // clients
+        smaller = f", or min_partition_size={fewer} in --partition" if fewer > FEWEST_HELD_OUT else ""
         raise ConfigError(
             f"{clients} clients need at least {minimum} examples each (min_partition_size), but there are {len(labels)}: "
-            f"at most {most} clients, or more examples"
+            f"at most {most} clients (--clients), or more examples (--max-examples, where it limits them, or a --dataset "
+            f"that has more: synthetic without --max-examples makes what a fleet needs){smaller}"
         )
     parts = partition.split(labels, clients, generator)
     owners = np.empty(len(labels), dtype=np.int64)

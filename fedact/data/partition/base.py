@@ -125,6 +125,10 @@ class Partition(ABC):
                 f"not {self.min_partition_size}"
             )
 
+    def examples_needed(self, clients: int) -> int:
+        """Return the fewest examples that can be dealt to so many clients."""
+        return clients * self.min_partition_size
+
     @abstractmethod
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
         """Return each client's positions; every position is dealt once."""

@@ -59,6 +59,9 @@ class Shards(Partition):
         if self.per_client < 1:
             raise ConfigError(f"shards: per_client is at least 1, not {self.per_client}")
 
+    def examples_needed(self, clients: int) -> int:
+        return clients * max(self.per_client, self.min_partition_size)
+
     def split(self, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
         if clients * self.per_client > len(labels):
             raise ConfigError(

@@ -18,14 +18,19 @@ BLOCK = 64
 
 
 def load(request: Request) -> Source:
-    """Return as many examples as were asked for (2,000 and 500 by default); raises ConfigError for too many."""
-    count = (request.max_examples or DEFAULT_EXAMPLES) + (request.max_test_examples or DEFAULT_TEST_EXAMPLES)
+    """Return as many examples as were asked for; raises ConfigError for too many.
+
+    By default 2,000 and 500; for a large fleet twice as many as it needs, so that there is something to deal unevenly. What
+    the server keeps does not grow.
+    """
+    most = request.max_examples or max(DEFAULT_EXAMPLES, 2 * request.needed)
+    count = most + (request.max_test_examples or DEFAULT_TEST_EXAMPLES)
     if count > MOST_EXAMPLES:
         raise ConfigError(f"--dataset synthetic: {count:,} examples were asked for, and at most {MOST_EXAMPLES:,} are made")
     prototypes = request.generator.normal(size=(CLASSES, COARSE, COARSE, 3))
-    train = _examples(prototypes, request.max_examples or DEFAULT_EXAMPLES, request.generator)
+    train = _examples(prototypes, most, request.generator)
     test = _examples(prototypes, request.max_test_examples or DEFAULT_TEST_EXAMPLES, request.generator)
-    return Source(train, test, CLASSES)
+    return Source(train, test, CLASSES, server_examples=None if request.max_examples else DEFAULT_EXAMPLES // 2)
 
 
 def _examples(prototypes: np.ndarray, count: int, generator: np.random.Generator) -> Examples:

@@ -21,11 +21,14 @@ MOST_BYTES = 15_000_000_000
 
 
 def load(request: Request) -> Source:
-    """Return as many scenes of side x side pixels as were asked for (400 and 100 by default).
+    """Return as many scenes of side x side pixels as were asked for; raises ConfigError for too many.
 
-    Raises ConfigError for too many.
+    By default 400 and 100, or as many as a large fleet needs. What the server keeps does not grow.
     """
-    counts = (request.max_examples or DEFAULT_EXAMPLES, request.max_test_examples or DEFAULT_TEST_EXAMPLES)
+    counts = (
+        request.max_examples or max(DEFAULT_EXAMPLES, request.needed),
+        request.max_test_examples or DEFAULT_TEST_EXAMPLES,
+    )
     if (needed := sum(counts) * 4 * request.side**2) > MOST_BYTES:
         raise ConfigError(
             f"--dataset synthetic: {sum(counts):,} scenes of {request.side} pixels a side would take {needed:,} bytes, and "
@@ -34,7 +37,7 @@ def load(request: Request) -> Source:
     lights = request.generator.uniform(0.75, 1.25, (SOURCES, 3))
     waves = request.generator.uniform(-30, 30, (SOURCES, 2))
     train, test = (_examples(count, lights, waves, request) for count in counts)
-    return Source(train, test, len(NAMES), NAMES)
+    return Source(train, test, len(NAMES), NAMES, None if request.max_examples else DEFAULT_EXAMPLES // 2)
 
 
 def _examples(count: int, lights: np.ndarray, waves: np.ndarray, request: Request) -> Examples:
