@@ -4,11 +4,12 @@ The kernels are those that autograd itself runs for a layer: called alone, they 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as _of_all
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +22,7 @@ __all__ = [
     "TorchDispatchMode",
     "adaptive_avg_pool2d_backward",
     "avg_pool2d_backward",
+    "blind",
     "clear_hooks",
     "convolution",
     "convolution_backward",
@@ -31,6 +33,7 @@ __all__ = [
     "in_backward_pass",
     "in_transform",
     "is_jit_tracing",
+    "is_observed",
     "lift_fresh",
     "max_pool2d_with_indices",
     "max_pool2d_with_indices_backward",
@@ -45,6 +48,7 @@ __all__ = [
     "version",
 ]
 
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 Kernel = Callable[..., Tensor]
 Kernels = Callable[..., tuple[Tensor, ...]]
 
@@ -114,6 +118,21 @@ def sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
 def version(tensor: Tensor) -> int:
     """Return how often a tensor, or one that shares its memory, was changed in place."""
     return tensor._version
+
+
+def blind(hook: Hook) -> Hook:
+    """Mark a forward hook that keeps no tensor it is given and changes none, and return it."""
+    hook.fedact_is_blind = True  # type: ignore[attr-defined]
+    return hook
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Tell whether a hook, of the module or of all modules, may get hold of tensors, or of gradients, of its call."""
+    of_all = (_of_all._global_forward_hooks, _of_all._global_forward_pre_hooks)
+    gradients = (_of_all._global_backward_hooks, _of_all._global_backward_pre_hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (hook for registered in (*of_all, *gradients, *own) for hook in registered.values())
+    return any(not getattr(hook, "fedact_is_blind", False) for hook in hooks)
 
 
 def clear_hooks(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as of_all
 
 import fedact
 from fedact import torch_private
@@ -60,6 +61,23 @@ def test_hooks_are_taken_off():
     torch_private.clear_hooks(module)
     module(torch.zeros(1))
     assert seen == []
+
+
+def test_hooks_are_seen_but_for_those_that_keep_no_tensor():
+    module, nothing = nn.ReLU(), lambda *_: None
+    assert not torch_private.is_observed(module)
+    module.register_forward_hook(torch_private.blind(lambda *_: None))
+    assert not torch_private.is_observed(module)
+    hooks = (
+        module.register_forward_hook, module.register_forward_pre_hook, module.register_full_backward_hook,
+        module.register_full_backward_pre_hook, of_all.register_module_forward_hook, of_all.register_module_forward_pre_hook,
+        of_all.register_module_full_backward_hook, of_all.register_module_full_backward_pre_hook,
+    )  # fmt: skip
+    for register in hooks:
+        handle = register(nothing)
+        assert torch_private.is_observed(module)
+        handle.remove()
+    assert not torch_private.is_observed(module)
 
 
 def private_names(file: Path) -> list[str]:

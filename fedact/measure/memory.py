@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from fedact.measure.ledger import Ledger, address, tensors_in
 from fedact.measure.lifetimes import Lifetime, peak
+from fedact.torch_private import blind
 
 
 @dataclass
@@ -137,11 +138,11 @@ def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
             if not ledger.modules:
                 ledger.note_output(output)
 
-        stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack.callback(module.register_forward_pre_hook(blind(enter), prepend=True).remove)
+        stack.callback(module.register_forward_hook(blind(leave), always_call=True).remove)
         look_at(module)
     # Again for every module that runs, the model's or not: an assignment may have made other tensors its weights since.
-    stack.callback(register_module_forward_pre_hook(look_at).remove)
+    stack.callback(register_module_forward_pre_hook(blind(look_at)).remove)
 
 
 def maximum_memory(memories: Iterable[Memory]) -> Memory:

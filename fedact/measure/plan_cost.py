@@ -12,6 +12,7 @@ from fedact.config.plan import Kept, Plan
 from fedact.measure.cost import Clock, time_micro_batches
 from fedact.measure.step import Batch, shallow_copy
 from fedact.nn.layers import CodecLayer, RematerializedCodec
+from fedact.nn.layers.provenance import chain_of
 from fedact.nn.layers.rematerialized import Rematerialization
 from fedact.nn.surgery import apply, calibrate, compress, layer_inputs
 
@@ -98,7 +99,7 @@ class CodecTimer:
     def rematerialization(self, codec: RematerializedCodec, x: Tensor, dtype: torch.dtype) -> float:
         """Return a step's seconds of reconstructing the source's input x and running the layers between."""
         method = codec.method.for_dimensions(x.dim())
-        compressed, again = method.compress(x, method.start(0)), Rematerialization(method, codec.chain, dtype)
+        compressed, again = method.compress(x, method.start(0)), Rematerialization(method, chain_of(codec.chain), dtype)
         return self._fastest(lambda: again.reconstruct(compressed))
 
     def _fastest(self, action: Callable[[], object]) -> float:

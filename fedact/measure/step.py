@@ -13,6 +13,7 @@ from fedact.models.tasks import Loss, task_loss
 from fedact.nn.layers import RecomputedSequential, SourceConv2d
 from fedact.nn.prefix.graph import starts_suffix
 from fedact.nn.prefix.split import PrefixOutputs, split
+from fedact.torch_private import blind
 
 Batch = tuple[Tensor, Tensor]
 
@@ -63,7 +64,7 @@ def step(
 
         for module in model.modules() if reached else ():
             if starts_suffix(module):
-                hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                hooks.callback(module.register_forward_pre_hook(blind(enter), prepend=True).remove)
         add_gradient(model, x, batch[1], len(batch[1]), loss)
 
 

@@ -1,8 +1,9 @@
 """The data flow between a model's modules, traced from its forward code with torch.fx."""
 
 import copy
+import inspect
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -21,6 +22,18 @@ IDENTITIES = (
 
 PRODUCTS = ("mul", "mul_", "imul", "multiply")
 """Functions and methods of two tensors that save both, for the gradient of the other."""
+
+WRITES = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+"""Functions of ``operator`` that change their first argument."""
+
+VIEWS = (
+    "view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "getitem", "narrow", "select", "chunk", "split",
+    "tensor_split", "unbind", "unsafe_chunk", "unsafe_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "transpose",
+    "permute", "swapaxes", "swapdims", "moveaxis", "movedim", "adjoint", "t", "T", "mT", "H", "mH", "squeeze", "unsqueeze",
+    "expand", "expand_as", "broadcast_to", "diagonal", "unfold", "as_strided", "detach", "data", "real", "imag",
+    "contiguous", "to", "type", "float", "double", "numpy", "alias", "dropout", "dropout2d",
+)  # fmt: skip
+"""Functions, methods and attributes whose result may share a tensor's memory."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 """Names of the attributes that every ``nn.Module`` has: no settings of its class."""
@@ -106,8 +119,9 @@ def product_factors(model: nn.Module) -> set[str]:
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
 
     def is_product(node: Node) -> bool:
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        return node.op in ("call_function", "call_method") and name in PRODUCTS and len(node.all_input_nodes) == 2
+        return (
+            node.op in ("call_function", "call_method") and _operation(node) in PRODUCTS and len(node.all_input_nodes) == 2
+        )
 
     others = {str(node.target) for node in calls if not (node.users and all(map(is_product, node.users)))}
     return {str(node.target) for node in calls} - others
@@ -141,7 +155,7 @@ def _trace(model: nn.Module) -> Graph | None:
         return None
 
 
-def _readers(node: Node, modules: dict[str, nn.Module]) -> set[str]:
+def _readers(node: Node, modules: Mapping[str, nn.Module]) -> set[str]:
     """Return the names of the modules that read a node's value, directly or through identities."""
     names: set[str] = set()
     for user in node.users:
@@ -151,9 +165,38 @@ def _readers(node: Node, modules: dict[str, nn.Module]) -> set[str]:
     return names
 
 
-def _may_write(user: Node, modules: dict[str, nn.Module]) -> bool:
+def may_change(node: Node, reader: Node | None, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether anything but the reader may change a node's value in place, directly or through a view of it."""
+    others = [user for user in node.users if user is not reader]
+    return any(_may_write(user, modules) or (_is_view(user, modules) and may_change(user, None, modules)) for user in others)
+
+
+def _may_write(user: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Tell whether an operation may change its input in place."""
     if user.op == "call_module":
         return bool(getattr(modules[str(user.target)], "inplace", False))
-    name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or bool(user.kwargs.get("inplace")) or "out" in user.kwargs
+    name = _operation(user)
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in WRITES
+    return in_place or _argument(user, "inplace") is True or "out" in user.kwargs
+
+
+def _is_view(user: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether an operation may return a view of its input."""
+    if user.op == "call_module":
+        return isinstance(modules[str(user.target)], (*IDENTITIES, nn.Flatten, nn.Unflatten))
+    return _operation(user) in VIEWS or (user.target is getattr and user.args[1] in VIEWS)
+
+
+def _operation(node: Node) -> str:
+    """Return the name of a node's method or function, an empty one for other nodes."""
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
+def _argument(node: Node, name: str) -> Any:
+    """Return a named argument of a called function, however it was passed; None where it has none."""
+    if node.op != "call_function" or node.kwargs.get(name) is not None:
+        return node.kwargs.get(name)
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None

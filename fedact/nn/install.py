@@ -35,7 +35,7 @@ RANDOM = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
 """Layers of torchvision and timm that are off as dropout is."""
 
 _TRAINABLE = "_fedact_trainable"
-_ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment")
+_ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment", "chains")
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
 
 SAVES_NOTHING = (
@@ -99,12 +99,25 @@ def _rematerialize(model: nn.Module, methods: Mapping[str, Method], rematerializ
         chain = [model.get_submodule(link) for link in tensor.chain]
         codec = RematerializedCodec(source.codec, chain, counts)  # type: ignore[arg-type]
         setattr(model.get_submodule(name), "codec" if name in rematerialized.inputs else "source", codec)
+        for module in chain:
+            _note_in(module, codec, methods.get(name, codec.method))
     for name, reader in rematerialized.deferred.items():
         activation, layer = model.get_submodule(name), model.get_submodule(reader)
         assert isinstance(activation, Masked)
         assert isinstance(layer, CodecLayer)
+        assert isinstance(layer.codec, RematerializedCodec)
         activation.mask_is_deferred = True
-        layer.codec.deferred = activation.slope()
+        activation.source = RematerializedCodec(layer.codec.source, layer.codec.chain, counts=False)
+
+
+def _note_in(module: nn.Module, codec: RematerializedCodec, method: Method) -> None:
+    """Let a module of a codec's chain note where its output comes from."""
+    # A smooth activation off the gradient path saves nothing, whatever its method.
+    if _swap(module, SMOOTH):
+        module.codec = LayerCodec(method, 0)  # type: ignore[assignment]
+    provenance, chains = codec.source.provenance, getattr(module, "chains", ())
+    if isinstance(module, Swapped) and provenance not in chains:
+        module.chains = (*chains, provenance)
 
 
 def restore(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
-from fedact.nn.graph import traced
+from fedact.nn.graph import may_change, traced
 
 REPEATABLE = (
     nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Dropout2d,
@@ -67,7 +67,7 @@ def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient
         name: nearest
         for name, node in active.items()
         if name not in deferred
-        and (nearest := next((tensor for tensor in _upstream(node, reach, modules) if tensor.source in sources), None))
+        and (nearest := next((tensor for tensor in _upstream(node, None, reach, modules) if tensor.source in sources), None))
     }
     return Rematerializations(inputs, masks, deferred)
 
@@ -79,7 +79,10 @@ def _inputs(
     smallest: dict[str, Rematerialized] = {}
     for name, method in methods.items():
         inputs = calls[name].all_input_nodes if method.derive and name in calls else []
-        ways = [*_siblings(calls[name], modules), *_upstream(inputs[0], method.derive, modules)] if len(inputs) == 1 else []
+        if len(inputs) != 1:
+            continue
+        layer = calls[name]
+        ways = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.derive, modules)]
         if possible := [tensor for tensor in ways if tensor.source in calls and tensor.size <= 1]:
             smallest[name] = min(possible, key=lambda tensor: (tensor.size, len(tensor.chain)))
     sources = {tensor.source for tensor in smallest.values()}
@@ -102,24 +105,33 @@ def call_nodes(model: nn.Module) -> dict[str, Node]:
 
 def _siblings(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
     """Yield the convolutions that read a layer's input before the layer does, as sources of it."""
-    for user in layer.all_input_nodes[0].users:
-        if user is layer:
+    x = layer.all_input_nodes[0]
+    for user in x.users:
+        if user is layer or may_change(x, None, modules):
             return
         if user.op == "call_module" and type(modules[str(user.target)]) is nn.Conv2d:
             yield Rematerialized(str(user.target), (), 1.0)
 
 
-def _upstream(node: Node, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
-    """Yield the ways to compute a node's value from the input of one of ``reach`` convolutions before it, nearest first."""
+def _upstream(node: Node, reader: Node | None, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
+    """Yield the ways to compute a node's value from the input of one of ``reach`` convolutions before it, nearest first.
+
+    Only through values that nothing but their reader in the chain may change in place. reader: of the node's value, None
+    for any.
+    """
     chain: tuple[str, ...] = ()
     size = 1.0
     while reach and node.op == "call_module" and len(node.all_input_nodes) == 1:
         module, name = modules[str(node.target)], str(node.target)
+        x = node.all_input_nodes[0]
+        if reader is not None and may_change(node, reader, modules):
+            return
         if type(module) not in REPEATABLE or (isinstance(module, nn.BatchNorm2d) and module.running_mean is None):
             return
         chain = (name, *chain)
         if isinstance(module, nn.Conv2d):
             size *= prod(module.stride) * module.in_channels / module.out_channels
             reach -= 1
-            yield Rematerialized(name, chain, size)
-        node = node.all_input_nodes[0]
+            if not may_change(x, node, modules):
+                yield Rematerialized(name, chain, size)
+        node, reader = x, node

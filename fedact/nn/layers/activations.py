@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.layers.base import Saving, Slope
+from fedact.nn.layers.base import Saving, Slope, noted
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
-from fedact.nn.layers.compressed import CodecLayer, LayerCodec, autocast_type, keeps_graph, save, saved
+from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec, autocast_type, keeps_graph, save, saved
 from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain
+from fedact.nn.layers.provenance import Handover
+from fedact.nn.layers.rematerialized import RematerializedCodec
 from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
 
 
@@ -56,57 +58,62 @@ class _MaskFromOutput(torch.autograd.Function):
         return ctx.slope.times(grad_output, y), None, None
 
 
-class _DeferredMask(torch.autograd.Function):
-    """A piecewise linear activation whose mask is deferred to the layer after it, which rematerializes its output."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
-        return _plain_forward(ctx, x, module)
-
-    @staticmethod
-    def backward(_: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_output, None
-
-
 class _MaskFromRematerialized(torch.autograd.Function):
-    """A piecewise linear activation that computes its mask from its rematerialized output."""
+    """A piecewise linear activation that computes its mask from its rematerialized output.
+
+    It need not where the layer after it, which rematerializes the same, hands the masked gradient over.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, codec: LayerCodec) -> Tensor:
-        ctx.method, compressed = codec.encode(x)
+    def forward(ctx: Any, x: Tensor, module: nn.Module, slope: Slope, output: Encoded) -> Tensor:
+        ctx.method, compressed, ctx.handover = output
         save(ctx, ctx.method, compressed)
         ctx.slope = slope
         return _plain_forward(ctx, x, module)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        compressed, _ = saved(ctx)
-        with torch.autocast(grad_output.device.type, enabled=False):
-            return ctx.slope.times(grad_output, ctx.method.reconstruct(compressed)), None, None, None
+        masked = None if ctx.handover is None else ctx.handover.take(grad_output)
+        if masked is None:
+            compressed, _ = saved(ctx)
+            with torch.autocast(grad_output.device.type, enabled=False):
+                masked = ctx.slope.times(grad_output, ctx.method.reconstruct(compressed))
+        return masked, None, None, None
 
 
 class Masked(Saving, nn.Module):
     """A piecewise linear activation; its gradient needs a mask of one bit an element, or less.
 
-    output_is_saved: the next layer saves the output exactly, so the mask follows from it. mask_is_deferred: the next layer
-    rematerializes the output and applies the mask. source: the codec from which this layer rematerializes its output.
+    output_is_saved: the next layer saves the output exactly, so the mask follows from it. source: the codec from which this
+    layer rematerializes its output. mask_is_deferred: the next layer does so too, and hands the masked gradient over.
     """
 
     output_is_saved: bool = False
     mask_is_deferred: bool = False
-    source: LayerCodec | None = None
+    source: RematerializedCodec | None = None
 
     def slope(self) -> Slope:
         """Return the activation's slope, and the interval in which it has it."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        # Before it runs, for it may change x in place.
+        origins = [provenance.origin(x) for provenance in self.chains]
+        handover = None
         if not is_recorded(x) or runs_plain():
-            return super().forward(x)  # type: ignore[no-any-return]
-        if self.mask_is_deferred:
-            return apply(_DeferredMask, x, self)  # type: ignore[no-any-return]
-        if self.source is not None:
-            return apply(_MaskFromRematerialized, x, self, self.slope(), self.source)  # type: ignore[no-any-return]
+            y = super().forward(x)
+        else:
+            handover = Handover(self.slope()) if self.mask_is_deferred else None
+            y = self._with_gradient(x, handover)
+        for provenance, origin in zip(self.chains, origins, strict=True):
+            provenance.extend(origin, self, y, handover)
+        return y  # type: ignore[no-any-return]
+
+    def _with_gradient(self, x: Tensor, handover: Handover | None) -> Tensor:
+        """Return the output, differentiable by the smallest tensor that holds the mask."""
+        output = None if self.source is None else self.source.rematerialized_output(x, self, handover)
+        if output is not None:
+            return apply(_MaskFromRematerialized, x, self, self.slope(), output)  # type: ignore[no-any-return]
         # Where autocast casts the output for the next layer, that one saves the cast copy.
         same = autocast_type(x) in (None, x.dtype)
         function = _MaskFromOutput if self.output_is_saved and same else _PackedMask
@@ -146,7 +153,7 @@ class _Smooth(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Smooth", codec: LayerCodec) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = codec.encode(x)
+            ctx.method, compressed, _ = codec.encode(x, x)
         y = module.activate(x)
         if module.inplace:
             itself = x.untyped_storage().data_ptr()
@@ -183,6 +190,7 @@ class Smooth(CodecLayer):
         """Return the input's gradient: grad_output times the slope at x."""
         raise NotImplementedError
 
+    @noted
     def forward(self, x: Tensor) -> Tensor:
         if not self.compresses(x, None):
             return super().forward(x)  # type: ignore[no-any-return]

@@ -1,14 +1,17 @@
 """Base classes of the memory-saving layers, and the slope of a piecewise linear activation."""
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
 from fedact.torch_private import hardtanh_backward, threshold_backward
+
+if TYPE_CHECKING:
+    from fedact.nn.layers.provenance import Provenance
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -19,9 +22,31 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Swapped:
-    """Base of all layers that surgery installs; ``plain`` is the class that ``restore`` puts back."""
+    """Base of all layers that surgery installs; ``plain`` is the class that ``restore`` puts back.
+
+    chains: of each chain that it is a part of, the provenance of the tensors.
+    """
 
     plain: ClassVar[type[nn.Module]]
+    chains: "Sequence[Provenance]" = ()
+
+
+def noted(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Return the ``forward`` of a module that may be a part of chains: it notes where its output comes from."""
+
+    @wraps(forward)
+    def run(self: Any, x: Tensor) -> Tensor:
+        if not self.chains:
+            return forward(self, x)
+        # A source notes its input while it runs; an operation in place makes another tensor of it.
+        before = [provenance.origin(x) for provenance in self.chains] if getattr(self, "inplace", False) else ()
+        y = forward(self, x)
+        origins = before or [provenance.origin(x) for provenance in self.chains]
+        for provenance, origin in zip(self.chains, origins, strict=True):
+            provenance.extend(origin, self, y)
+        return y
+
+    return run
 
 
 class Saving(Swapped):

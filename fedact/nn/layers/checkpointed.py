@@ -12,7 +12,7 @@ from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import Saving, has_weights
 from fedact.nn.layers.compressed import CodecLayer
 from fedact.nn.layers.function import apply, is_recorded, runs_plain
-from fedact.torch_private import version
+from fedact.torch_private import is_observed, version
 
 
 class _RunContext:
@@ -57,12 +57,14 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, segment: nn.Sequential, names: Sequence[str], *tensors: Tensor) -> Any:
         count = len(tensors) - len(names)
         inputs = tensors[:count]
-        versions = [version(x) for x in inputs]
+        versions, before = [version(x) for x in inputs], _attributes(segment)
         ctx.context = _RunContext(inputs[0].device)
         states = ctx.context.random_states()
         y = segment(inputs if count > 1 else inputs[0])
         if [version(x) for x in inputs] != versions:
             raise ConfigError("checkpoint: a segment changes its input in place, so that it cannot run again")
+        if kept := [name for name, place in _attributes(segment).items() if before.get(name) != place]:
+            raise ConfigError(f"checkpoint: the tensor that a segment keeps as {kept[0]} would have no gradient: take exact")
         if not _are_tensors(y):
             raise ConfigError(f"checkpoint: a segment returns a {type(y).__name__}, neither a tensor nor a tuple of tensors")
         ctx.save_for_backward(*tensors, *ctx.context.drawn_from(states))
@@ -115,6 +117,8 @@ class RecomputedSequential(Saving, nn.Sequential):
             inputs = x if isinstance(x, tuple) else (x,)
             parameters = dict(run.named_parameters())
             recomputed = _are_tensors(x) and is_recorded(*inputs, *parameters.values()) and not runs_plain()
+            # A tensor that a hook gets hold of has to have its gradient.
+            recomputed = recomputed and not any(is_observed(module) for child in segment for module in child.modules())
             x = apply(_Recomputed, run, list(parameters), *inputs, *parameters.values()) if recomputed else run(x)
         return x
 
@@ -131,6 +135,17 @@ class RecomputedSequential(Saving, nn.Sequential):
             trained_children += is_trained
             group.append(child)
         yield group
+
+
+def _attributes(segment: nn.Module) -> dict[str, int]:
+    """Return the places of the tensors that are attributes of a segment's modules, alone or in a list, by name."""
+    return {
+        f"{type(module).__name__}.{name}/{number}": id(tensor)
+        for module in segment.modules()
+        for name, value in vars(module).items()
+        for number, tensor in enumerate(value if isinstance(value, list | tuple) else (value,))
+        if isinstance(tensor, Tensor)
+    }
 
 
 def _are_tensors(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,24 @@ from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
-from fedact.nn.layers.base import FixedStatistics, Saving
+from fedact.nn.layers.base import FixedStatistics, Saving, noted
 from fedact.nn.layers.function import apply, check_first_derivative, check_no_transform, is_recorded, is_traced, runs_plain
+from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
 
-if TYPE_CHECKING:
-    from fedact.nn.layers.base import Slope
+
+class Encoded(NamedTuple):
+    """A compressed input and the method that reconstructs it; handover: of the activation before, which awaits a mask."""
+
+    method: Any
+    compressed: Compressed
+    handover: Handover | None = None
 
 
 class LayerCodec:
     """A layer's method, with one state for every shape (without the batch), type and device of its inputs.
 
-    dependents: number of other layers whose inputs are rematerialized from what is saved here. deferred: the slope of the
-    activation before, where this layer applies its mask.
+    dependents: number of other layers whose inputs (or masks) are rematerialized from what is saved here. provenance: of
+    the tensors that are computed from it.
     """
 
     def __init__(self, method: Method, seed: int) -> None:
@@ -30,35 +36,27 @@ class LayerCodec:
         self.seed = seed
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
         self.dependents = 0
-        self.deferred: Slope | None = None
-        self._shared: list[tuple[Method, Compressed]] = []
+        self.provenance = Provenance()
 
     def reset(self, seed: int) -> None:
         """Delete all states, and set the seed: for the next client."""
-        self.seed, self._shared = seed, []
+        self.seed = seed
         self.states.clear()
 
-    def encode(self, x: Tensor) -> tuple[Any, Compressed]:
-        """Return the method used and the compressed x, and update the state for inputs like x."""
+    def encode(self, x: Tensor, given: Tensor) -> Encoded:
+        """Return the method used and the compressed x, and update the state for inputs like x.
+
+        given: the tensor that the layer was called with, of which x may be a cast copy.
+        """
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
         # An example's size, not the batch's: the last batch of an epoch is smaller.
         size = (x.shape[1:], x.dtype, x.device)
         compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
         if compressed.state.tensors:
             self.states[size] = compressed.state
-        self._shared = [(method, compressed)] * self.dependents
-        return method, compressed
-
-    def pop_shared(self) -> tuple[Method, Compressed]:
-        """Return the input compressed in this forward pass, with its method; at most once for each dependent.
-
-        Raises RuntimeError where this codec's layer has not run.
-        """
-        if not self._shared:
-            raise RuntimeError(
-                "a layer's input is made again from another layer's, which has not run: take derive=0 for parts"
-            )
-        return self._shared.pop()
+        if self.dependents:
+            self.provenance.note(given, Origin(SavedRun(method, compressed, self.dependents)))
+        return Encoded(method, compressed)
 
     def stored_elements(self, tensor: Tensor) -> int:
         """Return the number of elements that a saved tensor stores, for the papers' memory figure."""
@@ -88,8 +86,7 @@ class CodecLayer(Saving, nn.Module):
 
         Raises ConfigError where a method with loss cannot, and the plain layer's gradient would be another.
         """
-        needs_input = weight is None or self.codec.deferred is not None
-        if not (is_recorded(weight) or (needs_input and is_recorded(x))):
+        if not is_recorded(x if weight is None else weight):
             return False
         if runs_plain():
             if not self.method.traits.keeps_input:
@@ -148,11 +145,11 @@ class _CompressedInput(torch.autograd.Function):
         ctx.types, given = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)], x
         x, cast_weight, cast_bias = in_type(dtype, x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            ctx.method, compressed = codec.encode(x)
+            ctx.method, compressed, ctx.handover = codec.encode(x, given)
             # The weight itself: its cast copy can be computed again.
             save(ctx, ctx.method, compressed, weight)
             ctx.keeps_graph = keeps_graph(ctx, given, codec, compressed)
-            ctx.shape, ctx.operation, ctx.dtype, ctx.deferred = x.shape, operation, dtype, codec.deferred
+            ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, dtype
             return operation.forward(x, cast_weight, cast_bias)
 
     @staticmethod
@@ -165,11 +162,12 @@ class _CompressedInput(torch.autograd.Function):
             weight = weight if ctx.dtype is None else weight.to(ctx.dtype)
             grad_bias = operation.bias_gradient(grad_output) if needs_bias else None
             grad_input = method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
-            if ctx.deferred is not None and needs_input:
-                # One reconstruction serves the weight and the deferred mask of the activation before.
+            grad_input = None if grad_input is None else grad_input.to(ctx.types[0])
+            if ctx.handover is not None and grad_input is not None and not torch.is_grad_enabled():
+                # One reconstruction serves the weight and the mask of the activation before.
                 x = method.reconstruct(compressed)
                 grad_weight = operation.weight_gradient(x, grad_output, weight) if needs_weight else None
-                grad_input = ctx.deferred.times(grad_input, x)
+                ctx.handover.give(grad_input, ctx.handover.slope.times(grad_input, x))
             else:
                 grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
         gradients = (grad_input, grad_weight, grad_bias)
@@ -196,6 +194,7 @@ class CompressedConv2d(CodecLayer, nn.Conv2d):
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
+    @noted
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or is_traced():
             return super().forward(x)
@@ -226,6 +225,7 @@ class CompressedBatchNorm2d(FixedStatistics, CodecLayer, nn.BatchNorm2d):
 
     plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
 
+    @noted
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         assert self.running_mean is not None

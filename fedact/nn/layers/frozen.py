@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression.operations import Convolution, Normalization
-from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class
+from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class, noted
 from fedact.nn.layers.compressed import autocast_type, in_type
 from fedact.nn.layers.function import apply, is_recorded, runs_plain
 from fedact.torch_private import NormWithStatistics
@@ -39,6 +39,7 @@ class FrozenConv2d(Saving, nn.Conv2d):
 
     plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
+    @noted
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 4 or not is_recorded(x) or runs_plain():
             return super().forward(x)
@@ -78,6 +79,7 @@ class EvalNorm(FixedStatistics, Swapped, NormWithStatistics):
 class FrozenNorm(Saving, EvalNorm):
     """Batch norm that uses its running statistics, and saves no activation (while its scale and shift are frozen)."""
 
+    @noted
     def forward(self, x: Tensor) -> Tensor:
         if not is_recorded(x) or is_recorded(self.weight, self.bias) or runs_plain():
             return super().forward(x)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Operation
-from fedact.nn.layers.compressed import CodecLayer, LayerCodec
+from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec
 from fedact.nn.layers.frozen import FrozenConv2d
 from fedact.nn.layers.function import eagerly, runs_plain
+from fedact.nn.layers.provenance import Chain, Handover, weight_marks
 
 
 class Rematerialization:
@@ -19,15 +20,25 @@ class Rematerialization:
     Intermediate tensors are freed when a gradient is returned.
     """
 
-    def __init__(self, method: Method, chain: Sequence[nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, method: Method, chain: Chain, dtype: torch.dtype) -> None:
         self.method, self.chain, self.dtype = method, chain, dtype
         self.traits = method.traits
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
-        """Return the input, recomputed from the compressed source tensor through the layers between."""
+        """Return the input, recomputed from the compressed source tensor through the layers between.
+
+        Raises RuntimeError where a layer's weights were changed since the forward pass, as autograd does for what it saves.
+        """
         x = self.method.reconstruct(compressed)
+        if self.chain and getattr(self.chain[0].module, "inplace", False):
+            x = x.clone()
         with torch.no_grad():
-            for module in self.chain:
+            for module, weights in self.chain:
+                if weight_marks(module) != weights:
+                    raise RuntimeError(
+                        f"the weights of a {type(module).__name__} were changed between a forward and its backward pass, "
+                        "which computes another layer's input with them again: change them later, or take derive=0"
+                    )
                 # In the weights' type, whatever autocast chose.
                 x = next((x.to(weight.dtype) for weight in module.parameters()), x)
                 # Not by a call, so that hooks do not run.
@@ -46,21 +57,37 @@ class Rematerialization:
 class RematerializedCodec(LayerCodec):
     """The codec of a layer whose input is rematerialized from what its ``source`` saved; it saves nothing itself.
 
-    chain: the modules from the source's input to this layer's. counts: whether the papers' memory figure counts the
-    source's tensors at this layer, because the source is frozen.
+    In a step in which the input is not what the chain computed (a hook replaced it, an operation in place changed it), it
+    is saved by the source's method. chain: the modules from the source's input to this layer's. counts: whether the papers'
+    memory figure counts the source's tensors at this layer, because the source is frozen.
     """
 
     def __init__(self, source: LayerCodec, chain: Sequence[nn.Module], counts: bool) -> None:
         super().__init__(source.method, source.seed)
         self.source, self.chain, self.counts = source, chain, counts
+        self._saves_itself = False
         source.dependents += 1
 
-    def encode(self, x: Tensor) -> tuple[Rematerialization, Compressed]:
-        method, compressed = self.source.pop_shared()
-        return Rematerialization(method, self.chain, x.dtype), compressed
+    def encode(self, x: Tensor, given: Tensor) -> Encoded:
+        origin = self.source.provenance.origin(given)
+        saved = None if origin is None else origin.run.take()
+        self._saves_itself = saved is None
+        if origin is None or saved is None:
+            return super().encode(x, given)
+        method, compressed = saved
+        return Encoded(Rematerialization(method, origin.chain, x.dtype), compressed, origin.handover)
+
+    def rematerialized_output(self, x: Tensor, module: nn.Module, handover: Handover | None) -> Encoded | None:
+        """Return what rematerializes the module's output from its input x, None where x does not come from the source."""
+        origin = self.source.provenance.origin(x)
+        saved = None if origin is None else origin.run.take()
+        if origin is None or saved is None:
+            return None
+        method, compressed = saved
+        return Encoded(Rematerialization(method, origin.after(module), x.dtype), compressed, handover)
 
     def stored_elements(self, tensor: Tensor) -> int:
-        return self.method.stored_elements(tensor) if self.counts else 0
+        return self.method.stored_elements(tensor) if self.counts or self._saves_itself else 0
 
 
 class SourceConv2d(CodecLayer, FrozenConv2d):
@@ -70,5 +97,5 @@ class SourceConv2d(CodecLayer, FrozenConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not runs_plain():
-            eagerly(self.codec.encode, (x if x.dim() == 4 else x.unsqueeze(0)).detach())
+            eagerly(self.codec.encode, (x if x.dim() == 4 else x.unsqueeze(0)).detach(), x)
         return super().forward(x)
