@@ -90,7 +90,8 @@ def private_names(file: Path) -> list[str]:
             found.append(ast.unparse(node))
     attributes = ("_cdata", "_version", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     private = [name for name in found if name.startswith("torch.") and ("._" in name or name.startswith("torch.ops"))]
-    return [*(name for name in private if "__" not in name), *(name for name in found if name.rpartition(".")[2] in attributes)]
+    of_objects = [name for name in found if name.rpartition(".")[2] in attributes]
+    return [*(name for name in private if "__" not in name), *of_objects]
 
 
 def test_no_other_file_knows_them():
