@@ -99,6 +99,7 @@ def markdown(what: str, root: Path = ROOT) -> str:
     """Return the table that a mark asks for: NAME or NAME.TABLE, then options, then columns after a bar.
 
     Options: ``transposed`` (a column for each row of the file), ``source`` (a last line with command, commit and versions).
+    A file's ``note`` follows the table: what a reader must know of its figures, until they are recorded anew.
     Raises ConfigError for a file, a table, an option or a column that there is not.
     """
     words, _, wanted = what.partition("|")
@@ -122,7 +123,8 @@ def markdown(what: str, root: Path = ROOT) -> str:
         lines[0][0] = ""
     lines.insert(1, ["---"] * len(lines[0]))
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return text + (f"\n{source(result)}\n" if "source" in options else "")
+    note = f"\n{result['note']}\n" if "note" in result else ""
+    return text + note + (f"\n{source(result)}\n" if "source" in options else "")
 
 
 def _cell(column: str, value: Any) -> str:

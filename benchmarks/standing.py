@@ -30,6 +30,7 @@ EXACT = ("exact", "vanilla", "checkpoint")  # methods that store an input as it 
 METHODS = ("vanilla", "hosvd:variance=0.8", "svd", "asi", "quantize", "gradient_filter")
 STEP_METHODS = ("hosvd:variance=0.8", "asi", "transform")
 THREADS = min(2, os.cpu_count() or 1)
+PARTS = {"accuracy on the clients' classes": "client_accuracy", "forgotten": "forgotten", "test examples": "test_examples"}
 IMAGENET = "weights/mobilenet_v2-imagenet.safetensors"
 
 Figures = dict[str, float]
@@ -79,11 +80,14 @@ def main_job(bench: Bench) -> Figures:
     following, _ = bench.simulate("main-again", *size, "--budget", "512KB")
     (plan,) = next(iter(json.loads((bench.folder / "main/plans.json").read_text()).values())).values()
     methods = [kept["method"].partition(":")[0] for kept in plan["kept"]]
-    clients = [row for row in rows if row["kind"] == "client"]
+    clients, (*_, last) = ([row for row in rows if row["kind"] == kind] for kind in ("client", "round"))
+    # Before rows had these fields, accuracy was on test examples redrawn in the clients' proportions.
+    redrawn = "test_examples" not in last
     return {
         "seconds, first": first,
         "seconds, then": following,
-        "accuracy": _accuracy(rows),
+        "accuracy, redrawn test set" if redrawn else "accuracy": last["accuracy"],
+        **{name: last[key] for name, key in PARTS.items() if not redrawn},
         "peak bytes": max(row["peak_bytes"] for row in clients),
         "saved bytes": max(row["saved_bytes"] for row in clients),
         "inputs as factors": sum(method not in EXACT for method in methods),

@@ -51,6 +51,12 @@ def test_tables_that_are_out_of_date_are_named_and_written(root):
     assert outdated(root) == stale
 
 
+def test_what_a_reader_must_know_of_old_figures_follows_their_table(root):
+    file = root / "results/made.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"note": "Measured otherwise."}))
+    assert markdown("made", root) == f"{WHOLE}\nMeasured otherwise.\n"
+
+
 def test_a_table_can_be_turned_and_name_its_source(root):
     assert markdown("made transposed | method, bytes", root) == (
         "|  | `exact` | `hosvd` |\n| --- | --- | --- |\n| bytes | 2,581,124 | 120,000 |\n"
