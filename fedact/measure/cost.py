@@ -114,8 +114,7 @@ def count_flops(model: nn.Module, batch: Batch, prefix: Inputs | None = None, lo
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
     Counted are convolutions and matrix products, two operations for each multiplication and addition, and decompositions,
-    which PyTorch's own counter leaves out. Elementwise operations (quantizing, patch means) count nothing, and what runs
-    outside of PyTorch (``tucker``'s iteration) is not seen.
+    which PyTorch's own counter leaves out. Elementwise operations (quantizing, patch means) count nothing.
     """
     before = 0
 

@@ -8,11 +8,14 @@ import tensorly
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorly.decomposition import partial_tucker
+from torch import nn
 
 from fedact.compression import Method, make_method, method_name
 from fedact.compression.gradient_filter import patch_means, patch_sizes, spread
 from fedact.compression.lowrank.hosvd import HOSVD
-from fedact.measure.memory import stored_bytes
+from fedact.measure.cost import FlopCounter
+from fedact.measure.memory import measure_memory, stored_bytes
 from tests.support.laws import INPUTS, relative_error
 from tests.support.portions import examples
 
@@ -94,6 +97,37 @@ def test_hooi_is_at_least_as_good_as_hosvd_and_both_truncations_are_within_their
     assert best <= min(published, by_svd) + rounding
     # Both are at most sqrt(4) times as far off as the best factors of these ranks.
     assert max(published, by_svd, sequential) <= 2 * best + rounding
+
+
+@given(shape=shapes, kind=kinds, seed=seeds, variance=variances)
+@examples(40)
+def test_tucker_is_tensorlys_partial_tucker(shape, kind, seed, variance):
+    x = tensor(kind, shape, seed)
+    method = make_method(f"tucker:variance={variance}")
+    core, *factors = method.compress(x).tensors
+    if not x.any():
+        return
+    with np.errstate(invalid="ignore", divide="ignore"):
+        (oracle, others), _ = partial_tucker(x.numpy(), [*core.shape], [0, 1, 2, 3], 100, tol=1e-6, random_state=0)
+    assert [tuple(u.shape) for u in factors] == [u.shape for u in others]
+    expected = tensorly.tucker_to_tensor((oracle, others))
+    # Of the same error; the same tensor, too, where no other one is as near.
+    norm = np.linalg.norm(x)
+    errors = [np.linalg.norm(x.numpy() - each) for each in (rebuilt(method, x), expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3, abs=1e-5 * norm)
+
+
+def test_tuckers_working_memory_is_in_the_peak_and_its_arithmetic_in_the_operations():
+    x = torch.randn(8, 24, 10, 10, generator=torch.Generator().manual_seed(0))
+    method = make_method("tucker:ranks=2x3x2x2")
+    with measure_memory(nn.Identity(), inputs=(x,)) as memory:
+        method.compress(x)
+    # The tensor in float64, and its product with the first factor.
+    assert memory.peak_bytes > 2 * x.nbytes
+    with FlopCounter() as counter:
+        method.compress(x)
+    # At the very least the Gram matrix of every mode's first factor.
+    assert counter.total > sum(2 * x.numel() * size for size in x.shape)
 
 
 @given(shape=shapes, kind=kinds, seed=seeds, variance=variances)

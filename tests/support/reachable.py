@@ -5,6 +5,7 @@ from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,15 +39,18 @@ def saved_tensors(graph: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def tensors_behind(roots: Iterable[Any]) -> list[Tensor]:
-    """Return the tensors that objects hold: in attributes, containers, closures and bound arguments."""
+    """Return the tensors that objects hold: in attributes, containers, closures and bound arguments.
+
+    Also arrays and random generators' states, as tensors.
+    """
     waiting, seen, found = list(roots), {}, []
     while waiting:
         value = waiting.pop()
         if isinstance(value, _LEAVES) or id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, Tensor):
-            found.append(value)
+        if isinstance(value, Tensor | np.ndarray | torch.Generator):
+            found.append(_as_tensor(value))
         elif isinstance(value, dict):
             waiting.extend([*value.keys(), *value.values()])
         elif isinstance(value, list | tuple | set | frozenset):
@@ -61,6 +65,12 @@ def tensors_behind(roots: Iterable[Any]) -> list[Tensor]:
             slots = [getattr(value, name, None) for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
             waiting.extend([*getattr(value, "__dict__", {}).values(), *slots])
     return found
+
+
+def _as_tensor(value: Tensor | np.ndarray | torch.Generator) -> Tensor:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    return value if isinstance(value, Tensor) else torch.from_numpy(value)
 
 
 def held_storages(model: nn.Module, outputs: Iterable[Tensor], given: Iterable[Tensor]) -> tuple[Storages, Storages]:
