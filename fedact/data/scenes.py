@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from fedact.config.errors import ConfigError
+from fedact.data.class_ids import ranges
 from fedact.data.decoded_cache import decoded_rows
 from fedact.data.examples import Examples, Request
 from fedact.data.files import some_of
@@ -69,12 +69,6 @@ def scene_examples(
         )
         for listing, numbers, each in zip(listings, labels, pixels, strict=True)
     ]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return sorted numbers as words: ``0 to 20, 255``."""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _check_ids(listing: Listing, counts: np.ndarray, ids: Mapping[int, int], hint: str) -> None:

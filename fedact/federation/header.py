@@ -25,7 +25,7 @@ def run_header(config: Config, experiment: Experiment, budgets: Sequence[int | N
         "machine": machine(),
         "threads": config.threads,
         "start_digest": experiment.start_digest,
-        "classes": list(experiment.classes) if config.task == "segmentation" else None,
+        "classes": list(experiment.classes),
         "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

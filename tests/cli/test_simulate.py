@@ -42,6 +42,7 @@ def test_a_run_leaves_what_the_contract_says(both):
     assert header["machine"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert header["threads"] == header["config"]["threads"] >= 1
     assert re.fullmatch("[0-9a-f]{32}", header["start_digest"])
+    assert header["classes"] == list(map(str, range(len(header["classes"]))))
     fields = {"client": list(CLIENT_FIELDS), "round": list(ROUND_FIELDS)}
     assert all(list(row) == fields[row["kind"]] for row in others)
     assert len(list((both / "checkpoints").glob("*.safetensors"))) == 2

@@ -79,6 +79,17 @@ def test_npz_gives_back_its_arrays(tmp_path, save):
     assert source.classes == 4
 
 
+def test_npz_labels_with_gaps_are_classes_without_and_their_names(tmp_path, caplog):
+    labels = {"y_train": np.array([10, 30, 20, 10, 30, 20]), "y_test": np.array([40, 10])}
+    np.savez(tmp_path / "a.npz", **arrays(**labels))
+    with caplog.at_level("INFO", "fedact"):
+        source = DATASETS["npz"](request(tmp_path / "a.npz"))
+    assert (source.classes, source.names) == (4, ("10", "20", "30", "40"))
+    assert source.train.labels.tolist() == [0, 2, 1, 0, 2, 1]
+    assert source.test.labels.tolist() == [3, 0]
+    assert "a.npz has the ids 10, 20, 30, 40: they are classes 0 to 3, named by their ids" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -172,7 +172,7 @@ def test_a_rare_id_counts_though_no_pixel_of_it_is_left_in_the_frame(tmp_path):
     ids[0, 0] = 4
     write_scenes(tmp_path, {f"{number}": ids for number in range(4)})
     source = read("folder", tmp_path, side=8)
-    assert source.classes == 5
+    assert (source.classes, source.names) == (3, ("0", "1", "4"))
     assert masks(source.train).max() == 1
 
 
@@ -457,7 +457,10 @@ WRONG_FOLDERS = {
         r"classes\.txt names a class more than once: a$",
     ),
     "empty classes": (lambda root: (root / "classes.txt").write_text("\n"), r"classes\.txt is empty"),
-    "one class": (lambda root: (root / "classes.txt").write_text("a\n"), "has 1 class, where there must be two"),
+    "one class": (
+        lambda root: (root / "classes.txt").write_text("a\n"),
+        "fewer than two classes: its masks hold 0 to 2, 255",
+    ),
     "too many classes": (
         lambda root: (root / "classes.txt").write_text("".join(f"{number}\n" for number in range(256))),
         r"classes\.txt names 256 classes",
@@ -508,14 +511,37 @@ def test_one_scene_cannot_be_both_trained_and_tested_on(tmp_path):
 
 def test_masks_without_a_second_class_are_refused(tmp_path):
     write_scenes(tmp_path, {"a": halves(0, 255), "b": halves(255, 0)})
-    with pytest.raises(ConfigError, match=r"1 class, where there must be two \(void is 255\) \(--void"):
+    with pytest.raises(ConfigError, match=r"its masks hold 0, 255, and .* if 255 is one, .* no mask holds: --void 1$"):
+        read("folder", tmp_path)
+    source = read("folder", tmp_path, void=1)
+    assert (source.classes, source.names) == (2, ("0", "255"))
+    assert {*np.unique(masks(source.train)), *np.unique(masks(source.test))} == {0, 1}
+    with pytest.raises(ConfigError, match=r"its masks hold 0, 255, and --void 0 is no class; if 0 is one, .*: --void 1$"):
+        read("folder", tmp_path, void=0)
+    (tmp_path / "classes.txt").write_text("ground\nroad\n")
+    with pytest.raises(ConfigError, match=r"--void 1 and no classes\.txt$"):
         read("folder", tmp_path)
 
 
-def test_id_255_is_no_class_where_another_is_void(tmp_path):
+def test_ids_with_gaps_are_classes_without_and_their_names_in_both_parts(tmp_path, caplog):
+    write_scenes(tmp_path / "train", {"a": halves(30, 10), "b": halves(20, 255), "c": halves(30, 10)})
+    write_scenes(tmp_path / "val", {"d": halves(15, 30)})
+    with caplog.at_level("INFO", "fedact"):
+        source = read("folder", tmp_path)
+    assert (source.classes, source.names) == (4, ("10", "15", "20", "30"))
+    assert [np.unique(mask).tolist() for mask in masks(source.train)] == [[0, 3], [2, VOID], [0, 3]]
+    assert [np.unique(mask).tolist() for mask in masks(source.test)] == [[1, 3]]
+    assert source.train.labels.tolist() == [3, 2, 3]
+    assert "the ids 10, 15, 20, 30: they are classes 0 to 3" in caplog.text
+    write_scenes(tmp_path / "val", {"e": halves(30, 31)})
+    with pytest.raises(ConfigError, match=r"10, 15, 20, 30, 255 are allowed.*holds 31"):
+        read("folder", tmp_path)
+
+
+def test_id_255_is_a_class_where_another_is_void(tmp_path):
     write_scenes(tmp_path, {"a": halves(0, 255), "b": halves(1, 0)})
-    with pytest.raises(ConfigError, match=r"0 to 254 are allowed.*a\.png holds 255"):
-        read("folder", tmp_path, void=11)
+    source = read("folder", tmp_path, void=11)
+    assert (source.classes, source.names) == (3, ("0", "1", "255"))
 
 
 @pytest.mark.parametrize("kind", ["masks", "sizes", "ids"])

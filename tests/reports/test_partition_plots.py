@@ -27,6 +27,14 @@ def test_few_clients_have_a_bar_each_with_a_piece_for_each_class(clients, classe
     assert tops == partition.groupby("client")["examples"].sum().tolist()
 
 
+def test_classes_are_called_by_their_names_and_sources_by_their_numbers():
+    partition, names = held(4, 3), ["10", "no", "20", "no", "a $class$"]
+    (axes,) = partition_figure(partition, "class", names).axes
+    assert [bars.get_label() for bars in axes.containers] == ["10", "20", "a \\$class\\$"]
+    for figure in (partition_figure(partition, "source", names), partition_figure(partition, "class", names[:4])):
+        assert [bars.get_label() for bars in figure.axes[0].containers] == ["0", "2", "4"]
+
+
 @pytest.mark.parametrize(("clients", "classes"), [(4, 100), (20, 11), (MOST_BARS + 1, 2), (100, 10), (MOST_COLUMNS, 100)])
 def test_more_of_them_have_a_column_each_and_what_is_not_held_is_blank(clients, classes):
     partition = held(clients, classes)

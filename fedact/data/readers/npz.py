@@ -1,12 +1,14 @@
 """Any data set in one ``.npz`` file: x_train, y_train, x_test, y_test."""
 
 import zipfile
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from fedact.config.errors import ConfigError
+from fedact.data.class_ids import classes_of_ids
 from fedact.data.examples import Examples, Request, Source
 
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
@@ -19,7 +21,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load(request: Request) -> Source:
-    """Return the file's examples.
+    """Return the file's examples; labels with gaps are the classes' names, and the classes are numbered without.
 
     Raises ConfigError for a missing or broken file, and for arrays that are not uint8 images and whole-number labels.
     """
@@ -38,12 +40,12 @@ def load(request: Request) -> Source:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{file} cannot be read as npz: {reason}") from None
     train, test = _checked(x_train, y_train, file, "train"), _checked(x_test, y_test, file, "test")
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    if classes > max(FEW_CLASSES, len(train)):
-        raise ConfigError(
-            f"{file} has {len(train):,} examples to train on, but labels up to {classes - 1:,}: too many classes"
-        )
-    return Source(train, test, classes)
+    labels = np.union1d(train.labels, test.labels)
+    if len(labels) > max(FEW_CLASSES, len(train)):
+        raise ConfigError(f"{file} has {len(train):,} examples to train on, but {len(labels):,} labels: too many classes")
+    _, names = classes_of_ids(labels.tolist(), str(file))
+    train, test = (replace(part, labels=np.searchsorted(labels, part.labels)) for part in (train, test))
+    return Source(train, test, len(labels), names)
 
 
 def _promised(archive: zipfile.ZipFile, name: str) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from fedact.config.errors import ConfigError
+from fedact.data.class_ids import classes_of_ids, ranges
 from fedact.data.examples import Request, Source
 from fedact.data.files import some_of
-from fedact.data.masks import VOID, identity_classes
+from fedact.data.masks import IDS, VOID, identity_classes
 from fedact.data.partition import stratified
 from fedact.data.pictures import SUFFIXES, frame_of
 from fedact.data.readers.class_folders import is_folder, list_folder
@@ -22,7 +23,8 @@ HINT = " (--void names the one that counts for nothing)"
 def load(request: Request) -> Source:
     """Return the scenes; without folders for testing a quarter is for that, stratified by what the scenes are dealt by.
 
-    The classes are the lines of classes.txt, else as many as the largest id to train on says. A picture's source is the
+    The classes are the lines of classes.txt, else the ids of the masks to train on, and of the others up to the largest of
+    these. A picture's source is the
     folder that it lies in, else what its name holds before an underscore. Raises ConfigError for missing or empty folders,
     and for pictures and masks that do not fit together.
     """
@@ -30,14 +32,10 @@ def load(request: Request) -> Source:
     if held_out is None and not (request.path / "images").is_dir():
         raise ConfigError(f"--data-dir {request.path} has neither train and val or test, nor images and masks")
     listings = [_listed(request.path / part) for part in (("train", held_out) if held_out else ("",))]
-    names = _names(request.path / "classes.txt")
-    if not (classes := len(names)):
-        ids = np.flatnonzero(count_mask_ids(listings[0], request.cache).any(axis=0))
-        classes = min(VOID, int(ids[ids != request.void].max(initial=-1)) + 1)
-    if classes < 2:
-        raise ConfigError(f"{request.path} has {classes} class, where there must be two (void is {request.void}){HINT}")
+    ids, names = _classes(request, [count_mask_ids(listing, request.cache) for listing in listings])
+    classes = len(set(ids.values()) - {VOID})
     frame = frame_of(listings[0].root / listings[0].pictures[0], request.side)
-    first, *rest = scene_examples(listings, request, frame, identity_classes(classes, request.void), HINT)
+    first, *rest = scene_examples(listings, request, frame, ids, HINT)
     if rest:
         return Source(first, rest[0], classes, names)
     if len(first) < 2:
@@ -45,6 +43,34 @@ def load(request: Request) -> Source:
     test = stratified(first.labels, max(1, round(TEST_SHARE * len(first))), request.generator)
     train = np.setdiff1d(np.arange(len(first)), test)
     return Source(first.subset(train), first.subset(test), classes, names)
+
+
+def _classes(request: Request, counts: list[np.ndarray]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return the class of each id that is allowed, or VOID, and the names of the classes, none where they have none.
+
+    counts: for each listing, the pixels of each id in each mask, (masks, 256). Raises ConfigError where there are not two
+    classes.
+    """
+    names = _names(request.path / "classes.txt")
+    trained, *tested = (set(np.flatnonzero(count.any(axis=0)).tolist()) for count in counts)
+    scored = trained - {request.void}
+    if len(names) == 1 or len(scored) < 2:
+        raise ConfigError(_too_few(request, sorted(trained.union(*tested)), bool(names)))
+    if names:
+        return identity_classes(len(names), request.void), names
+    others = {number for held in tested for number in held if number < max(scored)} - {request.void}
+    classes, names = classes_of_ids(scored | others, f"{request.path}, in its masks,")
+    return {**classes, request.void: VOID}, names
+
+
+def _too_few(request: Request, held: list[int], named: bool) -> str:
+    """Return what to do where there are not two classes. held: the masks' ids; named: there is a classes.txt."""
+    says = f"{request.path} has fewer than two classes: its masks hold {ranges(held)}, and --void {request.void} is no class"
+    free = next((number for number in range(IDS) if number not in held), None)
+    if request.void not in held or free is None:
+        return says
+    without = " and no classes.txt" if named else ""
+    return f"{says}; if {request.void} is one, give an id that no mask holds: --void {free}{without}"
 
 
 def _names(file: Path) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A figure of a run's partition: every client and class where they are few, how they spread where they are many."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from fedact.reports.safe_text import figure_label
 from fedact.reports.style import COLORS, heading
 
 if TYPE_CHECKING:
@@ -24,14 +26,16 @@ FAR_APART = 50
 PALEST = 0.25
 """Where in matplotlib's Blues one example stands, so that it is not taken for none."""
 
+NAME_LETTERS = 20
+"""Characters of a class's name."""
 PLURALS = {"class": "classes", "source": "sources"}
 """Plurals of the labels that examples are dealt by."""
 
 
-def partition_figure(partition: "pd.DataFrame", by: str = "class") -> Figure:
+def partition_figure(partition: "pd.DataFrame", by: str = "class", classes: Sequence[str] | None = None) -> Figure:
     """Return the figure of a run's ``partition``, of its first seed where there are several.
 
-    by: what the labels number, class or source.
+    by: what the labels number, class or source. classes: the names of the classes, where they are known.
     """
     seeds = partition["seed"].unique()
     first = partition[partition["seed"] == seeds[0]]
@@ -44,13 +48,15 @@ def partition_figure(partition: "pd.DataFrame", by: str = "class") -> Figure:
         held = np.zeros((len(labels), count), dtype=np.int64)
         held[numbers, clients] = examples
         few = count <= MOST_BARS and len(labels) <= MOST_COLORS
-        figure = (_bars if few else _map)(held, labels, by)
+        named = classes if classes and by == "class" and labels.max() < len(classes) else None
+        names = [figure_label(named[label] if named else label, NAME_LETTERS) for label in labels]
+        figure = (_bars if few else _map)(held, names, by)
     which = f" under seed {seeds[0]}, the first of {len(seeds)}" if len(seeds) > 1 else ""
     heading(figure, f"Who holds what{which}, held-out examples included")
     return figure
 
 
-def _bars(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
+def _bars(held: np.ndarray, labels: Sequence[str], by: str) -> Figure:
     """Draw a bar for each client, in it a piece for each class. held: int64 (classes, clients)."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -58,14 +64,14 @@ def _bars(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
     bottom = np.zeros(held.shape[1])
     for number, (label, counts) in enumerate(zip(labels, held, strict=True)):
         style: dict[str, Any] = {"color": colors(number), "edgecolor": "white", "linewidth": 0.5, "width": 0.85}
-        axes.bar(np.arange(len(counts)), counts, bottom=bottom, label=str(label), **style)
+        axes.bar(np.arange(len(counts)), counts, bottom=bottom, label=label, **style)
         bottom += counts
     _whole_numbers(axes, "client", "examples")
     figure.legend(title=by, frameon=False, loc="outside right upper", reverse=True)
     return figure
 
 
-def _map(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
+def _map(held: np.ndarray, labels: Sequence[str], by: str) -> Figure:
     """Draw a column for each client, its size above it. held: int64 (classes, clients)."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
@@ -75,7 +81,7 @@ def _map(held: np.ndarray, labels: np.ndarray, by: str) -> Figure:
     norm = LogNorm(1, max(2, held.max()))
     image = below.imshow(np.ma.masked_equal(held, 0), aspect="auto", interpolation="nearest", cmap=blues, norm=norm)
     _whole_numbers(below, "client", by)
-    names = dict(enumerate(map(str, labels)))
+    names = dict(enumerate(labels))
     below.yaxis.set_major_formatter(FuncFormatter(lambda place, _: names.get(place, "")))
     bar = figure.colorbar(image, ax=below, label=f"examples of the {by}", ticks=LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
