@@ -4,17 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedact.config.budgets import size_text
+from fedact.config.choice import Count, Measure, Rate, Trial
 from fedact.config.errors import ConfigError
-
-Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-"""A number of bytes, examples or layers."""
-Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,9 @@ class Plan:
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
     vanilla_step_flops: what plain training of the same layers takes (see ``measure.cost``). by_layer:
-    saved bytes without state by the module that keeps them, "" for the loss. lr: the learning rate of the first round after
-    the warm-up, given or chosen; None where the plan is of no run.
+    saved bytes without state by the module that keeps them, "" for the loss. lr: the learning rate of the first round
+    after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers and
+    lr were chosen; none where both were given, or nothing could be tried.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -89,6 +86,7 @@ class Plan:
     by_layer: tuple[tuple[str, Count], ...] = ()
     copy_bytes: Count = 0
     lr: Rate | None = None
+    trials: tuple[Trial, ...] = ()
 
     @property
     def error_per_layer(self) -> float | None:

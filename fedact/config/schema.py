@@ -21,7 +21,7 @@ GROUPS: tuple[type[Settings], ...] = (
     FleetSettings, BudgetSettings, MethodSettings, ModelSettings, DataSettings, TrainingSettings, RunningSettings,
 )  # fmt: skip
 
-USUAL_LR = {"classification": 0.1, "segmentation": 0.01}
+USUAL_LR = {"classification": 0.03, "segmentation": 0.01}
 """The learning rate, by task, where no trial chooses one."""
 
 

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     FAULTS = 11
     PRIVACY = 12
     AUGMENTATION = 13
+    TRIAL = 14
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

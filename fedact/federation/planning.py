@@ -1,6 +1,7 @@
 """The plans of a run: the server makes one for every distinct budget, from its own examples, and replans when they age."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,17 +9,25 @@ import numpy as np
 from torch import Tensor
 
 from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
+from fedact.config.choice import Choice, choice_text
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
 from fedact.data import Loader, center_crop
+from fedact.models.pretraining import one_thread
 from fedact.models.tasks import task_loss
-from fedact.nn.surgery import apply, calibrate, states
+from fedact.nn.surgery import apply, calibrate, convolutions, head, states
 from fedact.planner import expected_error, make_plan
+from fedact.planner.trial_search import choose, usual_choice
 from fedact.training.experiment import Experiment
 from fedact.training.recipe import keeps_received_weights
+from fedact.training.trial import TrialFleet
 from fedact.training.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
+FEWEST_EXAMPLES = 32
+"""The server needs so many for a trial."""
 TOLERANCE = 1.25
 """A plan is replaced where its gradient error has grown to more than so many times the expected one."""
 
@@ -40,9 +49,11 @@ def plan_for(
 ) -> Plan:
     """Return the plan for one budget, made from an example batch.
 
-    layers: trained convolutions, the config's by default. tensors: the global model's trained tensors, none before round 1.
+    layers: trained convolutions, by default the config's, or what was chosen with the learning rate. tensors: the global
+    model's trained tensors, none before round 1.
     """
     config = workspace.experiment.config
+    choice = choice_for(workspace) if layers is None else None
     plan = make_plan(
         workspace.model_with(tensors or {}),
         budget,
@@ -54,9 +65,35 @@ def plan_for(
         momentum=config.momentum > 0,
         train_norm=config.train_norm,
         loss=task_loss,
+        most_layers=choice.layers if choice else None,
     )
     plan = replace(plan, copy_bytes=plan.gradient_bytes if keeps_received_weights(config) else 0)
-    return plan if plan.status == "skipped" else replace(plan, lr=config.usual_lr)
+    if choice is None or plan.status == "skipped":
+        return plan
+    return replace(plan, lr=choice.lr(plan.layers), trials=choice.trials)
+
+
+def choice_for(workspace: Workspace) -> Choice:
+    """Return depth and learning rate of the run, given or chosen by trials on the server's own examples.
+
+    The trials are made once, on one thread, so that every process chooses the same. There are none where both were given,
+    where the server has too few examples, or where the model was pretrained on them: these would only tell what it knows.
+    """
+    if workspace.choice is None:
+        experiment, model = workspace.experiment, workspace.model_with({})
+        config, count, has_head = experiment.config, len(convolutions(model)), bool(head(model))
+        tried = config.weights != "pretrain" and len(experiment.calibration) >= FEWEST_EXAMPLES and config.rounds > 0
+        if tried and "auto" in (config.layers, config.lr):
+            started = time.monotonic()
+            with one_thread():
+                judge, lr = TrialFleet(workspace).judge, None if config.lr == "auto" else config.lr
+                workspace.choice = choose(judge, config.layers, count, lr, config.usual_lr, has_head)
+            log.info(
+                "%s, in %.0f s", choice_text(workspace.choice.trials, workspace.choice.layers), time.monotonic() - started
+            )
+        else:
+            workspace.choice = usual_choice(config.layers, count, config.usual_lr)
+    return workspace.choice
 
 
 def replan_if_worse(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
@@ -81,8 +118,9 @@ def replan_if_worse(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tens
         return plan
     # What was cut from the layers that were asked for is in the first plan's reason alone.
     layers = [part for part in (plan.reason or "").split("; ") if part.startswith("layers ")]
-    again = replace(again, reason="; ".join([*layers, *([again.reason] if again.reason else [])]) or None)
-    logging.getLogger(__name__).info(
+    reason = "; ".join([*layers, *([again.reason] if again.reason else [])]) or None
+    again = replace(again, reason=reason, lr=plan.lr, trials=plan.trials)
+    log.info(
         "%s, plan %s: gradient error %.3g instead of the planned %.3g; made again, it is %.3g",
         plan.method, PlanKey(plan.budget_bytes), error, plan.expected_error, again.expected_error,
     )  # fmt: skip

@@ -46,14 +46,16 @@ def make_plan(
     loss: Loss = F.cross_entropy,
     momentum: bool = False,
     train_norm: bool = False,
+    most_layers: int | None = None,
 ) -> Plan:
     """Return what a client does under a budget; the model is left as it is.
 
     budget: bytes, a size such as "512KB", or None for no bound. example: a whole batch of inputs and labels from the
     server's own data. method: as given, or "auto" to mix methods tensor by tensor for the least gradient error. layers:
-    trained convolutions, or "auto" for as many as are expected to lower the loss enough. scope: the bytes that the budget
+    trained convolutions, or "auto" for the last 8, fewer where the budget asks for it. scope: the bytes that the budget
     bounds, "saved" or "peak". max_slowdown: the most time of a batch relative to plain training's. momentum: whether the
     optimizer has any. train_norm: also train the batch norms after the first trained convolution.
+    most_layers: what "auto" trains where a trial chose it, instead of 8.
 
     What shrinks to fit, in this order: settings that were not given, micro-batch, layers (not if given), everything but the
     head, the client itself (status ``skipped``, with the least bytes it would need). Every step's bytes are measured before
@@ -85,7 +87,7 @@ def make_plan(
             least = _least_bytes(problem, _solver(problem, 0, limit), 0)
             if not problem.within_budget(least):
                 return _skipped(problem, least, 0, max_slowdown)
-        depths = depths_for(problem, layers)
+        depths = depths_for(problem, layers, most_layers)
         solver = _solver(problem, depths.requested, limit)
         solution = search(problem, depths, solver)
         if solution is None:

@@ -1,15 +1,16 @@
 """The search over depths, whatever a solver may choose at a depth."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fedact.measure.memory import Memory
-from fedact.planner.depth import candidate_depths, squared_gradient_norms, sufficient_depth
 from fedact.planner.problem import Methods, Problem
 
-EXAMPLES, ELEMENTS = 32, 64_000_000
-"""Gradient norms are measured on so many examples, fewer where their saved inputs have more elements in all."""
+USUAL_DEPTH = 8
+"""Trained convolutions where no trial chose: never below the head alone in hand searches (docs/planner.md)."""
+MOST_ERROR = 0.5
+"""The most ||g' - g||^2 / ||g||^2 of a layer, on average, with which a depth is trained that the plan chooses."""
 
 
 class Solution(NamedTuple):
@@ -48,36 +49,55 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Depths:
-    """Numbers of trained convolutions, in rising order; ``requested`` is the one that a boundless budget would get.
+    """Numbers of trained convolutions, the preferred first; without a budget it is the one that is trained.
 
-    squared_norms: of the layers' gradients, where the plan chooses the depth; empty where it was given.
+    may_shrink: whether others than the first may be trained, but for the head alone.
     """
 
-    requested: int
     candidates: tuple[int, ...]
-    squared_norms: Mapping[str, float] = field(default_factory=dict)
+    may_shrink: bool = False
+
+    @property
+    def requested(self) -> int:
+        return self.candidates[0]
 
 
-def depths_for(problem: Problem, layers: int | str) -> Depths:
-    """Return the given depth, or for "auto" the sufficient one for exact gradients, and all candidates below it."""
+def depths_for(problem: Problem, layers: int | str, most: int | None = None) -> Depths:
+    """Return the given depth alone, or for "auto" one of at most ``most`` convolutions and all candidates below it.
+
+    most: ``USUAL_DEPTH`` where nothing is known; 0 is the head alone.
+    """
     depths = problem.depths(layers)
     if layers != "auto":
-        return Depths(depths[0], (depths[0],))
-    examples = problem.examples(problem.example_count(problem.trained(depths[-1]), EXAMPLES, ELEMENTS, least=2))
-    norms = squared_gradient_norms(problem.model, examples, problem.trained_in_order(depths[-1]), problem.loss)
-    exact = {depth: dict.fromkeys(problem.trained_in_order(depth), 0.0) for depth in candidate_depths(depths)}
-    requested = sufficient_depth(exact, norms)
-    assert requested is not None
-    return Depths(requested, tuple(depth for depth in exact if depth <= requested), norms)
+        return Depths((depths[0],))
+    deepest = min(USUAL_DEPTH if most is None else most, depths[-1])
+    if deepest < depths[0]:
+        return Depths((0,)) if problem.has_head else Depths((depths[0],), may_shrink=True)
+    return Depths(tuple(reversed(candidate_depths(range(depths[0], deepest + 1)))), may_shrink=True)
+
+
+def candidate_depths(depths: Sequence[int]) -> list[int]:
+    """Return every fourth of the depths, with the first three and the last.
+
+    >>> candidate_depths(range(1, 11))
+    [1, 2, 3, 4, 8, 10]
+    """
+    return [depth for depth in depths if depth < 4 or depth % 4 == 0 or depth == depths[-1]]
 
 
 def search(problem: Problem, depths: Depths, solver: Solver) -> Solution | None:
-    """Return the solution at the best depth, else at the next smaller one, else for the head alone; None where none fits."""
-    order = [depths.requested]
-    if depths.squared_norms:
-        errors = {depth: found for depth in depths.candidates if (found := solver.expected_errors(depth)) is not None}
-        best = sufficient_depth(errors, depths.squared_norms, share=1.0) or 0
-        order = [depth for depth in reversed(depths.candidates) if depth <= best]
-    if problem.has_head and depths.requested:
-        order.append(0)
-    return next((solution for depth in order if (solution := solver.solve(depth))), None)
+    """Return the solution at the first depth, else at the next smaller one, else for the head alone; None where none fits.
+
+    A smaller depth is also taken where the budget allows only gradients with more error than signal.
+    """
+    head = [0] if problem.has_head and depths.requested else []
+    for depth in [*depths.candidates, *head]:
+        free = depths.may_shrink and depth
+        if (not free or is_worth_it(solver.expected_errors(depth))) and (solution := solver.solve(depth)):
+            return solution
+    return None
+
+
+def is_worth_it(errors: Mapping[str, float] | None) -> bool:
+    """Tell whether a step fits the budget whose gradient has less error than signal, on average over the trained layers."""
+    return errors is not None and sum(errors.values()) <= MOST_ERROR * len(errors)

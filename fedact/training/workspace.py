@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import Tensor, nn
 
+from fedact.config.choice import Choice
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
@@ -38,7 +39,8 @@ class Workspace:
     model: the one model; the last call of ``model_with`` or ``model_under`` set its weights and layers. plan: the plan that
     it carries, None where it is plain or was changed by a caller. measured: the memory of steps measured in this process,
     the same for every client under a plan. frozen, caches: by plan, the model's frozen prefix, and by plan and "train" or
-    "test", the disk cache of its outputs; None where there is none.
+    "test", the disk cache of its outputs; None where there is none. choice: of depth and learning rate, the same for all
+    methods and budgets; None until it is made.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
@@ -48,6 +50,7 @@ class Workspace:
         self.measured: Measured = {}
         self.frozen: dict[Plan, FrozenPrefix | None] = {}
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
+        self.choice: Choice | None = None
         self._trained: dict[Plan, list[str]] = {}
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
