@@ -5,6 +5,7 @@ import sys
 from fedact.cli.flags import Parser, check_file, command
 from fedact.cli.process import run_process
 from fedact.config.loading import make_config
+from fedact.config.settings.data import USUAL_CALIBRATION
 
 METHOD = "auto"
 FIRST_FIELDS = ("model", "budget", "method", "batch_size", "resolution")
@@ -43,7 +44,8 @@ def main(arguments: list[str]) -> int:
     check_file("figure", options["figure"], ".png")
     config = make_config({"method": [METHOD], **given})
     if "calibration" not in given:
-        config = config.model_copy(update={"calibration": max(config.calibration, config.batch_size)})
+        usual = USUAL_CALIBRATION if config.calibration == "auto" else config.calibration
+        config = config.model_copy(update={"calibration": max(usual, config.batch_size)})
     from fedact.cli.plan import Options, show_plans
 
     return show_plans(config, Options(**options))

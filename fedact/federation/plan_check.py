@@ -22,6 +22,10 @@ def check_plan(workspace: Workspace, method: str, plan: Plan, what: str) -> None
         raise ConfigError(f"{what} is for {plan.method}, {plan.scope} bytes and batches of {plan.batch_size}")
     if plan.status == "skipped":
         return
+    if plan.lr is None and config.lr == "auto":
+        raise ConfigError(f"{what} has no learning rate, and the run's config gives none")
+    if config.lr not in ("auto", plan.lr) and plan.lr is not None:
+        raise ConfigError(f"{what} is for a learning rate of {plan.lr:g}, not of {config.lr:g}")
     try:
         _check_layers(workspace, plan)
         _check_bytes(plan)

@@ -11,6 +11,7 @@ from fedact.config.errors import ConfigError, unknown
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
+from fedact.config.settings.data import USUAL_CALIBRATION
 from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
 from fedact.data.partition import PARTITIONS, halves, partition_examples, stratified
@@ -18,6 +19,9 @@ from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
 from fedact.storage.checkpoints import digest
+
+MOST_CALIBRATION, CALIBRATION_SHARE = 256, 10
+"""The server's examples for trials, where their number is free: a tenth, but no more than these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +111,20 @@ def _server_and_clients(config: Config, source: Source) -> tuple[Examples, Examp
         if source.server_examples is not None:
             first = first[stratified(train.labels[first], source.server_examples, random)]
         return train.subset(first), train.subset(second)
-    if config.calibration >= len(train):
-        raise ConfigError(f"--calibration {config.calibration} leaves nothing of {len(train)} examples for the clients")
-    calibration = stratified(train.labels, config.calibration, random)
+    size = calibration_size(config, len(train))
+    if size >= len(train):
+        raise ConfigError(f"--calibration {size} leaves nothing of {len(train)} examples for the clients")
+    calibration = stratified(train.labels, size, random)
     return train.take(calibration), train.subset(np.setdiff1d(np.arange(len(train)), calibration))
+
+
+def calibration_size(config: Config, examples: int) -> int:
+    """Return how many of so many training examples the server plans with, and tries depths and learning rates on."""
+    if config.calibration != "auto":
+        return config.calibration
+    # The server's half is there in any case: what it was pretrained on tells nothing in a trial.
+    usual = min(USUAL_CALIBRATION, examples // 2)
+    return usual if config.weights == "pretrain" else min(MOST_CALIBRATION, max(usual, examples // CALIBRATION_SHARE))
 
 
 def partition(config: Config, labels: np.ndarray) -> HeldOutParts:

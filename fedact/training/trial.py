@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import torch
@@ -95,8 +94,8 @@ class TrialFleet:
     def judge(self, layers: int, lr: float, rival: Judgement | None = None) -> Judgement:
         """Return how a number of trained convolutions does with a learning rate.
 
-        rival: what it must beat. The trial ends early where its first steps' loss is well above the rival's, for they are too
-        long, or where its loss is after the first fold.
+        rival: what it must beat. The trial ends early where the loss of its first steps is well above the rival's, for these
+        are too long, or where its loss is after the first fold.
         """
         classes, prefix = len(self.workspace.experiment.classes), self._prefix_outputs(layers)
         count = TASKS[self.config.task].count(classes)
@@ -148,8 +147,9 @@ class TrialFleet:
                     first += [loss] if round_number == 1 else []
                     optimizer.zero_grad()
                 mean.add({name: parameter.detach() for name, parameter in parameters.items()}, len(own))
-            first_loss = finite(np.mean(first))
-            if rival is not None and first_loss > STABLE * rival.first_loss:
+            first_loss = float(finite(np.array(first)).mean())
+            # The head's loss alone is convex: long steps slow it, and do no lasting harm.
+            if layers and rival is not None and first_loss > STABLE * rival.first_loss:
                 return first_loss, None
             means = mean.over(means)
         _load(parameters, means)
@@ -214,9 +214,10 @@ def tempered_losses(scores: Tensor, targets: Tensor) -> np.ndarray:
     return best
 
 
-def finite(losses: Any) -> Any:
+def finite(losses: np.ndarray) -> np.ndarray:
     """Return losses with ``WORST_LOSS`` in place of more, and of what is no number."""
-    return np.minimum(np.nan_to_num(losses, nan=WORST_LOSS), WORST_LOSS)
+    bounded: np.ndarray = np.minimum(np.nan_to_num(losses, nan=WORST_LOSS), WORST_LOSS)
+    return bounded
 
 
 def _load(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

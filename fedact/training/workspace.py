@@ -24,7 +24,7 @@ from fedact.models.initialization import (
 )
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
-from fedact.training.experiment import Experiment, check_names, class_names, partition, read_data
+from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, partition, read_data
 from fedact.training.frozen_prefix import FrozenPrefix
 from fedact.training.local import Measured
 from fedact.training.prefix_cache import PrefixCache
@@ -111,7 +111,9 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
         encoded = weights is not None and fills_encoder_alone(model, weights.tensors)
         pretrain(config, model, server, preprocessing, decoder_parts(model) if encoded else ())
     fit_head(config, model, server, preprocessing)
-    chosen = stratified(server.labels, config.calibration, generator(config.seed, Purpose.CALIBRATION))
+    chosen = stratified(
+        server.labels, calibration_size(config, len(source.train)), generator(config.seed, Purpose.CALIBRATION)
+    )
     calibration = server.take(chosen)
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.to(config.device)

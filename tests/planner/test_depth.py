@@ -1,171 +1,43 @@
-"""How many layers to train, and how fast: gradients' norms against autograd, and the laws of what decides the depth."""
-
-import copy
+"""How many layers to train, and how fast: the depths that a plan may have, and the limit on a step's time."""
 
 import pytest
-import torch
-import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import fedact
 from fedact.planner import slowdown
-from fedact.planner.depth import (
-    DEFAULT_DEPTH,
-    HEAD_MOMENTUM,
-    HEAD_STEPS,
-    SUFFICIENT_SHARE,
-    candidate_depths,
-    expected_loss_decrease,
-    squared_gradient_norms,
-    sufficient_depth,
-)
+from fedact.planner.search import candidate_depths, is_worth_it
 from tests.support.planned import batch, net
 
-TRAINED = ["depthwise", "left", "right", "head"]
+
+def test_without_a_trial_a_plan_trains_as_many_layers_as_it_is_told_to_at_most():
+    plans = [fedact.make_plan(net(), None, batch(4), "exact", most_layers=most) for most in (None, 0, 1, 2, 100)]
+    assert [(plan.layers, plan.status) for plan in plans] == [
+        (4, "ok"), (0, "head-only"), (1, "ok"), (2, "ok"), (4, "ok"),
+    ]  # fmt: skip
+    assert not any(plan.reason for plan in plans)
 
 
-def by_autograd(model: nn.Module, fitted, held_out) -> dict[str, float]:
-    """Return the squared gradients of one half where the head was fitted to the other, with nothing of the planner's."""
-    model = copy.deepcopy(model).eval()
-    features = []
-    handle = model.head.register_forward_pre_hook(lambda module, args: features.append(args[0].detach()))
-    model(fitted[0])
-    handle.remove()
-    weight, bias = torch.zeros_like(model.head.weight), torch.zeros_like(model.head.bias)
-    rate, momenta = 1 / features[0].square().sum(1).mean(), [torch.zeros_like(weight), torch.zeros_like(bias)]
-    for _ in range(HEAD_STEPS):
-        weight, bias = weight.requires_grad_(), bias.requires_grad_()
-        gradients = torch.autograd.grad(F.cross_entropy(F.linear(features[0], weight, bias), fitted[1]), [weight, bias])
-        momenta = [HEAD_MOMENTUM * momentum + g for momentum, g in zip(momenta, gradients, strict=True)]
-        weight, bias = (p.detach() - rate * m for p, m in zip((weight, bias), momenta, strict=True))
-    with torch.no_grad():
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(bias)
-    F.cross_entropy(model(held_out[0]), held_out[1]).backward()
-    return {name: float(model.get_submodule(name).weight.grad.square().sum()) for name in TRAINED}
+def test_given_layers_are_trained_whatever_a_trial_chose():
+    assert fedact.make_plan(net(), None, batch(4), "exact", 2, most_layers=1).layers == 2
 
 
-@pytest.mark.parametrize("size", [2, 5, 8])
-def test_norms_are_autograds_on_each_half_with_the_head_fitted_to_the_other(size):
-    x, y = batch(size, seed=size)
-    first, second = ((x[: (size + 1) // 2], y[: (size + 1) // 2]), (x[(size + 1) // 2 :], y[(size + 1) // 2 :]))
-    one, other = by_autograd(net(), first, second), by_autograd(net(), second, first)
-    norms = squared_gradient_norms(net(), (x, y), TRAINED, F.cross_entropy)
-    assert norms == pytest.approx({name: one[name] + other[name] for name in TRAINED}, rel=1e-3)
+def test_what_the_budget_takes_from_the_chosen_layers_is_the_reason():
+    whole = fedact.make_plan(net(), None, batch(4), "exact", most_layers=3)
+    plan = fedact.make_plan(net(), whole.saved_bytes // 8, batch(4), "exact", most_layers=3)
+    assert plan.layers < 3
+    assert plan.reason.startswith(f"layers 3 to {plan.layers}")
 
 
-def test_without_a_trained_head_the_norms_are_the_gradients_own():
-    x, y = batch(6)
-    expected = dict.fromkeys(["left", "right"], 0.0)
-    for part in (slice(0, 3), slice(3, 6)):
-        model = net().eval()
-        F.cross_entropy(model(x[part]), y[part]).backward()
-        for name in expected:
-            expected[name] += float(model.get_submodule(name).weight.grad.square().sum())
-    norms = squared_gradient_norms(net(), (x, y), ["left", "right"], F.cross_entropy)
-    assert norms == pytest.approx(expected, rel=1e-3)
+@pytest.mark.parametrize(
+    ("errors", "worth"), [({"a": 0.0, "b": 0.9}, True), ({"a": 0.5, "b": 0.6}, False), ({"a": 0.4}, True), (None, False)]
+)
+def test_a_depth_with_more_error_than_signal_is_not_worth_it(errors, worth):
+    assert is_worth_it(errors) is worth
 
 
-def test_one_example_tells_nothing():
-    assert squared_gradient_norms(net(), batch(1), TRAINED, F.cross_entropy) == dict.fromkeys(TRAINED, 0.0)
-
-
-def test_the_weights_are_what_they_were_and_no_gradient_is_left():
-    model = net()
-    before = copy.deepcopy(model.state_dict())
-    squared_gradient_norms(model, batch(6), TRAINED, F.cross_entropy)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
-
-
-def with_a_head(*layers: nn.Module, head_name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), *layers)
-    model.head_name = head_name
-    return model
-
-
-def test_a_convolution_on_one_pixel_is_fitted_as_a_linear_head_is():
-    torch.manual_seed(1)
-    linear, convolution = nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
-    norms = squared_gradient_norms(with_a_head(nn.Flatten(), linear, head_name="4"), batch(6), ["0", "4"], F.cross_entropy)
-    found = squared_gradient_norms(
-        with_a_head(convolution, nn.Flatten(), head_name="3"), batch(6), ["0", "3"], F.cross_entropy
-    )
-    assert [found["0"], found["3"]] == pytest.approx([norms["0"], norms["4"]], rel=1e-4)
-
-
-def test_a_convolutional_head_is_fitted_to_the_loss_of_its_pixels_whatever_its_inputs_size():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
-    model.head_name = "2"
-    x, _ = batch(4)
-    masks = (x.sum(1) > 0).long()
-    norms = [squared_gradient_norms(model, (scale * x, masks), ["0", "2"], F.cross_entropy)["2"] for scale in (1, 1e3)]
-    assert 0 < norms[0] < float("inf")
-    assert 0 < norms[1] < float("inf")
-
-
-# What decides the depth ----------------------------------------------------------------------------------------------------
-
-numbers = st.floats(1e-6, 1e6)
-names = [str(place) for place in range(6)]
-by_layer = st.fixed_dictionaries(dict.fromkeys(names, numbers))
-depths = st.lists(st.integers(0, 30), min_size=1, max_size=6, unique=True).map(sorted)
-
-
-def nested(depths, errors) -> dict[int, dict[str, float]]:
-    """Return the errors of depths at each of which one more layer is trained."""
-    return {depth: {name: errors[name] for name in names[: place + 1]} for place, depth in enumerate(depths)}
-
-
-@given(by_layer, by_layer, st.sampled_from(names), numbers)
-def test_more_error_teaches_less_and_none_teaches_the_most(norms, errors, name, more):
-    assert expected_loss_decrease(norms, dict.fromkeys(names, 0.0)) == pytest.approx(sum(norms.values()))
-    assert expected_loss_decrease(norms, errors) <= sum(norms.values())
-    assert expected_loss_decrease(norms, errors | {name: errors[name] + more}) <= expected_loss_decrease(norms, errors)
-    assert expected_loss_decrease(norms, {}) == 0
-
-
-@given(by_layer, by_layer, st.floats(0.01, 100))
-def test_learning_follows_the_squared_gradients(norms, errors, times):
-    longer = {name: times * length for name, length in norms.items()}
-    assert expected_loss_decrease(longer, errors) == pytest.approx(times * expected_loss_decrease(norms, errors))
-
-
-@given(depths, by_layer, by_layer, st.floats(0.05, 1))
-def test_the_depth_is_the_least_that_teaches_enough(depths, norms, errors, enough):
-    at = nested(depths, errors)
-    chosen = sufficient_depth(at, norms, enough)
-    teaches = {depth: expected_loss_decrease(norms, each) for depth, each in at.items()}
-    most = max(teaches.values())
-    assert teaches[chosen] >= enough * most
-    assert all(teaches[depth] < enough * most for depth in depths if depth < chosen)
-
-
-@given(depths, by_layer, by_layer, st.floats(0.05, 1), st.floats(0.05, 1))
-def test_asking_for_more_never_trains_fewer_layers(depths, norms, errors, one, other):
-    assume(one <= other)
-    at = nested(depths, errors)
-    assert sufficient_depth(at, norms, one) <= sufficient_depth(at, norms, other)
-    assert sufficient_depth(at, norms) == sufficient_depth(at, norms, SUFFICIENT_SHARE)
-
-
-@pytest.mark.parametrize("untold", [0.0, float("inf"), float("nan")])
-def test_norms_that_tell_nothing_leave_a_depth_that_was_settled_beforehand(untold):
-    norms = dict.fromkeys(names, untold)
-    assert sufficient_depth(nested([0, 1, 4, DEFAULT_DEPTH, 12, 40], dict.fromkeys(names, 0.1)), norms) == DEFAULT_DEPTH
-    assert sufficient_depth(nested([1, 3], dict.fromkeys(names, 0.1)), norms) == 3
-    assert sufficient_depth(nested([12, 40], dict.fromkeys(names, 0.1)), norms) == 12
-
-
-def test_where_nothing_fits_there_is_no_depth():
-    assert sufficient_depth({}, dict.fromkeys(names, 1.0)) is None
-
-
-@given(depths)
+@given(st.integers(1, 60).flatmap(lambda most: st.integers(0, most).map(lambda least: range(least, most + 1))))
 def test_the_depths_that_are_looked_at_are_the_shallow_ones_and_the_deepest(depths):
     looked_at = candidate_depths(depths)
     assert looked_at == sorted(set(looked_at))

@@ -8,6 +8,8 @@ from fedact.config.errors import as_flag
 from fedact.config.paths import UserPath
 from fedact.config.settings.base import Positive, Settings
 
+USUAL_CALIBRATION = 64
+"""The server's examples, at least, where their number is free."""
 OF_SEGMENTATION = {
     "model": "pspnet_mobilenet_v2", "dataset": "synthetic", "batch_size": 8, "calibration": 16,
 }  # fmt: skip
@@ -30,7 +32,11 @@ class DataSettings(Settings):
     )
     max_examples: Positive | None = Field(None, description="limit on the training examples, stratified by class [all]")
     max_test_examples: Positive | None = Field(None, description="limit on the test examples, stratified by class [all]")
-    calibration: Positive = Field(64, description="the server's examples for planning")
+    calibration: Positive | Literal["auto"] = Field(
+        "auto",
+        description="the server's examples for planning and trials; auto: 64, with given weights a tenth of the training "
+        "examples, at most 256",
+    )
     partition: str = Field("dirichlet:alpha=0.3", description="rule that deals the examples out to the clients, see --list")
     partition_by: Literal["class", "source"] = Field(
         "class", description="label that images with masks are dealt by: their most frequent class, or their source"

@@ -8,7 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.compression import make_method, method_name
+<<<<<<< HEAD
 from fedact.compression.lowrank.decomposition import LowRank
+=======
+from fedact.config.choice import choice_text
+>>>>>>> 462fccf (The trial in tests, tables, resume checks and the changelog; calibration grows with the data)
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
@@ -57,6 +61,8 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     plan, time = report.plan, report.time
     depth = f"the last {plan.layers} of {report.convolutions} convolutions and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
+    if plan.trials:
+        yield "chosen", choice_text(plan.trials, plan.layers)
     yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
     bounds += [] if plan.slowdown is None else ["the time that it may take"]

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedact.config.choice import Trial, choice_text
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
 from fedact.reports.run.scores import score_parts
@@ -118,6 +119,8 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": _span(plans, "layers"),
+        "learning rate": rates(plans, run.config["lr"]),
+        "chosen": chosen(plans),
         f"peak bytes{unbounded}": format_bytes(_largest(clients["peak_bytes"])),
         "weights": _span(plans, "weight_bytes"),
         "gradients": _span(plans, "gradient_bytes"),
@@ -157,7 +160,14 @@ def plan_table(plan: Plan) -> Table:
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
+<<<<<<< HEAD
     return listing(f"{what}\n{sizes}\n{gave_way}\n{tensors}", ("input of", "shape", "method", "bytes at most"), rows)
+=======
+    if plan.lr is not None:
+        tried = f": {choice_text(plan.trials, plan.layers)}" if plan.trials else ", without a trial"
+        gave_way += f"\nlearning rate {plan.lr:g}{tried}"
+    return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
+>>>>>>> 462fccf (The trial in tests, tables, resume checks and the changelog; calibration grows with the data)
 
 
 def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
@@ -181,6 +191,22 @@ def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class"
 def _by_class(labels: np.ndarray) -> str:
     classes, counts = np.unique(labels, return_counts=True)
     return ", ".join(f"{label}: {count}" for label, count in zip(classes, counts, strict=True))
+
+
+def rates(plans: list[Row], given: Any) -> str:
+    """Return the plans' learning rates; given: the config's, for plans of runs before there were any in plans."""
+    found = sorted({plan["lr"] for plan in plans if plan.get("lr")}) or [given]
+    return " to ".join(
+        f"{rate:g}" if isinstance(rate, float) else str(rate) for rate in dict.fromkeys([found[0], found[-1]])
+    )
+
+
+def chosen(plans: list[Row]) -> str:
+    """Return by which trials the plans' layers and learning rates were chosen."""
+    tried = next((plan["trials"] for plan in plans if plan.get("trials")), None)
+    if tried is None:
+        return "without a trial"
+    return choice_text([Trial(**row) for row in tried], max(plan["layers"] for plan in plans))
 
 
 def _by_budget(plans: list[Row], text: Callable[[Row], str]) -> str:
