@@ -114,7 +114,7 @@ class TrialFleet:
                 torch.cat(scores), torch.cat(targets)
             )
             judged = Judgement(
-                layers, lr, float(np.mean(first_losses)), losses, count.outcome().score, finished=len(first) == FOLDS
+                layers, lr, float(np.mean(first_losses)), losses, count.outcome().score or 0.0, finished=len(first) == FOLDS
             )
             if rival is not None and clearly_better(rival, judged):
                 break
