@@ -8,11 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedact.compression import make_method, method_name
-<<<<<<< HEAD
 from fedact.compression.lowrank.decomposition import LowRank
-=======
 from fedact.config.choice import choice_text
->>>>>>> 462fccf (The trial in tests, tables, resume checks and the changelog; calibration grows with the data)
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes

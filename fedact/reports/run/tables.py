@@ -160,14 +160,10 @@ def plan_table(plan: Plan) -> Table:
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
-<<<<<<< HEAD
-    return listing(f"{what}\n{sizes}\n{gave_way}\n{tensors}", ("input of", "shape", "method", "bytes at most"), rows)
-=======
     if plan.lr is not None:
         tried = f": {choice_text(plan.trials, plan.layers)}" if plan.trials else ", without a trial"
-        gave_way += f"\nlearning rate {plan.lr:g}{tried}"
-    return listing(f"{what}\n{sizes}\n{gave_way}", ("input of", "shape", "method", "bytes at most"), rows)
->>>>>>> 462fccf (The trial in tests, tables, resume checks and the changelog; calibration grows with the data)
+        tensors += f"\nlearning rate {plan.lr:g}{tried}"
+    return listing(f"{what}\n{sizes}\n{gave_way}\n{tensors}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
 def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
