@@ -69,7 +69,7 @@ def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
 def examples_needed(config: Config) -> int:
     """Return the fewest training examples of which the server can take its part and every client enough."""
     of_clients = build("partition", PARTITIONS, config.partition).examples_needed(config.clients)
-    return 2 * of_clients if config.weights == "pretrain" else of_clients + config.calibration
+    return 2 * of_clients if config.weights == "pretrain" else of_clients + calibration_size(config, 2 * of_clients)
 
 
 def class_names(source: Source) -> tuple[str, ...]:
