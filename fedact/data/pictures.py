@@ -10,9 +10,13 @@ from PIL import Image, ImageOps
 from fedact.config.errors import ConfigError
 from fedact.data.files import Files
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 """Whatever a file is called: others, such as EPS, are read by running a program."""
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif",
+    ".jfif", ".jfi", ".jpe", ".apng", ".dib", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif",
+)  # fmt: skip
+"""How names of pictures end, in small or capital letters."""
 WIDE_MODES = ("I", "F")
 """How the names of modes with more than eight bits a colour begin."""
 

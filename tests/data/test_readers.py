@@ -7,6 +7,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
@@ -15,7 +16,7 @@ from fedact.cli.plan import prepared
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.data import DATASETS, Examples, Request
-from fedact.data.pictures import Pictures, decode
+from fedact.data.pictures import FORMATS, SUFFIXES, Pictures, decode
 from fedact.federation import server
 from fedact.models import pretraining
 from fedact.simulate import main
@@ -70,6 +71,55 @@ def test_what_is_no_picture_or_hidden_is_passed_over(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "LOC_synset_mapping.txt").write_text("")
     assert pairs(read("imagenet", tmp_path).train) == expected
+
+
+def test_pictures_in_folders_of_a_class_are_the_classs_as_torchvision_reads_them(tmp_path):
+    folder = write_imagenet(tmp_path)
+    for place, name in enumerate(("sub/a.jpg", "sub/deeper/b.png", "c.JPG", "sub 2/d.tif")):
+        write_picture(folder / "train" / CLASSES[0] / name, place)
+    read_here, read_there = pairs(read("folder", folder).train), datasets.ImageFolder(folder / "train").samples
+    assert sorted(read_here) == sorted(read_there)
+    assert len(read_here) == 3 * len(CLASSES) + 4
+
+
+def test_every_ending_of_a_format_that_is_read_is_a_pictures(tmp_path):
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert {ending for ending in endings if not ending.endswith(SUFFIXES)} <= {".pfm", ".jpc", ".jpf", ".j2c", ".avifs"}
+    picture = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
+    written = set()
+    for ending in SUFFIXES:
+        if Image.registered_extensions().get(ending) in Image.SAVE:
+            file = tmp_path / "train" / "a" / f"x{ending.upper()}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+            assert decode(file, 8).shape == (8, 8, 3)
+            written.add(file.name)
+    write_picture(tmp_path / "train" / "b" / "y.png", 0)
+    files = [
+        Path(file).name
+        for file, label in pairs(read("folder", shutil.copytree(tmp_path / "train", tmp_path / "val").parent).train)
+    ]
+    assert {*files} == {*written, "y.png"}
+    assert {"x.JFIF", "x.AVIF", "x.JP2", "x.APNG"} <= written
+
+
+def test_what_is_left_out_is_said_in_one_line_with_an_example(tmp_path, caplog):
+    write_imagenet(tmp_path)
+    read("imagenet", tmp_path)
+    assert not caplog.messages
+    for name in ("notes.txt", "n01440764/sub/b.heic", "n01440764/a.HEIC", "n01440764/.DS_Store"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"?")
+    read("imagenet", tmp_path)
+    assert caplog.messages == [f"{tmp_path / 'train'}: 3 files are left out as no pictures, such as n01440764/a.HEIC"]
+
+
+def test_a_link_in_a_class_that_leads_back_is_refused(tmp_path):
+    write_imagenet(tmp_path)
+    (tmp_path / "train" / CLASSES[0] / "again").symlink_to(tmp_path / "train" / CLASSES[0])
+    with pytest.raises(ConfigError, match="leads back to"):
+        read("folder", tmp_path)
 
 
 def test_a_folder_may_be_tested_on_test(tmp_path):

@@ -1,7 +1,8 @@
 """Pictures whose class is the folder that they lie in."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from fedact.config.errors import ConfigError
 from fedact.data.examples import Examples
 from fedact.data.pictures import SUFFIXES, Pictures
+
+log = logging.getLogger(__name__)
 
 
 def class_names(folder: Path) -> list[str]:
@@ -41,13 +44,44 @@ def read_classes(folder: Path, names: Sequence[str], side: int) -> Examples:
     """Return the pictures of each class, labelled by its place in ``names``; raises ConfigError for a class without any."""
     files: list[str] = []
     labels: list[int] = []
+    others = [entry.name for entry in list_folder(folder) if not is_folder(entry)]
     for label, name in enumerate(names):
-        pictures = [entry.name for entry in list_folder(folder / name) if entry.name.lower().endswith(SUFFIXES)]
+        pictures, no_pictures = files_below(folder / name)
         if not pictures:
             raise ConfigError(f"class {name} is empty: {folder / name} holds no picture ({', '.join(SUFFIXES)})")
         files += sorted(f"{name}/{picture}" for picture in pictures)
         labels += [label] * len(pictures)
+        others += [f"{name}/{file}" for file in no_pictures]
+    say_left_out(folder, others)
     return Examples(Pictures(folder, tuple(files), side), np.array(labels, np.int64))
+
+
+def files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the paths of the pictures in a folder and in those inside it, and of the other files there, hidden ones aside.
+
+    Raises ConfigError for a link that leads back.
+    """
+    files = list(_below(folder, frozenset()))
+    pictures = [file for file in files if file.lower().endswith(SUFFIXES)]
+    return pictures, [file for file in files if not file.lower().endswith(SUFFIXES)]
+
+
+def _below(folder: Path, above: frozenset[Path]) -> Iterator[str]:
+    """Yield the paths of the files in a folder and in those inside it; above: the real paths of the folders it lies in."""
+    if (real := folder.resolve()) in above:
+        raise ConfigError(f"{folder} leads back to {real}, in which it lies")
+    for entry in list_folder(folder):
+        if is_folder(entry):
+            yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name, above | {real}))
+        else:
+            yield entry.name
+
+
+def say_left_out(folder: Path, files: Sequence[str]) -> None:
+    """Log how many files were left out as no pictures, with one of them, where there are any."""
+    if files:
+        count = f"{len(files):,} files are" if len(files) > 1 else "1 file is"
+        log.warning(f"{folder}: {count} left out as no pictures, such as {min(files)}")
 
 
 def read_train_and_test(train: Path, test: Path, side: int) -> tuple[Examples, Examples, list[str]]:

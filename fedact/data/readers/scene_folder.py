@@ -1,6 +1,5 @@
 """Any folder of scenes: images/ and masks/ in train/ and val/ or test/ of --data-dir, or these two alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from fedact.data.files import some_of
 from fedact.data.masks import IDS, VOID, identity_classes
 from fedact.data.partition import stratified
 from fedact.data.pictures import SUFFIXES, frame_of
-from fedact.data.readers.class_folders import is_folder, list_folder
+from fedact.data.readers.class_folders import files_below, say_left_out
 from fedact.data.readers.folder import TEST_SHARE, held_out_folder
 from fedact.data.readers.lists import read_rows
 from fedact.data.scenes import Listing, count_mask_ids, pair_masks, scene_examples
@@ -92,27 +91,15 @@ def _listed(folder: Path) -> Listing:
 
 def _by_stem(folder: Path, kind: str) -> dict[str, str]:
     """Return the files under folder/kind by their paths there without an ending; raises ConfigError for two of one name."""
-    files = sorted(_below(folder / kind))
+    pictures, others = files_below(folder / kind)
+    say_left_out(folder / kind, others)
+    files = sorted(pictures)
     if not files:
         raise ConfigError(f"{folder / kind} holds no picture ({', '.join(SUFFIXES)})")
     stems = {file.rsplit(".", 1)[0]: f"{kind}/{file}" for file in files}
     if doubles := [str(folder / kind / file) for file in files if stems[file.rsplit(".", 1)[0]] != f"{kind}/{file}"]:
         raise ConfigError(f"two files of one name, but for its ending: {some_of(doubles)}")
     return stems
-
-
-def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Yield the paths of the pictures in a folder and in those inside it; raises ConfigError for a link that leads back.
-
-    above: the real paths of the folders that it lies in.
-    """
-    if (real := folder.resolve()) in above:
-        raise ConfigError(f"{folder} leads back to {real}, in which it lies")
-    for entry in list_folder(folder):
-        if is_folder(entry):
-            yield from (f"{entry.name}/{file}" for file in _below(folder / entry.name, above | {real}))
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.name
 
 
 def _source(stem: str) -> str:
