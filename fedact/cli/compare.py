@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -46,11 +45,8 @@ def run_compare(paths: Sequence[Path], out: Path | None, target: float | None, r
     _print(comparison, figures, target, replication)
     folder = out or comparison.runs[0].path
     make_folder(folder)
-    with warnings.catch_warnings():
-        # A letter that matplotlib's font lacks is a box in a figure; the tables have it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        drawn = {name: draw(comparison.cases) for name, draw in {**FIGURES, **FIGURES_OF_SOME}.items()}
-        pictures = {name: png(figure) for name, figure in drawn.items() if figure is not None}
+    drawn = {name: draw(comparison.cases) for name, draw in {**FIGURES, **FIGURES_OF_SOME}.items()}
+    pictures = {name: png(figure) for name, figure in drawn.items() if figure is not None}
     command = shlex.join(["python", "-m", "fedact.compare", *sys.argv[1:]])
     files: dict[str, str | bytes] = {f"compare-{name}.png": content for name, content in pictures.items()}
     files["comparison.csv"] = as_csv(figures)

@@ -1,6 +1,9 @@
 """Untrusted text, escaped: no control characters, no markup, no formulas, no endless lines."""
 
 import re
+import unicodedata
+from functools import cache
+from itertools import groupby
 from textwrap import fill
 
 LABEL_LETTERS = 110
@@ -16,11 +19,41 @@ def escaped(text: object) -> str:
 
 
 def figure_label(text: object, most: int = LABEL_LETTERS) -> str:
-    """Return an escaped text that matplotlib draws letter by letter; one of more letters than this loses its middle."""
-    plain, half = escaped(text), most // 2
+    """Return an escaped text that matplotlib draws letter by letter; one of more letters than this loses its middle.
+
+    Letters that its font lacks are there as numbers, pictures as their names.
+    """
+    plain, half = drawable(escaped(text)), most // 2
     short = plain if len(plain) <= most else f"{plain[:half]}...{plain[-half:]}"
     # Matplotlib leaves names that begin with an underscore out of legends, and reads formulas between dollars.
     return f" {short}".replace("$", r"\$") if short.startswith("_") else short.replace("$", r"\$")
+
+
+def drawable(text: str) -> str:
+    """Return a text without letters that matplotlib's font lacks: ``<U+732B U+72AC>`` or ``<fox face>`` in their place."""
+    if text.isascii():
+        return text
+    known, parts = _letters_of_font(), []
+    for lacking, letters in groupby(text, key=lambda letter: ord(letter) not in known):
+        run = "".join(letters)
+        parts.append(f"<{' '.join(filter(None, map(_name_of, run)))}>" if lacking else run)
+    return "".join(parts).replace("<>", "")
+
+
+def _name_of(letter: str) -> str:
+    """Return a picture's name, another letter's number, and nothing for what only changes the letter before."""
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf", "Sk"):
+        return ""
+    name = unicodedata.name(letter, "").lower() if unicodedata.category(letter) == "So" else ""
+    return name or f"U+{ord(letter):04X}"
+
+
+@cache
+def _letters_of_font() -> frozenset[int]:
+    # What only prints tables does without matplotlib.
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def wrapped(text: str, letters: int) -> str:

@@ -1,13 +1,16 @@
 """What all figures share: colours, marks, axes, titles, legends, the frontier, and their PNG files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Point = tuple[float, float]
 
@@ -29,6 +32,8 @@ LETTERS, LEGEND_MARK = 120, 8
 """Letters in a line of a legend, and those that a mark and its distance to the next take the room of."""
 LEGEND_LINE = 0.17
 """Inches."""
+MOST_MARKS = 30
+"""Marks on a line over rounds."""
 TITLE_SIZE = 10.5
 """Points."""
 
@@ -42,6 +47,11 @@ def line_style(place: int, width: float, color: str | None = None) -> dict[str, 
         "linewidth": width,
         "markersize": width + 3,
     }
+
+
+def draw_by_round(axes: Axes, values: "pd.Series[Any]", style: Mapping[str, Any], label: str) -> None:
+    """Draw a line over rounds, the values' index; of many rounds only some are marked, so that the marks stay apart."""
+    axes.plot(values.index, values, **style, markevery=-(-len(values) // MOST_MARKS) or 1, label=label)
 
 
 def frontier(points: Iterable[Point], highest: bool = False) -> list[Point]:

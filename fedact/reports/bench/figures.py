@@ -15,6 +15,7 @@ from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
 from fedact.reports.label_placement import obstacles, write
+from fedact.reports.safe_text import figure_label
 from fedact.reports.style import (
     EXACT,
     FRONTIER,
@@ -74,7 +75,9 @@ def error_against_bytes(title: str, measurements: Sequence[MethodMeasurement]) -
     best = frontier(point for points in families.values() for point, _ in points)
     _draw_frontier(main, rail, best)
     lines = swept_settings(families)
-    heading = f"Gradient error against activation memory\n{title}" + (f"\nalong the lines: {lines}" if lines else "")
+    heading = f"Gradient error against activation memory\n{figure_label(title)}" + (
+        f"\nalong the lines: {lines}" if lines else ""
+    )
     main.set_title(heading, loc="left", fontsize=TITLE_SIZE)
     figure.draw_without_rendering()
     _label(main, rail, families, styles, best)

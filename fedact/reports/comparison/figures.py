@@ -23,6 +23,7 @@ from fedact.reports.style import (
     PALETTE,
     PERCENT,
     Point,
+    draw_by_round,
     frontier,
     heading,
     legend_below,
@@ -49,7 +50,7 @@ def accuracy_by_round(cases: Cases) -> Figure:
             continue
         seeds = measured.groupby("round")["accuracy"]
         mean, spread = seeds.mean() * PERCENT, (seeds.std() * PERCENT).fillna(0)
-        axes.plot(mean.index, mean, **style, label=figure_label(case.label))
+        draw_by_round(axes, mean, style, figure_label(case.label))
         axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
     _cut_off_the_start(axes, cases)
     legend_below(figure)
@@ -65,7 +66,7 @@ def forgetting_by_round(cases: Cases) -> Figure | None:
     for case, style in zip(cases, _styles(cases), strict=True):
         mean = case.rounds.dropna(subset=["unheld_accuracy"]).groupby("round")["unheld_accuracy"].mean() * PERCENT
         if len(mean):
-            axes.plot(mean.index, mean, **style, label=figure_label(case.label))
+            draw_by_round(axes, mean, style, figure_label(case.label))
     legend_below(figure)
     return figure
 
@@ -76,7 +77,7 @@ def memory_by_round(cases: Cases) -> Figure:
     for case, style in zip(cases, _styles(cases), strict=True):
         largest = case.clients.dropna(subset=["saved_bytes"]).groupby("round")["saved_bytes"].max().astype(float)
         if len(largest):
-            axes.plot(largest.index, largest, **style, label=figure_label(case.label))
+            draw_by_round(axes, largest, style, figure_label(case.label))
     size_axis(axes, "y")
     legend_below(figure)
     return figure

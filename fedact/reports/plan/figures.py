@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from fedact.config.plan import Plan
 from fedact.measure.gradient_error import ROUNDING
 from fedact.reports.label_placement import obstacles, write
+from fedact.reports.safe_text import figure_label
 from fedact.reports.style import EXACT, PALETTE, TITLE_SIZE, Point, error_axis, line_style, plain, short_size
 
 MOST_TICKS = 12
@@ -49,7 +50,9 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
             depth.plot(*point, **{**styles[name], "markerfacecolor": "white"}, zorder=3)
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
     _budget_axis(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
-    depth.set_title("\n".join(["What a budget buys", *wrap(title, TITLE_WIDTH)]), loc="left", fontsize=TITLE_SIZE)
+    depth.set_title(
+        "\n".join(["What a budget buys", *wrap(figure_label(title), TITLE_WIDTH)]), loc="left", fontsize=TITLE_SIZE
+    )
     error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
     for budget in asked:
         for axes in (depth, error, rail):

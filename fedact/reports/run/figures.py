@@ -9,7 +9,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.run.partition_figure import partition_figure
-from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, line_style, plain, png
+from fedact.reports.safe_text import figure_label
+from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, draw_by_round, line_style, plain, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
@@ -26,7 +27,9 @@ def accuracy_by_round(run: Run) -> Figure:
     measured = run.rounds.dropna(subset=["accuracy"])
     for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * PERCENT
-        axes.plot(mean.index, mean, **line_style(place, _width(place)), label=f"{method}, {mean.iloc[-1]:.1f} % at the end")
+        draw_by_round(
+            axes, mean, line_style(place, _width(place)), figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end")
+        )
     axes.set_title("The global model on the whole test set", loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
     return figure
@@ -38,8 +41,8 @@ def forgetting_by_round(run: Run) -> Figure:
     for place, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
         for name, dashes in (("client_accuracy", "-"), ("unheld_accuracy", "--")):
             mean = rows.dropna(subset=[name]).groupby("round")[name].mean() * PERCENT
-            label = str(method) if name == "client_accuracy" else ""
-            axes.plot(mean.index, mean, **line_style(place, _width(place)) | {"linestyle": dashes}, label=label)
+            label = figure_label(method) if name == "client_accuracy" else ""
+            draw_by_round(axes, mean, line_style(place, _width(place)) | {"linestyle": dashes}, label)
     title = "The clients' classes (lines) and those that no client holds (dashed)"
     axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
@@ -54,7 +57,7 @@ def memory_by_round(run: Run) -> Figure:
         style = line_style(place, _width(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
             saved = same.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
-            axes.plot(saved.index, saved["max"], **style, label="" if number else str(method))
+            draw_by_round(axes, saved["max"], style, "" if number else figure_label(method))
             axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
     budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
     for budget in budgets:
