@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MARK = r"<!-- table: (?P<what>[^>\n]*?) -->\n"
 BLOCK = re.compile(rf"(?P<mark>{MARK})(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)
 OPTIONS = ("transposed", "source")
+NOT_RECORDED = "not recorded"
+"""The machine of an older result."""
 Table = dict[str, Any]
 """columns: list of names. rows: list of lists of texts, numbers or None."""
 
@@ -42,14 +44,18 @@ def commit(root: Path = ROOT) -> str:
 
 
 def write_result(
-    name: str, command: str, tables: dict[str, Table], *, versions: dict[str, str], threads: int | None,
-    seeds: Sequence[int], commit: str, root: Path = ROOT,
+    name: str, command: str, tables: dict[str, Table], *, machine: dict[str, Any] | str, versions: dict[str, str],
+    threads: int | None, seeds: Sequence[int], commit: str, root: Path = ROOT,
 ) -> Path:  # fmt: skip
-    """Write results/NAME.json and return its path; a table that is named "default" needs no name in the documentation."""
+    """Write results/NAME.json and return its path; a table that is named "default" needs no name in the documentation.
+
+    machine: of ``fedact.storage.machine``, or "not recorded".
+    """
     for title, table in tables.items():
         if strange := [row for row in table["rows"] if len(row) != len(table["columns"])]:
             raise ConfigError(f"{name}, table {title}: {len(table['columns'])} columns, but a row of {len(strange[0])}")
-    result = {"name": name, "command": command, "commit": commit, "versions": versions, "threads": threads}
+    facts = {"machine": machine, "versions": versions, "threads": threads}
+    result = {"name": name, "command": command, "commit": commit, **facts}
     file = root / "results" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({**result, "seeds": list(seeds), "tables": tables}, indent=1, ensure_ascii=False) + "\n")
@@ -81,7 +87,8 @@ def record_runs(name: str, folders: Sequence[Path], command: str | None = None, 
     commands = dict.fromkeys(re.sub(r" --out(=| )\S+", "", header["command"]) for header in headers)
     return write_result(
         name, command or "\n".join(commands), {"default": run_table(cases, comparison.score_name)}, root=root, commit=now,
-        versions=headers[0]["versions"], threads=headers[0]["config"]["threads"],
+        machine=headers[0].get("machine") or NOT_RECORDED, versions=headers[0]["versions"],
+        threads=headers[0]["config"]["threads"],
         seeds=sorted({seed for case in cases for seed in case.seeds}),
     )  # fmt: skip
 
@@ -140,8 +147,10 @@ def source(result: dict[str, Any]) -> str:
     commands = ", ".join(f"`{command}`" for command in result["command"].splitlines())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name in ("python", "torch"))
     seeds, threads = ", ".join(map(str, result["seeds"])), result["threads"]
+    machine = result["machine"]
     facts = [
         f"commit {result['commit']}",
+        "" if machine == NOT_RECORDED else f"{machine['processor']}, {machine['cores']} cores",
         versions,
         f"threads {threads}" if threads else "",
         f"seeds {seeds}" if seeds else "",

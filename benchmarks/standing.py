@@ -234,12 +234,15 @@ def main() -> int:
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
         figures, complete = measure(Bench(given.tree.resolve(), Path(folder), given.quick), given.case or list(CASES))
+    # Torch is loaded for the anchor anyway.
+    from fedact.storage.machine import machine
+
     git = ["git", "-C", str(given.tree), "rev-parse", "--short=12", "HEAD"]
     entry = {
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in ("torch", "flwr")},
-        "cores": os.cpu_count(),
+        "machine": machine(),
         "threads": THREADS,
         "figures": figures,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedact.config.errors import ConfigError
+from fedact.storage.machine import machine
 
 ROOT = Path(__file__).parent.parent
 results = runpy.run_path(str(ROOT / "benchmarks/results.py"))
@@ -20,7 +21,13 @@ def root(tmp_path) -> Path:
     (tmp_path / "docs/deep").mkdir(parents=True)
     (tmp_path / "README.md").write_text("A page.\n\n<!-- table: made | method, bytes -->\n<!-- end table -->\n\nIts end.\n")
     (tmp_path / "docs/deep/page.md").write_text("<!-- table: made -->\nanything\n<!-- end table -->\n")
-    facts = {"versions": {"python": "3.11.7", "torch": "2.14.1"}, "threads": 2, "seeds": [0, 1], "commit": "abc"}
+    facts = {
+        "machine": {"processor": "a processor", "cores": 2},
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "threads": 2,
+        "seeds": [0, 1],
+        "commit": "abc",
+    }
     write_result("made", "python -m fedact.bench", {"default": TABLE}, **facts, root=tmp_path)
     return tmp_path
 
@@ -29,12 +36,16 @@ def test_no_table_of_the_documentation_is_out_of_date():
     assert outdated() == []
 
 
-def test_every_result_names_its_command_commit_versions_threads_and_seeds():
+def test_every_result_names_its_command_commit_machine_versions_threads_and_seeds():
     for file in (ROOT / "results").glob("*.json"):
         result = json.loads(file.read_text())
+        assert result["name"] == file.stem
+        for measured in result.get("entries", [result]):
+            assert {"commit", "machine", "versions", "threads"} < set(measured)
+            # What was measured before machines were recorded says so.
+            assert measured["machine"] == "not recorded" or set(measured["machine"]) == set(machine())
         if "tables" in result:
-            assert result["name"] == file.stem
-            assert {"command", "commit", "versions", "threads", "seeds"} < set(result)
+            assert {"command", "seeds"} < set(result)
 
 
 def test_tables_that_are_out_of_date_are_named_and_written(root):
@@ -62,7 +73,8 @@ def test_a_table_can_be_turned_and_name_its_source(root):
         "|  | `exact` | `hosvd` |\n| --- | --- | --- |\n| bytes | 2,581,124 | 120,000 |\n"
     )
     assert markdown("made source", root) == (
-        f"{WHOLE}\n`python -m fedact.bench` (commit abc, python 3.11.7, torch 2.14.1, threads 2, seeds 0, 1)\n"
+        f"{WHOLE}\n`python -m fedact.bench` (commit abc, a processor, 2 cores, python 3.11.7, torch 2.14.1, threads 2, "
+        "seeds 0, 1)\n"
     )
 
 
