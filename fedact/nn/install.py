@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fedact.compression import Method
 from fedact.config.errors import ConfigError
@@ -145,7 +145,7 @@ def restore(model: nn.Module) -> nn.Module:
 def check_initialized(model: nn.Module) -> None:
     """Raise ConfigError for a model with lazy layers that have no weights yet."""
     for name, module in model.named_modules():
-        if any(map(is_lazy, module.parameters(recurse=False))):
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[no-untyped-call]
             kind = type(module).__name__
             raise ConfigError(f"{name} ({kind}) has no weights before its first input: run the model once first")
 
@@ -153,14 +153,15 @@ def check_initialized(model: nn.Module) -> None:
 def _freeze(model: nn.Module) -> None:
     """Freeze all parameters, and note on every module which of its own were trainable."""
     for module in model.modules():
-        if own := dict(module.named_parameters(recurse=False)):
+        if own := {name: parameter for name, parameter in module._parameters.items() if parameter is not None}:
             vars(module)[_TRAINABLE] = {name: parameter.requires_grad for name, parameter in own.items()}
+    # Afterwards, for two modules may share a parameter.
     model.requires_grad_(False)
 
 
 def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
     """Return a module's own parameter of this name, or those that a parametrization, a norm or a mask put in its place."""
-    own = dict(module.named_parameters(recurse=False))
+    own = {place: parameter for place, parameter in module._parameters.items() if parameter is not None}
     if name in own:
         return [own[name]]
     if name in getattr(module, "parametrizations", ()):

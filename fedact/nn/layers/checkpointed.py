@@ -79,11 +79,9 @@ class _Recomputed(torch.autograd.Function):
             tensor if differentiable or place >= ctx.count else tensor.detach().requires_grad_(need)
             for place, (tensor, need) in enumerate(zip(ctx.saved_tensors[: len(needed)], needed, strict=True))
         ]
-        inputs = tuple(tensors[: ctx.count])
-        # The parameters of the forward pass, which may have been others' (functional_call).
-        parameters = dict(zip(ctx.names, tensors[ctx.count :], strict=True))
+        inputs, parameters = tuple(tensors[: ctx.count]), tensors[ctx.count :]
         with torch.enable_grad(), ctx.context.restored(ctx.saved_tensors[len(needed) :]):
-            y = functional_call(ctx.segment, parameters, (inputs if ctx.count > 1 else inputs[0],))
+            y = _run_with(ctx.segment, ctx.names, parameters, inputs if ctx.count > 1 else inputs[0])
         outputs = y if isinstance(y, tuple) else (y,)
         pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None and y.requires_grad]
         ends, gradients = zip(*pairs, strict=True)
@@ -146,6 +144,13 @@ def _attributes(segment: nn.Module) -> dict[str, int]:
         for number, tensor in enumerate(value if isinstance(value, list | tuple) else (value,))
         if isinstance(tensor, Tensor)
     }
+
+
+def _run_with(segment: nn.Sequential, names: Sequence[str], parameters: Sequence[Tensor], x: Any) -> Any:
+    """Return the segment's output with these parameters, which were others' in a forward pass under ``functional_call``."""
+    if all(now is then for now, then in zip(segment.parameters(), parameters, strict=True)):
+        return segment(x)
+    return functional_call(segment, dict(zip(names, parameters, strict=True)), (x,))
 
 
 def _are_tensors(value: Any) -> bool:
