@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from fedact.compression import Method
@@ -146,7 +145,7 @@ def restore(model: nn.Module) -> nn.Module:
 def check_initialized(model: nn.Module) -> None:
     """Raise ConfigError for a model with lazy layers that have no weights yet."""
     for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and any(map(is_lazy, module.parameters(recurse=False))):
+        if any(map(is_lazy, module._parameters.values())):
             kind = type(module).__name__
             raise ConfigError(f"{name} ({kind}) has no weights before its first input: run the model once first")
 
