@@ -40,6 +40,7 @@ __all__ = [
     "native_layer_norm_backward",
     "ones_like",
     "qr",
+    "saved_tensor_hooks",
     "silu_backward",
     "sparse_parts",
     "storage_address",
@@ -92,6 +93,11 @@ def in_backward_pass() -> bool:
 def in_transform() -> bool:
     """Return whether a transform of ``torch.func`` is at work, or forward-mode differentiation."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def saved_tensor_hooks() -> Any:
+    """Return the hooks that pack what autograd saves here, None where there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def is_jit_tracing() -> bool:

@@ -205,7 +205,7 @@ def test_weights_that_functional_call_puts_in_get_the_gradient(text):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("text", ["vanilla", "exact", "checkpoint", "hosvd:variance=0.9"])
+@pytest.mark.parametrize("text", [*EXACT, "hosvd:variance=0.9"])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_torchs_own_checkpoint_around_a_part_changes_nothing(reentrant, text):
     model, plain = compressed_and_plain(text)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fedact.torch_private import version
+from fedact.torch_private import saved_tensor_hooks, version
 
 if TYPE_CHECKING:
     from fedact.compression.method import Compressed, Method
@@ -77,17 +77,20 @@ class SavedRun:
 
     def __init__(self, method: Method, compressed: Compressed, readers: int) -> None:
         self.readers = readers
-        self._marks = [mark(tensor) for tensor in compressed.tensors]
+        self._hooks, self._marks = saved_tensor_hooks(), [mark(tensor) for tensor in compressed.tensors]
         self._saved: tuple[Method, Compressed] | None = (method, compressed)
 
     def take(self) -> tuple[Method, Compressed] | None:
-        """Return the method and what is saved, None where it was changed since; the last reader's call releases it."""
+        """Return the method and what is saved, None where it was changed since; the last reader's call releases it.
+
+        None also across the border of a part that PyTorch's checkpoint runs again, which saves by hooks of its own.
+        """
         saved, self.readers = self._saved, self.readers - 1
-        if saved is None or [mark(tensor) for tensor in saved[1].tensors] != self._marks:
-            return None
         if self.readers <= 0:
             self._saved = None
-        return saved
+        if saved is None or saved_tensor_hooks() != self._hooks:
+            return None
+        return saved if [mark(tensor) for tensor in saved[1].tensors] == self._marks else None
 
 
 class Origin(NamedTuple):
