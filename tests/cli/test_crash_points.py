@@ -1,5 +1,6 @@
 """A process that dies at the n-th thing it does to the disk, for every n: what it leaves is started again or goes on."""
 
+import fcntl
 import io
 import os
 import random
@@ -49,7 +50,9 @@ class Disk:
 def tear(descriptor: int) -> None:
     """Take the end off what was just written: it may never have reached the disk."""
     status = os.fstat(descriptor)
-    if os.path.isfile(f"/proc/self/fd/{descriptor}"):
+    # What a truncation leaves (it alone opens to read and write) was on the disk long before.
+    truncated = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    if os.path.isfile(f"/proc/self/fd/{descriptor}") and not truncated:
         os.ftruncate(descriptor, max(0, status.st_size - random.Random(status.st_size).randrange(8)))
 
 
