@@ -102,7 +102,6 @@ NUMBERS = [
     (["--max-examples", "0"], "max-examples"),
     (["--max-examples", "50"], "at most"),
     (["--max-test-examples", "0"], "max-test-examples"),
-    (["--max-test-examples", "4"], "test"),
     (["--layers", "-1"], "layers"),
     (["--layers", "some"], "layers"),
     (["--layers", "999"], "999"),

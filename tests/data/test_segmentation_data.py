@@ -680,6 +680,15 @@ def test_synthetic_scenes_are_as_many_as_were_asked_for_and_follow_the_seed():
     assert (len(default.train), len(default.test), default.classes, len(default.names)) == (400, 100, 5, 5)
 
 
+@pytest.mark.parametrize("by", ["class", "source"])
+def test_examples_know_how_many_pixels_of_each_class_they_hold(tmp_path, by):
+    folder = read("folder", write_folder(tmp_path), partition_by=by)
+    for source in (synthetic(30, 5, partition_by=by), folder):
+        for examples in (source.train, source.train.subset(np.array([3, 1, 2])), source.train.take(np.array([3, 0]))):
+            pixels = np.bincount(masks(examples).ravel(), minlength=256)
+            assert examples.class_sizes(source.classes).tolist() == pixels[: source.classes].tolist()
+
+
 def test_synthetic_scenes_have_all_classes_void_and_sources():
     source, by_source = synthetic(200, 50), synthetic(200, 50, partition_by="source")
     assert np.unique(source.train.masks).tolist() == [0, 1, 2, 3, 4, VOID]
