@@ -58,7 +58,6 @@ GOOD = "client,label,examples\n0,0,3\n0,2,1\n1,1,4\n"
         (GOOD + "\n", "line 5"),
         (GOOD.replace("0,2,1", "0,0,1"), "line 3"),
         (GOOD.replace("0,0,3", "1,0,3"), "line 2"),
-        (GOOD.replace("\n", "\r\n"), "line 1"),
     ],
 )
 def test_what_no_run_could_have_written_is_refused_with_its_line(text, said, tmp_path):
