@@ -26,7 +26,10 @@ def load(request: Request) -> Source:
     most = request.max_examples or max(DEFAULT_EXAMPLES, 2 * request.needed)
     count = most + (request.max_test_examples or DEFAULT_TEST_EXAMPLES)
     if count > MOST_EXAMPLES:
-        raise ConfigError(f"--dataset synthetic: {count:,} examples were asked for, and at most {MOST_EXAMPLES:,} are made")
+        raise ConfigError(
+            f"--dataset synthetic: {count:,} examples are what --max-examples or --clients ask for, and at most "
+            f"{MOST_EXAMPLES:,} are made: name fewer"
+        )
     prototypes = request.generator.normal(size=(CLASSES, COARSE, COARSE, 3))
     train = _examples(prototypes, most, request.generator)
     test = _examples(prototypes, request.max_test_examples or DEFAULT_TEST_EXAMPLES, request.generator)
