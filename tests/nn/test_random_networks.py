@@ -1,0 +1,25 @@
+"""Random networks, hooks, steps and methods: plain autograd's gradients, or a refusal; never others in silence."""
+
+from collections import Counter
+
+import pytest
+
+from tests.support.random_networks import outcome
+
+
+def outcomes(seeds: range) -> Counter[str]:
+    found = {seed: outcome(seed) for seed in seeds}
+    different = {seed: said for seed, said in found.items() if said not in ("equal", "refused", "no gradient")}
+    assert different == {}
+    return Counter(found.values())
+
+
+def test_thirty_random_networks_have_plain_autograds_gradients():
+    found = outcomes(range(30))
+    assert found["equal"] >= 24, found
+
+
+@pytest.mark.exhaustive
+def test_five_hundred_random_networks_have_plain_autograds_gradients():
+    found = outcomes(range(1000, 1500))
+    assert found["equal"] >= 400, found
