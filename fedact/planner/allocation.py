@@ -55,9 +55,18 @@ class ByteAllocation:
         self.profiles: dict[tuple[Family, int, int], Profile] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
-        families = self.families if self.problem.method == AUTO else self.families[-1:]
-        profiles = [self._profile(family, self.deepest, 1) for family in families]
-        drafts = [draft for profile in profiles for draft in self._drafts(profile, depth, 1, SCAN_STATES)]
+        if self.problem.method == AUTO:
+            return self._errors(depth, 1, self.families)
+        # What the most compact alternative does with the whole batch is mostly enough, and part of the search anyway.
+        whole = self._errors(depth, self.problem.batch_size, self.families[-1:])
+        if whole and sum(whole.values()) <= NEGLIGIBLE * len(whole):
+            return whole
+        return self._errors(depth, 1, self.families[-1:])
+
+    def _errors(self, depth: int, micro_batch: int, families: Sequence[Family]) -> Mapping[str, float] | None:
+        """Return the least errors that are expected in a micro-batch, by trained layer; None where nothing fits."""
+        profiles = [self._profile(family, self.deepest, micro_batch) for family in families]
+        drafts = [draft for profile in profiles for draft in self._drafts(profile, depth, micro_batch, SCAN_STATES)]
         return min(drafts, key=lambda draft: draft.error).layer_errors if drafts else None
 
     def solve(self, depth: int) -> Solution | None:
@@ -128,9 +137,10 @@ class ByteAllocation:
         return self.problem.example_count(self.problem.trained(self.deepest), EXAMPLES, ELEMENTS)
 
     def _profile(self, family: Family, depth: int, micro_batch: int) -> Profile:
-        """Return a family's profile: the deepest one where it covers the depth and holds in every micro-batch."""
-        count, depths = (self.examples, (self.deepest, depth)) if family.per_example else (micro_batch, (depth,))
-        for each in depths:
+        """Return a family's profile: the deepest where it covers the depth, and is there or holds in every micro-batch."""
+        count = self.examples if family.per_example else micro_batch
+        deepest_first = family.per_example or (family, self.deepest, count) in self.profiles
+        for each in (self.deepest, depth) if deepest_first else (depth,):
             if (family, each, count) not in self.profiles:
                 self.profiles[family, each, count] = Profile(self.problem, family, each, self.costs, count)
             profile = self.profiles[family, each, count]
