@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any, NoReturn
 
 from fedact.cli.signals import stop_code
-from fedact.config.errors import ConfigError, as_flag, nearest
+from fedact.config.errors import ConfigError, as_flag, nearest, shortened
 from fedact.config.paths import expanded
 from fedact.config.schema import GROUPS, Config
 from fedact.reports.safe_text import escaped
@@ -137,14 +137,26 @@ def one_line(text: str) -> str:
     return line if len(line) <= MOST_SAID else f"{line[:half]} ... {line[-half:]}"
 
 
+def unusable(path: Path) -> str | None:
+    """Return why the system knows no such path, as of one whose name is too long; None where it could be there."""
+    try:
+        path.exists()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
 def check_file(flag: str, file: Path | None, suffix: str = "") -> None:
     """Raise ConfigError for a file that cannot be written, or whose name does not end in the suffix."""
     if file is None:
         return
     folder = file.absolute().parent
+    if reason := unusable(file):
+        raise ConfigError(f"--{flag} {shortened(str(file))}: {reason}")
     if not folder.is_dir():
         raise ConfigError(f"--{flag} {file}: there is no folder {folder}")
-    if file.is_dir() or not os.access(folder, os.W_OK):
+    # A device would be replaced by a file of its name.
+    if (file.exists() and not file.is_file()) or not os.access(folder, os.W_OK):
         raise ConfigError(f"--{flag} {file} cannot be written")
     if file.suffix != suffix and suffix:
         raise ConfigError(f"--{flag} {file}: the name of a figure ends in {suffix}")

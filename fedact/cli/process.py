@@ -7,7 +7,7 @@ from collections.abc import Callable
 from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, TextIO
 
-FAILED = 1
+FAILED, BAD_INPUT = 1, 2
 STANDARD = (0, 1, 2)
 """Descriptors of input, output and errors."""
 
@@ -39,6 +39,11 @@ def run_process(main: Callable[[], int]) -> int:
     """Run a command with the process's own output, and return the exit code: 1 where the output could not be written."""
     _open_closed()
     sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+    try:
+        os.getcwd()
+    except OSError:
+        print("fedact: the folder that the command was started in is gone: change to another", file=sys.stderr)
+        return BAD_INPUT
     try:
         code = main()
     except SystemExit as end:  # of argparse, which has printed its help

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from fedact.cli.console import letters_console, shell_word, show
-from fedact.cli.flags import log_to_stderr, one_line
+from fedact.cli.flags import log_to_stderr, one_line, unusable
 from fedact.cli.resume import finished_rounds, merged_config
 from fedact.cli.signals import catch_late, stop_code
-from fedact.config.errors import ConfigError, check_extra
+from fedact.config.errors import ConfigError, check_extra, shortened
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
@@ -38,6 +38,8 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
     have been added. open_grid: the way to the clients, by default as the config's runtime says.
     """
     catch_late()
+    if reason := unusable(out):
+        raise ConfigError(f"--out {shortened(str(out))}: {reason}")
     if RunFolder(out).config.is_file():
         return _go_on(out, partial(merged_config, config, out), open_grid)
     _check_empty(out)
@@ -51,6 +53,8 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
 def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
     """Go on with a run from its last finished round and return the exit code; a finished run is left as it is."""
     catch_late()
+    if reason := unusable(out):
+        raise ConfigError(f"--resume {shortened(str(out))}: {reason}")
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")

@@ -1,3 +1,4 @@
+import os
 import zipfile
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fedact import plan
 from fedact.models import MODELS, pretraining
 from fedact.simulate import main
 from tests.support.refusal import quiet_home, refused  # noqa: F401
@@ -26,6 +28,23 @@ def test_a_file_as_out_is_left_alone(capsys, tmp_path):
 def test_an_out_that_cannot_be_made_is_refused_before_pretraining(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "--out" in refused(capsys, [], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y" * 300 + "/b"])
+def test_a_name_too_long_for_the_disk_is_one_line(name, capsys, tmp_path):
+    for flag in ("--out", "--resume"):
+        assert main([flag, str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"fedact: {flag} ")
+        assert error.endswith(": File name too long\n")
+    assert not list(tmp_path.glob("[axy]*"))
+
+
+def test_a_device_is_not_replaced_by_a_file(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for flag in ("json", "figure"):
+        assert plan.main([f"--{flag}", str(tmp_path / "pipe.png")]) == 2
+    assert capsys.readouterr().err.count("pipe.png cannot be written\n") == 2
 
 
 def test_resume_of_a_folder_without_a_run(capsys, tmp_path):

@@ -53,6 +53,11 @@ def environment(monkeypatch):
         ("{help} >&- 2>&- <&-", 0, ""),
         ("{help} > /dev/full", 1, "fedact: the output cannot be written: No space left on device\n"),
         ("{help}x 2> /dev/full", 2, ""),
+        (
+            "mkdir x; cd x; rmdir ../x; {help}",
+            2,
+            "fedact: the folder that the command was started in is gone: change to another\n",
+        ),
         ("{help}x 2>&1 | true; exit ${{PIPESTATUS[0]}}", 2, ""),
     ],
 )
