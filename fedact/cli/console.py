@@ -24,7 +24,7 @@ def show(*tables: Table, prose: bool = False) -> None:
     """
     console = letters_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PROSE if prose else max(PROSE, *map(natural_width, tables))
+        console.width = PROSE if prose else max([PROSE, *map(natural_width, tables)])
     for table in tables:
         for part in fitted(table, console.width):
             # One number with its name may be wider than a very narrow terminal: that breaks its lines by itself.
