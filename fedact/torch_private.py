@@ -3,6 +3,7 @@
 The kernels are those that autograd itself runs for a layer: called alone, they need no more than what a layer saved.
 """
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ __all__ = [
     "native_layer_norm_backward",
     "ones_like",
     "qr",
+    "raw_bytes",
     "saved_tensor_hooks",
     "silu_backward",
     "sparse_parts",
@@ -119,6 +121,11 @@ def sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     return ()
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """Return a contiguous CPU tensor's memory, by no operation that a dispatch mode would see."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
 
 
 def version(tensor: Tensor) -> int:

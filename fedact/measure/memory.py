@@ -110,18 +110,24 @@ def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
     stack: takes the hooks off when it is closed.
     """
     watched: dict[int, nn.Parameter] = {}
+    buffers = {id(buffer): buffer for buffer in model.buffers()}
 
-    def look_at(module: nn.Module, *_: Any) -> None:
-        parameters = [
-            parameter for parameter in module._parameters.values() if not (parameter is None or is_lazy(parameter))
-        ]
-        ledger.note_weights(parameters)
-        ledger.note_weights(module._buffers.values())
+    def watch(parameters: Iterable[nn.Parameter | None]) -> None:
         for parameter in parameters:
-            if parameter.requires_grad and id(parameter) not in watched:
+            if id(parameter) not in watched and parameter is not None and parameter.requires_grad and not is_lazy(parameter):
                 watched[id(parameter)] = parameter
                 hook = parameter.register_post_accumulate_grad_hook(ledger.note_gradient)  # type: ignore[no-untyped-call]
                 stack.callback(hook.remove)
+
+    def look_at(module: nn.Module, *_: Any) -> None:
+        if module._parameters:
+            ledger.note_weights(module._parameters.values())
+            watch(module._parameters.values())
+        note_new_buffers(module)
+
+    def note_new_buffers(module: nn.Module) -> None:
+        if new := [buffer for buffer in module._buffers.values() if id(buffer) not in buffers]:
+            ledger.note_weights(new)
 
     for name, module in model.named_modules():
 
@@ -132,7 +138,7 @@ def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
         def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             if ledger.modules:
                 ledger.modules.pop()
-            ledger.note_weights(module._buffers.values())
+            note_new_buffers(module)
             for tensors in _declared_states(module):
                 ledger.declare_state(name, tensors)
             if not ledger.modules:
@@ -140,8 +146,8 @@ def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
 
         stack.callback(module.register_forward_pre_hook(blind(enter), prepend=True).remove)
         stack.callback(module.register_forward_hook(blind(leave), always_call=True).remove)
-        look_at(module)
-    # Again for every module that runs, the model's or not: an assignment may have made other tensors its weights since.
+    watch(model.parameters())
+    # For every module that runs, the model's or not: an assignment may have made other tensors its weights since.
     stack.callback(register_module_forward_pre_hook(blind(look_at)).remove)
 
 
