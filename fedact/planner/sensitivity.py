@@ -184,8 +184,9 @@ def _gradients(
             if name in watched:
                 stack.callback(model.get_submodule(name).register_forward_hook(partial(watch, name=name)).remove)
         step(model, batch, prefix, loss=loss)
-    weights = {name: model.get_submodule(name).weight for name in trained}
-    gradients = {name: weight.grad for name, weight in weights.items() if isinstance(weight.grad, Tensor)}
+    # Not by ``module.weight``, which a parametrization computes anew.
+    weights = {name: model.get_submodule(name)._parameters.get("weight") for name in trained}
+    gradients = {name: w.grad for name, w in weights.items() if w is not None and isinstance(w.grad, Tensor)}
     model.zero_grad()
     return gradients
 
