@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from fedact.measure.lifetimes import Lifetime
 from fedact.torch_private import (
@@ -160,7 +160,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def note_weights(self, tensors: Iterable[Tensor | None]) -> None:
         """Note what parameters, buffers and gradients are now; an assignment may have made new storages theirs."""
         for tensor in tensors:
-            if tensor is None or isinstance(tensor, UninitializedTensorMixin):
+            if tensor is None or is_lazy(tensor):
                 continue
             if storage_address(tensor.untyped_storage()) not in self.ignored:
                 self._exempt(self.find(tensor))
