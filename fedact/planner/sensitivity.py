@@ -184,9 +184,9 @@ def _gradients(
             if name in watched:
                 stack.callback(model.get_submodule(name).register_forward_hook(partial(watch, name=name)).remove)
         step(model, batch, prefix, loss=loss)
-    # Not by ``module.weight``, which a parametrization computes anew.
-    weights = {name: model.get_submodule(name)._parameters.get("weight") for name in trained}
-    gradients = {name: w.grad for name, w in weights.items() if w is not None and isinstance(w.grad, Tensor)}
+    # Not by ``module.weight``, which a parametrization computes anew: then of the first parameter behind it.
+    weights = {name: [p for key, p in model.get_submodule(name).named_parameters() if key != "bias"] for name in trained}
+    gradients = {name: found[0].grad for name, found in weights.items() if found and isinstance(found[0].grad, Tensor)}
     model.zero_grad()
     return gradients
 
