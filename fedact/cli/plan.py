@@ -90,7 +90,9 @@ def prepared(config: Config) -> Workspace:
     """
     check_names(config)
     width = config.width or (FULL_WIDTH if config.model in SCALABLE else None)
-    config = config.model_copy(update={"width": width, **ALONE})
+    # A learning rate alone is not worth a trial here: no plan is another for it.
+    lr = config.lr if config.layers == "auto" else config.usual_lr
+    config = config.model_copy(update={"width": width, "lr": lr, **ALONE})
     wanted = config.resolution or SMALL_RESOLUTION
     if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION or config.task == "segmentation":
         return prepare(config)

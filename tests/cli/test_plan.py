@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -31,7 +32,8 @@ def printed(capsys, *flags: str) -> str:
 def plan_of(budget, layers=1, method=METHOD, scope="saved"):
     workspace = prepared(make_config(SETTINGS))
     model, example = workspace.model_with({}), calibration_batch(workspace.experiment)
-    return fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
+    plan = fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
+    return replace(plan, lr=make_config(SETTINGS).usual_lr)
 
 
 def test_the_file_holds_what_make_plan_returns_for_every_method_and_distinct_budget(tmp_path, capsys):

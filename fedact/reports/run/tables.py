@@ -119,7 +119,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": _span(plans, "layers"),
-        "learning rate": rates(plans, run.config["lr"]),
+        "learning rate": rates(plans, run.config.get("lr")),
         "chosen": chosen(plans),
         f"peak bytes{unbounded}": format_bytes(_largest(clients["peak_bytes"])),
         "weights": _span(plans, "weight_bytes"),
