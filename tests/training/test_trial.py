@@ -187,3 +187,15 @@ def test_a_plan_without_a_rate_is_none_of_a_run_that_gives_none(change, says, tm
     with pytest.raises(ConfigError, match=says):
         check_plan(workspace, "exact", plan, "it")
     return None
+
+
+@pytest.mark.exhaustive
+def test_on_photographs_depth_pays_at_a_step_that_is_not_too_long(development_data):
+    weights = development_data / "weights" / "mobilenet_v2-imagenet.safetensors"
+    settings = {"dataset": "npz", "data_dir": development_data / "cifar10.npz", "weights": str(weights), "resolution": 64}
+    workspace = prepare(make_config({**settings, "max_examples": 2000, "max_test_examples": 100, "rounds": 5, "threads": 1}))
+    choice = choice_for(workspace)
+    # By hand, on 1,000 test images: the head alone 53 %, 8 layers 59 %, 16 64 % at 0.03, and 46 % or less at 0.1.
+    assert choice.layers >= 8
+    assert choice.lr(choice.layers) == 0.03
+    assert not any(trial.finished for trial in choice.trials if trial.layers and trial.lr == 0.1)
