@@ -18,6 +18,7 @@ from fedact.models.pretraining import one_thread
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, convolutions, head, states
 from fedact.planner import expected_error, make_plan
+from fedact.planner.search import USUAL_DEPTH
 from fedact.planner.trial_search import choose, usual_choice
 from fedact.training.experiment import Experiment
 from fedact.training.recipe import keeps_received_weights
@@ -26,6 +27,8 @@ from fedact.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+PRETRAINED_DEPTH = 2
+"""Trained convolutions after pretraining here: deeper ones forget more of the classes that no client holds."""
 FEWEST_EXAMPLES = 32
 """The server needs so many for a trial."""
 TOLERANCE = 1.25
@@ -92,7 +95,8 @@ def choice_for(workspace: Workspace) -> Choice:
                 "%s, in %.0f s", choice_text(workspace.choice.trials, workspace.choice.layers), time.monotonic() - started
             )
         else:
-            workspace.choice = usual_choice(config.layers, count, config.usual_lr)
+            depth = PRETRAINED_DEPTH if config.weights == "pretrain" else USUAL_DEPTH
+            workspace.choice = usual_choice(config.layers, count, config.usual_lr, depth)
     return workspace.choice
 
 

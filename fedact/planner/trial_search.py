@@ -16,9 +16,9 @@ Judge = Callable[[int, float, Judgement | None], Judgement]
 """(layers, learning rate, what it must beat) -> how the candidate did."""
 
 
-def usual_choice(layers: int | str, convolutions: int, lr: float) -> Choice:
-    """Return what is trained without a trial: the given layers, or for "auto" the usual depth, at one learning rate."""
-    return Choice(min(USUAL_DEPTH, convolutions) if layers == "auto" else int(layers), ((0, lr),))
+def usual_choice(layers: int | str, convolutions: int, lr: float, depth: int = USUAL_DEPTH) -> Choice:
+    """Return what is trained without a trial: the given layers, or for "auto" ``depth``, at one learning rate."""
+    return Choice(min(depth, convolutions) if layers == "auto" else int(layers), ((0, lr),))
 
 
 def choose(judge: Judge, layers: int | str, convolutions: int, lr: float | None, usual_lr: float, has_head: bool) -> Choice:
