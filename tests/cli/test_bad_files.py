@@ -124,7 +124,6 @@ NPZ = {
     "nothing to train": arrays(x_train=np.zeros((0, 8, 8, 3), np.uint8), y_train=np.zeros(0, int)),
     "nothing to test": arrays(x_test=np.zeros((0, 8, 8, 3), np.uint8), y_test=np.zeros(0, int)),
     "images of no pixels": arrays(x_train=np.zeros((40, 0, 0, 3), np.uint8)),
-    "test set without a class of the clients": arrays(y_test=np.zeros(8, int)),
 }
 
 
