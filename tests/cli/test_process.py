@@ -67,12 +67,19 @@ def test_an_output_that_ends_early_or_is_full_or_closed(shell, code, says, envir
     assert says is None or done.stderr == says
 
 
+def heeding_ctrl_c():
+    """Make a process heed Ctrl-C, though the tests may run in the background, where a shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("module", ["typing", "pydantic", "torch"])
 def test_whatever_is_being_imported_a_stop_is_one_line(module, number, code, tmp_path, environment):
     (tmp_path / f"{module}.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
     environment.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    done = subprocess.run([*HELP[:-1], "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    done = subprocess.run(
+        [*HELP[:-1], "--out", str(tmp_path / "out")], capture_output=True, text=True, preexec_fn=heeding_ctrl_c
+    )
     assert (done.returncode, done.stderr, done.stdout) == (code, "\nfedact: interrupted; nothing was written\n", "")
 
 
