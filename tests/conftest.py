@@ -31,8 +31,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def no_inherited_folders(monkeypatch, tmp_path_factory):
-    """Nothing is read from or written to the home folder, but for the development data."""
+def no_inherited_environment(monkeypatch, tmp_path_factory):
+    """Nothing is read from or written to the home folder, but for the development data; tables are as wide as in a file."""
+    # pytest-xdist tells its workers the terminal's width.
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

@@ -150,8 +150,7 @@ def test_rounds_to_an_accuracy_is_the_mean_over_seeds_and_none_where_one_never_g
 
 
 @pytest.mark.parametrize(("text", "code"), [("0.5", 0), ("50%", 0), ("high", 2), ("1.5", 2), ("-1", 2), ("nan", 2)])
-def test_the_accuracy_asked_for_is_a_share(runs, tmp_path, capsys, monkeypatch, text, code):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_the_accuracy_asked_for_is_a_share(runs, tmp_path, capsys, text, code):
     found, out, err = compared(capsys, runs / "b", "--out", tmp_path, f"--accuracy={text}")
     assert found == code
     assert "50.0 %" in out if code == 0 else "--accuracy is a share" in err

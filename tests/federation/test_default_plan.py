@@ -11,7 +11,7 @@ from fedact.reports.saved_tensors import saved_tensors
 from fedact.training.workspace import prepare
 
 
-@pytest.mark.parametrize("layers", [8, 32])
+@pytest.mark.parametrize("layers", [8, pytest.param(32, marks=pytest.mark.exhaustive)])
 def test_the_main_jobs_plan_keeps_factors_in_large_micro_batches(layers):
     """At random weights, to spare the pretraining: of a trained network's activations less is kept."""
     workspace = prepare(make_config({"clients": 20, "budget": "512KB", "layers": layers, "weights": "none"}))
