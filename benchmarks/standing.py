@@ -78,7 +78,8 @@ def main_job(bench: Bench) -> Figures:
     size = ("--clients", 4, "--rounds", 1, "--pretrain-epochs", 2, "--layers", 6) if bench.quick else ("--clients", 20)
     first, rows = bench.simulate("main", *size, "--budget", "512KB")
     following, _ = bench.simulate("main-again", *size, "--budget", "512KB")
-    (plan,) = next(iter(json.loads((bench.folder / "main/plans.json").read_text()).values())).values()
+    # The first round's plan: later rounds may have others.
+    plan, *_ = next(iter(json.loads((bench.folder / "main/plans.json").read_text()).values())).values()
     methods = [kept["method"].partition(":")[0] for kept in plan["kept"]]
     clients, (*_, last) = ([row for row in rows if row["kind"] == kind] for kind in ("client", "round"))
     # Before rows had these fields, accuracy was on test examples redrawn in the clients' proportions.
