@@ -37,7 +37,7 @@ def test_weights_of_another_network_are_refused(development_data, tmp_path, caps
 @pytest.mark.slow
 def test_a_fleet_learns_cifar_within_its_budget(development_data, tmp_path):
     small = ["--resolution", "64", "--max-examples", "400", "--max-test-examples", "200", "--clients", "4", "--rounds", "2"]
-    small += ["--lr", "0.03"]
+    small += ["--layers", "4", "--lr", "0.03"]
     assert main([*cifar(development_data, *small), "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     assert (run.clients["status"] == "ok").all()
