@@ -18,7 +18,8 @@ from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Outcome
 from fedact.nn.surgery import load_states, trained_parameters
 from fedact.training.batches import client_batches
-from fedact.training.local import LocalTraining, evaluate, train_locally
+from fedact.training.evaluation import evaluate
+from fedact.training.local import LocalTraining, train_locally
 from fedact.training.recipe import keeps_received_weights, recipe
 from fedact.training.workspace import Workspace, workspace_of
 

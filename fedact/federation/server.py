@@ -19,8 +19,8 @@ from fedact.federation.traffic import Traffic
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
 from fedact.training.batches import test_batches
+from fedact.training.evaluation import evaluate
 from fedact.training.forgetting import client_accuracy, forgotten, unheld_accuracy
-from fedact.training.local import evaluate
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
 

@@ -39,6 +39,9 @@ class Count(Protocol):
 
     def add(self, scores: Tensor, targets: Tensor) -> None: ...
 
+    def join(self, later: Any) -> None:
+        """Add the batches of another count, as if they had been added here."""
+
     def outcome(self) -> Outcome: ...
 
 
@@ -46,19 +49,25 @@ class ClassCount:
     """Counts the images of every class, and the correctly classified ones among them."""
 
     def __init__(self, classes: int) -> None:
-        self.examples, self.right, self.loss = np.zeros(1, np.int64), np.zeros(1, np.int64), 0.0
+        self.examples, self.right = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self.losses: list[float] = []
 
     def add(self, scores: Tensor, targets: Tensor) -> None:
         labels, found = targets.cpu().numpy(), scores.argmax(1).cpu().numpy()
         # Nobody need say how many classes there are: scores have a column for each.
         self.examples = self.examples + np.bincount(labels, minlength=scores.shape[1])
         self.right = self.right + np.bincount(labels[found == labels], minlength=scores.shape[1])
-        self.loss += float(F.cross_entropy(scores, targets, reduction="sum"))
+        self.losses.append(float(F.cross_entropy(scores, targets, reduction="sum")))
+
+    def join(self, later: "ClassCount") -> None:
+        self.examples, self.right = self.examples + later.examples, self.right + later.right
+        # Each batch's by itself: so their sum has the same bits, however the batches were shared out.
+        self.losses += later.losses
 
     def outcome(self) -> Outcome:
         examples, right = self.examples.tolist(), self.right.tolist()
         shares = tuple(own / each if each else None for own, each in zip(right, examples, strict=True))
-        return Outcome(sum(right) / sum(examples), self.loss / sum(examples), None, shares, tuple(examples))
+        return Outcome(sum(right) / sum(examples), sum(self.losses) / sum(examples), None, shares, tuple(examples))
 
 
 class PixelCount:
@@ -68,19 +77,25 @@ class PixelCount:
         from torchmetrics.classification import MulticlassJaccardIndex
 
         self.index: Any = MulticlassJaccardIndex(classes, average="none", ignore_index=VOID, zero_division=nan)
-        self.examples, self.loss = 0, 0.0
+        self.examples = 0
+        self.losses: list[float] = []
 
     def add(self, scores: Tensor, targets: Tensor) -> None:
         self.examples += len(targets)
-        self.loss += float(pixel_loss.lean(scores, targets)) * len(targets)
+        self.losses.append(float(pixel_loss.lean(scores, targets)) * len(targets))
         self.index.to(scores.device).update(pixel_classes(scores, targets.shape[1:]), targets)
+
+    def join(self, later: "PixelCount") -> None:
+        self.examples += later.examples
+        self.losses += later.losses
+        self.index.merge_state(later.index.to(self.index.device))
 
     def outcome(self) -> Outcome:
         class_iou = self.index.compute()
         values = tuple(None if isnan(value) else value for value in class_iou.tolist())
         score = None if all(value is None for value in values) else float(class_iou.nanmean())
         pixels = tuple(self.index.confmat.sum(1).tolist())
-        return Outcome(score, self.loss / self.examples, values, values, pixels)
+        return Outcome(score, sum(self.losses) / self.examples, values, values, pixels)
 
 
 @dataclass(frozen=True)

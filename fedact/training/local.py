@@ -1,4 +1,4 @@
-"""One client's local fine-tuning in plain PyTorch, with the bytes of its steps measured; and evaluation."""
+"""One client's local fine-tuning in plain PyTorch, with the bytes of its steps measured."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,8 +13,8 @@ from fedact.compression.method import owned
 from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, maximum_memory, measure_memory, stored_bytes
-from fedact.models.micro_batch import Inputs, add_gradient, scores_of
-from fedact.models.tasks import TASKS, Loss, Outcome, task_loss
+from fedact.models.micro_batch import Inputs, add_gradient
+from fedact.models.tasks import Loss, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import trained_parameters
 from fedact.training.frozen_prefix import BatchOutputs
@@ -174,21 +174,6 @@ def within_budget(memory: Memory, plan: Plan) -> Memory:
     if memory.hidden_bytes:
         raise BudgetError(f"ledger and hooks disagree: {memory.hidden_bytes:,} bytes are held out of autograd's sight")
     return memory
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "classification", classes: int = 0) -> Outcome:
-    """Return the model's metrics on the examples, in eval mode; classes: their number, for segmentation."""
-    training, count, at_once = model.training, TASKS[task].count(classes), TASKS[task].evaluation_batch
-    if training:
-        model.eval()
-    for start in range(0, examples, at_once):
-        x, y = batches(np.arange(start, min(start + at_once, examples)))
-        with _threads(x):
-            count.add(scores_of(model, x), y)
-    if training:
-        model.train()
-    return count.outcome()
 
 
 def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:

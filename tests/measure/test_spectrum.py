@@ -65,7 +65,7 @@ def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     from fedact.training.batches import test_batches
-    from fedact.training.local import evaluate
+    from fedact.training.evaluation import evaluate
 
     for method in ("exact", "quantize:bits=4"):
         workspace, model = trained_model(run, method)

@@ -1,5 +1,7 @@
 """How answers are counted: the mean IoU against a count by hand and torchmetrics' own."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,20 @@ def test_the_middle_is_the_middle():
     assert torch.equal(middle[:, 0], mask)
     assert torch.equal(mask, y[:, 1:5, 2:6])
     assert center_crop(x, y, None) == (x, y)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_counts_of_portions_joined_are_the_count_of_all_batches_bit_for_bit(task):
+    random = torch.Generator().manual_seed(1)
+    size = (8, 8) if task == "segmentation" else ()
+    batches = [
+        (torch.randn((5, 6, *size), generator=random), torch.randint(6, (5, *size), generator=random)) for _ in range(5)
+    ]
+    whole, *parts = (TASKS[task].count(6) for _ in range(4))
+    for place, batch in enumerate(batches):
+        whole.add(*batch)
+        parts[place // 2].add(*batch)
+    first, *later = (pickle.loads(pickle.dumps(part)) for part in parts)
+    for part in later:
+        first.join(part)
+    assert first.outcome() == whole.outcome()

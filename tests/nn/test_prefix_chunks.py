@@ -13,7 +13,7 @@ from fedact.measure.memory import Memory
 from fedact.measure.step import prefix_outputs
 from fedact.nn.surgery import trained_parameters
 from fedact.planner import make_plan
-from fedact.training.local import evaluate
+from fedact.training.evaluation import evaluate
 from tests.support import planned
 from tests.support.networks import Residual, batch, chunked, measure, train
 

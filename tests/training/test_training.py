@@ -18,7 +18,8 @@ from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, measure_memory
 from fedact.nn.surgery import trained_parameters
 from fedact.training import local as training
-from fedact.training.local import evaluate, micro_step, train_locally, within_budget
+from fedact.training.evaluation import evaluate
+from fedact.training.local import micro_step, train_locally, within_budget
 from fedact.training.recipe import Recipe
 from tests.support.portions import examples, rotated
 
