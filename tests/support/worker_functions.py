@@ -1,0 +1,72 @@
+"""Functions that tests call in workers, which look them up by name."""
+
+import os
+import signal
+import time
+
+import torch
+
+
+def double(value):
+    return 2 * value
+
+
+def whoami(_):
+    return os.getpid()
+
+
+def threads(_):
+    return torch.get_num_threads()
+
+
+def fails(text):
+    raise ValueError(text)
+
+
+class TwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first}, {second}")
+
+
+def fails_strangely(_):
+    raise TwoArguments(1, 2)
+
+
+def returns_a_function(_):
+    return lambda: None
+
+
+def ends(code):
+    os._exit(code)
+
+
+def kills_itself(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ends_where_negative(value):
+    return os._exit(3) if value < 0 else value
+
+
+STATE = {}
+
+
+def remember(value):
+    STATE["value"] = STATE.get("value", 0) + value
+
+
+def remembered(_):
+    time.sleep(0.05)
+    return os.getpid(), STATE.get("value")
+
+
+def sleep_long(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def nested(values):
+    from fedact.processes.pool import Workers
+
+    with Workers(4) as workers:
+        return workers.count, [outcome.value for outcome in workers.map(whoami, values)]
