@@ -4,8 +4,12 @@ The kernels are those that autograd itself runs for a layer: called alone, they 
 """
 
 import ctypes
-from collections.abc import Callable
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as _of_all
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "avg_pool2d_backward",
     "blind",
     "clear_hooks",
+    "compiler_on_demand",
     "convolution",
     "convolution_backward",
     "eigh",
@@ -50,6 +55,8 @@ __all__ = [
     "threshold_backward",
     "version",
 ]
+
+COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 Kernel = Callable[..., Tensor]
@@ -152,3 +159,43 @@ def clear_hooks(module: nn.Module) -> None:
     """Take off a module's forward hooks and forward pre-hooks."""
     module._forward_hooks.clear()
     module._forward_pre_hooks.clear()
+
+
+class TorchDispatchMode(_TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """torch's mode; where torch's compiler is not loaded, its first operation does not load it."""
+
+    def __enter__(self) -> Self:
+        dispatch, disabled = type(self).__torch_dispatch__.__wrapped__, "__dynamo_disable"
+        if COMPILER[0] in sys.modules:
+            # torch wraps it anew, so that the compiler leaves it alone.
+            vars(dispatch).pop(disabled, None)
+        else:
+            setattr(dispatch, disabled, dispatch)
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+
+@contextmanager
+def compiler_on_demand() -> Iterator[None]:
+    """Within this context, a function imported from torch's compiler loads it with its first call, not at once.
+
+    torchvision imports one, which asks whether a call is being compiled; torch's compiler takes longer to load than torch.
+    """
+    if any(name in sys.modules for name in COMPILER):
+        yield
+        return
+
+    def on_demand(name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(import_module(COMPILER[-1]), name)(*args, **kwargs)
+
+    package, functions = map(ModuleType, COMPILER)
+    package.__path__ = []
+    functions.__getattr__ = on_demand  # type: ignore[method-assign]
+    sys.modules.update(zip(COMPILER, (package, functions), strict=True))
+    try:
+        yield
+    finally:
+        for name in COMPILER:
+            sys.modules.pop(name, None)
+        vars(torch).pop("_dynamo", None)

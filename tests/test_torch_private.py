@@ -1,6 +1,8 @@
 """What fedact uses of torch beyond what torch documents: each name is there, and only one file knows it."""
 
 import ast
+import subprocess
+import sys
 from functools import reduce
 from pathlib import Path
 
@@ -99,3 +101,29 @@ def test_no_other_file_knows_them():
     files = [file for file in root.rglob("*.py") if file.name != "torch_private.py"]
     assert {str(file.relative_to(root)): names for file in files if (names := private_names(file))} == {}
     assert len(private_names(root / "torch_private.py")) > len(KERNELS)
+
+
+LIGHT = """
+import sys
+import fedact
+from fedact.vision import models, ops
+from fedact.models.sgd import Sgd
+import torch
+model = models.get_model("mobilenet_v2", num_classes=2, width_mult=0.1)
+model.eval()(torch.rand(1, 3, 32, 32)).sum().backward()
+Sgd(list(model.parameters()), 0.1, 0.9).step(1.0)
+with fedact.measure_memory(model) as memory:
+    model(torch.rand(1, 3, 32, 32)).sum().backward()
+assert memory.peak_bytes
+compiler = [name for name in sys.modules if name.startswith("torch._dynamo")]
+assert not compiler, compiler
+boxes = ops.roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0.0, 2.0, 2.0]])], 2)
+assert boxes.eq(1).all()
+import torch._dynamo.utils
+assert torch._dynamo.utils.is_compile_supported is not None
+"""
+
+
+def test_torchs_compiler_is_not_loaded_but_there():
+    ran = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

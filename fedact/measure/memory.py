@@ -8,7 +8,7 @@ module that did not return it, or if the backward pass reads again what the forw
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,15 @@ class Memory:
     by_layer: dict[str, int] = field(default_factory=dict)
 
 
+class Stateful(Protocol):
+    """An optimizer, torch's or another: its state's values hold the tensors that it keeps from step to step."""
+
+    @property
+    def state(self) -> Any: ...
+
+
 @contextmanager
-def measure_memory(model: nn.Module, inputs: Any = (), optimizer: torch.optim.Optimizer | None = None) -> Iterator[Memory]:
+def measure_memory(model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None) -> Iterator[Memory]:
     """Yield a Memory that has the bytes of the steps inside the ``with`` block once it ends.
 
     inputs: the raw images and labels, in any nesting, which are not counted; nor is the state of the optimizer.
@@ -181,5 +188,5 @@ def _declared_states(module: nn.Module) -> Iterator[list[Tensor]]:
         yield list(declared())
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+def _optimizer_state(optimizer: Stateful | None) -> list[Tensor]:
     return [tensor for state in (optimizer.state.values() if optimizer else ()) for tensor in tensors_in(state)]

@@ -21,28 +21,28 @@ COUNTER = "num_batches_tracked"
 
 def classifier_names() -> list[str]:
     """Return the names of every classifier that torchvision has."""
-    import torchvision.models
+    from fedact.vision import models
 
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = models.list_models(module=models)
     return names
 
 
 def build(name: str, classes: int, **settings: Any) -> nn.Module:
     """Return one of torchvision's classifiers with random weights, without auxiliary heads."""
-    from torchvision.models import get_model
+    from fedact.vision import models
 
     if name in AUXILIARY:
         # Its ImageNet weights were made for inputs that it scales itself.
         settings |= {"aux_logits": False, "transform_input": True, "init_weights": True}
-    model: nn.Module = get_model(name, num_classes=classes, **settings)
+    model: nn.Module = models.get_model(name, num_classes=classes, **settings)
     return model
 
 
 def imagenet_weights(name: str) -> Any:
     """Return torchvision's best ImageNet weights of a model: an enum with ``get_state_dict`` and ``transforms``."""
-    from torchvision.models import get_model_weights
+    from fedact.vision import models
 
-    return get_model_weights(name).DEFAULT
+    return models.get_model_weights(name).DEFAULT
 
 
 def to_model_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
+
+from fedact.vision import ops
 
 STEM = 16
 BLOCKS = (
@@ -60,7 +61,7 @@ class MCUNet(nn.Module):
         result: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             layer, _, kind = name.rpartition(".")
-            if not isinstance(layers.get(layer), Conv2dNormActivation):
+            if not isinstance(layers.get(layer), ops.Conv2dNormActivation):
                 result[name] = tensor.flatten(1) if layer == "classifier" and kind == "weight" else tensor
             elif kind == "weight":
                 result[f"{layer}.0.weight"] = tensor
@@ -73,7 +74,7 @@ def _convolution(
     channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activated: bool = True
 ) -> nn.Module:
     activation = nn.ReLU6 if activated else None
-    block: nn.Module = Conv2dNormActivation(channels, out, kernel, stride, groups=groups, activation_layer=activation)
+    block: nn.Module = ops.Conv2dNormActivation(channels, out, kernel, stride, groups=groups, activation_layer=activation)
     return block
 
 

@@ -90,9 +90,9 @@ def _of_smp(decoder: str, encoder: str, classes: int) -> nn.Module:
 
 
 def _of_torchvision(name: str, classes: int, kind: type[BackboneSegmenter] = BackboneSegmenter) -> nn.Module:
-    from torchvision.models import get_model
+    from fedact.vision import models
 
-    built: Any = get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    built: Any = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
     return kind(built.backbone, built.classifier)
 
 

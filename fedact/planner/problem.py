@@ -13,6 +13,7 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
+from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss
 from fedact.nn.prefix.chunks import examples_are_independent
 from fedact.nn.prefix.split import split
@@ -196,9 +197,8 @@ def _memories(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk
     model = install(problem.model, methods, prefix_chunk=prefix_chunk)
     if any(method.traits.calibrated for method in methods.values()):
         calibrate(model, problem.x)
-    parameters = trained_parameters(model).values()
-    momentum = MOMENTUM if problem.momentum else 0.0
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=WEIGHT_DECAY, fused=True)
+    parameters = list(trained_parameters(model).values())
+    optimizer = Sgd(parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY)
     memories: list[Memory] = []
     while not memories or (len(memories) == 1 and memories[0].state_bytes):
         with measure_memory(model, inputs=(x, y, worst_case_tensors(methods)), optimizer=optimizer) as memory:

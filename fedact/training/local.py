@@ -14,6 +14,7 @@ from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, maximum_memory, measure_memory, stored_bytes
 from fedact.models.micro_batch import Inputs, add_gradient
+from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import trained_parameters
@@ -77,7 +78,7 @@ def micro_step(
     y: Tensor,
     batch_examples: int,
     loss: Loss,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Sgd | None = None,
     clip_norm: float = float("inf"),
     before_clipping: Callable[[], None] | None = None,
 ) -> float:
@@ -90,8 +91,7 @@ def micro_step(
         if optimizer is not None:
             if before_clipping is not None:
                 before_clipping()
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
-            optimizer.step()
+            optimizer.step(clip_norm)
         return float(value.detach())
 
 
@@ -115,7 +115,7 @@ def train_locally(
     parameters = list(trained_parameters(model).values())
     received = copies_of(parameters) if recipe.pull else []
     pull = partial(add_proximal_gradient, parameters, received, recipe.pull) if recipe.pull else None
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = Sgd(parameters, recipe.lr, recipe.momentum, recipe.weight_decay)
     losses: list[float] = []
     memories: list[Memory] = []
     for chosen in epochs(examples, recipe, generator):

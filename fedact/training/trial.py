@@ -19,6 +19,7 @@ from fedact.data.partition import PARTITIONS, partition_examples
 from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
+from fedact.models.sgd import Sgd
 from fedact.models.tasks import TASKS, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import install, smooth_activations, trained_layers, trained_parameters
@@ -137,9 +138,7 @@ class TrialFleet:
                 _load(parameters, means)
                 weights = list(parameters.values())
                 pull = partial(add_proximal_gradient, weights, copies_of(weights), settings.pull) if settings.pull else None
-                optimizer = torch.optim.SGD(
-                    weights, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-                )
+                optimizer = Sgd(weights, settings.lr, settings.momentum, settings.weight_decay)
                 random = generator(self.config.seed, Purpose.TRIAL, round_number, 1 + number * CLIENTS + client)
                 for chosen in epochs(len(own), settings, random):
                     x, y = self._examples(prefix, own[chosen])

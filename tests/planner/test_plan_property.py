@@ -18,6 +18,7 @@ from fedact.compression import METHODS, make_method
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.measure.step import parts
+from fedact.models.sgd import Sgd
 from fedact.nn.surgery import calibrate, load_states, states, trained_parameters
 from fedact.planner.allocation import NEGLIGIBLE
 from fedact.training.local import micro_step
@@ -115,7 +116,7 @@ def trained(asked: Case, plan: Plan) -> Memory:
     Each ends with a batch of one full micro-batch, and one of fewer examples.
     """
     model, memories = client_of(asked, plan), []
-    optimizer = torch.optim.SGD(trained_parameters(model).values(), 0.01, 0.9 * asked.momentum, weight_decay=1e-4)
+    optimizer = Sgd(list(trained_parameters(model).values()), 0.01, 0.9 * asked.momentum, 1e-4)
     sizes = [asked.batch, plan.micro_batch, 1 + asked.seed % plan.micro_batch]
     for number, size in enumerate(2 * sizes, start=1):
         micro_batches = list(parts(asked.data(size, number), plan.micro_batch))

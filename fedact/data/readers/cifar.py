@@ -24,14 +24,16 @@ def load(request: Request, classes: int) -> Source:
 
     Raises ConfigError, with what to put where, if it is missing and cannot be downloaded.
     """
-    from torchvision import datasets
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+    from fedact.vision import datasets
 
+    utils = datasets.utils
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
     parts = (kind.train_list, kind.test_list)
     try:
-        if not all(check_integrity(request.path / kind.base_folder / name, md5) for part in parts for name, md5 in part):
-            download_and_extract_archive(kind.url, request.path, filename=kind.filename, md5=kind.tgz_md5)
+        if not all(
+            utils.check_integrity(request.path / kind.base_folder / name, md5) for part in parts for name, md5 in part
+        ):
+            utils.download_and_extract_archive(kind.url, request.path, filename=kind.filename, md5=kind.tgz_md5)
         files = [[_verified(request.path / kind.base_folder / name, md5) for name, md5 in part] for part in parts]
     except (OSError, RuntimeError) as error:
         archive, folder = ARCHIVES[classes]

@@ -40,7 +40,7 @@ def load(request: Request) -> Source:
 
 def _classes() -> tuple[tuple[str, ...], dict[int, int]]:
     """Return the names of the classes, and the class of each official id, VOID for those that are not scored."""
-    from torchvision import datasets
+    from fedact.vision import datasets
 
     labels = [label for label in datasets.Cityscapes.classes if label.id >= 0]
     scored = {label.train_id: label.name for label in labels if not label.ignore_in_eval}

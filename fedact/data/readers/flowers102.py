@@ -17,7 +17,7 @@ def load(request: Request) -> Source:
 
     Raises ConfigError, with what to put where, if they are missing and cannot be downloaded, and for broken labels.
     """
-    from torchvision import datasets
+    from fedact.vision import datasets
 
     folder = request.path / "flowers-102"
     needed = [folder / "jpg", folder / "imagelabels.mat", folder / "setid.mat"]

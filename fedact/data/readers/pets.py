@@ -14,7 +14,7 @@ def load(request: Request) -> Source:
 
     Raises ConfigError, with what to put where, if they are missing and cannot be downloaded, and for a broken list.
     """
-    from torchvision import datasets
+    from fedact.vision import datasets
 
     folder = request.path / "oxford-iiit-pet"
     needed = [folder / "images", folder / "annotations" / "trainval.txt", folder / "annotations" / "test.txt"]

@@ -25,7 +25,7 @@ def load(request: Request) -> Source:
     The frame is a square, a picture's source the year in its name. Raises ConfigError, with what to put where, if they are
     missing and cannot be downloaded, and for lists, pictures and masks that do not fit together.
     """
-    from torchvision import datasets
+    from fedact.vision import datasets
 
     folder = request.path / "VOCdevkit" / "VOC2012"
     lists = folder / "ImageSets" / "Segmentation"
