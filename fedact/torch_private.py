@@ -18,10 +18,8 @@ from torch.nn.modules import module as _of_all
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 __all__ = [
-    "FLOP_FORMULAS",
     "InstanceNorm",
     "NormWithStatistics",
     "TorchDispatchMode",
@@ -33,6 +31,7 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "eigh",
+    "flop_formulas",
     "gelu_backward",
     "hardswish_backward",
     "hardtanh_backward",
@@ -66,9 +65,6 @@ NormWithStatistics = _NormBase
 InstanceNorm = _InstanceNorm
 """What batch norms and instance norms have in common, and what instance norms have."""
 
-FLOP_FORMULAS: dict[Any, Callable[..., int]] = flop_registry
-"""PyTorch's formulas of floating-point operations, by operator."""
-
 convolution_backward: Kernels = torch.ops.aten.convolution_backward
 native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
 max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
@@ -92,6 +88,14 @@ convolution: Any = torch.ops.aten.convolution.default
 """Every convolution, as a dispatch mode sees it, of whatever dimensions and padding."""
 ones_like: Any = torch.ops.aten.ones_like.default
 """What makes the gradient that a backward pass begins with."""
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """Return PyTorch's formulas of floating-point operations, by operator."""
+    # Loads Triton, which nothing else here needs.
+    from torch.utils.flop_counter import flop_registry
+
+    return flop_registry
 
 
 def in_backward_pass() -> bool:
@@ -165,7 +169,7 @@ class TorchDispatchMode(_TorchDispatchMode):  # type: ignore[no-untyped-call]
     """torch's mode; where torch's compiler is not loaded, its first operation does not load it."""
 
     def __enter__(self) -> Self:
-        dispatch, disabled = type(self).__torch_dispatch__.__wrapped__, "__dynamo_disable"
+        dispatch, disabled = type(self).__torch_dispatch__.__wrapped__, "__dynamo_disable"  # type: ignore[attr-defined]
         if COMPILER[0] in sys.modules:
             # torch wraps it anew, so that the compiler leaves it alone.
             vars(dispatch).pop(disabled, None)

@@ -12,7 +12,7 @@ from fedact.config.seeds import Purpose, generator
 from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
-from fedact.torch_private import FLOP_FORMULAS, TorchDispatchMode, convolution_backward, eigh, qr, svd
+from fedact.torch_private import TorchDispatchMode, convolution_backward, eigh, flop_formulas, qr, svd
 
 Clock = Callable[[], float]
 
@@ -101,10 +101,11 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total: int = 0
+        self.formulas = {**flop_formulas(), **OWN_FORMULAS}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func.overloadpacket)
+        formula = self.formulas.get(func.overloadpacket)
         if formula:
             self.total += int(formula(*args, **(kwargs or {}), out_val=result))
         return result
@@ -150,11 +151,10 @@ def _svd(x: Tensor, *_: Any, **__: Any) -> int:
     return prod(batch) * (6 * m * n**2 + 20 * n**3)
 
 
-FORMULAS: dict[Any, Callable[..., int]] = {
-    **FLOP_FORMULAS,
+OWN_FORMULAS: dict[Any, Callable[..., int]] = {
     convolution_backward: _convolution_backward,
     eigh: _eigh,
     qr: _qr,
     svd: _svd,
 }
-"""PyTorch's, and Golub and Van Loan's for decompositions with vectors: symmetric QR 9n^3, Householder QR with Q, R-SVD."""
+"""What PyTorch has none or another for; Golub and Van Loan's for decompositions with vectors: symmetric QR 9n^3, Householder QR with Q, R-SVD."""

@@ -23,11 +23,11 @@ class Sgd:
     tensor([-0.6000, -0.8000])
     """
 
-    parameters: Sequence[nn.Parameter]
+    parameters: Sequence[Tensor]
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    state: dict[nn.Parameter, dict[str, Tensor | None]] = field(default_factory=dict, init=False)
+    state: dict[Tensor, dict[str, Tensor | None]] = field(default_factory=dict, init=False)
 
     def zero_grad(self) -> None:
         """Free the gradients."""
@@ -40,7 +40,7 @@ class Sgd:
 
         The gradients are left as scaled.
         """
-        updated = [parameter for parameter in self.parameters if parameter.grad is not None]
+        updated: list[Tensor] = [parameter for parameter in self.parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in updated if parameter.grad is not None]
         if not updated:
             return
