@@ -157,4 +157,7 @@ OWN_FORMULAS: dict[Any, Callable[..., int]] = {
     qr: _qr,
     svd: _svd,
 }
-"""What PyTorch has none or another for; Golub and Van Loan's for decompositions with vectors: symmetric QR 9n^3, Householder QR with Q, R-SVD."""
+"""What PyTorch has none or another for; Golub and Van Loan's for decompositions with vectors.
+
+Symmetric QR 9n^3, Householder QR with Q, R-SVD.
+"""
