@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedact.measure.lifetimes import Lifetime
+from fedact.measure.timeline import Slot
 from fedact.torch_private import (
     TorchDispatchMode,
     convolution,
@@ -28,9 +29,13 @@ _NO_TENSORS = {int, float, bool, str, type(None), torch.dtype, torch.device, tor
 
 @dataclass(eq=False)
 class Pack:
-    """What autograd stores in place of a saved tensor while the ledger runs; released with it."""
+    """What autograd stores in place of a saved tensor while the ledger runs; released with it.
+
+    uses: of its storages, from when to when they are saved by it.
+    """
 
     tensor: Tensor
+    uses: list[tuple[Lifetime, list[float]]] = field(default_factory=list)
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,9 +53,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Keeping the storages keeps their addresses from being given to others.
         self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
         self.modules: list[tuple[str, nn.Module]] = []
-        self.paper: list[list[float]] = []
+        self.paper: list[tuple[list[float], Lifetime]] = []
         self.possible_inputs: list[tuple[int, list[float], int]] = []
         self.declared: dict[str, list[Lifetime]] = {}
+        self.slots: list[Slot] = []
+        self.work: list[tuple[float, list[float]]] = []
         self.watched: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,20 +121,26 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 life.owner = self.modules[-1][0]
             span, paper = [self.clock, math.inf], [self.clock, math.inf, 0.0]
             life.packed.append(span)
+            pack.uses.append((life, span))
             if self.modules and not life.exempt:
-                self._note_paper_bytes(part, paper)
+                self._note_paper_bytes(part, paper, life)
             self.watched.append(weakref.ref(pack, partial(self._release, span, paper)))
         return pack
+
+    def unpack(self, pack: Pack) -> Tensor:
+        """Return what autograd saved; what a method stored is decoded from now until it is released."""
+        self.work += [(self.clock, span) for life, span in pack.uses if life.slot is not None]
+        return pack.tensor
 
     def _release(self, span: list[float], paper: list[float], _: Any) -> None:
         span[1] = paper[1] = self.clock
 
-    def _note_paper_bytes(self, tensor: Tensor, span: list[float]) -> None:
+    def _note_paper_bytes(self, tensor: Tensor, span: list[float], life: Lifetime) -> None:
         """Count a tensor that a trained convolution saves for the papers' figure, if it is the convolution's input."""
         module = self.modules[-1][1]
         if not (isinstance(module, nn.Conv2d) and trains_weight(module)):
             return
-        self.paper.append(span)
+        self.paper.append((span, life))
         # A module that saves its input by itself, and may pack several elements into a byte, says so.
         elements = getattr(module, "stored_elements", None)
         if elements is not None:
@@ -151,6 +164,22 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.declared[name] = [self.find(tensor) for tensor in states]
         for life in self.declared[name]:
             life.state_until = math.inf
+
+    def begin_call(self) -> None:
+        """Note that a method begins to compress."""
+        self.work.append((self.clock, [self.clock, math.inf]))
+
+    def end_call(self, tensors: Iterable[Tensor]) -> None:
+        """Note the tensors that a compression returned."""
+        self.work[-1][1][1] = self.clock
+        self.give_slots(self.modules[-1][0] if self.modules else "", tensors)
+
+    def give_slots(self, layer: str, tensors: Iterable[Tensor], old: bool = False) -> None:
+        """Give every tensor that a method stores for a layer a slot, which is its storage's if that has none yet."""
+        for place, tensor in enumerate(tensors):
+            life = self.find(tensor)
+            life.slot = len(self.slots) if life.slot is None else life.slot
+            self.slots.append(Slot(layer, place, old))
 
     def note_gradient(self, parameter: Tensor) -> None:
         """Note that a storage has become the parameter's gradient, which is not counted from then on."""

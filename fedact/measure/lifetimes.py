@@ -18,7 +18,8 @@ class Lifetime:
     starts from, made by itself. entered: read by a module's forward pass; read: by any forward pass. last_use: the last time
     that a backward pass read it. packed: [start, end] of each time that autograd saved it. state_until: when it stopped
     being a module's declared state, which is counted apart; infinity for what still is, 0 for what never was. exempt: it is
-    a weight, a buffer or a gradient, or was given, and does not count any more: it "died" when it became that.
+    a weight, a buffer or a gradient, or was given, and does not count any more: it "died" when it became that. slot: its
+    place among the tensors that methods said they store.
     """
 
     size: int
@@ -34,6 +35,7 @@ class Lifetime:
     packed: list[list[float]] = field(default_factory=list)
     state_until: float = 0
     exempt: bool = False
+    slot: int | None = None
 
     def exempt_from(self, clock: float) -> None:
         """Note that from this time on it belongs to what is not counted; what was there before the step never counts."""

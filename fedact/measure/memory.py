@@ -17,6 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from fedact.measure.ledger import Ledger, address, tensors_in
 from fedact.measure.lifetimes import Lifetime, peak
+from fedact.measure.stored import Stored, counted, observed, timeline_of
+from fedact.measure.timeline import Timeline
 from fedact.torch_private import blind
 
 
@@ -29,6 +31,8 @@ class Memory:
     parameters, buffers, gradients, optimizer state and the raw inputs. paper_bytes: the papers' "activation memory", 4 bytes
     x stored elements of the trained convolutions' inputs and nothing else. hidden_bytes: the part of saved_bytes that
     saved_tensors_hooks did not see. by_layer: saved_bytes without state, by module name (``""``: outside of every module).
+    working_bytes: how far the peak is raised by what methods work with where that may follow the data. timeline: of the
+    step, to take its bytes with other sizes. Both where methods said what they store.
     """
 
     saved_bytes: int = 0
@@ -37,6 +41,8 @@ class Memory:
     paper_bytes: int = 0
     hidden_bytes: int = 0
     by_layer: dict[str, int] = field(default_factory=dict)
+    working_bytes: int = 0
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)
 
 
 class Stateful(Protocol):
@@ -47,10 +53,13 @@ class Stateful(Protocol):
 
 
 @contextmanager
-def measure_memory(model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None) -> Iterator[Memory]:
+def measure_memory(
+    model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None, stored: Stored | None = None
+) -> Iterator[Memory]:
     """Yield a Memory that has the bytes of the steps inside the ``with`` block once it ends.
 
-    inputs: the raw images and labels, in any nesting, which are not counted; nor is the state of the optimizer.
+    inputs: the raw images and labels, in any nesting, which are not counted; nor is the state of the optimizer. stored: says
+    what methods store, for a timeline of the one step in the block.
 
     Not counted either are the parameters, buffers and gradients of the model and of every other module that runs in the
     block (a second network, a criterion), and leaf tensors that require a gradient and were there before: whatever storage
@@ -78,15 +87,21 @@ def measure_memory(model: nn.Module, inputs: Any = (), optimizer: Stateful | Non
     for name, tensors in _declared(model):
         ledger.declare_state(name, tensors)
     with ExitStack() as stack:
+        if stored is not None:
+            stack.enter_context(observed(stored, ledger))
         _register_hooks(model, ledger, stack)
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda pack: pack.tensor))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, ledger.unpack))
         stack.enter_context(ledger)
         yield memory
     new_state = _state_tensors(model)
     memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
     ledger.note_weights(_weights(model))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
-    _fill(memory, ledger, [life for life in ledger.lifetimes if id(life) not in optimizers])
+    lives = [life for life in ledger.lifetimes if id(life) not in optimizers]
+    _fill(memory, ledger, lives)
+    if stored is not None:
+        memory.timeline = timeline_of(ledger, lives, stored)
+        memory.working_bytes = memory.timeline.working_bytes
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
@@ -100,11 +115,9 @@ def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
     end = ledger.clock + 1.0
     held = [(life, span) for life in lives for span in life.held(ledger.backward_times, end)]
     held_bytes, moment = peak((*span, life.size) for life, span in held)
-    # While a state is made anew, the old one is there too.
-    alive = [(life.birth, life.death, life.size) for life in lives if life.birth or life.entered or life.state_until]
     memory.saved_bytes = held_bytes + memory.state_bytes
-    memory.peak_bytes = max(peak(alive)[0], memory.saved_bytes)
-    memory.paper_bytes, _ = peak((start, stop, int(size)) for start, stop, size in ledger.paper)
+    memory.peak_bytes = max(peak((life.birth, life.death, life.size) for life in counted(lives))[0], memory.saved_bytes)
+    memory.paper_bytes, _ = peak((start, stop, int(size)) for (start, stop, size), _ in ledger.paper)
     for life, (start, stop) in held:
         if start <= moment <= stop:
             memory.by_layer[life.owner] = memory.by_layer.get(life.owner, 0) + life.size

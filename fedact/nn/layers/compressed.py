@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
 from fedact.nn.layers.function import apply, check_first_derivative, check_no_transform, is_recorded, is_traced, runs_plain
 from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
+
+if TYPE_CHECKING:
+    from fedact.nn.layers.stored_sizes import StoredSizes
 
 
 class Encoded(NamedTuple):
@@ -28,8 +31,10 @@ class LayerCodec:
     """A layer's method, with one state for every shape (without the batch), type and device of its inputs.
 
     dependents: number of other layers whose inputs (or masks) are rematerialized from what is saved here. provenance: of
-    the tensors that are computed from it.
+    the tensors that are computed from it. stored: is told what is stored, where somebody counts it.
     """
+
+    stored: StoredSizes | None = None
 
     def __init__(self, method: Method, seed: int) -> None:
         self.method = method
@@ -50,8 +55,14 @@ class LayerCodec:
         """
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
         # An example's size, not the batch's: the last batch of an epoch is smaller.
-        size = (x.shape[1:], x.dtype, x.device)
+        size, stored = (x.shape[1:], x.dtype, x.device), self.stored
+        if stored is not None and not stored.counts(method):
+            stored = None
+        if stored is not None:
+            stored.begin_call()
         compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
+        if stored is not None:
+            stored.end_call(self, x, compressed)
         if compressed.state.tensors:
             self.states[size] = compressed.state
         if self.dependents:
