@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -144,7 +145,7 @@ class PartialFedAvg(FedAvg):
         held, examples = self.run.experiment.held, len(self.run.experiment.test)
         # The frozen part under the plan that trains the most is frozen under every plan.
         model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
-        batches, task = test_batches(workspace, plan, tensors), self.run.config.task
+        batches, task = test_batches(workspace, plan, tensors, np.arange(examples)), self.run.config.task
         found = evaluate(model, batches, examples, task, len(self.run.experiment.classes))
         unheld = unheld_accuracy(found, held)
         if number == 0:

@@ -39,15 +39,14 @@ def client_batches(
     return all_batches, lambda chosen: all_batches(chosen + len(training))
 
 
-def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str]) -> Batches:
-    """Return batches of the server's test examples, for the workspace's model under the plan, None for the plain model.
+def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str], positions: Positions) -> Batches:
+    """Return batches of some of the server's test examples, for the workspace's model under the plan, None for a plain one.
 
-    moving: names of the tensors that any client trains.
+    moving: names of the tensors that any client trains. positions: of the examples.
     """
-    experiment = workspace.experiment
     if plan is None:
-        return Loader(experiment.test, experiment.preprocessing, experiment.config.device)
-    return _batches(workspace, plan, "test", np.arange(len(experiment.test)), moving)
+        return _loader(workspace.experiment, "test", positions)
+    return _batches(workspace, plan, "test", positions, moving)
 
 
 def _loader(experiment: Experiment, which: str, positions: Positions) -> Loader:

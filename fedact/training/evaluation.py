@@ -16,17 +16,17 @@ MOST_PORTIONS, FEWEST_BATCHES = 16, 2
 
 def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "classification", classes: int = 0) -> Outcome:
     """Return the model's metrics on the examples, in eval mode; classes: their number, for segmentation."""
-    return counted(model, batches, range(examples), task, classes).outcome()
+    return counted(model, batches, examples, task, classes).outcome()
 
 
 @torch.no_grad()
-def counted(model: nn.Module, batches: Batches, positions: range, task: str, classes: int) -> Count:
-    """Return the count of the examples at these positions, of which the first begins a batch; other arguments as above."""
+def counted(model: nn.Module, batches: Batches, examples: int, task: str, classes: int) -> Count:
+    """Return the count of the examples, which can be joined with others'; arguments as for ``evaluate``."""
     training, count, at_once = model.training, TASKS[task].count(classes), TASKS[task].evaluation_batch
     if training:
         model.eval()
-    for start in positions[::at_once]:
-        x, y = batches(np.arange(start, min(start + at_once, positions.stop)))
+    for start in range(0, examples, at_once):
+        x, y = batches(np.arange(start, min(start + at_once, examples)))
         with threads_for(x.values[0] if isinstance(x, PrefixOutputs) else x):
             count.add(scores_of(model, x), y)
     if training:
@@ -34,12 +34,12 @@ def counted(model: nn.Module, batches: Batches, positions: range, task: str, cla
     return count
 
 
-def portions(examples: int, task: str) -> list[range]:
+def portions(examples: int, task: str) -> list[np.ndarray]:
     """Return the positions of so many examples in portions of whole batches, the same however many processes there are.
 
-    >>> portions(449, "classification")
-    [range(0, 256), range(256, 449)]
+    >>> [len(portion) for portion in portions(449, "classification")]
+    [256, 193]
     """
     batch = TASKS[task].evaluation_batch
     each = batch * max(FEWEST_BATCHES, -(-examples // (batch * MOST_PORTIONS)))
-    return [range(start, min(start + each, examples)) for start in range(0, examples, each)]
+    return [np.arange(start, min(start + each, examples)) for start in range(0, examples, each)]

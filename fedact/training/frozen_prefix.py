@@ -87,7 +87,10 @@ class FrozenPrefix:
         return partial(self._batch, loader, partial(self._computed, loader))
 
     def from_cache(self, loader: Loader, cache: PrefixCache, rows: Positions) -> Batches:
-        """Return batches of the loader's examples as BatchOutputs, from a cache; rows: the examples' rows in it."""
+        """Return batches of the loader's examples as BatchOutputs, from a cache; rows: the examples' rows in it.
+
+        What it lacks is computed now, for in groups of a batch's missing examples most places would be empty.
+        """
         places = {int(row): place for place, row in enumerate(rows)}
 
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
@@ -95,6 +98,7 @@ class FrozenPrefix:
             for chosen, values in outputs_by_group(self.split, loader, at, self.layouts, self.group):
                 yield rows[chosen], values
 
+        cache.fill(rows, make)
         return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
 
     def _computed(self, loader: Loader, chosen: Positions) -> list[Tensor]:

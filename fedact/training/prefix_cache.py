@@ -26,6 +26,15 @@ class PrefixCache:
     layouts: tuple[Layout, ...]
     rows: RowCache
 
+    def fill(self, positions: Positions, make: Make) -> None:
+        """Let the outputs for these examples be there, as far as the cache has room: ``make`` computes all missing ones."""
+        with_room = positions[positions < len(self.rows.checksums)]
+        missing = with_room[~self.rows.has(with_room)]
+        if len(missing):
+            for chosen, values in make(missing):
+                self.rows.write(chosen, *(value.cpu().numpy() for value in values))
+            self.rows.mark(missing)
+
     def get(self, positions: Positions, make: Make) -> list[Tensor]:
         """Return the outputs for these examples, a tensor (examples, ...) a layout.
 

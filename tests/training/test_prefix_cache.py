@@ -54,6 +54,17 @@ def test_values_are_those_made_and_made_once_where_there_is_room(tmp_path_factor
     )
 
 
+@pytest.mark.parametrize("room", [0, 5, EXAMPLES])
+def test_filling_makes_what_has_room_and_is_not_there_once(tmp_path, room):
+    asked: list[int] = []
+    opened(tmp_path, room=room).fill(np.array([4, 1, 9]), maker(asked))
+    opened(tmp_path, room=room).fill(np.arange(EXAMPLES), maker(asked))
+    assert sorted(asked) == list(range(room))
+    (found,) = opened(tmp_path, room=room).get(np.arange(EXAMPLES), maker(asked))
+    assert torch.equal(found, VALUES)
+    assert sorted(asked) == list(range(EXAMPLES))
+
+
 def test_another_key_is_another_cache_and_the_oldest_make_room(tmp_path):
     asked: list[int] = []
     for key in ("a", "b", "a"):
