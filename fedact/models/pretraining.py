@@ -19,6 +19,7 @@ from fedact.data import Examples, Loader, Preprocessing, augmented, in_blocks
 from fedact.models.tasks import task_loss
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
+from fedact.storage.locks import locked
 from fedact.storage.machine import arithmetic
 
 
@@ -58,8 +59,9 @@ def pretrained(
     """Return the model's weights after pretraining on the examples, from the cache where they are in it.
 
     The same bits on a machine whatever the process's number of threads, so that a run does not depend on who filled the
-    cache. The model itself is trained only without a cached result. name: part of the cache's key, beside examples,
-    preprocessing, recipe, initial weights, libraries and processor. folder: the cache.
+    cache. One process fits them, and those that want the same meanwhile wait for it. The model itself is trained only
+    without a cached result. name: part of the cache's key, beside examples, preprocessing, recipe, initial weights,
+    libraries and processor. folder: the cache.
     """
     file = folder / f"{_fingerprint(model, name, examples, preprocessing, recipe)}.safetensors"
     if (weights := _cached(file, model)) is not None:
@@ -70,11 +72,15 @@ def pretrained(
     except ConfigError as error:
         raise ConfigError(f"{error}; $FEDACT_CACHE names another place for what is kept between runs") from None
     what = f"fitting {', '.join(recipe.only)}" if recipe.only else "pretraining"
-    log.info(f"{what} on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
-    with one_thread():
-        _train(model, Loader(examples, preprocessing), generator, recipe)
-    weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    checkpoints.save(file, weights, private=True)
+    missing = not file.exists()
+    with locked(folder, f"waiting for another process: it is {what} on the same examples", f".{file.stem}.lock"):
+        if missing and (weights := _cached(file, model)) is not None:
+            return weights
+        log.info(f"{what} on {len(examples):,} examples for {recipe.epochs} epochs, once; it will be kept as {file}")
+        with one_thread():
+            _train(model, Loader(examples, preprocessing), generator, recipe)
+        weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+        checkpoints.save(file, weights, private=True)
     return weights
 
 

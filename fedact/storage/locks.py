@@ -44,12 +44,13 @@ class Locks(ExitStack):
 
 
 @contextmanager
-def locked(folder: Path, waiting: str = "") -> Iterator[None]:
-    """Hold the lock of a folder; where another process holds it, log ``waiting``, if any, and wait until it is released.
+def locked(folder: Path, waiting: str = "", name: str = LOCK_FILE) -> Iterator[None]:
+    """Hold a lock of a folder; where another process holds it, log ``waiting``, if any, and wait until it is released.
 
-    On a file system without locks, or where none may be written, the block runs without one.
+    name: of the lock's file, by default that of the whole folder. On a file system without locks, or where none may be
+    written, the block runs without one.
     """
-    lock = _file_lock(folder)
+    lock = _file_lock(folder, name)
     try:
         try:
             lock.acquire(timeout=0)
@@ -65,8 +66,8 @@ def locked(folder: Path, waiting: str = "") -> Iterator[None]:
         _release(lock)
 
 
-def _file_lock(folder: Path) -> BaseFileLock:
-    file = folder / LOCK_FILE
+def _file_lock(folder: Path, name: str = LOCK_FILE) -> BaseFileLock:
+    file = folder / name
     if file.is_symlink():
         raise ConfigError(f"{file} is a link, where a lock is due: remove it")
     return FileLock(file)

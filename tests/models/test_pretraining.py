@@ -1,5 +1,8 @@
 """How long the server pretrains, and which checkpoint it finds again."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from fedact.models import initialization as starting
 from fedact.models import make_model, pretraining
 from fedact.models.pretraining import PretrainingRecipe, nondefault_settings, pretrained
 from fedact.models.weights import plain_preprocessing
-from fedact.storage import machine
+from fedact.storage import locks, machine
 from fedact.storage.checkpoints import digest
 
 EXAMPLES = Examples(np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3), np.arange(40) % 4)
@@ -41,6 +44,28 @@ def test_another_number_of_epochs_is_another_checkpoint_and_the_same_is_found_ag
     assert trained(tmp_path, PretrainingRecipe(epochs=2)).steps == 4
     assert trained(tmp_path, PretrainingRecipe(epochs=1)).steps == 0
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_who_wants_what_another_is_fitting_waits_for_it_and_takes_it(tmp_path, monkeypatch):
+    fitted, real, begun, waiting = [], pretraining._train, Event(), Event()
+
+    def slow(*arguments):
+        fitted.append(arguments)
+        begun.set()
+        assert waiting.wait(60)
+        real(*arguments)
+
+    monkeypatch.setattr(pretraining, "_train", slow)
+    monkeypatch.setattr(locks.log, "info", lambda text: waiting.set() if text.startswith("waiting") else None)
+    models = [model(), model()]
+    wanted = ("a name", EXAMPLES, plain_preprocessing(8), np.random.default_rng(0), tmp_path, PretrainingRecipe(epochs=1))
+    with ThreadPoolExecutor(2) as both:
+        first = both.submit(pretrained, models[0], *wanted)
+        assert begun.wait(60)
+        second = both.submit(pretrained, models[1], *wanted)
+        assert digest(first.result(60)) == digest(second.result(60))
+    assert len(fitted) == 1
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
 
 
 @pytest.mark.parametrize("harm", ["a bit", "its end", "all of it"])
