@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -14,13 +13,12 @@ from fedact.config.errors import NoReply
 from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
+from fedact.federation.global_evaluation import evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
 from fedact.federation.traffic import Traffic
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
-from fedact.training.batches import test_batches
-from fedact.training.evaluation import evaluate
 from fedact.training.forgetting import client_accuracy, forgotten, unheld_accuracy
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
@@ -141,18 +139,16 @@ class PartialFedAvg(FedAvg):
 
     def _evaluate(self, number: int, tensors: dict[str, torch.Tensor]) -> Row:
         """Return the global model's scores after a round, on the whole test set and on its parts."""
-        workspace, plan = self.run.workspace, self.run.deepest_plan
-        held, examples = self.run.experiment.held, len(self.run.experiment.test)
-        # The frozen part under the plan that trains the most is frozen under every plan.
-        model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
-        batches, task = test_batches(workspace, plan, tensors, np.arange(examples)), self.run.config.task
-        found = evaluate(model, batches, examples, task, len(self.run.experiment.classes))
+        held = self.run.experiment.held
+        found = evaluate_on_test_set(
+            self.run.workspace, self.run.experiment_key, self.run.deepest_plan, tensors, self.run.workers
+        )
         unheld = unheld_accuracy(found, held)
         if number == 0:
             self.unheld_before = unheld
         return {
             "accuracy": found.score, "client_accuracy": client_accuracy(found, held), "unheld_accuracy": unheld,
-            "forgotten": forgotten(self.unheld_before, unheld), "test_examples": examples,
+            "forgotten": forgotten(self.unheld_before, unheld), "test_examples": len(self.run.experiment.test),
             "class_iou": found.class_iou, "loss": found.loss,
         }  # fmt: skip
 

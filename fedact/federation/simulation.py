@@ -17,10 +17,12 @@ from fedact.federation import client
 from fedact.federation.header import check_start, run_header
 from fedact.federation.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 from fedact.federation.plan_check import check_plan
-from fedact.federation.planning import canonical_methods, make_plans
+from fedact.federation.plan_tasks import make_all_plans
+from fedact.federation.planning import canonical_methods
 from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
+from fedact.processes.pool import Workers
 from fedact.storage.disk import write_whole
 from fedact.storage.partition_csv import partition_csv, read_partition_bytes
 from fedact.storage.run_folder import RunFolder
@@ -35,8 +37,14 @@ OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
 class Simulation:
     """One seed of a run: its workspace, its plans by method, and the folder it writes to."""
 
-    def __init__(self, config: Config, folder: RunFolder | None = None, done: dict[str, int] | None = None) -> None:
-        """Prepare a seed; done: each method's last finished round in the folder."""
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder | None = None,
+        done: dict[str, int] | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        """Prepare a seed; done: each method's last finished round in the folder. workers: by default this process alone."""
         if config.runtime == "ray":
             check_ray(config)
         self.methods = canonical_methods(config)
@@ -50,15 +58,15 @@ class Simulation:
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         self.done = done or {}
+        self.workers = workers or Workers(1)
         self.started = folder is not None and folder.records.exists()
         if self.started:
             self._check_partition()
             check_start(self.folder.header(), self.experiment, self.folder.records)
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
-        self.plans: dict[str, Plans] = {
-            method: known[method] if method in known else make_plans(self.workspace, method) for method in self.methods
-        }
+        plans = known | make_all_plans(self.workspace, self.key, self.added, self.workers)
+        self.plans: dict[str, Plans] = {method: plans[method] for method in self.methods}
 
     def _plans_on_disk(self) -> dict[str, Plans]:
         """Return the plans of a run on disk, replanned ones too; raises ConfigError where one is missing.
@@ -106,7 +114,7 @@ class Simulation:
         def main(grid: Grid, context: Context) -> None:
             for method in self.methods:
                 book = PlanBook(method, self.workspace, self.folder, self.plans)
-                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round)
+                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.workers)
                 run_method(grid, job, self.done.get(method))
 
         with (open_grid or grid_of)(self.experiment) as grid:

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self
 
-from fedact.processes.worker import Outcome, Worker, call
+from fedact.processes.worker import Outcome, Worker, WorkerDied, call
 
 AHEAD = 4
 """Calls a worker that are begun, or done and not yet asked for, before the first of them is asked for."""
@@ -87,6 +87,22 @@ class Workers:
         finally:
             for future in begun:
                 future.cancel()
+
+    def results(self, function: Function, arguments: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the function returns for each argument, in the arguments' order; raises the first exception of a call.
+
+        What a worker died at is called once more, in this process: it may have been killed for something else.
+        """
+        asked: deque[Any] = deque()
+
+        def noted() -> Iterator[Any]:
+            for argument in arguments:
+                asked.append(argument)
+                yield argument
+
+        for outcome in self.map(function, noted()):
+            argument = asked.popleft()
+            yield (call(function, argument) if isinstance(outcome.error, WorkerDied) else outcome).result()
 
     def _serve(self, at: int) -> None:
         """Let one worker answer calls until the end, and replace it where it dies."""

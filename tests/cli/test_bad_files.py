@@ -96,7 +96,7 @@ def test_resume_with_dry_run_trains_nothing(capsys, tmp_path, monkeypatch):
 
 def test_a_dry_run_reads_no_plans_from_the_folder_it_is_called_in(capsys, tmp_path, monkeypatch):
     (tmp_path / "work" / "records.jsonl").write_text(HEADER)
-    monkeypatch.setattr("fedact.federation.simulation.make_plans", lambda experiment, method: {})
+    monkeypatch.setattr("fedact.federation.plan_tasks.make_plans", lambda experiment, method: {})
     monkeypatch.setattr(pretraining, "_train", lambda *arguments: None)
     assert main(["--dry-run"]) == 0
 
@@ -228,7 +228,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("make", WEIGHTS.values(), ids=WEIGHTS.keys())
 def test_bad_weights(make, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "fedact.federation.simulation.make_plans", lambda experiment, method: pytest.fail("bad weights were taken")
+        "fedact.federation.plan_tasks.make_plans", lambda experiment, method: pytest.fail("bad weights were taken")
     )
     width = ["--width", "1"] if make is WEIGHTS["another width"] else ["--width", "0.1"]
     line = refused(capsys, ["--weights", str(make(tmp_path)), *width], tmp_path / "out")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedact.federation import planning
-from fedact.federation import simulation as runtime
+from fedact.federation import plan_tasks, planning
 from fedact.reports.run import figures as plots
 from fedact.simulate import main
 from tests.support.runs import RUNS, SMALL, contents
@@ -61,7 +60,7 @@ def quick(monkeypatch):
     """Plans are made once and nothing is drawn: neither is what dies here."""
     monkeypatch.setattr(plots, "png", lambda figure: b"a figure")
     made = lru_cache(planning.make_plans)
-    monkeypatch.setattr(runtime, "make_plans", lambda *arguments: dict(made(*arguments)))
+    monkeypatch.setattr(plan_tasks, "make_plans", lambda *arguments: dict(made(*arguments)))
     monkeypatch.setattr(planning, "TOLERANCE", 0)
 
 

@@ -25,7 +25,7 @@ def only_what_is_tested():
     """Runs of the same fleet have the same plans; and nothing is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedact.reports.run.figures.save_figures", lambda *_: {})
-        patch.setattr("fedact.federation.simulation.make_plans", once)
+        patch.setattr("fedact.federation.plan_tasks.make_plans", once)
         yield
 
 

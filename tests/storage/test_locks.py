@@ -75,7 +75,7 @@ def test_two_processes_do_not_write_one_run_and_a_killed_one_keeps_nobody_out(tm
 
 
 def test_a_folder_that_was_filled_while_a_run_was_prepared_is_left_alone(tmp_path, monkeypatch, capsys):
-    make = "fedact.federation.simulation.make_plans"
+    make = "fedact.federation.plan_tasks.make_plans"
     out = tmp_path / "run"
 
     def meanwhile(experiment, method):

@@ -1,0 +1,60 @@
+"""The server's evaluation on the whole test set, a portion in each of several processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedact.config.plan import Plan
+from fedact.models.tasks import Count, Outcome
+from fedact.processes.pool import Workers
+from fedact.training.batches import test_batches
+from fedact.training.evaluation import counted, portions
+from fedact.training.workspace import Workspace, workspace_of
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """A model to evaluate on some of the test examples.
+
+    key: of the workspace, by which a process finds its own. plan: under which the most layers are trained: what is frozen
+    then is so under every plan; None for a model that nobody trains. tensors: the model's trained ones. positions: of the
+    examples.
+    """
+
+    key: str
+    plan: Plan | None
+    tensors: Mapping[str, Tensor]
+    positions: np.ndarray
+
+
+def evaluate_on_test_set(
+    workspace: Workspace, key: str, plan: Plan | None, tensors: Mapping[str, Tensor], workers: Workers
+) -> Outcome:
+    """Return a model's metrics on the whole test set, the same to the bit for any number of workers.
+
+    key: of the workspace. Other arguments as of ``Portion``.
+    """
+    examples = len(workspace.experiment.test)
+    if workers.count == 1:
+        return count_in(workspace, plan, tensors, np.arange(examples)).outcome()
+    parts = portions(examples, workspace.experiment.config.task)
+    total: Count
+    total, *others = workers.results(count_portion, (Portion(key, plan, tensors, positions) for positions in parts))
+    for count in others:
+        total.join(count)
+    return total.outcome()
+
+
+def count_portion(portion: Portion) -> Count:
+    """Return the count of a portion, made in this process's workspace."""
+    return count_in(workspace_of(portion.key), portion.plan, portion.tensors, portion.positions)
+
+
+def count_in(workspace: Workspace, plan: Plan | None, tensors: Mapping[str, Tensor], positions: np.ndarray) -> Count:
+    """Return the count of some test examples in a workspace; arguments as of ``Portion``."""
+    experiment = workspace.experiment
+    model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
+    batches = test_batches(workspace, plan, tensors, positions)
+    return counted(model, batches, len(positions), experiment.config.task, len(experiment.classes))

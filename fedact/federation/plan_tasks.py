@@ -1,0 +1,42 @@
+"""The plans of several methods and budgets at once: each is made by whichever process is free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedact.config.choice import Choice
+from fedact.config.plan import Plan, PlanKey, Plans
+from fedact.federation.planning import calibration_batch, choice_for, make_plans, plan_for
+from fedact.processes.pool import Workers
+from fedact.training.workspace import Workspace, workspace_of
+
+
+@dataclass(frozen=True)
+class PlanTask:
+    """One plan to make.
+
+    key: of the workspace, by which a process finds its own. choice: of depth and learning rate, made once for all plans.
+    budget: in bytes.
+    """
+
+    key: str
+    choice: Choice
+    method: str
+    budget: int | None
+
+
+def make_all_plans(workspace: Workspace, key: str, methods: Sequence[str], workers: Workers) -> dict[str, Plans]:
+    """Return each method's plans, one for each distinct budget, the same whichever processes make them."""
+    budgets = list(dict.fromkeys(workspace.experiment.config.client_budgets()))
+    if workers.count == 1 or len(methods) * len(budgets) == 1:
+        return {method: make_plans(workspace, method) for method in methods}
+    choice = choice_for(workspace)
+    tasks = [PlanTask(key, choice, method, budget) for method in methods for budget in budgets]
+    plans = workers.results(plan_of_task, tasks)
+    return {method: {PlanKey(budget): next(plans) for budget in budgets} for method in methods}
+
+
+def plan_of_task(task: PlanTask) -> Plan:
+    """Return the plan of a task, made in this process's workspace."""
+    workspace = workspace_of(task.key)
+    workspace.choice = task.choice
+    return plan_for(workspace, task.method, task.budget, calibration_batch(workspace.experiment))

@@ -1,0 +1,43 @@
+"""Plans and scores that several processes make are those that one makes."""
+
+import numpy as np
+import pytest
+
+from fedact.config.loading import make_config
+from fedact.federation.global_evaluation import count_in, evaluate_on_test_set
+from fedact.federation.plan_tasks import make_all_plans
+from fedact.processes.pool import Workers
+from fedact.training.workspace import close_workspaces, workspace_of
+from tests.support.runs import FEW_SETTINGS
+
+SETTINGS = {
+    **FEW_SETTINGS, "budget": "20KB:2,60KB:1", "threads": 1, "width": 0.1, "max_examples": 120, "calibration": 32,
+    "max_test_examples": 300, "layers": 2, "lr": "auto",
+}  # fmt: skip
+METHODS = ["exact", "hosvd"]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def key():
+    return make_config(SETTINGS).model_dump_json()
+
+
+def test_plans_of_a_choice_by_trials_and_scores_are_the_same_to_the_bit_for_one_and_two_workers(workers, key):
+    workspace = workspace_of(key)
+    plans = make_all_plans(workspace, key, METHODS, Workers(1))
+    close_workspaces()
+    workspace = workspace_of(key)
+    assert make_all_plans(workspace, key, METHODS, workers) == plans
+    (first, *_) = plans["hosvd"].values()
+    assert first.trials
+    tensors = {name: workspace.experiment.start[name] + 0.01 for name in workspace.trained_by(first)}
+    for plan in (first, None):
+        whole = count_in(workspace, plan, tensors, np.arange(len(workspace.experiment.test))).outcome()
+        assert evaluate_on_test_set(workspace, key, plan, tensors, workers) == whole
+    assert len(workspace.experiment.test) > 256
