@@ -26,10 +26,12 @@ class PlanTask:
 
 def make_all_plans(workspace: Workspace, key: str, methods: Sequence[str], workers: Workers) -> dict[str, Plans]:
     """Return each method's plans, one for each distinct budget, the same whichever processes make them."""
-    budgets = list(dict.fromkeys(workspace.experiment.config.client_budgets()))
-    if workers.count == 1 or len(methods) * len(budgets) == 1:
+    if workers.count == 1 or not methods:
         return {method: make_plans(workspace, method) for method in methods}
-    choice = choice_for(workspace)
+    budgets = list(dict.fromkeys(workspace.experiment.config.client_budgets()))
+    choice = choice_for(workspace, key, workers)
+    if len(methods) * len(budgets) == 1:
+        return {method: make_plans(workspace, method) for method in methods}
     tasks = [PlanTask(key, choice, method, budget) for method in methods for budget in budgets]
     plans = workers.results(plan_of_task, tasks)
     return {method: {PlanKey(budget): next(plans) for budget in budgets} for method in methods}

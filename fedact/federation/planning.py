@@ -20,6 +20,7 @@ from fedact.nn.surgery import apply, calibrate, convolutions, head, states
 from fedact.planner import expected_error, make_plan
 from fedact.planner.search import USUAL_DEPTH
 from fedact.planner.trial_search import choose, usual_choice
+from fedact.processes.pool import Workers
 from fedact.training.experiment import Experiment
 from fedact.training.recipe import keeps_received_weights
 from fedact.training.trial import TrialFleet
@@ -76,8 +77,10 @@ def plan_for(
     return replace(plan, lr=choice.lr(plan.layers), trials=choice.trials)
 
 
-def choice_for(workspace: Workspace) -> Choice:
+def choice_for(workspace: Workspace, key: str = "", workers: Workers | None = None) -> Choice:
     """Return depth and learning rate of the run, given or chosen by trials on the server's own examples.
+
+    workers: train for the trials too, in workspaces that they find by the key; by default this process does it alone.
 
     The trials are made once, on one thread, so that every process chooses the same. There are none where both were given,
     where the server has too few examples, or where the model was pretrained on them: these would only tell what it knows.
@@ -89,7 +92,7 @@ def choice_for(workspace: Workspace) -> Choice:
         if tried and "auto" in (config.layers, config.lr):
             started = time.monotonic()
             with one_thread():
-                judge, lr = TrialFleet(workspace).judge, None if config.lr == "auto" else config.lr
+                judge, lr = TrialFleet(workspace, key, workers).judge, None if config.lr == "auto" else config.lr
                 workspace.choice = choose(judge, config.layers, count, lr, config.usual_lr, has_head)
             log.info(
                 "%s, in %.0f s", choice_text(workspace.choice.trials, workspace.choice.layers), time.monotonic() - started

@@ -5,7 +5,7 @@ from math import log10
 
 from fedact.config.choice import Choice, Trial
 from fedact.planner.search import USUAL_DEPTH
-from fedact.training.trial import Judgement, clearly_better
+from fedact.training.judgement import Judgement, clearly_better
 
 DEPTHS = (4, 8, 16)
 """The depths that are tried, beside the head alone: deeper ones take several times as long."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import sqrt
 
 import numpy as np
 import torch
@@ -19,27 +18,24 @@ from fedact.data.partition import PARTITIONS, partition_examples
 from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
+from fedact.models.pretraining import one_thread
 from fedact.models.sgd import Sgd
 from fedact.models.tasks import TASKS, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import install, smooth_activations, trained_layers, trained_parameters
+from fedact.processes.pool import Workers
 from fedact.training.averaging import RunningMean
+from fedact.training.judgement import WORST_LOSS, Judgement, clearly_better, finite, tempered_losses
 from fedact.training.local import add_proximal_gradient, copies_of, epochs, micro_step
 from fedact.training.recipe import recipe
-from fedact.training.workspace import Workspace
+from fedact.training.workspace import Workspace, workspace_of
 
 CLIENTS, ROUNDS, FOLDS = 5, 3, 2
 """So many clients train for so many rounds; each example is held out in one of the folds, and trained on in the others."""
 MOST_BATCHES = 5
 """A client of a trial has at most so many batches an epoch."""
-TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-2, 9))
-"""Scores are divided by the best of these before their loss is taken, so that it tells what was learned, not how loudly."""
-WORST_LOSS = 1e3
-"""The loss of what diverged."""
 STABLE = 1.25
 """A step is too long where the first round's training loss is more than so many times that of a candidate before it."""
-DOUBT = 1.0
-"""A candidate is clearly better from so many standard errors of the paired difference of the examples' losses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,39 +46,29 @@ class Fold:
     held_out: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """A candidate after its trial; ``finished`` is False where it was ended early.
+@dataclass(frozen=True)
+class FoldTask:
+    """One fold of a candidate's trial.
 
-    first_loss: the mean loss of the clients' steps in the first round. losses: of every example after the last, while
-    it was held out, at the best temperature; NaN where it was not judged. score: the accuracy on these.
+    key: of the workspace, by which a process finds its own. most_loss: the first round's mean loss from which it ends early.
     """
 
+    key: str
     layers: int
     lr: float
-    first_loss: float
-    losses: np.ndarray
-    score: float
-    finished: bool = True
-
-    @property
-    def loss(self) -> float:
-        """The mean loss over the examples that were judged."""
-        return float(np.nanmean(self.losses))
-
-
-def clearly_better(one: Judgement, other: Judgement) -> bool:
-    """Tell whether one's held-out loss is less than the other's by more than its standard error, example by example."""
-    difference = one.losses - other.losses
-    difference = difference[~np.isnan(difference)]
-    return float(difference.mean()) < -DOUBT * float(difference.std(ddof=1)) / sqrt(len(difference))
+    number: int
+    most_loss: float
 
 
 class TrialFleet:
-    """Trains candidates on the server's examples, with exact gradients; the workspace's model is changed."""
+    """Trains candidates on the server's examples, with exact gradients; the workspace's model is changed.
 
-    def __init__(self, workspace: Workspace) -> None:
+    workers: train folds at the same time, each in a workspace that it finds by the key.
+    """
+
+    def __init__(self, workspace: Workspace, key: str = "", workers: Workers | None = None) -> None:
         self.workspace, experiment = workspace, workspace.experiment
+        self.key, self.workers = key, workers or Workers(1)
         config = experiment.config
         loader = Loader(experiment.calibration, experiment.preprocessing, config.device)
         self.batch: Batch = center_crop(*loader(np.arange(len(loader))), config.crop)
@@ -98,11 +84,13 @@ class TrialFleet:
         rival: what it must beat. The trial ends early where the loss of its first steps is well above the rival's, for these
         are too long, or where its loss is after the first fold.
         """
-        classes, prefix = len(self.workspace.experiment.classes), self._prefix_outputs(layers)
-        count = TASKS[self.config.task].count(classes)
+        count = TASKS[self.config.task].count(len(self.workspace.experiment.classes))
         scores, targets, first_losses = [], [], []
-        for number, fold in enumerate(self.folds):
-            first_loss, found = self._train(layers, lr, number, fold, prefix, rival)
+        # The head's loss alone is convex: long steps slow it, and do no lasting harm.
+        most_loss = STABLE * rival.first_loss if layers and rival is not None else float("inf")
+        tasks = [FoldTask(self.key, layers, lr, number, most_loss) for number in range(FOLDS)]
+        trained = map(self.train, tasks) if self.workers.count == 1 else self.workers.results(train_fold, tasks)
+        for (number, fold), (first_loss, found) in zip(enumerate(self.folds), trained, strict=False):
             first_losses.append(first_loss)
             if found is None:
                 return Judgement(layers, lr, first_loss, np.full(len(self.batch[1]), WORST_LOSS), 0.0, finished=False)
@@ -121,25 +109,24 @@ class TrialFleet:
                 break
         return judged
 
-    def _train(
-        self, layers: int, lr: float, number: int, fold: Fold, prefix: Inputs, rival: Judgement | None
-    ) -> tuple[float, Tensor | None]:
+    def train(self, task: FoldTask) -> tuple[float, Tensor | None]:
         """Return the first round's mean loss, and after the last round the model's output for the held-out examples.
 
-        There is no output where the first round's loss is not stable beside the rival's.
+        There is no output where the first round's loss is too high.
         """
-        model = self._installed(layers)
+        prefix, fold = self._prefix_outputs(task.layers), self.folds[task.number]
+        model = self._installed(task.layers)
         parameters = trained_parameters(model)
         means = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         first: list[float] = []
         for round_number in range(1, ROUNDS + 1):
-            settings, mean = recipe(self.config, round_number, lr), RunningMean()
+            settings, mean = recipe(self.config, round_number, task.lr), RunningMean()
             for client, own in enumerate(fold.clients):
                 _load(parameters, means)
                 weights = list(parameters.values())
                 pull = partial(add_proximal_gradient, weights, copies_of(weights), settings.pull) if settings.pull else None
                 optimizer = Sgd(weights, settings.lr, settings.momentum, settings.weight_decay)
-                random = generator(self.config.seed, Purpose.TRIAL, round_number, 1 + number * CLIENTS + client)
+                random = generator(self.config.seed, Purpose.TRIAL, round_number, 1 + task.number * CLIENTS + client)
                 for chosen in epochs(len(own), settings, random):
                     x, y = self._examples(prefix, own[chosen])
                     loss = micro_step(model, x, y, len(y), task_loss, optimizer, settings.clip_norm, pull)
@@ -147,8 +134,7 @@ class TrialFleet:
                     optimizer.zero_grad()
                 mean.add({name: parameter.detach() for name, parameter in parameters.items()}, len(own))
             first_loss = float(finite(np.array(first)).mean())
-            # The head's loss alone is convex: long steps slow it, and do no lasting harm.
-            if layers and rival is not None and first_loss > STABLE * rival.first_loss:
+            if first_loss > task.most_loss:
                 return first_loss, None
             means = mean.over(means)
         _load(parameters, means)
@@ -176,6 +162,15 @@ class TrialFleet:
         return part.under(self.workspace.model), self.batch[1][chosen]
 
 
+def train_fold(task: FoldTask) -> tuple[float, Tensor | None]:
+    """Train a fold in this process's workspace; returns as ``TrialFleet.train``."""
+    workspace = workspace_of(task.key)
+    if workspace.trials is None:
+        workspace.trials = TrialFleet(workspace)
+    with one_thread():
+        return workspace.trials.train(task)
+
+
 def folds(config: Config, labels: np.ndarray, each: int) -> list[Fold]:
     """Return the folds of a trial: each example is held out once, the others are dealt as the config deals clients theirs.
 
@@ -197,26 +192,6 @@ def folds(config: Config, labels: np.ndarray, each: int) -> list[Fold]:
             parts = partition_examples(Iid(min_partition_size=3), labels[pool], CLIENTS, random)
         made.append(Fold(tuple(pool[part] for part in parts), np.flatnonzero(fold_of == number)))
     return made
-
-
-def tempered_losses(scores: Tensor, targets: Tensor) -> np.ndarray:
-    """Return each example's loss, the scores divided by the temperature that makes the losses' mean the least.
-
-    scores: (examples, ...), as the model's output. What is not finite has the loss ``WORST_LOSS``.
-    """
-    found = []
-    for temperature in TEMPERATURES:
-        pairs = zip(torch.split(scores / temperature, 1), torch.split(targets, 1), strict=True)
-        losses = np.array([float(task_loss(one, target)) for one, target in pairs])
-        found.append(finite(losses))
-    best: np.ndarray = min(found, key=lambda losses: float(losses.mean()))
-    return best
-
-
-def finite(losses: np.ndarray) -> np.ndarray:
-    """Return losses with ``WORST_LOSS`` in place of more, and of what is no number."""
-    bounded: np.ndarray = np.minimum(np.nan_to_num(losses, nan=WORST_LOSS), WORST_LOSS)
-    return bounded
 
 
 def _load(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """A process's experiment with its one model, which all clients train in turn, and measurements of it."""
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from fedact.training.local import Measured
 from fedact.training.prefix_cache import PrefixCache
 from fedact.training.threads import use_threads
 
+if TYPE_CHECKING:
+    from fedact.training.trial import TrialFleet
+
 LARGE_BATCH = 10_000
 
 
@@ -40,7 +44,7 @@ class Workspace:
     it carries, None where it is plain or was changed by a caller. measured: the memory of steps measured in this process,
     the same for every client under a plan. frozen, caches: by plan, the model's frozen prefix, and by plan and "train" or
     "test", the disk cache of its outputs; None where there is none. choice: of depth and learning rate, the same for all
-    methods and budgets; None until it is made.
+    methods and budgets; None until it is made. trials: by which it is made here, None until the first.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
@@ -51,6 +55,7 @@ class Workspace:
         self.frozen: dict[Plan, FrozenPrefix | None] = {}
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
         self.choice: Choice | None = None
+        self.trials: TrialFleet | None = None
         self._trained: dict[Plan, list[str]] = {}
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:

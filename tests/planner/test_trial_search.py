@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedact.config.choice import Choice, choice_text
 from fedact.planner.trial_search import choose, rung, usual_choice
-from fedact.training.trial import Judgement, clearly_better
+from fedact.training.judgement import Judgement, clearly_better
 
 NOISE = np.linspace(-1.0, 1.0, 40)
 """The losses of hard and easy examples, the same for every candidate."""

@@ -13,9 +13,10 @@ from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.federation.planning import choice_for, make_plans
+from fedact.training.judgement import WORST_LOSS, clearly_better, tempered_losses
 from fedact.training.local import epochs
 from fedact.training.recipe import recipe
-from fedact.training.trial import CLIENTS, FOLDS, ROUNDS, WORST_LOSS, TrialFleet, clearly_better, folds, tempered_losses
+from fedact.training.trial import CLIENTS, FOLDS, ROUNDS, TrialFleet, folds
 from fedact.training.workspace import prepare
 from tests.support.runs import FEW_SETTINGS, contents, rows
 
@@ -169,7 +170,7 @@ def test_a_run_goes_on_with_the_rate_that_was_chosen(tmp_path, monkeypatch, caps
     lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines(keepends=True)
     assert [row["round"] for row in rows(tmp_path / "run") if row["kind"] == "round"] == [0, 1, 2]
     assert len(lines) > 4
-    monkeypatch.setattr("fedact.federation.planning.TrialFleet", lambda workspace: pytest.fail("tried again"))
+    monkeypatch.setattr("fedact.federation.planning.TrialFleet", lambda *_: pytest.fail("tried again"))
     assert main(["--resume", str(tmp_path / "run")]) == 0
     assert contents(tmp_path / "run") == whole
 
