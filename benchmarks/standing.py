@@ -11,66 +11,23 @@ dividing both by their anchors' seconds: a slower machine is no slower program. 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from runs import ROOT, THREADS, Bench, Figures, Rows, Skipped, anchor_seconds, photographs
+
 RESULTS = ROOT / "results" / "standing.json"
 EXACT = ("exact", "vanilla", "checkpoint")  # methods that store an input as it is
 METHODS = ("vanilla", "hosvd:variance=0.8", "svd", "asi", "quantize", "gradient_filter")
 STEP_METHODS = ("hosvd:variance=0.8", "asi", "transform")
-THREADS = min(2, os.cpu_count() or 1)
 PARTS = {"accuracy on the clients' classes": "client_accuracy", "forgotten": "forgotten", "test examples": "test_examples"}
-IMAGENET = "weights/mobilenet_v2-imagenet.safetensors"
-
-Figures = dict[str, float]
-Rows = list[dict[str, Any]]
-
-
-class Skipped(Exception):
-    """A case that cannot be measured here, with the reason."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The checkout that is measured, an empty folder for its runs, and whether cases are small."""
-
-    tree: Path
-    folder: Path
-    quick: bool
-
-    def command(self, name: str, *arguments: object) -> float:
-        """Run ``python -m fedact.NAME`` with these arguments and return its seconds; raises RuntimeError where it fails."""
-        begin, settings = time.perf_counter(), {"PYTHONPATH": str(self.tree), "FEDACT_CACHE": str(self.folder / "cache")}
-        done = subprocess.run(
-            [sys.executable, "-m", f"fedact.{name}", *map(str, arguments)],
-            cwd=self.folder, env=os.environ | settings, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        seconds = time.perf_counter() - begin
-        if done.returncode:
-            raise RuntimeError(f"fedact.{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
-        return seconds
-
-    def simulate(self, name: str, *arguments: object) -> tuple[float, Rows]:
-        """Return the seconds of a run of ``fedact.simulate`` and the rows of its records."""
-        seconds = self.command("simulate", *arguments, "--out", self.folder / name)
-        lines = (self.folder / name / "records.jsonl").read_text().splitlines()
-        return seconds, [json.loads(line) for line in lines]
-
-    def json(self, name: str, *arguments: object) -> tuple[float, Any]:
-        """Return the seconds of a command that writes --json, and what it wrote."""
-        file = self.folder / f"{name}.json"
-        return self.command(name, *arguments, "--json", file), json.loads(file.read_text())
 
 
 def main_job(bench: Bench) -> Figures:
@@ -98,13 +55,9 @@ def main_job(bench: Bench) -> Figures:
 
 def cifar10(bench: Bench) -> Figures:
     """CIFAR-10 with ImageNet weights at 64 px: accuracy beside that of the head alone (--layers 0)."""
-    data = Path(os.environ.get("FEDACT_DATA") or Path.home() / ".cache/fedact/data").resolve()
-    if missing := [name for name in ("cifar10.npz", IMAGENET) if not (data / name).is_file()]:
-        raise Skipped(f"no {missing[0]} in {data}")
     clients, examples, rounds = (2, 200, 1) if bench.quick else (8, 1000, 2)
     common = (
-        "--dataset", "npz", "--data-dir", data / "cifar10.npz", "--model", "mobilenet_v2", "--weights", data / IMAGENET,
-        "--resolution", 64, "--clients", clients, "--rounds", rounds, "--max-examples", examples,
+        *photographs(), "--resolution", 64, "--clients", clients, "--rounds", rounds, "--max-examples", examples,
         "--max-test-examples", examples // 2,
     )  # fmt: skip
     seconds, rows = bench.simulate("cifar10", *common, *(("--layers", 4) if bench.quick else ()))
@@ -176,21 +129,6 @@ CASES: dict[str, Callable[[Bench], Figures]] = {
 
 def _accuracy(rows: Rows) -> float:
     return next(float(row["accuracy"]) for row in reversed(rows) if row["kind"] == "round")
-
-
-def anchor_seconds() -> float:
-    """Return the median seconds of a plain PyTorch training step: MobileNetV2 of width 0.35, 16 images at 64 px."""
-    import torch
-    from torchvision.models import mobilenet_v2
-
-    torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
-    model, x, y, seconds = mobilenet_v2(width_mult=0.35), torch.rand(16, 3, 64, 64), torch.arange(16), []
-    for _ in range(12):
-        begin = time.perf_counter()
-        torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds[2:])
 
 
 def measure(bench: Bench, names: list[str]) -> tuple[dict[str, Figures], bool]:
