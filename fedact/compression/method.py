@@ -1,7 +1,7 @@
 """What a method is: a codec for a saved activation, with the traits that planner and figures ask for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -171,6 +171,10 @@ class Method(Codec):
         Every tensor gets the same levels; given settings stay, and leave one level where there is nothing to choose.
         """
         return {1.0: self}
+
+    def reconstructions(self, x: Tensor, methods: "Sequence[Method]") -> "Iterator[Tensor]":
+        """Yield what each of some methods makes of x in a first step: of ``levels`` of this one, in their order."""
+        return (method.reconstruct(method.compress(x, method.start(0))) for method in methods)
 
     def between(self, other: "Method", share: float) -> "Method | None":
         """Return the method at a share (0 to 1) of the way to another level, None where there is none between."""

@@ -15,9 +15,10 @@ from fedact.planner.drafts import Draft
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.problem import Methods, Problem, evaluating, measure_step, measure_within_budget
-from fedact.planner.profile import UNBOUNDED, Profile, layers_with_input
+from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_structure import StepStructure, layers_with_input
 
 DERIVE = (3, 5)
 """The ``derive`` settings of ``auto``: how many convolutions back it looks for an input to rematerialize others from."""
@@ -53,6 +54,7 @@ class ByteAllocation:
     def __init__(self, problem: Problem, deepest: int, limit: SlowdownLimit) -> None:
         self.problem, self.deepest, self.limit = problem, deepest, limit
         self.profiles: dict[tuple[Family, int, int], Profile] = {}
+        self.structures: dict[tuple[int, int], StepStructure] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         if self.problem.method == AUTO:
@@ -142,11 +144,17 @@ class ByteAllocation:
         deepest_first = family.per_example or (family, self.deepest, count) in self.profiles
         for each in (self.deepest, depth) if deepest_first else (depth,):
             if (family, each, count) not in self.profiles:
-                self.profiles[family, each, count] = Profile(self.problem, family, each, self.costs, count)
+                structure = self._structure(family.derive, each)
+                self.profiles[family, each, count] = Profile(self.problem, family, structure, self.costs, count)
             profile = self.profiles[family, each, count]
             if profile.covers(depth):
                 break
         return profile
+
+    def _structure(self, derive: int, depth: int) -> StepStructure:
+        if (derive, depth) not in self.structures:
+            self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
+        return self.structures[derive, depth]
 
     def _rivals(self, depth: int) -> Iterator[list[_Candidate]]:
         """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch."""

@@ -7,17 +7,16 @@ import torch
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.measure.step import parts
-from fedact.nn.graph import downstream
-from fedact.nn.install import activations_without_mask
-from fedact.nn.surgery import assign, smooth_activations
+from fedact.measure.step import Batch, parts
 from fedact.planner.cost_model import ModuleCosts, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
+from fedact.planner.error_table import table_sensitivity
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.problem import Methods, Problem, measure_step
-from fedact.planner.saved_inputs import SavedInput, saved_inputs
+from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.sensitivity import Sensitivity, mean_sensitivity, measure_sensitivity
+from fedact.planner.step_structure import StepStructure, layers_with_input
 
 FEW = 4
 """Errors are averaged over micro-batches that have at least so many examples in all."""
@@ -32,9 +31,11 @@ class Profile:
     remembered.
     """
 
-    def __init__(self, problem: Problem, family: Family, depth: int, costs: ModuleCosts, examples: int) -> None:
-        self.problem, self.family, self.depth, self.costs, self.examples = problem, family, depth, costs, examples
-        self._saved_inputs: dict[int, list[SavedInput]] = {}
+    def __init__(
+        self, problem: Problem, family: Family, structure: StepStructure, costs: ModuleCosts, examples: int
+    ) -> None:
+        self.problem, self.family, self.structure, self.costs, self.examples = problem, family, structure, costs, examples
+        self.depth = depth = structure.depth
         self._method_bytes: dict[tuple[Method, str, int], int] = {}
         self._extreme_bytes: dict[tuple[int, tuple[Method, ...]], int] = {}
         self.keys = {name: saved.key for saved in self.saved_inputs(depth) for name in saved.layers}
@@ -45,11 +46,7 @@ class Profile:
 
     def saved_inputs(self, depth: int) -> list[SavedInput]:
         """Return the saved inputs at a depth."""
-        if depth not in self._saved_inputs:
-            method = self.family.method or Exact(self.family.derive)
-            methods = assign(self.problem.model, layers_with_input(self.problem, depth), method)
-            self._saved_inputs[depth] = saved_inputs(self.problem.plain_model, methods)
-        return self._saved_inputs[depth]
+        return self.structure.saved_inputs(depth)
 
     def covers(self, depth: int) -> bool:
         """Tell whether the saved inputs at a depth are among those of this profile."""
@@ -67,57 +64,24 @@ class Profile:
         problem, trained = self.problem, self.problem.trained_in_order(self.depth)
         several = 1 if self.family.per_example else max(1, min(FEW, problem.batch_size) // self.examples)
         batches = parts(problem.examples(self.examples * several), self.examples)
-        return mean_sensitivity(
-            [measure_sensitivity(problem.model, part, trained, self.levels, problem.loss) for part in batches]
-        ).on_grid()
+        return mean_sensitivity([self._measured(part, trained) for part in batches]).on_grid()
+
+    def _measured(self, batch: Batch, trained: list[str]) -> Sensitivity:
+        model, loss = self.problem.model, self.problem.loss
+        inputs, ways = self.saved_inputs(self.depth), self.structure.rematerializations
+        found = table_sensitivity(model, batch, trained, inputs, self.ladders, ways, loss)
+        return found or measure_sensitivity(model, batch, trained, self.levels, loss)
 
     @cached_property
     def options(self) -> dict[str, list[MethodOption]]:
         """The options for each saved input, with their errors in every layer, also those that do not depend on it."""
         return {key: method_options(ladder, self.sensitivity.levels) for key, ladder in self.ladders.items()}
 
-    @cached_property
-    def other_bytes(self) -> dict[str, int]:
-        """The saved bytes of one example's step besides the saved inputs, by module: masks, the loss."""
-        # Masks are saved beside any method that does not save the very input; the fastest such one is measured.
-        lossy = [methods for methods in self.levels if not all(method.traits.keeps_input for method in methods.values())]
-        fastest = min(
-            lossy or self.levels, key=lambda methods: sum(method.traits.tensor_seconds for method in methods.values())
-        )
-        memory = measure_step(self.problem, fastest, 1)
-        # The owner of a saved input is whichever layer reads it last.
-        owners = {name for saved in self.saved_inputs(self.depth) for name in (saved.key, *saved.layers, *saved.masks)}
-        return {name: size for name, size in memory.by_layer.items() if name not in owners}
-
-    @cached_property
-    def mask_sources(self) -> dict[str, str]:
-        """The activation functions that need no mask where an input is saved as it is, with that input's key."""
-        sources: dict[str, str] = {}
-        for key in self.ladders:
-            for activation in activations_without_mask(self.problem.plain_model, {key: Exact()}):
-                sources.setdefault(activation, key)
-        return sources
-
-    def overhead_bytes(self, depth: int, micro_batch: int) -> int:
-        """Return the bytes saved besides the saved inputs, whatever their methods."""
-        # A module on the gradient path, or one that contains such a module; "" is the whole model.
-        modules = [name.split(".") for name in self._gradient_path(depth)]
-        path = {".".join(parts[:count]) for parts in modules for count in range(len(parts) + 1)}
-        sizes = (size for name, size in self.other_bytes.items() if name in path and name not in self.mask_sources)
-        return micro_batch * sum(sizes)
-
-    def mask_bytes(self, depth: int) -> dict[str, int]:
-        """Return the bytes of one example's masks that are saved beside each input unless it is saved as it is."""
-        path, sizes = self._gradient_path(depth), dict.fromkeys(self.ladders, 0)
-        for activation, key in self.mask_sources.items():
-            sizes[key] += self.other_bytes.get(activation, 0) if activation in path else 0
-        return sizes
-
     def least_bytes(self, depth: int, micro_batch: int) -> int:
         """Return the predicted saved bytes of a step with the smallest methods."""
         ladders = self._ladders([saved.key for saved in self.saved_inputs(depth)], micro_batch)
         sizes = self._sizes(depth, micro_batch, ladders)
-        return sum(map(min, sizes.values())) + self.overhead_bytes(depth, micro_batch)
+        return sum(map(min, sizes.values())) + self.structure.overhead_bytes(depth, micro_batch)
 
     def extremes(self, depth: int, micro_batch: int) -> list[Methods]:
         """Return, for the layers of a depth, the methods with the fewest bytes, and the gentlest."""
@@ -145,7 +109,9 @@ class Profile:
         """Return the draft with the least error whose step is predicted to save at most ``capacity`` bytes, else None."""
         if self.least_bytes(depth, micro_batch) > capacity:
             return None
-        return self.draft_within(depth, micro_batch, capacity - self.overhead_bytes(depth, micro_batch), max_states)
+        return self.draft_within(
+            depth, micro_batch, capacity - self.structure.overhead_bytes(depth, micro_batch), max_states
+        )
 
     def draft_within(self, depth: int, micro_batch: int, room: int, max_states: int = MAX_STATES) -> Draft | None:
         """Return the draft with the least error whose saved inputs take at most ``room`` bytes, else None."""
@@ -191,7 +157,7 @@ class Profile:
 
     def _sizes(self, depth: int, micro_batch: int, methods: Mapping[str, Sequence[Method]]) -> dict[str, list[int]]:
         """Return the bytes of each saved input, with the masks saved beside it, under each of its methods."""
-        masks = self.mask_bytes(depth)
+        masks = self.structure.mask_bytes(depth)
         return {
             key: [
                 self.size(method, key, micro_batch) + (0 if method.traits.keeps_input else micro_batch * masks[key])
@@ -199,10 +165,6 @@ class Profile:
             ]
             for key, row in methods.items()
         }
-
-    def _gradient_path(self, depth: int) -> set[str]:
-        """Return the names of the modules that a gradient passes."""
-        return downstream(self.problem.plain_model, self.problem.trained(depth))
 
     def size(self, method: Method, key: str, micro_batch: int) -> int:
         """Return the bytes that a method stores for a saved input, its state included; the raw images count nothing."""
@@ -217,15 +179,8 @@ class Profile:
 
     def seconds(self, found: Draft) -> float:
         """Return the estimated seconds of a batch."""
-        path = self._gradient_path(found.depth)
+        path = self.structure.gradient_path(found.depth)
         methods = {key: option.method for key, option in found.options.items()}
         elements = {key: self.inputs[key][0].numel() for key in found.options}
         saved, size = found.saved_inputs, self.problem.batch_size
         return step_seconds(self.costs, path, saved, methods, elements, found.micro_batch, size)
-
-
-def layers_with_input(problem: Problem, depth: int) -> list[str]:
-    """Return the layers that save an input: the trained ones, and smooth activation functions on the gradient path."""
-    trained = problem.trained(depth)
-    path = downstream(problem.plain_model, trained)
-    return [*trained, *(name for name in smooth_activations(problem.model) if name in path)]

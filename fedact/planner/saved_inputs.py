@@ -65,7 +65,8 @@ def _slope_sources(
     """
     calls, modules, sources = call_nodes(model), dict(model.named_modules()), dict[str, str]()
     for name in trained:
-        activation = _activation_after(calls[name], modules) if name in calls else ""
+        path = path_to_activation(calls[name], modules) if name in calls else ()
+        activation = str(path[-1].target) if path else ""
         if activation in derived.deferred:
             sources[name] = _origin(derived.deferred[activation], derived)
         elif activation in derived.masks:
@@ -75,13 +76,15 @@ def _slope_sources(
     return sources
 
 
-def _activation_after(node: Node, modules: Mapping[str, nn.Module]) -> str:
-    """Return the activation function that a layer's output reaches before any other layer with weights, "" where none."""
+def path_to_activation(node: Node, modules: Mapping[str, nn.Module]) -> tuple[Node, ...]:
+    """Return what a layer's output passes up to the first activation function, none where another layer comes before it."""
+    path: tuple[Node, ...] = ()
     while len(node.users) == 1:
         (node,) = node.users
+        path = (*path, node)
         module = modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, (*PIECEWISE, *SMOOTH)):
-            return str(node.target)
+            return path
         if node.op == "output" or isinstance(module, nn.Conv2d | nn.Linear):
-            return ""
-    return ""
+            return ()
+    return ()

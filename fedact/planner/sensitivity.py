@@ -103,12 +103,11 @@ def mean_sensitivity(batches: Sequence[Sensitivity]) -> Sensitivity:
     return Sensitivity(mean([one.squared_norms for one in batches]), levels, damping)
 
 
-class _Exact(NamedTuple):
+class ExactGradients(NamedTuple):
     """The exact gradients of weights and of outputs, by layer; outputs only of layers that are called once."""
 
     weights: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    called_once: set[str]
 
 
 def measure_sensitivity(
@@ -121,27 +120,41 @@ def measure_sensitivity(
     called_once = set(call_nodes(restore(model)))
     install(model, dict.fromkeys(levels[0], Exact()))
     prefix = prefix_outputs(model, batch[0])
-    exact = _Exact({}, {}, called_once)
-    exact.weights.update(_gradients(model, batch, prefix, loss, trained, called_once, exact.outputs.__setitem__))
+    exact = ExactGradients({}, {})
+    exact.weights.update(gradients_of(model, batch, prefix, loss, trained, called_once, exact.outputs.__setitem__))
     errors = []
     for methods in levels:
         if all(method.traits.keeps_input for method in methods.values()):
             errors.append(GradientErrors(dict.fromkeys(exact.weights, 0.0), dict.fromkeys(exact.outputs, 0.0)))
             continue
         install(model, _round_trips(methods))
-        errors.append(_errors(model, batch, prefix_outputs(model, batch[0], prefix), loss, trained, exact))
-    damping = 1.0
-    if any(error > ROUNDING for level in errors for error in level.outputs.values()):
-        # How much of the output errors arrives in the weight gradients, by one step with all of them in it.
-        middle = len(levels) // 2
-        install(model, _round_trips(levels[middle]))
-        gradients = _gradients(model, batch, prefix_outputs(model, batch[0], prefix), loss, trained)
-        arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors[middle].weights.values())
-        layers = list(exact.weights)
-        sent = sum(error * (layers.index(name) + 1) for name, error in errors[middle].outputs.items())
-        damping = max(0.0, arrived / sent) if sent else 0.0
-    norms = {name: float(g.square().sum()) for name, g in exact.weights.items()}
-    return Sensitivity(norms, errors, damping)
+        inputs = prefix_outputs(model, batch[0], prefix)
+        errors.append(_errors(model, batch, inputs, loss, trained, called_once, exact))
+    return Sensitivity(squared_norms(exact), errors, measure_damping(model, batch, levels, errors, exact, loss))
+
+
+def measure_damping(
+    model: nn.Module,
+    batch: Batch,
+    levels: Sequence[Methods],
+    errors: Sequence[GradientErrors],
+    exact: ExactGradients,
+    loss: Loss,
+) -> float:
+    """Return how much of the output errors arrives in the weight gradients, by one step with all of them in it.
+
+    The model's methods are changed.
+    """
+    middle, layers = len(levels) // 2, list(exact.weights)
+    sent = sum(error * (layers.index(name) + 1) for name, error in errors[middle].outputs.items())
+    if not any(level.outputs and max(level.outputs.values()) > ROUNDING for level in errors):
+        return 1.0
+    if not sent:
+        return 0.0
+    install(model, _round_trips(levels[middle]))
+    gradients = gradients_of(model, batch, None, loss, layers)
+    arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors[middle].weights.values())
+    return max(0.0, arrived / sent)
 
 
 def _round_trips(methods: Methods) -> Methods:
@@ -150,8 +163,19 @@ def _round_trips(methods: Methods) -> Methods:
     }
 
 
+def squared_norms(exact: ExactGradients) -> dict[str, float]:
+    """Return the squared length of each exact weight gradient."""
+    return {name: float(g.square().sum()) for name, g in exact.weights.items()}
+
+
 def _errors(
-    model: nn.Module, batch: Batch, prefix: Any, loss: Loss, trained: Sequence[str], exact: _Exact
+    model: nn.Module,
+    batch: Batch,
+    prefix: Any,
+    loss: Loss,
+    trained: Sequence[str],
+    called_once: Collection[str],
+    exact: ExactGradients,
 ) -> GradientErrors:
     """Return the errors of the installed methods, each layer's with the exact output gradient put in its place."""
     outputs: dict[str, float] = {}
@@ -160,11 +184,11 @@ def _errors(
         outputs[name] = relative_error(gradient, exact.outputs[name])
         return exact.outputs[name]
 
-    gradients = _gradients(model, batch, prefix, loss, trained, exact.called_once, replace_by_exact)
+    gradients = gradients_of(model, batch, prefix, loss, trained, called_once, replace_by_exact)
     return GradientErrors(relative_errors(gradients, exact.weights), outputs)
 
 
-def _gradients(
+def gradients_of(
     model: nn.Module,
     batch: Batch,
     prefix: Any,
@@ -206,7 +230,7 @@ def total_error(
         if calibration is not None:
             calibrate(model, calibration)
         for part in parts(batch, micro_batch):
-            for name, gradient in _gradients(model, part, None, loss, trained).items():
+            for name, gradient in gradients_of(model, part, None, loss, trained).items():
                 share = gradient * (len(part[1]) / len(batch[1]))
                 total[name] = total[name] + share if name in total else share
     return sum(relative_errors(compressed, exact).values())

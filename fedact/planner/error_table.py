@@ -1,0 +1,211 @@
+"""Gradient errors of many methods from one exact step: its inputs and output gradients say what each of them would do.
+
+There is a table for networks of the usual kind; where there is none (a layer that is called twice, a weight that is
+computed), ``measure_sensitivity`` runs the network once for every level.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fedact.compression import Method
+from fedact.compression.exact import Exact
+from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
+from fedact.measure.step import Batch
+from fedact.models.tasks import Loss
+from fedact.nn.graph import IDENTITIES
+from fedact.nn.layers import Masked
+from fedact.nn.layers.base import has_weights
+from fedact.nn.rematerialization import Rematerializations, call_nodes
+from fedact.nn.surgery import install, restore
+from fedact.planner.saved_inputs import SavedInput, path_to_activation
+from fedact.planner.sensitivity import (
+    ExactGradients,
+    GradientErrors,
+    Sensitivity,
+    gradients_of,
+    measure_damping,
+    relative_error,
+    squared_norms,
+)
+
+LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d
+"""Trained layers whose weight gradient is computed here."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorTable:
+    """What an exact step on a batch tells: from it, and from what stands in for a saved input, follow gradient errors.
+
+    The model has the methods of that step. inputs: of the layers whose input is saved. paths: from every layer whose
+    output gradient passes a slope that is computed from a saved input, the modules up to that activation function; not
+    where another trained layer is between, whose own output gradient has the error.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Tensor]
+    exact: ExactGradients
+    derived: Rematerializations
+    paths: Mapping[str, Sequence[str]]
+
+    def errors(self, saved: SavedInput, methods: Sequence[Method]) -> list[GradientErrors]:
+        """Return the errors that each of some methods for a saved input makes, by layer that depends on it."""
+        lossy = [method for method in methods if not method.traits.keeps_input]
+        with torch.no_grad():
+            x = self.inputs[saved.key]
+            found = [self._errors(saved, each) for each in lossy[0].reconstructions(x, lossy)] if lossy else []
+        none = GradientErrors(
+            {name: 0.0 for name in saved.layers if name in self.exact.weights}, dict.fromkeys(saved.slope_layers, 0.0)
+        )
+        each = iter(found)
+        return [none if method.traits.keeps_input else next(each) for method in methods]
+
+    def _errors(self, saved: SavedInput, reconstruction: Tensor) -> GradientErrors:
+        values, weights = _Values(self.model, reconstruction), dict[str, float]()
+        for name in saved.layers:
+            if name in self.exact.weights:
+                module, x = self.model.get_submodule(name), values.of(self._chain(name))
+                gradient = operation_of(module).weight_gradient(x, self.exact.outputs[name], module.weight)  # type: ignore[arg-type]
+                weights[name] = relative_error(gradient, self.exact.weights[name])
+        outputs = {
+            name: relative_error(self._output_gradient(name, values), self.exact.outputs[name])
+            if name in self.paths
+            else 0.0
+            for name in saved.slope_layers
+        }
+        return GradientErrors(weights, outputs)
+
+    def _chain(self, name: str) -> tuple[str, ...]:
+        """Return the modules that compute a layer's input from a saved one."""
+        return self.derived.inputs[name].chain if name in self.derived.inputs else ()
+
+    def _output_gradient(self, name: str, values: "_Values") -> Tensor:
+        """Return a layer's output gradient where the slope of the activation function after it is of other values."""
+        *between, activation = self.paths[name]
+        module, gradient = self.model.get_submodule(activation), self.exact.outputs[activation]
+        if isinstance(module, Masked):
+            reader = self.derived.deferred.get(activation)
+            gradient = module.slope().times(
+                gradient, values.of(self._chain(reader) if reader else self.derived.masks[activation].chain)
+            )
+        else:
+            gradient = module.slope_times(gradient, values.of(self._chain(activation)))  # type: ignore[operator]
+        for norm in map(self.model.get_submodule, reversed(between)):
+            if isinstance(norm, nn.BatchNorm2d):
+                gradient = operation_of(norm).input_gradient(gradient.shape, gradient, norm.weight)
+        return gradient
+
+
+class _Values:
+    """What a model's modules make of one reconstruction, chain by chain; every module runs once."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model, self._of = model, {(): x}
+
+    def of(self, chain: tuple[str, ...]) -> Tensor:
+        """Return the output of a chain's last module, or the reconstruction."""
+        if chain not in self._of:
+            module, x = self.model.get_submodule(chain[-1]), self.of(chain[:-1])
+            # An operation in place would change what the chain has made before. Not by a call, so that no hooks run.
+            x = x.clone() if getattr(module, "inplace", False) else x
+            self._of[chain] = type(module).forward(module, x)  # type: ignore[index]
+        return self._of[chain]  # type: ignore[index]
+
+
+def operation_of(module: nn.Module) -> Operation:
+    """Return the operation of a trained layer, or of a batch norm with its running statistics."""
+    if isinstance(module, nn.Conv2d):
+        return Convolution.of(module)
+    if isinstance(module, nn.BatchNorm2d):
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        return Normalization(module.running_mean, module.running_var, module.eps)
+    return MatrixProduct()
+
+
+def table_sensitivity(
+    model: nn.Module,
+    batch: Batch,
+    trained: Sequence[str],
+    saved_inputs: Sequence[SavedInput],
+    ladders: Mapping[str, Sequence[Method]],
+    derived: Rematerializations,
+    loss: Loss,
+) -> Sensitivity | None:
+    """Return what ``measure_sensitivity`` does, from a table; None where there is none. The model's methods are changed.
+
+    trained: the layers with weights, in their order. ladders: by a saved input's key, one method a level.
+    """
+    table = measure_table(model, batch, trained, saved_inputs, derived, loss)
+    if table is None:
+        return None
+    rows = [table.errors(saved, ladders[saved.key]) for saved in saved_inputs]
+    levels = [
+        GradientErrors(
+            *({name: error for part in parts for name, error in part.items()} for parts in zip(*row, strict=True))
+        )
+        for row in zip(*rows, strict=True)
+    ]
+    methods = [
+        {name: ladders[saved.key][place] for saved in saved_inputs for name in saved.layers} for place in range(len(levels))
+    ]
+    damping = measure_damping(model, batch, methods, levels, table.exact, loss)
+    return Sensitivity(squared_norms(table.exact), levels, damping)
+
+
+def _united(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    return {name: error for part in parts for name, error in part.items()}
+
+
+def measure_table(
+    model: nn.Module,
+    batch: Batch,
+    trained: Sequence[str],
+    saved_inputs: Sequence[SavedInput],
+    derived: Rematerializations,
+    loss: Loss,
+) -> ErrorTable | None:
+    """Return the table for a batch, taken at once; None for a network out of the ordinary."""
+    calls, modules = call_nodes(restore(model)), dict(model.named_modules())
+    slope_layers = [name for saved in saved_inputs for name in saved.slope_layers]
+    paths = {name: path_to_activation(calls[name], modules) for name in slope_layers if name in calls}
+    between = [node for path in paths.values() for node in path[:-1]]
+    if not (
+        all(name in calls and _is_usual(modules[name]) for name in trained)
+        and all(map(partial(_passes_slope, modules), between))
+        and len(paths) == len(slope_layers)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+    ):
+        return None
+    names = {name: [str(node.target) for node in path] for name, path in paths.items()}
+    names = {name: path for name, path in names.items() if not set(trained).intersection(path)}
+    install(model, dict.fromkeys([name for saved in saved_inputs for name in saved.layers], Exact()))
+    inputs, exact = dict[str, Tensor](), ExactGradients({}, {})
+
+    def record(module: nn.Module, args: Any, name: str) -> None:
+        inputs[name] = args[0].detach().clone()
+
+    with ExitStack() as stack:
+        for saved in saved_inputs:
+            handle = model.get_submodule(saved.key).register_forward_pre_hook(partial(record, name=saved.key))
+            stack.callback(handle.remove)
+        watched = [*trained, *(path[-1] for path in names.values())]
+        exact.weights.update(gradients_of(model, batch, None, loss, watched, watched, exact.outputs.__setitem__))
+    single = (isinstance(modules[key], nn.Conv2d) and x.dim() != 4 for key, x in inputs.items())
+    return None if any(single) else ErrorTable(model, inputs, exact, derived, names)
+
+
+def _is_usual(module: nn.Module) -> bool:
+    """Tell whether a layer's weight is a parameter of its own, not computed from others."""
+    return type(module) in LAYERS and module._parameters.get("weight") is not None and has_weights(module)
+
+
+def _passes_slope(modules: Mapping[str, nn.Module], node: Node) -> bool:
+    """Tell whether what a layer's output passes before an activation function scales its channels at most."""
+    return node.op == "call_module" and isinstance(modules[str(node.target)], (nn.BatchNorm2d, *IDENTITIES))

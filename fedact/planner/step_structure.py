@@ -1,0 +1,114 @@
+"""What a step saves at each depth, and beside its saved inputs: the same for all methods of one ``derive``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fedact.compression import Compressed, Method, State, Traits
+from fedact.compression.exact import IDENTITY, Exact
+from fedact.compression.method import NO_STATE
+from fedact.nn.graph import consumers, downstream
+from fedact.nn.layers import TRAINED
+from fedact.nn.rematerialization import Rematerializations, rematerializations
+from fedact.nn.surgery import smooth_activations
+from fedact.planner.problem import Problem, measure_step
+from fedact.planner.saved_inputs import SavedInput, saved_inputs
+
+
+@dataclass(frozen=True)
+class _Nothing(Method):
+    """Saves nothing of an input, in whose place the backward pass sees zeros: what a step then holds is all the rest."""
+
+    traits: ClassVar[Traits] = replace(IDENTITY, source="none: for measuring", keeps_input=False)
+
+    derive: int
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        return Compressed((), (x.shape, x.dtype, x.new_empty(0)))
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        shape, dtype, like = compressed.metadata
+        zeros: Tensor = like.new_zeros(shape, dtype=dtype)
+        return zeros
+
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return 0
+
+
+class StepStructure:
+    """The saved inputs, the gradient path and the other saved bytes of every depth up to ``depth``, at one ``derive``."""
+
+    def __init__(self, problem: Problem, derive: int, depth: int) -> None:
+        self.problem, self.derive, self.depth = problem, derive, depth
+        self._saved_inputs: dict[int, list[SavedInput]] = {}
+        self._paths: dict[int, set[str]] = {}
+
+    def saved_inputs(self, depth: int) -> list[SavedInput]:
+        """Return the saved inputs at a depth."""
+        if depth not in self._saved_inputs:
+            methods = dict.fromkeys(layers_with_input(self.problem, depth), Exact(self.derive))
+            self._saved_inputs[depth] = saved_inputs(self.problem.plain_model, methods)
+        return self._saved_inputs[depth]
+
+    def gradient_path(self, depth: int) -> set[str]:
+        """Return the names of the modules that a gradient passes."""
+        if depth not in self._paths:
+            self._paths[depth] = downstream(self.problem.plain_model, self.problem.trained(depth))
+        return self._paths[depth]
+
+    @cached_property
+    def rematerializations(self) -> Rematerializations:
+        """What is rematerialized at the greatest depth, and how."""
+        methods = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact(self.derive))
+        return rematerializations(self.problem.plain_model, methods, self.gradient_path(self.depth))
+
+    @cached_property
+    def other_bytes(self) -> dict[str, int]:
+        """The saved bytes of one example's step besides the saved inputs, by module: masks, the loss."""
+        nothing = dict.fromkeys(layers_with_input(self.problem, self.depth), _Nothing(self.derive))
+        memory = measure_step(self.problem, nothing, 1)
+        # The owner of a saved input is whichever layer reads it last.
+        owners = {name for saved in self.saved_inputs(self.depth) for name in (saved.key, *saved.layers, *saved.masks)}
+        return {name: size for name, size in memory.by_layer.items() if name not in owners}
+
+    @cached_property
+    def mask_sources(self) -> dict[str, str]:
+        """The activation functions that need no mask where an input is saved as it is, with that input's key."""
+        model, sources = self.problem.plain_model, dict[str, str]()
+        keys = [saved.key for saved in self.saved_inputs(self.depth)]
+        readable = [key for key in keys if type(model.get_submodule(key)) in TRAINED]
+        relus = {name: calls for name, calls in consumers(model).items() if _is_relu(model.get_submodule(name))}
+        for name, calls in relus.items():
+            if found := [key for key in readable if all(key in readers for readers in calls)]:
+                sources[name] = found[0]
+        return sources
+
+    def overhead_bytes(self, depth: int, micro_batch: int) -> int:
+        """Return the bytes saved besides the saved inputs, whatever their methods."""
+        # A module on the gradient path, or one that contains such a module; "" is the whole model.
+        modules = [name.split(".") for name in self.gradient_path(depth)]
+        path = {".".join(parts[:count]) for parts in modules for count in range(len(parts) + 1)}
+        sizes = (size for name, size in self.other_bytes.items() if name in path and name not in self.mask_sources)
+        return micro_batch * sum(sizes)
+
+    def mask_bytes(self, depth: int) -> dict[str, int]:
+        """Return the bytes of one example's masks that are saved beside each input unless it is saved as it is."""
+        path = self.gradient_path(depth)
+        sizes = {saved.key: 0 for saved in self.saved_inputs(self.depth)}
+        for activation, key in self.mask_sources.items():
+            sizes[key] += self.other_bytes.get(activation, 0) if activation in path else 0
+        return sizes
+
+
+def _is_relu(module: nn.Module) -> bool:
+    return type(module) in (nn.ReLU, nn.ReLU6)
+
+
+def layers_with_input(problem: Problem, depth: int) -> list[str]:
+    """Return the layers that save an input: the trained ones, and smooth activation functions on the gradient path."""
+    trained = problem.trained(depth)
+    path = downstream(problem.plain_model, trained)
+    return [*trained, *(name for name in smooth_activations(problem.model) if name in path)]

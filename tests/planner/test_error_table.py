@@ -1,0 +1,74 @@
+"""Gradient errors from the table of one exact step are those of steps with the methods in place."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedact.compression import choose_method
+from fedact.planner.allocation import ByteAllocation
+from fedact.planner.error_table import table_sensitivity
+from fedact.planner.example_check import fixed_randomness
+from fedact.planner.problem import make_problem
+from fedact.planner.sensitivity import measure_sensitivity
+from fedact.planner.slowdown import SlowdownLimit
+from tests.support.planned import batch, net
+from tests.support.planner_networks import NETWORKS, example, network
+
+
+def both(model: nn.Module, data, depth: int, method: str, train_norm: bool = False):
+    """Return what the table and what steps with the methods in place say of a given method's last family."""
+    given = {"budget": 10**6, "scope": "saved", "loss": F.cross_entropy, "train_norm": train_norm}
+    problem = make_problem(model, data, method=choose_method(method), **given)
+    allocation = ByteAllocation(problem, depth, SlowdownLimit(problem, None))
+    family, whole = allocation.families[-1], problem.examples(problem.batch_size)
+    profile = allocation._profile(family, depth, problem.batch_size)
+    trained, inputs, ways = (
+        problem.trained_in_order(depth),
+        profile.saved_inputs(depth),
+        profile.structure.rematerializations,
+    )
+    table = table_sensitivity(problem.model, whole, trained, inputs, profile.ladders, ways, problem.loss)
+    return table, measure_sensitivity(problem.model, whole, trained, profile.levels, problem.loss)
+
+
+@pytest.mark.parametrize("method", ["auto", "hosvd", "transform"])
+@pytest.mark.parametrize(("name", "train_norm"), [*product(NETWORKS, [False]), ("depthwise", True), ("net", True)])
+def test_a_table_says_what_steps_with_the_methods_in_place_say(name, train_norm, method):
+    model, data, depth = (net(), batch(4), 3) if name == "net" else (network(name), example(), NETWORKS[name][1])
+    with fixed_randomness(torch.device("cpu")):
+        table, steps = both(model, data, depth, method, train_norm)
+    assert table.damping == pytest.approx(steps.damping)
+    assert table.squared_norms == pytest.approx(steps.squared_norms)
+    for found, expected in zip(table.levels, steps.levels, strict=True):
+        assert found.weights == pytest.approx(expected.weights, rel=1e-3, abs=1e-7)
+        # Elsewhere no slope is computed from a saved input.
+        assert {name: found.outputs.get(name, 0.0) for name in expected.outputs} == pytest.approx(
+            expected.outputs, rel=1e-3, abs=1e-7
+        )
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.twice(self.stem(x).relu()).relu()
+        return self.head(self.twice(x).mean((2, 3)))
+
+
+def hooked() -> nn.Module:
+    """Return a network in which a hook changes a trained layer's input."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    model[1].register_forward_pre_hook(lambda module, args: 2 * args[0])
+    return model
+
+
+@pytest.mark.parametrize("make", [CalledTwice, hooked])
+def test_there_is_no_table_of_a_network_out_of_the_ordinary(make):
+    table, steps = both(make(), batch(4), 1, "hosvd")
+    assert table is None
+    assert len(steps.levels) > 1
