@@ -43,9 +43,10 @@ class Plan:
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
     vanilla_step_flops: what plain training of the same layers takes (see ``measure.cost``). by_layer:
-    saved bytes without state by the module that keeps them, "" for the loss. lr: the learning rate of the first round
-    after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers and
-    lr were chosen; none where both were given, or nothing could be tried.
+    saved bytes without state by the module that keeps them, "" for the loss. working_bytes: how far the peak is raised by
+    what methods work with while they compress and decode, where that may follow the data. lr: the learning rate of the first
+    round after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers
+    and lr were chosen; none where both were given, or nothing could be tried.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -85,6 +86,7 @@ class Plan:
     vanilla_step_flops: Count | None = None
     by_layer: tuple[tuple[str, Count], ...] = ()
     copy_bytes: Count = 0
+    working_bytes: Count = 0
     lr: Rate | None = None
     trials: tuple[Trial, ...] = ()
 

@@ -26,8 +26,8 @@ from fedact.training.workspace import Workspace, workspace_of
 app = ClientApp()
 
 DIVERGED = "training diverged ({}): a lower --lr or --clip-norm may help"
-AUDIT_EVERY = 10
-"""One client in so many measures its first step again though its bytes are known, another one each round."""
+AUDIT_EVERY, AUDITED_STEPS = 20, 3
+"""One client in so many measures a step though its bytes are known, another one each round; one of its first few steps."""
 
 
 @app.train(mods=list(MODS))
@@ -94,11 +94,16 @@ def _train(workspace: Workspace, plan: Plan, client: int, number: int, moving: l
         recipe(config, number, plan.lr),
         random,
         measured=workspace.measured,
-        audited=(client + number) % AUDIT_EVERY == 0,
+        audited=audited_steps(client, number),
     )
     if not isfinite(result.loss):
         raise FloatingPointError(DIVERGED.format(f"loss {result.loss}"))
     return result, evaluate(workspace.model, testing, len(held_out), config.task, len(experiment.classes))
+
+
+def audited_steps(client: int, number: int) -> tuple[int, ...]:
+    """Return the numbers of the steps that a client measures in a round though their bytes are known."""
+    return ((client // AUDIT_EVERY + number) % AUDITED_STEPS,) if (client + number) % AUDIT_EVERY == 0 else ()
 
 
 def measured_iou(outcome: Outcome) -> dict[str, list[float]]:

@@ -172,11 +172,13 @@ def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
 
 
 def maximum_memory(memories: Iterable[Memory]) -> Memory:
-    """Return the maximum of every figure; by_layer is that of the memory with the most saved bytes."""
+    """Return the maximum of every figure; by_layer is that of the most saved bytes, working_bytes that of the peak."""
     memories = list(memories)
     names = ("saved_bytes", "state_bytes", "peak_bytes", "paper_bytes", "hidden_bytes")
     figures = {name: max(getattr(memory, name) for memory in memories) for name in names}
-    return Memory(**figures, by_layer=max(memories, key=lambda memory: memory.saved_bytes).by_layer)
+    working_bytes = max(memories, key=lambda memory: memory.peak_bytes).working_bytes
+    by_layer = max(memories, key=lambda memory: memory.saved_bytes).by_layer
+    return Memory(**figures, by_layer=by_layer, working_bytes=working_bytes)
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:

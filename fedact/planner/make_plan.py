@@ -143,6 +143,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         state_bytes=memory.state_bytes,
         peak_bytes=memory.peak_bytes,
         paper_bytes=memory.paper_bytes,
+        working_bytes=memory.working_bytes,
         fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(reasons) or None,
         prefix_chunk=solution.prefix_chunk,

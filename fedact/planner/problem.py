@@ -15,6 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss
+from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.nn.prefix.chunks import examples_are_independent
 from fedact.nn.prefix.split import split
 from fedact.nn.surgery import (
@@ -30,7 +31,8 @@ from fedact.nn.surgery import (
 )
 from fedact.planner.example_check import called_modules
 from fedact.planner.worst_case import worst_case_tensors, worst_cases
-from fedact.training.local import bytes_in_scope, micro_step
+from fedact.training.local import micro_step
+from fedact.training.step_bytes import bytes_in_scope
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 """Any will do: the memory of an optimizer's step does not depend on their values."""
@@ -199,9 +201,9 @@ def _memories(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk
         calibrate(model, problem.x)
     parameters = list(trained_parameters(model).values())
     optimizer = Sgd(parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY)
-    memories: list[Memory] = []
+    memories, stored = list[Memory](), StoredSizes(model)
     while not memories or (len(memories) == 1 and memories[0].state_bytes):
-        with measure_memory(model, inputs=(x, y, worst_case_tensors(methods)), optimizer=optimizer) as memory:
+        with stored, measure_memory(model, (x, y, worst_case_tensors(methods)), optimizer, stored) as memory:
             micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0)
         model.zero_grad()
         memories.append(memory)

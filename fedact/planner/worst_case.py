@@ -40,6 +40,10 @@ class WorstCase(Method):
     inputs: WorstCaseInputs
     derive: int = 0
 
+    @property
+    def fixed_size(self) -> bool:
+        return self.method.fixed_size and self.method.traits.fixed_workspace
+
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return self.method.compress(*self.inputs.like(x))
 

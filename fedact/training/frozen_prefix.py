@@ -36,7 +36,7 @@ class BatchOutputs(PrefixOutputs):
         return replace(super().__getitem__(part), positions=self.positions[part])
 
     def peak_bytes(self) -> int:
-        """Return the peak bytes of the prefix on this batch, run as on a device."""
+        """Return the peak bytes of the prefix on this batch, run as on a device, without the methods' state."""
         return self.peak_of(self.positions)
 
 
@@ -115,13 +115,13 @@ class FrozenPrefix:
         return BatchOutputs(self.split, values, chosen, partial(self._peak, loader)), loader.targets(chosen)
 
     def _peak(self, loader: Loader, chosen: Positions) -> int:
-        """Return the prefix's peak bytes on a batch, with the methods' current state."""
+        """Return the prefix's peak bytes on a batch, without the methods' state."""
         if len(chosen) not in self._peaks:
             state, (x, _) = stored_bytes(states(self.split.model).values()), loader(chosen)
             with measure_memory(self.split.model, inputs=(x,)) as memory, torch.no_grad():
                 _ = in_chunks(self.split, x, self.prefix_chunk) if self.prefix_chunk else self.split.prefix(x)
             self._peaks[len(chosen)] = memory.peak_bytes - state
-        return self._peaks[len(chosen)] + stored_bytes(states(self.split.model).values())
+        return self._peaks[len(chosen)]
 
 
 def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float) -> FrozenPrefix | None:

@@ -1,6 +1,6 @@
 """One client's local fine-tuning in plain PyTorch, with the bytes of its steps measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.method import owned
-from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
-from fedact.measure.memory import Memory, maximum_memory, measure_memory, stored_bytes
+from fedact.measure.memory import Memory, maximum_memory, stored_bytes
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import trained_parameters
-from fedact.training.frozen_prefix import BatchOutputs
 from fedact.training.recipe import Recipe
+from fedact.training.step_bytes import Measured, StepBytes
 from fedact.training.threads import threads_for
 
 
@@ -41,9 +40,6 @@ def add_proximal_gradient(parameters: Sequence[Tensor], starts: Sequence[Tensor]
 
 Batches = Callable[[np.ndarray], tuple[Inputs, Tensor]]
 """Returns the inputs and labels of the examples at these positions, ready for the model."""
-
-Measured = dict[tuple[Plan, int, bool, bool], Memory]
-"""Memory of micro-steps, by plan, number of examples, whether it is the batch's last, and whether methods had a state."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +100,16 @@ def train_locally(
     generator: np.random.Generator,
     loss: Loss = task_loss,
     measured: Measured | None = None,
-    audited: bool = True,
+    audited: Container[int] = (0,),
 ) -> LocalTraining:
     """Train a model that carries the plan, in place, and return its loss and bytes.
 
-    Steps are measured if their bytes depend on the data, or if none of their shape is in ``measured``, which is extended;
-    with ``audited`` the first step always is. Raises BudgetError when a measured step exceeds the plan's budget.
+    The ledger follows steps of shapes that are not in ``measured``, which is extended, and those whose numbers, from 0, are
+    in ``audited``; the bytes of the others are counted. Raises BudgetError when a step exceeds the plan's budget, or where
+    ledger and count disagree.
     """
-    known = {} if measured is None else measured
-    parameters = list(trained_parameters(model).values())
-    received = copies_of(parameters) if recipe.pull else []
-    pull = partial(add_proximal_gradient, parameters, received, recipe.pull) if recipe.pull else None
-    optimizer = Sgd(parameters, recipe.lr, recipe.momentum, recipe.weight_decay)
-    losses: list[float] = []
-    memories: list[Memory] = []
+    optimizer, pull, received = client_sgd(list(trained_parameters(model).values()), recipe)
+    steps, losses = StepBytes(model, plan, optimizer, {} if measured is None else measured, audited), list[float]()
     for chosen in epochs(examples, recipe, generator):
         total, (inputs, labels) = 0.0, batches(chosen)
         for start in range(0, len(chosen), plan.micro_batch):
@@ -126,21 +118,28 @@ def train_locally(
             if isinstance(x, Tensor):
                 # A copy, so that a first layer that saves its input saves these images and not the whole batch.
                 x = owned(x)
-            step = partial(micro_step, model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, pull)
-            # A method's first step has no state to start from, and may hold other bytes than later ones.
-            shape = (plan, len(y), last, bool(memories and memories[0].state_bytes))
-            if (memories or not audited) and plan.fixed and shape in known:
-                total += step()
-            else:
-                with measure_memory(model, inputs=(x, y), optimizer=optimizer) as memory:
-                    total += step()
-                if isinstance(x, BatchOutputs):
-                    memory.peak_bytes = max(memory.peak_bytes, x.peak_bytes())
-                known[shape] = within_budget(memory, plan)
-            memories.append(known[shape])
+            with steps.step(x, y, last) as check:
+                before = partial(_in_turn, check, pull)
+                total += micro_step(model, x, y, len(chosen), loss, optimizer if last else None, recipe.clip_norm, before)
         losses.append(total)
         optimizer.zero_grad()
-    return replace(_summary(losses, memories), copy_bytes=stored_bytes(received))
+    return replace(_summary(losses, steps.memories), copy_bytes=stored_bytes(received))
+
+
+def _in_turn(*actions: Callable[[], None]) -> None:
+    for action in actions:
+        action()
+
+
+def client_sgd(parameters: Sequence[Tensor], recipe: Recipe) -> tuple[Sgd, Callable[[], None], list[Tensor]]:
+    """Return a client's optimizer, what pulls its gradients before they are clipped, and the copies that it pulls to."""
+    received = copies_of(parameters) if recipe.pull else []
+
+    def pull() -> None:
+        if recipe.pull:
+            add_proximal_gradient(parameters, received, recipe.pull)
+
+    return Sgd(parameters, recipe.lr, recipe.momentum, recipe.weight_decay), pull, received
 
 
 def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:
@@ -159,21 +158,6 @@ def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:
         paper_bytes_mean=float(paper.mean()),
         paper_bytes_std=float(paper.std()),
     )
-
-
-def bytes_in_scope(memory: Memory, scope: str) -> int:
-    """Return the bytes that a budget of this scope limits: saved bytes for "saved", else peak bytes."""
-    return memory.saved_bytes if scope == "saved" else memory.peak_bytes
-
-
-def within_budget(memory: Memory, plan: Plan) -> Memory:
-    """Return the memory; raise BudgetError where it exceeds the plan's budget, or has bytes that no hook recorded."""
-    held = bytes_in_scope(memory, plan.scope)
-    if plan.budget_bytes is not None and held > plan.budget_bytes:
-        raise BudgetError(f"a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
-    if memory.hidden_bytes:
-        raise BudgetError(f"ledger and hooks disagree: {memory.hidden_bytes:,} bytes are held out of autograd's sight")
-    return memory
 
 
 def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:

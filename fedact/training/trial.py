@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,14 +18,13 @@ from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
 from fedact.models.pretraining import one_thread
-from fedact.models.sgd import Sgd
 from fedact.models.tasks import TASKS, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import install, smooth_activations, trained_layers, trained_parameters
 from fedact.processes.pool import Workers
 from fedact.training.averaging import RunningMean
 from fedact.training.judgement import WORST_LOSS, Judgement, clearly_better, finite, tempered_losses
-from fedact.training.local import add_proximal_gradient, copies_of, epochs, micro_step
+from fedact.training.local import client_sgd, epochs, micro_step
 from fedact.training.recipe import recipe
 from fedact.training.workspace import Workspace, workspace_of
 
@@ -124,8 +122,7 @@ class TrialFleet:
             for client, own in enumerate(fold.clients):
                 _load(parameters, means)
                 weights = list(parameters.values())
-                pull = partial(add_proximal_gradient, weights, copies_of(weights), settings.pull) if settings.pull else None
-                optimizer = Sgd(weights, settings.lr, settings.momentum, settings.weight_decay)
+                optimizer, pull, _ = client_sgd(weights, settings)
                 random = generator(self.config.seed, Purpose.TRIAL, round_number, 1 + task.number * CLIENTS + client)
                 for chosen in epochs(len(own), settings, random):
                     x, y = self._examples(prefix, own[chosen])

@@ -27,8 +27,8 @@ from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
 from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, partition, read_data
 from fedact.training.frozen_prefix import FrozenPrefix
-from fedact.training.local import Measured
 from fedact.training.prefix_cache import PrefixCache
+from fedact.training.step_bytes import Measured
 from fedact.training.threads import use_threads
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import contextmanager
 from statistics import mean, pstdev
 
 import numpy as np
@@ -17,10 +18,11 @@ from fedact.config.errors import BudgetError
 from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, measure_memory
 from fedact.nn.surgery import trained_parameters
-from fedact.training import local as training
+from fedact.training import step_bytes
 from fedact.training.evaluation import evaluate
-from fedact.training.local import micro_step, train_locally, within_budget
+from fedact.training.local import micro_step, train_locally
 from fedact.training.recipe import Recipe
+from fedact.training.step_bytes import within_budget
 from tests.support.portions import examples, rotated
 
 EXAMPLES = 23
@@ -157,34 +159,43 @@ def measurements(monkeypatch) -> list[int]:
     """The number of examples in each step that was measured."""
     sizes: list[int] = []
 
-    def counting(model, inputs=(), optimizer=None):
+    def counting(model, inputs, optimizer, stored):
         sizes.append(len(inputs[1]))
-        return measure_memory(model, inputs, optimizer)
+        return measure_memory(model, inputs, optimizer, stored)
 
-    monkeypatch.setattr(training, "measure_memory", counting)
+    monkeypatch.setattr(step_bytes, "measure_memory", counting)
     return sizes
 
 
 ALL_STEPS = 2 * [3, 3, 2, 3, 3, 2, 3, 3, 1]
 
 
-def test_every_step_is_measured_where_the_bytes_depend_on_the_data(measurements):
-    run(plan_for("hosvd:variance=0.8", micro_batch=3))
-    assert measurements == ALL_STEPS
-
-
-@pytest.mark.parametrize("method", ["vanilla", "exact", "hosvd"])
-def test_the_first_step_of_each_shape_is_measured_where_the_bytes_are_fixed(measurements, method):
-    plan = plan_for(method, micro_batch=3, budget=10**6)
-    assert plan.fixed
-    run(plan)
+@pytest.mark.parametrize("method", ["vanilla", "exact", "hosvd", "hosvd:variance=0.8", "svd"])
+def test_the_first_step_of_each_shape_is_measured(measurements, method):
+    run(plan_for(method, micro_batch=3, budget=10**6))
     assert measurements == [3, 2, 1]
+
+
+def test_a_method_with_a_state_has_another_shape_from_the_second_step_on(measurements):
+    run(plan_for("asi:variance=0.8", micro_batch=3))
+    assert measurements == [3, 3, 2, 1]
+
+
+def test_audited_steps_are_measured_although_their_bytes_are_known(measurements):
+    plan, measured = plan_for("hosvd:variance=0.8", micro_batch=3), {}
+    run(plan, measured=measured, audited=range(99))
+    assert measurements == ALL_STEPS
+    del measurements[:]
+    run(plan, measured=measured, audited=(4, 8))
+    assert measurements == [3, 1]
+    run(plan, measured=measured, audited=())
+    assert measurements == [3, 1]
 
 
 def test_each_client_measures_its_first_step_and_shapes_that_nobody_measured(measurements):
     plan, measured = plan_for(micro_batch=3), {}
     first = run(plan, measured=measured)[1]
-    del measurements[:], measured[plan, 2, True, False]
+    del measurements[:], measured[plan][2, True, False]
     assert dataclasses.replace(run(plan, seed=1, measured=measured)[1], loss=first.loss) == first
     assert measurements == [3, 2]
 
@@ -200,15 +211,25 @@ def test_another_plan_is_measured_anew(measurements):
 def test_the_result_is_the_largest_of_every_figure():
     plan, measured = plan_for(micro_batch=3), {}
     result = run(plan, measured=measured)[1]
-    assert result.saved_bytes == max(m.saved_bytes for m in measured.values())
-    assert result.peak_bytes == max(m.peak_bytes for m in measured.values())
-    assert result.paper_bytes == max(m.paper_bytes for m in measured.values()) > 0
+    memories = [step.memory for step in measured[plan].values()]
+    assert result.saved_bytes == max(m.saved_bytes for m in memories)
+    assert result.peak_bytes == max(m.peak_bytes for m in memories)
+    assert result.paper_bytes == max(m.paper_bytes for m in memories) > 0
 
 
 def test_mean_and_deviation_are_over_the_steps_whose_ranks_follow_the_data(monkeypatch):
-    found, real = [], training.within_budget
-    monkeypatch.setattr(training, "within_budget", lambda memory, plan: found.append(memory) or real(memory, plan))
-    result = run(plan_for("hosvd:variance=0.8", micro_batch=3))[1]
+    found, real = [], measure_memory
+
+    @contextmanager
+    def noting(*arguments):
+        with real(*arguments) as memory:
+            yield memory
+        found.append(memory)
+
+    monkeypatch.setattr(step_bytes, "measure_memory", noting)
+    run(plan := plan_for("hosvd:variance=0.8", micro_batch=3), audited=range(99))
+    monkeypatch.undo()
+    result = run(plan)[1]
     saved, paper = [m.saved_bytes for m in found], [m.paper_bytes for m in found]
     assert result.steps == len(found) > 3
     assert (result.saved_bytes_mean, result.saved_bytes_std) == pytest.approx((mean(saved), pstdev(saved)))
@@ -250,9 +271,9 @@ def test_the_same_generator_gives_the_same_training_bit_for_bit(method):
 def test_training_with_and_without_measuring_is_the_same_bit_for_bit():
     plan = plan_for(micro_batch=3)
     model, result = run(plan)
-    unmeasured = dataclasses.replace(plan, fixed=False)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), run(unmeasured)[0].parameters(), strict=True))
-    assert run(unmeasured)[1] == result
+    all_measured, same = run(plan, audited=range(99))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), all_measured.parameters(), strict=True))
+    assert same == result
 
 
 def test_the_global_generators_are_not_touched():
