@@ -197,7 +197,8 @@ def layer_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, T
 
 def saves_less(model: nn.Module) -> bool:
     """Tell whether a model carries a method that saves less than plain training does."""
-    return any(isinstance(module, CodecLayer) for module in model.modules())
+    # From the last layer, which is trained first of all: every micro-batch asks.
+    return isinstance(model, CodecLayer) or any(map(saves_less, reversed([*model.children()])))
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:

@@ -90,6 +90,7 @@ class FrozenPrefix:
         """Return batches of the loader's examples as BatchOutputs, from a cache; rows: the examples' rows in it.
 
         What it lacks is computed now, for in groups of a batch's missing examples most places would be empty.
+        Where the outputs fit in memory, they are read once, at the first batch.
         """
         places = {int(row): place for place, row in enumerate(rows)}
 
@@ -99,7 +100,15 @@ class FrozenPrefix:
                 yield rows[chosen], values
 
         cache.fill(rows, make)
-        return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
+        if not self.fits_in_memory(len(rows)):
+            return partial(self._batch, loader, lambda chosen: cache.get(rows[chosen], make))
+        whole: list[Tensor] = []
+
+        def read(chosen: Positions) -> list[Tensor]:
+            whole[:] = whole or cache.get(rows, make)
+            return [value[torch.from_numpy(chosen)] for value in whole]
+
+        return partial(self._batch, loader, read)
 
     def _computed(self, loader: Loader, chosen: Positions) -> list[Tensor]:
         """Return the prefix outputs of these examples in memory order, a tensor a layout."""

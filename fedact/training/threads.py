@@ -29,7 +29,11 @@ def threads_for(x: Tensor) -> Iterator[None]:
     """Within this context, compute on one thread if a batch (N, C, ...) on the CPU has few pixels."""
     before = torch.get_num_threads()
     few = x.device.type == "cpu" and x.numel() <= SMALL_BATCH_PIXELS * (x.shape[1] if x.dim() > 1 else 1)
-    torch.set_num_threads(1 if few else before)
+    if not few or before == 1:
+        # Setting a number takes as long as a small layer, even the same one.
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers.base import Saving, Slope, noted
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec, autocast_type, keeps_graph, save, saved
-from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain
+from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain, without_autocast
 from fedact.nn.layers.provenance import Handover
 from fedact.nn.layers.rematerialized import RematerializedCodec
 from fedact.torch_private import gelu_backward, hardswish_backward, silu_backward
@@ -76,7 +76,7 @@ class _MaskFromRematerialized(torch.autograd.Function):
         masked = None if ctx.handover is None else ctx.handover.take(grad_output)
         if masked is None:
             compressed, _ = saved(ctx)
-            with torch.autocast(grad_output.device.type, enabled=False):
+            with without_autocast(grad_output):
                 masked = ctx.slope.times(grad_output, ctx.method.reconstruct(compressed))
         return masked, None, None, None
 
@@ -152,7 +152,7 @@ class _Smooth(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "Smooth", codec: LayerCodec) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             ctx.method, compressed, _ = codec.encode(x, x)
         y = module.activate(x)
         if module.inplace:
@@ -170,7 +170,7 @@ class _Smooth(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         check_first_derivative(ctx.method, ctx.keeps_graph)
         compressed, _ = saved(ctx)
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with without_autocast(grad_output):
             x = ctx.method.reconstruct(compressed)
             if torch.is_grad_enabled():
                 return *torch.autograd.grad(ctx.module.activate(x), x, grad_output, create_graph=True), None, None

@@ -12,7 +12,15 @@ from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
-from fedact.nn.layers.function import apply, check_first_derivative, check_no_transform, is_recorded, is_traced, runs_plain
+from fedact.nn.layers.function import (
+    apply,
+    check_first_derivative,
+    check_no_transform,
+    is_recorded,
+    is_traced,
+    runs_plain,
+    without_autocast,
+)
 from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
 
 if TYPE_CHECKING:
@@ -155,7 +163,7 @@ class _CompressedInput(torch.autograd.Function):
     ) -> Tensor:
         ctx.types, given = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias)], x
         x, cast_weight, cast_bias = in_type(dtype, x, weight, bias)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             ctx.method, compressed, ctx.handover = codec.encode(x, given)
             # The weight itself: its cast copy can be computed again.
             save(ctx, ctx.method, compressed, weight)
@@ -169,7 +177,7 @@ class _CompressedInput(torch.autograd.Function):
         compressed, (weight,) = saved(ctx)
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         method, operation = ctx.method, ctx.operation
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with without_autocast(grad_output):
             weight = weight if ctx.dtype is None else weight.to(ctx.dtype)
             grad_bias = operation.bias_gradient(grad_output) if needs_bias else None
             grad_input = method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None

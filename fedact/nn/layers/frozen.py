@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedact.compression.operations import Convolution, Normalization
 from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class, noted
 from fedact.nn.layers.compressed import autocast_type, in_type
-from fedact.nn.layers.function import apply, is_recorded, runs_plain
+from fedact.nn.layers.function import apply, is_recorded, runs_plain, without_autocast
 from fedact.torch_private import NormWithStatistics
 
 
@@ -23,13 +23,13 @@ class _FrozenConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, x.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return operation.forward(*in_type(dtype, x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         weight = ctx.saved_tensors[0].to(grad_output.dtype)
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with without_autocast(grad_output):
             grad_input = ctx.operation.input_gradient(ctx.shape, grad_output, weight)
         return grad_input.to(ctx.dtype), None, None, None, None
 

@@ -1,5 +1,6 @@
 """What the layers' autograd functions have in common: when they run, and which second derivatives they have."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ def runs_plain() -> bool:
     """
     # torch.compile cannot follow the question, and has no transforms where it calls a layer's function.
     return is_traced() or (not torch.compiler.is_dynamo_compiling() and in_transform())
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast is off for x's device; where it is, one that costs nothing."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -1,8 +1,10 @@
 """Cuts a model's code before its first trained layer into the graphs of the prefix and of the suffix."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -14,7 +16,26 @@ from fedact.torch_private import InstanceNorm, NormWithStatistics
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
 
-@dataclass(frozen=True)
+Code = Callable[[nn.Module, list[Any]], Any]
+"""A graph as a function of a module and of a list of its inputs, which it empties."""
+
+
+def code_of(graph: Graph) -> Code:
+    """Return a graph as one Python function: several times as fast as ``torch.fx.Interpreter``.
+
+    Every value is freed after its last use, an input too.
+    """
+    emptied, copies = Graph(), dict[Node, Node]()
+    values = emptied.placeholder("values")
+    for node in graph.nodes:
+        copied = emptied.call_method("pop", (values, 0)) if node.op == "placeholder" else None
+        copies[node] = copied or emptied.node_copy(node, copies.__getitem__)
+    code, made = emptied.python_code("self"), dict[str, Any]()
+    exec(code.src, code.globals, made)  # noqa: S102 (what torch.fx itself runs)
+    return made["forward"]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
 class Suffix:
     """The rest of one module's forward after the cut.
 
@@ -27,12 +48,23 @@ class Suffix:
     inputs: dict[Node, int]
     inner: Node | None
 
+    @cached_property
+    def code(self) -> Code:
+        """The graph as a function; the result of the inner module is its first input."""
+        return code_of(self.graph)
 
-class Parts(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Parts:
     """A model's code in two: a graph that returns the prefix's outputs, and the nested suffixes, outermost first."""
 
     before: Graph
     suffixes: tuple[Suffix, ...]
+
+    @cached_property
+    def code(self) -> Code:
+        """The prefix as a function of the model and of a list of its input."""
+        return code_of(self.before)
 
 
 def starts_suffix(module: nn.Module) -> bool:

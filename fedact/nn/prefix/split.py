@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Interpreter, Node
 
 from fedact.nn.layers import RecomputedSequential
 from fedact.nn.prefix.graph import Parts, Suffix, parts_of
@@ -25,12 +24,11 @@ class Split:
 
     model: nn.Module
     parts: Parts
-    _interpreters: dict[tuple[nn.Module, Graph], Interpreter] = field(default_factory=dict, init=False, repr=False)
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
         """Return the frozen prefix's outputs, without gradients; intermediate tensors are freed after their last use."""
         with torch.no_grad():
-            return self._run(self.model, self.parts.before, x)  # type: ignore[no-any-return]
+            return self.parts.code(self.model, [x])  # type: ignore[no-any-return]
 
     def suffix(self, *outputs: Any) -> Any:
         """Return the model's output for the prefix's outputs."""
@@ -38,34 +36,21 @@ class Split:
 
     def run_suffix(self, outputs: list[Any]) -> Any:
         """Return ``suffix(*outputs)``, and empty the list, so that the outputs can be freed while the suffix runs."""
-        values = [{node: outputs[place] for node, place in suffix.inputs.items()} for suffix in self.parts.suffixes]
+        values = [[outputs[place] for place in suffix.inputs.values()] for suffix in self.parts.suffixes]
         outputs.clear()
         return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
 
-    def _run_suffixes(self, suffixes: list[tuple[Suffix, dict[Node, Any]]]) -> Any:
+    def _run_suffixes(self, suffixes: list[tuple[Suffix, list[Any]]]) -> Any:
         """Run the suffixes: each inner module is called, so that its hooks run, with its suffix in place of its forward."""
         (suffix, values), *inner = suffixes
         module = self.model.get_submodule(suffix.name)
         if suffix.inner is not None:
             called = self.model.get_submodule(inner[0][0].name)
             with in_place_of_forward(called, lambda: self._run_suffixes(inner)):
-                values[suffix.inner] = called()
+                values.insert(0, called())
         if isinstance(module, RecomputedSequential):
-            return module.run_later_segments(*values.values())
-        return self._run(module, suffix.graph, initial_env=values)
-
-    def _run(self, module: nn.Module, graph: Graph, *args: Any, **options: Any) -> Any:
-        # Cached, for its construction searches all modules.
-        if (module, graph) not in self._interpreters:
-            self._interpreters[module, graph] = Interpreter(module, graph=graph)
-            # A layer's error reaches the user unchanged.
-            self._interpreters[module, graph].extra_traceback = False
-        interpreter = self._interpreters[module, graph]
-        try:
-            return interpreter.run(*args, **options)
-        finally:
-            # Otherwise the interpreter would hold its result.
-            interpreter.env = {}
+            return module.run_later_segments(*values)
+        return suffix.code(module, values)
 
 
 def split(model: nn.Module) -> Split | None:
@@ -110,12 +95,14 @@ class PrefixOutputs:
 @contextmanager
 def in_place_of_forward(module: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
     """Within this context, make a call of the module run ``run`` instead of its forward."""
-    override = vars(module).get("forward")
-    module.forward = run
+    # Not by setattr, which searches a module's parameters, buffers and modules first.
+    attributes = vars(module)
+    override = attributes.get("forward")
+    attributes["forward"] = run
     try:
         yield
     finally:
         if override is None:
-            del module.forward
+            del attributes["forward"]
         else:
-            module.forward = override
+            attributes["forward"] = override
