@@ -1,6 +1,7 @@
 """Transform coding against scipy's transform, its own promises, and a plain count of what its code could be."""
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def weighted(x: torch.Tensor, fall: float) -> torch.Tensor:
 @given(shapes, st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 99))
 def test_coefficients_are_scipys_weighted_and_come_back(shape, fall, seed):
     x = drawn(shape, "gaussian", seed)
-    by = frequencies(*shape[2:], fall, x.device)
+    by = frequencies(*shape[2:], fall)
     found = transform(as_images(x), by)
     assert torch.allclose(from_images(found, shape).double(), weighted(x, fall), atol=1e-5)
     assert torch.allclose(from_images(inverse(found, by), shape), x, atol=1e-5)
@@ -99,7 +100,7 @@ def test_the_code_is_near_the_rate_that_reverse_water_filling_allows(bits):
     x = torch.randn(64, 64, 7, 7, generator=generator) * sizes
     method = Transform(bits=bits, derive=0)
     compressed = method.compress(x)
-    by = frequencies(7, 7, 0.5, x.device)
+    by = frequencies(7, 7, 0.5)
     mine, theirs = (transform(as_images(each), by).double() for each in (method.reconstruct(compressed), x))
     variances = theirs.square().mean(0)
     error = float((mine - theirs).square().mean(0).sum())
@@ -126,6 +127,23 @@ def test_a_large_tensor_is_coded_in_less_memory_than_its_own():
         with measure_memory(torch.nn.Identity(), inputs=x) as memory:
             make_method(text).compress(x)
         assert memory.peak_bytes <= x.nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["transform:bits=16", "transform:bits=1", "transform:variance=0.9", "transform:variance=0.9999"]
+)
+def test_the_ledger_counts_as_much_as_numpy_takes(text):
+    method = make_method(text)
+    for x, state in method.worst_cases(smooth((8, 32, 14, 14))):
+        compressed = method.compress(x, state)
+        for call in (lambda x=x, state=state: method.compress(x, state), lambda kept=compressed: method.reconstruct(kept)):
+            with measure_memory(torch.nn.Identity(), inputs=x) as memory:
+                call()
+            tracemalloc.start()
+            call()
+            taken = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert taken <= memory.peak_bytes + 20_000
 
 
 @pytest.mark.parametrize("bits", [0, -1, 17])

@@ -3,14 +3,13 @@
 from math import ceil
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
 
-from fedact.compression.packing import pack_codes, packed_bytes, unpack_codes
-from fedact.compression.transform.coefficients import CLASSES, classify, places_from_gaps
-from fedact.compression.transform.rice import Coded, decode, encode
-from fedact.compression.transform.step_size import MEAN_STEPS, Symbols
+from fedact.compression.transform.coefficients import Levels, order_of
+from fedact.compression.transform.order import CLASSES, Order, rows_and_channels
+from fedact.compression.transform.rice import read_fields, read_unary, write_fields, write_unary
+from fedact.compression.transform.step_size import MEAN_STEPS, Symbols, from_zigzag, remainder_bits
 
 COUNTS = 4 + 4
 TABLE = COUNTS + 4 * CLASSES
@@ -19,11 +18,12 @@ HEADER = TABLE + CLASSES + 1 + 3
 
 
 class Decoded(NamedTuple):
-    """The nonzero coefficients with their places in (batch, position, channel) order, and the channels' means."""
+    """The nonzero coefficients, their rows (example, position) and channels, and the channels' means."""
 
-    places: Int[Tensor, " n"]
-    values: Float[Tensor, " n"]
-    means: Float[Tensor, " channels"]
+    values: Float[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    channels: Int[np.ndarray, " n"]
+    means: Float[np.ndarray, " channels"]
 
 
 def levels_end(channels: int, rings: int) -> int:
@@ -36,43 +36,75 @@ def least_body(channels: int) -> int:
     return ceil(channels / 8)
 
 
-def write(symbols: Symbols, channel_levels: Tensor, ring_levels: Tensor, total: int) -> UInt8[Tensor, " bytes"]:
-    """Return header, levels and body in ``total`` bytes, filled up with zeros."""
-    packed = torch.zeros(total, dtype=torch.uint8, device=symbols.counts.device)
-    packed[:4].view(torch.float32).fill_(symbols.step)
-    packed[4:COUNTS].view(torch.int32).fill_(symbols.bits[0])
-    packed[COUNTS:TABLE].view(torch.int32).copy_(symbols.counts)
+def nonzeros(packed: UInt8[np.ndarray, " bytes"]) -> int:
+    """Return the number of nonzero coefficients."""
+    return int(packed[COUNTS:TABLE].view(np.int32).sum())
+
+
+def write(symbols: Symbols, levels: Levels, packed: UInt8[np.ndarray, " bytes"]) -> None:
+    """Write header, levels and body into bytes that are zero; what is left over stays so."""
+    packed[:4].view(np.float32)[0] = symbols.step
+    packed[4:COUNTS].view(np.int32)[0] = symbols.bits[0]
+    packed[COUNTS:TABLE].view(np.int32)[:] = symbols.counts
     packed[TABLE : TABLE + CLASSES + 1] = symbols.table
-    halves = (pack_codes(levels, 4) for levels in (channel_levels, ring_levels))
-    parts = (
-        *halves,
-        *encode(symbols.numbers, symbols.parameters, symbols.bits),
-        pack_codes(symbols.negative.view(torch.uint8), 1),
-    )
     place = HEADER
-    for part in parts:
+    for part in (*map(_halves, levels), write_unary(symbols.quotients), write_fields(*_fields(symbols))):
         packed[place : place + len(part)] = part
         place += len(part)
-    return packed
 
 
-def read(packed: UInt8[Tensor, " bytes"], channels: int, rings: Int[Tensor, " positions"]) -> Decoded:
+def _fields(symbols: Symbols) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return the means' remainders, then of each nonzero the gap's and above it the size's; and how many bits each has."""
+    bits = remainder_bits(symbols.table, symbols.counts)
+    fields = symbols.sizes & ((1 << bits.of_sizes) - 1)
+    fields <<= bits.of_gaps
+    fields |= symbols.gaps & ((1 << bits.of_gaps) - 1)
+    return np.concatenate([symbols.means & ((1 << bits.of_means) - 1), fields]), bits.widths(len(symbols.means))
+
+
+def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: Int[np.ndarray, " positions"]) -> Decoded:
     """Return the coefficients and means that ``write`` wrote; rings: the group of every position."""
-    step = packed[:4].view(torch.float32)
-    quotients = ceil(int(packed[4:COUNTS].view(torch.int32)) / 8)
-    counts = packed[COUNTS:TABLE].view(torch.int32).long()
-    table = packed[TABLE : TABLE + CLASSES + 1]
     ring_count = int(rings.max()) + 1
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)
-    channel_levels = unpack_codes(packed[HEADER:middle], 4, channels)
-    cells = classify(channel_levels, unpack_codes(packed[middle:body], 4, ring_count), rings)
-    labels = torch.arange(CLASSES, dtype=torch.int32, device=packed.device).repeat_interleave(counts)
-    by_class = ((table[:-1] & 15).index_select(0, labels), (table[:-1] >> 4).index_select(0, labels))
-    parameters = torch.cat([table[-1:].expand(channels), *by_class])
-    signs = body + quotients + ceil(int(parameters.sum()) / 8)
-    numbers = decode(Coded(packed[body : body + quotients], packed[body + quotients : signs]), parameters)
-    mean_codes, gaps, sizes = torch.split(numbers, [channels, len(labels), len(labels)])
-    negative = unpack_codes(packed[signs : signs + packed_bytes(len(labels), 1)], 1, len(labels))
-    values = (sizes + 1) * (1 - 2 * negative.to(torch.int8)) * step
-    means = torch.where(mean_codes % 2 == 1, (mean_codes + 1) // 2, -(mean_codes // 2)) * (step / MEAN_STEPS)
-    return Decoded(places_from_gaps(gaps, labels, counts, cells), values, means)
+    step = float(packed[:4].view(np.float32)[0])
+    counts, table = packed[COUNTS:TABLE].view(np.int32), packed[TABLE : TABLE + CLASSES + 1]
+    by = order_of(Levels(_whole(packed[HEADER:middle], channels), _whole(packed[middle:body], ring_count)), rings, batch)
+    first_field = body + ceil(int(packed[4:COUNTS].view(np.int32)[0]) / 8)
+    numbers, bits, count = read_unary(packed[body:first_field]), remainder_bits(table, counts), int(counts.sum())
+    widths = bits.widths(channels)
+    fields = read_fields(packed[first_field : first_field + ceil(int(widths.sum()) / 8)], widths)
+    means, gaps, sizes = numbers[:channels], numbers[channels : -count or None], numbers[channels + count :]
+    means = from_zigzag((means << bits.of_means) | fields[:channels], step / MEAN_STEPS)
+    fields = fields[channels:]
+    gaps <<= bits.of_gaps
+    gaps |= fields & ((1 << bits.of_gaps) - 1)
+    sizes <<= bits.of_sizes
+    sizes |= fields >> bits.of_gaps
+    values = (((sizes >> 1) + 1) * (1 - 2 * (sizes & 1))).astype(np.float32)
+    values *= np.float32(step)
+    return Decoded(values, *rows_and_channels(by, _places(gaps, counts, by)), means)
+
+
+def _places(gaps: Int[np.ndarray, " n"], counts: Int[np.ndarray, " classes"], by: Order) -> Int[np.ndarray, " n"]:
+    """Return the places of nonzeros with so many zeros of their class before them."""
+    gaps += 1
+    # Each class begins where it does, not where the one before it ends.
+    ends = np.concatenate([np.zeros(1, dtype=np.int32), gaps.cumsum(dtype=np.int32)])
+    offsets = by.class_starts[:-1] - ends[counts.cumsum() - counts] - 1
+    ends[1:] += np.repeat(offsets, counts)
+    return ends[1:]
+
+
+def _halves(levels: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " bytes"]:
+    """Return numbers below 16, two in a byte, the first in its lower half."""
+    halves = np.zeros(ceil(len(levels) / 2), dtype=np.uint8)
+    halves += levels[::2]
+    halves[: len(levels) // 2] += levels[1::2] << 4
+    return halves
+
+
+def _whole(halves: UInt8[np.ndarray, " bytes"], count: int) -> UInt8[np.ndarray, " count"]:
+    """Return the first numbers behind ``_halves``."""
+    levels = np.empty(2 * len(halves), dtype=np.uint8)
+    levels[::2], levels[1::2] = halves & 15, halves >> 4
+    return levels[:count]

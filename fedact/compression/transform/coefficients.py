@@ -1,14 +1,16 @@
-"""Sparse coefficients: those that can matter, and classes of cells whose coefficients are of like size."""
+"""Sparse coefficients: those that can matter, and the order in which they are coded."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-CLASSES = 16
-"""Classes of coefficients, an octave each: as many as half a byte can tell apart."""
+from fedact.compression.transform.order import CLASSES, Order, order, places_in
+
+TINY = float(np.finfo(np.float32).tiny)
 SAMPLE = 2**14
 """Coefficients that a threshold is estimated from."""
 LEAST_BITS_PER_NONZERO = 3.5
@@ -23,27 +25,29 @@ class Candidates(NamedTuple):
     energy: of all coefficients, those below the threshold too.
     """
 
-    places: Int[Tensor, " n"]
-    values: Float[Tensor, " n"]
+    places: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
     threshold: float
     energy: float
 
 
-class Classes(NamedTuple):
-    """The class of every cell (position, channel), and the cells sorted by class: where a class starts, and its size."""
-
-    of_cell: UInt8[Tensor, " cells"]
-    cells: Int[Tensor, " cells"]
-    starts: Int[Tensor, " classes"]
-    sizes: Int[Tensor, " classes"]
-
-
 class Sorted(NamedTuple):
-    """Candidates sorted by class and place: values, classes, and places within the class."""
+    """Candidates in the order in which they are coded: values, and places in that order.
 
-    values: Float[Tensor, " n"]
-    classes: UInt8[Tensor, " n"]
-    places: Int[Tensor, " n"]
+    starts: where a class starts in it, and the end; means: of the channels, scaled like a coefficient.
+    """
+
+    values: Float[np.ndarray, " n"]
+    places: Int[np.ndarray, " n"]
+    starts: Int[np.ndarray, " classes_and_one"]
+    means: Float[np.ndarray, " channels"]
+
+
+class Levels(NamedTuple):
+    """Octaves of the mean magnitude below the largest, 0 to 15."""
+
+    of_channels: UInt8[np.ndarray, " channels"]
+    of_rings: UInt8[np.ndarray, " rings"]
 
 
 Threshold = Callable[[Float[Tensor, " sample"]], float]
@@ -52,26 +56,44 @@ Threshold = Callable[[Float[Tensor, " sample"]], float]
 
 def collect_candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> Candidates:
     """Return the coefficients above a threshold, chunk by chunk: only a few examples' are in memory at once."""
-    places: list[Tensor] = []
-    values: list[Tensor] = []
+    parts: list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]] = []
     start, smallest, energy = 0, 0.0, 0.0
     for chunk in coefficients:
-        flat = chunk.flatten()
-        smallest = smallest if places else threshold(flat)
-        large = (flat.abs() > smallest).nonzero().flatten()
-        values.append(flat.index_select(0, large))
-        places.append(large.to(torch.int32).add_(start))
+        flat = chunk.view(-1)
+        smallest = smallest if parts else threshold(flat)
+        energy += float(flat.dot(flat))
+        places, values = _above(flat, smallest)
+        places += start
         start += len(flat)
-        energy += float(flat.norm()) ** 2
-    return Candidates(torch.cat(places), torch.cat(values), smallest, energy)
+        parts.append((places, values))
+    places, values = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    return Candidates(places, values, smallest, energy)
+
+
+def _above(flat: Float[Tensor, " n"], threshold: float) -> tuple[Int[np.ndarray, " large"], Float[np.ndarray, " large"]]:
+    """Return the places and the values whose magnitude is above a threshold, on the host."""
+    sizes = flat.abs()
+    if flat.device.type != "cpu":
+        large = (sizes > threshold).nonzero().flatten()
+        return large.to(torch.int32).cpu().numpy(), flat.index_select(0, large).cpu().numpy()
+    # Several times faster in numpy, into memory that the ledger sees.
+    mask = torch.empty(len(flat), dtype=torch.bool).numpy()
+    np.greater(sizes.numpy(), np.float32(threshold), out=mask)
+    found = np.flatnonzero(mask)
+    places, values = torch.empty(len(found), dtype=torch.int32).numpy(), torch.empty(len(found)).numpy()
+    places[:] = found
+    return places, flat.numpy().take(found, out=values, mode="clip")
+
+
+def in_ledger(count: int) -> UInt8[Tensor, " count"]:
+    """Return a tensor that is never touched: it stands in the ledger for so many bytes of numpy's, which no ledger sees."""
+    return torch.empty(count, dtype=torch.uint8)
 
 
 def above_threshold(threshold: float, candidates: Candidates) -> Candidates:
-    """Return the candidates that reach a higher threshold."""
-    large = (candidates.values.abs() >= threshold).nonzero().flatten()
-    return Candidates(
-        candidates.places.index_select(0, large), candidates.values.index_select(0, large), threshold, candidates.energy
-    )
+    """Return the candidates above a higher threshold."""
+    large = np.flatnonzero(np.abs(candidates.values) > np.float32(threshold))
+    return Candidates(candidates.places[large], candidates.values[large], threshold, candidates.energy)
 
 
 def size_threshold(bits: float, elements: int) -> Threshold:
@@ -82,7 +104,8 @@ def size_threshold(bits: float, elements: int) -> Threshold:
         if share <= 0:
             return 0.0
         sample = _sample(flat)
-        return 0.8 * float(sample.kthvalue(max(1, int(share * len(sample)))).values)
+        place = max(1, int(share * len(sample))) - 1
+        return 0.8 * float(np.partition(sample, place)[place])
 
     return threshold
 
@@ -94,66 +117,55 @@ def error_threshold(share: float, mean_energy: float) -> Threshold:
     """
 
     def threshold(flat: Tensor) -> float:
-        sizes = _sample(flat).sort().values
-        energies = sizes.square().cumsum(0)
-        dropped = int((energies <= DROPPED_SHARE * share * (energies[-1] + mean_energy * len(sizes))).sum())
+        sizes = np.sort(_sample(flat))
+        energies = np.square(sizes).cumsum()
+        most = DROPPED_SHARE * share * (energies[-1] + mean_energy * len(sizes))
+        dropped = int(np.searchsorted(energies, most, side="right"))
         return float(sizes[dropped - 1]) if dropped else 0.0
 
     return threshold
 
 
-def octaves(candidates: Candidates, channels: int, rings: Int[Tensor, " positions"]) -> tuple[Tensor, Tensor]:
-    """Return the level of every channel and of every ring: octaves of its mean magnitude below the largest, 0 to 15."""
-    sizes = candidates.values.abs()
-    by_channel = torch.bincount(candidates.places % channels, sizes, minlength=channels)
-    positions = torch.div(candidates.places, channels, rounding_mode="floor").remainder_(len(rings))
-    counts = torch.bincount(rings)
-    by_ring = torch.bincount(rings.index_select(0, positions), sizes, minlength=len(counts))
-    return _octaves(by_channel), _octaves(by_ring / counts)
+def sort(
+    candidates: Candidates, means: Float[np.ndarray, " channels"], rings: Int[np.ndarray, " positions"], batch: int
+) -> tuple[Sorted, Levels]:
+    """Return the candidates in the order in which they are coded, which follows from the levels of channels and rings."""
+    rows = candidates.places // np.int32(len(means))
+    channels = candidates.places - rows * np.int32(len(means))
+    levels = _levels(np.abs(candidates.values), rows, channels, len(means), rings, batch)
+    by = order_of(levels, rings, batch)
+    # Sorted as one 64-bit number: the place above the bits of the value.
+    pairs = np.empty((len(rows), 2), dtype=np.int32)
+    pairs[:, 0], pairs[:, 1] = candidates.values.view(np.int32), places_in(by, rows, channels)
+    pairs.view(np.int64)[:, 0].sort()
+    values, places = np.ascontiguousarray(pairs.T)
+    return Sorted(values.view(np.float32), places, by.class_starts, means), levels
 
 
-def classify(channel_levels: UInt8[Tensor, " channels"], ring_levels: UInt8[Tensor, " rings"], rings: Tensor) -> Classes:
-    """Return the class of every cell: its channel's and its ring's levels added up."""
-    of_cell = (ring_levels.index_select(0, rings)[:, None] + channel_levels).clamp_max(CLASSES - 1).flatten()
-    sizes = torch.bincount(of_cell, minlength=CLASSES).to(torch.int32)
-    cells = of_cell.argsort(stable=True).to(torch.int32)
-    return Classes(of_cell, cells, sizes.cumsum(0, dtype=torch.int32) - sizes, sizes)
+def _levels(
+    sizes: Float[np.ndarray, " n"],
+    rows: Int[np.ndarray, " n"],
+    channels: Int[np.ndarray, " n"],
+    channel_count: int,
+    rings: Int[np.ndarray, " positions"],
+    batch: int,
+) -> Levels:
+    by_channel = np.bincount(channels, sizes, channel_count)
+    by_row = np.bincount(rows, sizes, batch * len(rings)).reshape(batch, -1).sum(0)
+    counts = np.bincount(rings)
+    return Levels(_octaves(by_channel), _octaves(np.bincount(rings, by_row, len(counts)) / counts))
 
 
-def sort_by_class(candidates: Candidates, classes: Classes) -> Sorted:
-    """Return the candidates sorted by class; a place within a class is example x class size + rank of the cell."""
-    ranks = torch.empty_like(classes.cells)
-    ranks[classes.cells.long()] = torch.arange(len(classes.cells), dtype=torch.int32, device=ranks.device)
-    ranks -= classes.starts.index_select(0, classes.of_cell.to(torch.int32))
-    places = torch.div(candidates.places, len(classes.cells), rounding_mode="floor")
-    cells = candidates.places - places * len(classes.cells)
-    labels = classes.of_cell.index_select(0, cells)
-    places *= classes.sizes.index_select(0, labels.to(torch.int32))
-    places += ranks.index_select(0, cells)
-    del cells
-    labels, order = labels.sort(stable=True)
-    return Sorted(candidates.values.index_select(0, order), labels, places.index_select(0, order))
+def order_of(levels: Levels, rings: Int[np.ndarray, " positions"], batch: int) -> Order:
+    """Return the order that follows from the levels; rings: the group of every position."""
+    return order(np.tile(levels.of_rings[rings], batch), levels.of_channels)
 
 
-def places_from_gaps(gaps: Tensor, labels: Tensor, counts: Tensor, classes: Classes) -> Int[Tensor, " n"]:
-    """Return places in (batch, position, channel) order, of nonzeros with so many zeros of their class before them.
-
-    gaps: the numbers of zeros; labels: the nonzeros' classes, in order; counts: nonzeros by class.
-    """
-    ends = (gaps + 1).cumsum(0, dtype=torch.int32)
-    firsts = torch.cat([ends.new_zeros(1), ends]).index_select(0, counts.cumsum(0) - counts)
-    within = ends - 1 - firsts.index_select(0, labels)
-    sizes = classes.sizes.index_select(0, labels)
-    examples = torch.div(within, sizes, rounding_mode="floor")
-    ranks = within - examples * sizes + classes.starts.index_select(0, labels)
-    return examples * len(classes.cells) + classes.cells.index_select(0, ranks)
+def _sample(flat: Float[Tensor, " n"]) -> Float[np.ndarray, " sample"]:
+    return flat[:: max(1, len(flat) // SAMPLE)].abs().cpu().numpy()
 
 
-def _sample(flat: Tensor) -> Tensor:
-    return flat[:: max(1, len(flat) // SAMPLE)].abs()
-
-
-def _octaves(sizes: Tensor) -> Tensor:
-    # Of no candidates bincount makes whole numbers.
-    logarithms = sizes.float().clamp_min(torch.finfo(torch.float32).tiny).log2_()
-    return (logarithms.max() - logarithms).round_().clamp_max_(CLASSES - 1).to(torch.uint8)
+def _octaves(sizes: Float[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+    logarithms = np.log2(np.maximum(sizes, TINY))
+    levels: UInt8[np.ndarray, " n"] = np.minimum((logarithms.max() - logarithms).round(), CLASSES - 1).astype(np.uint8)
+    return levels

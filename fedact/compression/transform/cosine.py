@@ -14,19 +14,22 @@ REFERENCE_SIZE = 7
 """Rows of a classifier's last feature map: a frequency counts in cycles over so many rows, whatever the map's size."""
 RINGS = 64
 """Groups of frequencies that share a level."""
+SMALL_MAP = 16
+"""Positions of a map that one matrix transforms at once; of larger ones rows and columns are transformed in turn."""
 CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 """Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
 
 
 class Frequencies(NamedTuple):
-    """A weighted cosine transform of maps of one size: forward and inverse matrices of rows and columns, and the rings.
+    """A weighted cosine transform of maps of one size: matrices of rows and columns, and the rings.
 
+    forward, back: of rows and of columns, or one of all positions of a small map, or none for a map of one position.
     rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
     """
 
-    rows: tuple[Float[Tensor, "height height"], Float[Tensor, "height height"]]
-    columns: tuple[Float[Tensor, "width width"], Float[Tensor, "width width"]]
-    rings: Int[Tensor, " positions"]
+    forward: tuple[Float[np.ndarray, "n n"], ...]
+    back: tuple[Float[np.ndarray, "n n"], ...]
+    rings: Int[np.ndarray, " positions"]
 
 
 def images_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -48,25 +51,27 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
     return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
 
 
-def frequencies(height: int, width: int, decay: float, device: torch.device) -> Frequencies:
+def frequencies(height: int, width: int, decay: float) -> Frequencies:
     """Return the transform of maps of a size; decay: how fast the weights decay towards the higher frequencies."""
-    rows = _weighted(height, decay)
-    columns = rows if height == width else _weighted(width, decay)
+    pairs: list[tuple[NDArray[np.float32], ...]]
+    pairs = list(zip(_weighted(height, decay), _weighted(width, decay), strict=True))
+    if height * width <= SMALL_MAP:
+        pairs = [(np.kron(*pair),) if height * width > 1 else () for pair in pairs]
+    forward, back = pairs
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
     rings = np.empty(len(radius), dtype=np.int64)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    forward, back, *others = (torch.from_numpy(array).to(device) for array in (*rows, *columns, rings))
-    return Frequencies((forward, back), (others[0], others[1]), others[2])
+    return Frequencies(forward, back, rings)
 
 
 def transform(images: Tensor, by: Frequencies) -> Tensor:
     """Return the weighted coefficients of images, channel by channel; the first is sqrt(height x width) times the mean."""
-    return _product(images, by.rows[0], by.columns[0])
+    return _product(images, by.forward)
 
 
 def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
     """Return the images behind ``transform``."""
-    return _product(coefficients, by.rows[1], by.columns[1])
+    return _product(coefficients, by.back)
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
@@ -76,12 +81,15 @@ def chunks(images: Tensor) -> Iterator[Tensor]:
     yield from torch.split(images, max(1, min(quarter, CHUNK_ELEMENTS // each)))
 
 
-def _product(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...]) -> Tensor:
+    """Return images multiplied along height, then width, or over all positions; without a matrix the images themselves."""
     batch, height, width, channels = images.shape
-    if height == width == 1:
+    if not matrices:
         return images
-    by_rows = torch.matmul(rows, images.reshape(batch, height, width * channels))
-    return torch.matmul(columns, by_rows.view(batch, height, width, channels))
+    product, sizes = images, ((batch, -1, width * channels), (batch, height, width, channels))
+    for matrix, size in zip(matrices, sizes if len(matrices) == 2 else ((batch, -1, channels),), strict=True):
+        product = torch.matmul(torch.from_numpy(matrix).to(images.device), product.view(size))
+    return product.view(images.shape)
 
 
 def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

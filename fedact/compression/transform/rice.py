@@ -1,76 +1,65 @@
-"""Whole numbers in Rice's code: every symbol is written, and read back, at once."""
+"""Whole numbers in Rice's code: quotients in unary, remainders as fields of bits, each kind written and read at once."""
 
-from math import ceil
-from typing import NamedTuple
-
-import torch
-from jaxtyping import Int, UInt8
-from torch import Tensor
-
-from fedact.compression.packing import unpack_codes
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 MOST_REMAINDER_BITS = 15
-"""Of a symbol; with up to 7 bits before it in its first byte a remainder lies in three bytes."""
+"""Of a number; a field holds two remainders and a sign at most."""
 
 
-SLICE = 2**14
-"""Symbols written at a time: what they need on the way stays small, however many there are."""
-
-
-class Coded(NamedTuple):
-    """Symbols as bits: all quotients in unary, each ended by a one, and after them all remainders."""
-
-    unary: UInt8[Tensor, " bytes"]
-    remainders: UInt8[Tensor, " bytes"]
-
-
-def best_parameter(mean: Tensor) -> UInt8[Tensor, "*shape"]:
-    """Return Golomb's choice for symbols whose mean is given: as many remainder bits as cost the least in all."""
+def best_parameter(mean: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Return Golomb's choice for numbers whose mean is given: as many remainder bits as cost the least in all."""
     # For a geometric distribution the best divisor is about mean x ln 2.
-    bits = ((mean + 0.5) * 0.69315).clamp_min(1).log2().round()
-    return bits.clamp(0, MOST_REMAINDER_BITS).to(torch.uint8)
+    bits = np.rint(np.log2(np.maximum((mean + 0.5) * 0.69315, 1)))
+    return np.minimum(bits, MOST_REMAINDER_BITS).astype(np.uint8)
 
 
-def coded_bits(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"]) -> tuple[int, int]:
-    """Return the bits of the quotients and of the remainders."""
-    return int((symbols >> parameters).sum()) + len(symbols), int(parameters.sum())
+def write_unary(numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " bytes"]:
+    """Write numbers from 0, each as so many zeros and a one."""
+    ends = numbers.cumsum(dtype=np.int32)
+    ends += np.arange(len(ends), dtype=np.int32)
+    ones = np.zeros(ends[-1] + 1 if len(ends) else 0, dtype=np.uint8)
+    ones[ends] = 1
+    return np.packbits(ones, bitorder="little")
 
 
-def coded_bytes(bits: tuple[int, int]) -> int:
-    """Return the bytes of so many bits of quotients and of remainders."""
-    return sum(ceil(count / 8) for count in bits)
+def read_unary(packed: UInt8[np.ndarray, " bytes"]) -> Int[np.ndarray, " n"]:
+    """Return the numbers behind ``write_unary``."""
+    ends = np.flatnonzero(np.unpackbits(packed, bitorder="little").view(np.bool_)).astype(np.int32)
+    ends[1:] -= ends[:-1] + 1
+    return ends
 
 
-def encode(symbols: Int[Tensor, " n"], parameters: UInt8[Tensor, " n"], bits: tuple[int, int]) -> Coded:
-    """Write symbols from 0, each with its own number of remainder bits (0 to 15), in so many bits (``coded_bits``)."""
-    # Three bytes more: a remainder's window may begin at the very end and reach over it, where its bits are zero.
-    unary, remainders = (symbols.new_zeros(ceil(count / 8) + 3, dtype=torch.uint8) for count in bits)
-    written = [0, 0]
-    for start in range(0, len(symbols), SLICE):
-        part, wide = symbols[start : start + SLICE], parameters[start : start + SLICE].to(torch.int32)
-        lengths = ((part >> wide) + 1).cumsum(0, dtype=torch.int32)
-        ends = lengths + (written[0] - 1)
-        # No two bits meet, so that adding them up carries nothing.
-        unary.index_add_(0, ends >> 3, (1 << (ends & 7)).to(torch.uint8))
-        filled = wide.cumsum(0, dtype=torch.int32)
-        places = filled - wide + written[1]
-        window = (part & ((1 << wide) - 1)) << (places & 7)
-        for byte in range(3):
-            remainders.index_add_(0, (places >> 3) + byte, (window >> 8 * byte).to(torch.uint8))
-        written[0] += int(lengths[-1])
-        written[1] += int(filled[-1])
-    return Coded(unary[:-3], remainders[:-3])
+def write_fields(fields: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " bytes"]:
+    """Write numbers from 0 side by side, each in its own number of bits (0 to 31)."""
+    begins = widths.cumsum(dtype=np.int32)
+    bits = int(begins[-1]) if len(begins) else 0
+    begins -= widths
+    # A field lies in a word of 32 bits and the next one; no two meet, so that adding them up carries nothing.
+    words = np.zeros(bits // 32 + 2, dtype=np.int64)
+    places = begins >> 5
+    begins &= 31
+    firsts = np.flatnonzero(np.diff(places, prepend=-1))
+    if bits:
+        shifted = fields.astype(np.int64)
+        shifted <<= begins
+        words[places[firsts]] = np.add.reduceat(shifted, firsts)
+    words[1:] += words[:-1] >> 32
+    return words.astype(np.uint32).view(np.uint8)[: -(-bits // 8)]
 
 
-def decode(coded: Coded, parameters: UInt8[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return the symbols behind ``encode``, of which there are as many as parameters."""
-    wide = parameters.to(torch.int32)
-    ends = unpack_codes(coded.unary, 1, 8 * len(coded.unary)).nonzero().flatten().to(torch.int32)
-    symbols = (ends.diff(prepend=ends.new_full((1,), -1)) - 1) << wide
-    places = wide.cumsum(0, dtype=torch.int32) - wide
-    padded = torch.cat([coded.remainders, coded.remainders.new_zeros(3)]).to(torch.int32)
-    first = places >> 3
-    window = padded.index_select(0, first)
-    for byte in (1, 2):
-        window |= padded.index_select(0, first + byte) << 8 * byte
-    return symbols | (window >> (places & 7)) & ((1 << wide) - 1)
+def read_fields(packed: UInt8[np.ndarray, " bytes"], widths: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Return the fields behind ``write_fields``, of which there are as many as widths."""
+    halves = np.zeros(len(packed) // 4 + 3, dtype=np.uint32)
+    halves.view(np.uint8)[: len(packed)] = packed
+    words = halves[1:].astype(np.int64)
+    words <<= 32
+    words |= halves[:-1]
+    begins = widths.cumsum(dtype=np.int32)
+    begins -= widths
+    fields = words[begins >> 5]
+    begins &= 31
+    fields >>= begins
+    fields &= (np.int64(1) << widths) - 1
+    result: Int[np.ndarray, " n"] = fields.astype(np.int32)
+    return result

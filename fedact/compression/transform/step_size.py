@@ -4,13 +4,13 @@ from collections.abc import Callable
 from math import ceil, exp, inf, log, log2
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fedact.compression.packing import packed_bytes
-from fedact.compression.transform.coefficients import CLASSES, Sorted, Threshold
-from fedact.compression.transform.rice import best_parameter, coded_bits, coded_bytes
+from fedact.compression.transform.coefficients import Candidates, Sorted, Threshold, in_ledger
+from fedact.compression.transform.order import CLASSES
+from fedact.compression.transform.rice import best_parameter
 
 ROUND_DOWN = 0.33
 """A coefficient is rounded up from 1 - this: zeros are cheaper than the error that they make."""
@@ -21,28 +21,52 @@ LOWER = 0.85
 AIM, ENOUGH = 0.98, 0.96
 """How much of the room, or of the error, a step should use, and how much is enough not to try another."""
 TRIALS = 8
+KEPT_BYTES, PASSING_BYTES = 17, 24
+"""Of numpy's memory at most, for a nonzero coefficient: its symbols, and what making or writing them takes beside them."""
 STEPS_AN_OCTAVE = 16
 
 
 class Symbols(NamedTuple):
     """What is written at a step.
 
-    numbers: the means, the runs of zeros before the nonzeros, the nonzeros' sizes less one, each with its remainder bits in
-    ``parameters``; table: those by class, and the means'; counts: nonzeros by class; bits: of quotients and remainders.
+    means, gaps, sizes: the means' numbers, the zeros before each nonzero, and the nonzeros', less one, doubled, and one more
+    where it is negative. table: the remainder bits of gaps (in a byte's lower half) and sizes (the sign not among them) by
+    class, and of the means; counts: nonzeros by class. quotients: of means, gaps and sizes; bits: of quotients and fields.
+    entry: stands in the ledger for these arrays.
     """
 
     step: float
-    numbers: Int[Tensor, " n"]
-    parameters: UInt8[Tensor, " n"]
-    table: UInt8[Tensor, " classes_and_one"]
-    negative: Bool[Tensor, " nonzeros"]
-    counts: Int[Tensor, " classes"]
+    means: Int[np.ndarray, " channels"]
+    gaps: Int[np.ndarray, " nonzeros"]
+    sizes: Int[np.ndarray, " nonzeros"]
+    table: UInt8[np.ndarray, " classes_and_one"]
+    counts: Int[np.ndarray, " classes"]
+    quotients: Int[np.ndarray, " n"]
     bits: tuple[int, int]
+    entry: UInt8[Tensor, " bytes"]
 
     @property
     def size(self) -> int:
         """The bytes of the body."""
-        return coded_bytes(self.bits) + packed_bytes(len(self.negative), 1)
+        return -(-self.bits[0] // 8) - (-self.bits[1] // 8)
+
+
+class Remainders(NamedTuple):
+    """The bits of remainders: of the means, and of the gap and the size (sign included) of every nonzero."""
+
+    of_means: int
+    of_gaps: Int[np.ndarray, " nonzeros"]
+    of_sizes: Int[np.ndarray, " nonzeros"]
+
+    def widths(self, channels: int) -> Int[np.ndarray, " n"]:
+        """Return the bits of the fields: of every channel's mean, then of every nonzero's gap and size together."""
+        return np.concatenate([np.full(channels, self.of_means, dtype=np.int32), self.of_gaps + self.of_sizes])
+
+
+def remainder_bits(table: UInt8[np.ndarray, " classes_and_one"], counts: Int[np.ndarray, " classes"]) -> Remainders:
+    """Return the bits of remainders; table: by class, and of the means."""
+    by_class = table[:-1].astype(np.int32)
+    return Remainders(int(table[-1]), np.repeat(by_class & 15, counts), np.repeat((by_class >> 4) + 1, counts))
 
 
 def threshold_near(step: float) -> Threshold:
@@ -50,41 +74,66 @@ def threshold_near(step: float) -> Threshold:
     return lambda _: LOWER * step * (1 - ROUND_DOWN)
 
 
-def symbols(step: float, coefficients: Sorted, means: Float[Tensor, " channels"]) -> Symbols:
+def symbols(step: float, coefficients: Sorted) -> Symbols:
     """Return the symbols of coefficients and channel means that are rounded at a step."""
-    codes = (coefficients.values.abs().div_(step).add_(ROUND_DOWN)).to(torch.int32)
-    nonzero = codes.nonzero().flatten()
-    labels, places = coefficients.classes.index_select(0, nonzero), coefficients.places.index_select(0, nonzero)
-    sizes = codes.index_select(0, nonzero).sub_(1)
-    negative = coefficients.values.index_select(0, nonzero) < 0
-    del codes, nonzero
-    counts = torch.bincount(labels, minlength=CLASSES)
-    gaps = places.diff(prepend=places.new_full((1,), -1)).sub_(1)
-    firsts = (counts.cumsum(0) - counts)[counts > 0]
-    gaps[firsts] = places[firsts]
-    mean_codes = _unsigned((means / step * MEAN_STEPS).round_().to(torch.int32))
-    class_means = [torch.bincount(labels, numbers, minlength=CLASSES) / counts.clamp_min(1) for numbers in (gaps, sizes)]
-    table = best_parameter(torch.cat([*class_means, mean_codes.double().mean()[None]]))
-    of_gaps, of_sizes, of_means = table.split([CLASSES, CLASSES, 1])  # type: ignore[no-untyped-call]
-    labels = labels.to(torch.int32)
-    numbers = torch.cat([mean_codes, gaps, sizes])
-    parameters = torch.cat(
-        [of_means.expand(len(mean_codes)), of_gaps.index_select(0, labels), of_sizes.index_select(0, labels)]
+    values, places = coefficients.values, coefficients.places
+    scaled = np.abs(values)
+    scaled /= np.float32(step)
+    scaled += np.float32(ROUND_DOWN)
+    sizes = scaled.astype(np.int32)
+    del scaled
+    if len(sizes) and not sizes.all():
+        nonzero = np.flatnonzero(sizes)
+        sizes, places, values = sizes[nonzero], places[nonzero], values[nonzero]
+        del nonzero
+    entry, others = in_ledger(KEPT_BYTES * len(sizes)), in_ledger(PASSING_BYTES * len(sizes))
+    sizes -= 1
+    firsts = np.searchsorted(places, coefficients.starts)
+    counts = np.diff(firsts)
+    used = np.flatnonzero(counts)
+    begins, starts = firsts[used], coefficients.starts[used]
+    gaps = np.diff(places, prepend=np.int32(-1))
+    gaps -= 1
+    gaps[begins] = places[begins] - starts
+    totals = np.zeros((2, CLASSES))
+    if len(used):
+        totals[0, used] = places[firsts[used + 1] - 1] - starts + 1 - counts[used]
+        totals[1, used] = np.add.reduceat(sizes, begins, dtype=np.int64)
+    means = zigzag(coefficients.means, step / MEAN_STEPS)
+    of_gaps, of_sizes = best_parameter(totals / np.maximum(counts, 1))
+    table = np.append(of_gaps + 16 * of_sizes, best_parameter(means.mean()))
+    sizes *= 2
+    sizes += values < 0
+    bits = remainder_bits(table, counts)
+    quotients = np.concatenate([means >> bits.of_means, gaps >> bits.of_gaps, sizes >> bits.of_sizes])
+    fields = bits.of_means * len(means) + int((of_gaps + of_sizes + 1) @ counts)
+    del others
+    return Symbols(
+        step, means, gaps, sizes, table, counts, quotients, (int(quotients.sum()) + len(quotients), fields), entry
     )
-    table = torch.cat([of_gaps + 16 * of_sizes, of_means])
-    return Symbols(step, numbers, parameters, table, negative, counts, coded_bits(numbers, parameters))
 
 
-def symbols_within(room: int, coefficients: Sorted, means: Tensor, threshold: float, guess: float | None) -> Symbols:
+def zigzag(means: Float[np.ndarray, " channels"], step: float) -> Int[np.ndarray, " channels"]:
+    """Return means in steps as numbers from 0: 0, 1, -1, 2, -2, ..."""
+    numbers = np.rint(means / np.float32(-step)).astype(np.int32)
+    return (numbers << 1) ^ (numbers >> 31)
+
+
+def from_zigzag(numbers: Int[np.ndarray, " channels"], step: float) -> Float[np.ndarray, " channels"]:
+    """Return the means behind ``zigzag``."""
+    return ((numbers >> 1) ^ -(numbers & 1)).astype(np.float32) * np.float32(-step)
+
+
+def symbols_within(room: int, coefficients: Sorted, threshold: float, guess: float | None) -> Symbols:
     """Return the symbols at about the smallest step whose body has at most ``room`` bytes.
 
     threshold: the candidates'; guess: where the search starts.
     """
-    largest = max(_magnitude(coefficients.values), MEAN_STEPS * _magnitude(means), 1e-30)
+    largest = max(_magnitude(coefficients.values), MEAN_STEPS * _magnitude(coefficients.means), 1e-30)
     best: dict[float, Symbols] = {}
 
     def excess(level: float) -> float:
-        tried = symbols(exp(level), coefficients, means)
+        tried = symbols(exp(level), coefficients)
         # Only the best is kept: a trial takes several times the memory of what it codes.
         if tried.size <= room and level < min(best, default=inf):
             best.clear()
@@ -95,25 +144,27 @@ def symbols_within(room: int, coefficients: Sorted, means: Tensor, threshold: fl
     lowest = log(max(threshold / (1 - ROUND_DOWN), largest * 2.0**-22))
     level = _smallest(excess, log(start), lowest)
     # At a step of several times the largest nothing is left but a bit a channel, which always fits.
-    return best[level] if level < inf else symbols(8 * largest, coefficients, means)
+    return best[level] if level < inf else symbols(8 * largest, coefficients)
 
 
 def largest_step(
-    error: float, energy: float, values: Tensor, means: Tensor, batch: int, threshold: float, guess: float | None
+    error: float, candidates: Candidates, means: Float[np.ndarray, " channels"], batch: int, guess: float | None
 ) -> float | None:
     """Return the largest step with error energy at most ``error``; None if it needs coefficients below the threshold.
 
-    The step is a power of 2^(1/16), so that it hardly ever depends on the guess. energy: of all coefficients around the
-    means, candidates or not; values: the candidates'; batch: examples that share the means, whose error counts in full.
+    The step is a power of 2^(1/16), so that it hardly ever depends on the guess. batch: examples that share the means, whose
+    error counts in full.
     """
-    sizes = values.abs()
+    sizes, threshold = np.abs(candidates.values), candidates.threshold
     largest = max(_magnitude(sizes), MEAN_STEPS * _magnitude(means), 1e-30)
+    # What is no candidate is rounded to zero.
+    dropped = max(0.0, candidates.energy - float(sizes @ sizes)) if threshold else 0.0
 
     def excess(number: int) -> float:
         step = 2 ** (number / STEPS_AN_OCTAVE)
-        rounded = (sizes / step + ROUND_DOWN).floor_().mul_(step)
-        # |y - rounded|^2 = |y|^2 - rounded (2 y - rounded); what is no candidate is rounded to 0.
-        lost = energy - float(rounded.mul_(rounded.mul(-1).add_(sizes, alpha=2)).sum(dtype=torch.float64))
+        scaled = sizes / np.float32(step)
+        scaled -= np.floor(scaled + np.float32(ROUND_DOWN))
+        lost = dropped + float(scaled @ scaled) * step**2
         lost += batch * len(means) * (step / MEAN_STEPS / 2) ** 2
         return log(max(lost, 1e-300) / max(error, 1e-300))
 
@@ -158,15 +209,12 @@ def _smallest(excess: Callable[[float], float], start: float, lowest: float, slo
 
 def _step_for_room(room: int, coefficients: Sorted, bits: float = 7) -> float:
     """Return the step that leaves as many nonzeros as have room, at the average bits of a run and a size."""
-    if not len(coefficients.values):
+    sizes = np.abs(coefficients.values)
+    if not len(sizes):
         return 0.0
-    count = max(1, min(len(coefficients.values), int(8 * room / bits)))
-    return float(coefficients.values.abs().kthvalue(len(coefficients.values) - count + 1).values) / (1 - ROUND_DOWN)
+    place = len(sizes) - max(1, min(len(sizes), int(8 * room / bits)))
+    return float(np.partition(sizes, place)[place]) / (1 - ROUND_DOWN)
 
 
-def _unsigned(numbers: Tensor) -> Tensor:
-    return torch.where(numbers > 0, 2 * numbers - 1, -2 * numbers)
-
-
-def _magnitude(values: Tensor) -> float:
-    return float(values.abs().max()) if len(values) else 0.0
+def _magnitude(values: Float[np.ndarray, " n"]) -> float:
+    return float(np.abs(values).max()) if len(values) else 0.0

@@ -1,39 +1,20 @@
 """``transform``: cosine transforms in space, a step that spends bits where the variance is, and an entropy coder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil, floor, log10, prod, sqrt
+from functools import cached_property
+from math import ceil, floor, isfinite, log10, prod, sqrt
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method, State, Sweep, Traits, Variance, shape_of
-from fedact.compression.transform.bitstream import least_body, levels_end, read, write
-from fedact.compression.transform.coefficients import (
-    Threshold,
-    above_threshold,
-    classify,
-    collect_candidates,
-    error_threshold,
-    octaves,
-    size_threshold,
-    sort_by_class,
-)
-from fedact.compression.transform.cosine import (
-    RINGS,
-    Frequencies,
-    as_images,
-    chunks,
-    frequencies,
-    from_images,
-    images_shape,
-    inverse,
-)
-from fedact.compression.transform.cosine import transform as cosine_transform
-from fedact.compression.transform.step_size import ROUND_DOWN, Symbols, largest_step, symbols, symbols_within, threshold_near
+from fedact.compression.transform.bitstream import least_body, levels_end
+from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
+from fedact.compression.transform.decoder import decode
+from fedact.compression.transform.encoder import Target, encode
 from fedact.config.spec import settings
 
 MOST_BITS = 16
@@ -45,8 +26,6 @@ DECAY, DECAY_FOR_MASKS = 0.5, 0.25
 """How fast the frequencies' weights fall: rematerialized masks need the higher ones more than a weight gradient does."""
 COARSE_STEP = 0.05
 """Of coefficients of about 1: small enough for all of them to be coded in a first trial."""
-LEAST_USE = 0.85
-"""Of the room, that a step near the last batch's must use; below, the step is searched from the start."""
 
 
 class Layout(NamedTuple):
@@ -104,21 +83,17 @@ class Transform(Method):
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         images = as_images(x)
         means = images.mean((0, 1, 2))
-        if not means.isfinite().all():
+        if not isfinite(float(means.sum())):
             raise FloatingPointError("a tensor with a NaN or an infinity cannot be coded: training may have diverged")
-        packed, step = self._encode(images, means * sqrt(prod(images.shape[1:3])), state)
+        by, scale = self._frequencies(*images.shape[1:3]), sqrt(prod(images.shape[1:3]))
+        last = float(state.tensors[0]) if state.tensors else 0.0
+        packed, step = encode(images, means * scale, by, self._target(images), last)
         return Compressed((packed,), Layout(x.shape, x.dtype), State((torch.tensor([step], device=x.device),)))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         shape, dtype = compressed.metadata
-        batch, height, width, channels = images_shape(shape)
-        by = frequencies(height, width, self._decay, compressed.tensors[0].device)
-        decoded = read(compressed.tensors[0], channels, by.rings)
-        images = decoded.means.new_zeros(batch, height, width, channels)
-        images.view(-1)[decoded.places.long()] = decoded.values
-        images[:, 0, 0] += decoded.means
-        for chunk in chunks(images):
-            chunk.copy_(inverse(chunk, by))
+        sizes = images_shape(shape)
+        images = decode(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]))
         return from_images(images, shape).to(dtype)
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
@@ -162,6 +137,16 @@ class Transform(Method):
     def ceiling(self) -> Method:
         return replace(self, variance=None, bits=self.bits or MOST_BITS)
 
+    @cached_property
+    def _tables(self) -> dict[tuple[int, int], Frequencies]:
+        return {}
+
+    def _frequencies(self, height: int, width: int) -> Frequencies:
+        """Return the cosine transform of maps of a size, which is made once."""
+        if (height, width) not in self._tables:
+            self._tables[height, width] = frequencies(height, width, self._decay)
+        return self._tables[height, width]
+
     @property
     def _decay(self) -> float:
         return DECAY_FOR_MASKS if self.derive else DECAY
@@ -171,64 +156,11 @@ class Transform(Method):
         overhead = levels_end(channels, min(RINGS, height * width)) + least_body(channels)
         return overhead + ceil(prod(shape) * (self.bits or MOST_BITS) / 8)
 
-    def _encode(self, images: Tensor, means: Tensor, state: State) -> tuple[UInt8[Tensor, " bytes"], float]:
-        """Return the bytes and their step: near the last one where that serves."""
-        last = float(state.tensors[0]) if state.tensors else 0.0
-        zero: Threshold = lambda _: 0.0  # noqa: E731
-        tries = [(threshold_near(last), last)] if last else []
-        if self.fixed_size:
-            threshold = size_threshold(8 * self._room(images), images.numel())
-        else:
-            threshold = error_threshold(self._share, float(means.square().mean()) / prod(images.shape[1:3]))
-        tries += [(threshold, 0.0), (zero, 0.0)]
-        trials = (self._trial(images, means, threshold, guess) for threshold, guess in tries)
-        coded, of_channels, of_rings = next(trial for trial in trials if trial)
-        body = self._room(images) if self.fixed_size else coded.size
-        return write(coded, of_channels, of_rings, levels_end(len(of_channels), len(of_rings)) + body), coded.step
-
-    @property
-    def _share(self) -> float:
-        """The share of the energy that may be lost."""
-        return 1 - (self.variance or DEFAULT_VARIANCE)
-
-    def _room(self, images: Tensor) -> int:
-        """Return the bytes of the body at most."""
+    def _target(self, images: Tensor) -> Target:
         batch, height, width, channels = images.shape
-        return self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
-
-    def _trial(
-        self, images: Tensor, means: Tensor, threshold: Threshold, guess: float
-    ) -> tuple[Symbols, Tensor, Tensor] | None:
-        """Return symbols, and levels of channels and rings; None where the threshold is too high."""
-        _, height, width, channels = images.shape
-        by = frequencies(height, width, self._decay, images.device)
-        candidates = collect_candidates(_coefficients(images, means, by), threshold)
-        step = None
-        if not self.fixed_size:
-            error = self._share * (candidates.energy + len(images) * float(means.square().sum()))
-            step = largest_step(error, candidates.energy, candidates.values, means, len(images), candidates.threshold, guess)
-            if step is None and candidates.threshold > 0:
-                return None
-        if step:
-            candidates = above_threshold(step * (1 - ROUND_DOWN), candidates)
-        of_channels, of_rings = octaves(candidates, channels, by.rings)
-        ordered, room = sort_by_class(candidates, classify(of_channels, of_rings, by.rings)), self._room(images)
-        coded = symbols(step, ordered, means) if step else None
-        if coded is None or coded.size > room:
-            coded = symbols_within(room, ordered, means, candidates.threshold, step or guess)
-            if guess and coded.size < LEAST_USE * room:
-                return None
-        return coded, of_channels, of_rings
-
-
-def _coefficients(images: Tensor, means: Float[Tensor, " channels"], by: Frequencies) -> Iterator[Tensor]:
-    """Yield the weighted coefficients of a few images at a time, without the channels' means."""
-    for chunk in chunks(images):
-        coefficients = cosine_transform(chunk, by)
-        # A map of one position is its own coefficient, and must stay as it is.
-        coefficients = coefficients.clone() if coefficients is chunk else coefficients
-        coefficients[:, 0, 0] -= means
-        yield coefficients
+        room = self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
+        # The share of the energy that may be lost.
+        return Target(None if self.fixed_size else 1 - (self.variance or DEFAULT_VARIANCE), room)
 
 
 def _bits_of(size: int, x: Tensor) -> float:
