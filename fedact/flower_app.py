@@ -20,7 +20,7 @@ from fedact.config.paths import expanded
 from fedact.config.schema import Config
 
 NODE_WAIT, RESUME = "node-wait", "resume"
-NOT_HERE = ("runtime", "ray_address")
+NOT_HERE = ("runtime", "ray_address", "workers")
 """Fields of Config that mean nothing to ``flwr run``."""
 
 Answer = Callable[[Message, Context], Message]

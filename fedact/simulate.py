@@ -37,11 +37,14 @@ def main(arguments: list[str]) -> int:
 
         return show_tables(settings.get("devices"))
     if resume:
+        workers = settings.pop("workers", None)
         if settings or file or dry_run:
-            raise ConfigError("--resume takes everything from the run's own config.toml: leave out the other settings")
+            raise ConfigError(
+                "--resume takes everything but --workers from the run's own config.toml: leave out the other settings"
+            )
         from fedact.cli.simulate import resume_run
 
-        return resume_run(resume)
+        return resume_run(resume, workers=workers)
     config = make_config({**(read_toml(file) if file else {}), **settings})
     from fedact.cli.simulate import show_plans, start_run
 

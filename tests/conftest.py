@@ -35,6 +35,8 @@ def no_inherited_environment(monkeypatch, tmp_path_factory):
     """Nothing is read from or written to the home folder, but for the development data; tables are as wide as in a file."""
     # pytest-xdist tells its workers the terminal's width.
     monkeypatch.delenv("COLUMNS", raising=False)
+    # A test of workers asks for them.
+    monkeypatch.setenv("FEDACT_WORKERS", "1")
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

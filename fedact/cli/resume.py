@@ -10,11 +10,11 @@ from fedact.federation.planning import canonical_methods
 from fedact.storage.rows import redrawn_test_set
 from fedact.storage.run_folder import RunFolder
 
-FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard")
+FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard", "workers")
 """Settings without influence on results; ignored when the configs of a run are compared."""
 GROWING = ("method", "seeds")
 """Settings to which values may be added when a run goes on."""
-AS_GIVEN = ("cache_size", "ray_address", "tensorboard")
+AS_GIVEN = ("cache_size", "ray_address", "tensorboard", "workers")
 """Settings taken from the new command line on resume."""
 
 
@@ -43,6 +43,13 @@ def merged_config(given: Config, out: Path, begun: Config) -> Config:
     methods = dict.fromkeys([*begun.method, *canonical_methods(given)])
     other = {name: getattr(given, name) for name in AS_GIVEN}
     return begun.model_copy(update={"method": tuple(methods), "seeds": max(given.seeds, begun.seeds), **other})
+
+
+def with_workers(begun: Config, workers: int | str | None) -> Config:
+    """Return a run's config with another number of workers, if one is given; raises ConfigError where it can have none."""
+    return (
+        begun if workers is None else make_config({**begun.model_dump(mode="json", exclude_none=True), "workers": workers})
+    )
 
 
 def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:

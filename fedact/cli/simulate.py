@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from rich.console import Console
 
 from fedact.cli.console import letters_console, shell_word, show
 from fedact.cli.flags import log_to_stderr, one_line, unusable
-from fedact.cli.resume import finished_rounds, merged_config
+from fedact.cli.resume import finished_rounds, merged_config, with_workers
 from fedact.cli.signals import catch_late, stop_code
 from fedact.config.errors import ConfigError, check_extra, shortened
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
+from fedact.federation.worker_grid import start_workers
+from fedact.processes.pool import Workers
 from fedact.reports.run import tables as report
 from fedact.reports.run.tensorboard import TensorBoardLog
 from fedact.reports.safe_text import escaped
@@ -50,15 +52,18 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
         return _run_seeds(config, out, locks, open_grid)
 
 
-def resume_run(out: Path, open_grid: OpenGrid | None = None) -> int:
-    """Go on with a run from its last finished round and return the exit code; a finished run is left as it is."""
+def resume_run(out: Path, open_grid: OpenGrid | None = None, workers: int | str | None = None) -> int:
+    """Go on with a run from its last finished round and return the exit code; a finished run is left as it is.
+
+    workers: instead of the run's own number, or "auto"; rows do not depend on it.
+    """
     catch_late()
     if reason := unusable(out):
         raise ConfigError(f"--resume {shortened(str(out))}: {reason}")
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
-    return _go_on(out, lambda begun: begun, open_grid)
+    return _go_on(out, lambda begun: with_workers(begun, workers), open_grid)
 
 
 def _go_on(out: Path, change: Callable[[Config], Config], open_grid: OpenGrid | None) -> int:
@@ -96,8 +101,11 @@ def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | No
         check_extra("tensorboard", "--tensorboard")
     console, worked = letters_console(), False
     try:
-        for seed in range(config.seed, config.seed + config.seeds):
-            worked = _run_seed(config, seed, out, console, locks, open_grid) or worked
+        with ExitStack() as started:
+            # Not for a run that is finished.
+            workers = cache(lambda: started.enter_context(start_workers(config)))
+            for seed in range(config.seed, config.seed + config.seeds):
+                worked = _run_seed(config, seed, out, console, locks, open_grid, workers) or worked
         return _finish(out, worked)
     except KeyboardInterrupt as stop:
         print(f"\nfedact: interrupted; {_how_to_go_on(out)}", file=sys.stderr)
@@ -112,8 +120,19 @@ def _how_to_go_on(out: Path) -> str:
     return f"go on with: python -m fedact.simulate --resume {shell_word(out)}" if started else "nothing was written"
 
 
-def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Locks, open_grid: OpenGrid | None) -> bool:
-    """Run what is left to do of one seed; returns False where that is nothing."""
+def _run_seed(
+    config: Config,
+    seed: int,
+    out: Path,
+    console: Console,
+    locks: Locks,
+    open_grid: OpenGrid | None,
+    workers: Callable[[], Workers],
+) -> bool:
+    """Run what is left to do of one seed; returns False where that is nothing.
+
+    workers: returns the run's workers, which it starts when it is first called.
+    """
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
     one_seed = config.model_copy(update={"seed": seed, "seeds": 1})
     done: dict[str, int] = {}
@@ -124,7 +143,7 @@ def _run_seed(config: Config, seed: int, out: Path, console: Console, locks: Loc
     if len(done) == len(config.method) and min(done.values()) >= config.rounds:
         return False
     # Nothing is written before what a seed stands on and its plans are there.
-    simulation = Simulation(one_seed, folder, done)
+    simulation = Simulation(one_seed, folder, done, workers())
     _take_new(out, locks)
     # Several seeds have their config beside their folders too, for --resume from any folder.
     whole, file = simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), RunFolder(out).config

@@ -80,6 +80,12 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
             raise ValueError(f"--ray-address is for --runtime ray, not for --runtime {self.runtime}")
         return self
 
+    @model_validator(mode="after")
+    def _workers_are_local(self) -> "Config":
+        if self.runtime != "local" and self.workers not in (1, "auto"):
+            raise ValueError(f"--workers {self.workers} is for --runtime local, not for --runtime {self.runtime}")
+        return self
+
     def data_path(self) -> Path:
         """Return where the data lies."""
         default = os.environ.get("FEDACT_DATA") or cache_folder() / "data"

@@ -159,7 +159,7 @@ class FleetGrid(Grid):
         self.weights_name = experiment.start_digest
         self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(
-                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from"}
+                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from", "workers"}
             ),
             "start": self.weights_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),

@@ -19,6 +19,12 @@ NODE_UNAVAILABLE = 5
 """Flower's code for a node that is not there."""
 
 
+def identify() -> None:
+    """Let messages be made in this process: they take run and sender from here, where Flower's own runtimes put them too."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
     """Return the ClientApp's reply; an exception becomes an error that says what was raised."""
     try:
@@ -37,9 +43,7 @@ class LocalGrid(Grid):
     """Calls a ClientApp in this process, one message after another: deterministic, and no process to start."""
 
     def __init__(self, app: ClientApp, clients: int) -> None:
-        # A message takes its run and its sender from here; Flower's own runtimes set the same three.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE
-        logging.getLogger("flwr").setLevel(logging.WARNING)
+        identify()
         self.app = app
         self.node_ids = range(SERVER_NODE + 1, SERVER_NODE + 1 + clients)
         self.replies: dict[str, Message] = {}

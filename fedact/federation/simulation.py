@@ -13,21 +13,22 @@ from flwr.serverapp import Grid, ServerApp
 from fedact.config.errors import ConfigError
 from fedact.config.plan import PlanKey, Plans, plans_from_json, plans_json
 from fedact.config.schema import Config
-from fedact.federation import client
 from fedact.federation.header import check_start, run_header
-from fedact.federation.local_grid import RUN_ID, SERVER_NODE, LocalGrid
+from fedact.federation.local_grid import RUN_ID, SERVER_NODE
 from fedact.federation.plan_check import check_plan
 from fedact.federation.plan_tasks import make_all_plans
 from fedact.federation.planning import canonical_methods
 from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
+from fedact.federation.worker_grid import WorkerGrid
 from fedact.processes.pool import Workers
 from fedact.storage.disk import write_whole
 from fedact.storage.partition_csv import partition_csv, read_partition_bytes
 from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
-from fedact.training.threads import default_threads
+from fedact.training.shared_workspace import share_workspace
+from fedact.training.threads import DEFAULT_THREADS
 from fedact.training.workspace import workspace_of
 
 OpenGrid = Callable[[Experiment], AbstractContextManager[Grid]]
@@ -44,21 +45,22 @@ class Simulation:
         done: dict[str, int] | None = None,
         workers: Workers | None = None,
     ) -> None:
-        """Prepare a seed; done: each method's last finished round in the folder. workers: by default this process alone."""
+        """Prepare a seed; done: each method's last finished round in the folder; workers: by default this process alone."""
+        self.workers = workers or Workers(1)
         if config.runtime == "ray":
             check_ray(config)
         self.methods = canonical_methods(config)
         # Every process of the run computes with as many threads: another number gives other roundings.
-        config = config.model_copy(update={"threads": config.threads or default_threads()})
+        config = config.model_copy(update={"threads": config.threads or DEFAULT_THREADS})
         # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
-        self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard"})
+        self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard", "workers"})
         self.workspace = workspace_of(self.key)
+        share_workspace(self.workspace, self.key, self.workers)
         self.experiment = self.workspace.experiment
-        settings = {"out": None, "method": tuple(self.methods), "tensorboard": config.tensorboard}
+        settings = {"out": None, "method": tuple(self.methods), "tensorboard": config.tensorboard, "workers": config.workers}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         self.done = done or {}
-        self.workers = workers or Workers(1)
         self.started = folder is not None and folder.records.exists()
         if self.started:
             self._check_partition()
@@ -117,14 +119,13 @@ class Simulation:
                 job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.workers)
                 run_method(grid, job, self.done.get(method))
 
-        with (open_grid or grid_of)(self.experiment) as grid:
+        with open_grid(self.experiment) if open_grid else self._grid() as grid:
             app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
 
-
-def grid_of(experiment: Experiment) -> AbstractContextManager[Grid]:
-    """Return the grid of the config's runtime."""
-    config = experiment.config
-    return RayGrid(config) if config.runtime == "ray" else LocalGrid(client.app, config.clients)
+    def _grid(self) -> AbstractContextManager[Grid]:
+        """Return the grid of the config's runtime."""
+        config = self.experiment.config
+        return RayGrid(config) if config.runtime == "ray" else WorkerGrid(config, self.workers)
 
 
 def command(config: Config) -> str:

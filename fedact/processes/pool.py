@@ -8,6 +8,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self
 
+from fedact.config.paths import cache_folder
+from fedact.processes.shared import Shared, SharedFolder
 from fedact.processes.worker import Outcome, Worker, WorkerDied, call
 
 AHEAD = 4
@@ -34,7 +36,8 @@ class Workers:
     def __init__(self, count: int, threads: int = 1, preload: Sequence[str] = ()) -> None:
         self.count = 1 if multiprocessing.parent_process() is not None else count
         self._threads, self._preload = threads, tuple(preload)
-        self._first: list[tuple[Function, Any]] = []
+        self._first: dict[Function, Any] = {}
+        self._files = SharedFolder(cache_folder() / "shared")
         self._calls: SimpleQueue[tuple[Function, Any, Future[Outcome]] | None] = SimpleQueue()
         self._open = True
         self._workers = [self._new() for _ in range(self.count if self.count > 1 else 0)]
@@ -56,13 +59,22 @@ class Workers:
             sender.join()
         for worker in self._workers:
             worker.close()
+        self._files.__exit__()
+
+    def share(self, value: Any) -> Shared:
+        """Return a value that can be sent to all workers, whose arrays they map into memory; until the end of the block.
+
+        Raises OSError where the cache's disk has no room. Without processes it is the value itself.
+        """
+        return self._files.share(value) if self._workers else Shared(value)
 
     def first(self, function: Function, argument: Any) -> None:
         """Let each worker call this before its next call, also one that takes a dead one's place.
 
-        An exception in it is the outcome of that next call. Without processes nothing is called.
+        It takes the place of an earlier argument of the same function. An exception in it is the outcome of that next call.
+        Without processes nothing is called.
         """
-        self._first.append((function, argument))
+        self._first[function] = argument
 
     def map(self, function: Function, arguments: Iterable[Any]) -> Iterator[Outcome]:
         """Yield the outcome of the function for each argument, in the arguments' order.
@@ -115,11 +127,12 @@ class Workers:
                     self._workers[at] = self._new()
 
     def _call(self, worker: Worker, function: Function, argument: Any) -> Outcome:
-        for once in self._first[worker.prepared :]:
-            outcome = worker.call(*once)
-            if outcome.error is not None:
-                return outcome
-            worker.prepared += 1
+        for before, given in list(self._first.items()):
+            if worker.prepared.get(before) is not given:
+                outcome = worker.call(before, given)
+                if outcome.error is not None:
+                    return outcome
+                worker.prepared[before] = given
         return worker.call(function, argument)
 
     def _new(self) -> Worker:

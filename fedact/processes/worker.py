@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from types import ModuleType
 from typing import Any
 
@@ -55,12 +55,13 @@ def call(function: Callable[[Any], Any], argument: Any) -> Outcome:
 class Worker:
     """A process that is started at once and answers once it is up.
 
-    threads: of its computation. preload: names of modules that it imports while nothing is asked of it yet.
+    threads: of its computation. preload: names of modules that it imports while nothing is asked of it yet. prepared: what
+    its owner let it call before all else, and with which argument.
     """
 
     def __init__(self, threads: int, preload: Sequence[str]) -> None:
         self.connection, theirs = SPAWN.Pipe()
-        self.prepared = 0
+        self.prepared: dict[Callable[[Any], Any], Any] = {}
         arguments = (theirs, threads, tuple(preload))
         self.process = SPAWN.Process(target=_work, args=arguments, name="fedact worker", daemon=True)
         with _hidden_main(), _interrupts_blocked():
@@ -148,6 +149,9 @@ def _work(connection: Connection, threads: int, preload: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    if progress := sys.modules.get("tqdm"):
+        # Its lock between processes, which torch.fx has it make, would be left behind by a worker that is killed.
+        progress.tqdm.set_lock(RLock())
     while True:
         try:
             content = connection.recv_bytes()

@@ -66,6 +66,17 @@ def locked(folder: Path, waiting: str = "", name: str = LOCK_FILE) -> Iterator[N
         _release(lock)
 
 
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process holds the lock of a folder; where there are no locks, each could be held."""
+    lock = _file_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return True
+    _release(lock)
+    return False
+
+
 def _file_lock(folder: Path, name: str = LOCK_FILE) -> BaseFileLock:
     file = folder / name
     if file.is_symlink():

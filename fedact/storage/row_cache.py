@@ -129,7 +129,7 @@ def open_rows(root: Path, key: str, columns: Sequence[Column], rows: int, most_b
                     (extend if most_bytes is None else reserve)(opened.fileno(), size)
         if os.access(folder, os.W_OK):
             os.utime(folder)
-        files = tuple(FileIO(file, "r+" if os.access(file, os.W_OK) else "r") for file in sizes)
+        files = tuple(FileIO(str(file), "r+" if os.access(file, os.W_OK) else "r") for file in sizes)
     shapes = [*((rows, *column.shape) for column in columns), (rows,)]
     types = [*(column.dtype for column in columns), np.dtype(np.uint32)]
     *values, checksums = (_mapped(*each) for each in zip(files, types, shapes, strict=True))

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from ctypes import c_ulong, c_void_p
 from errno import ELOOP
+from math import ceil
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -14,6 +15,8 @@ from typing import BinaryIO
 BLOCK = bytes(2**20)
 OWNER_FILE, OWNER_FOLDER = 0o600, 0o700
 REPLACE_ATTEMPTS, REPLACE_PAUSE_SECONDS = 20, 0.05
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""A container's processor time in a period, both in microseconds; "max" where there is no limit."""
 SET_SPARSE = 0x900C4
 """FSCTL_SET_SPARSE, the code of Windows by which a file may have holes."""
 
@@ -22,9 +25,16 @@ _SEEKING = Lock()
 
 
 def processors() -> int:
-    """Return how many processors this process may use; all of the machine's where the system does not say."""
+    """Return how many processors this process may use; all of the machine's where the system does not say.
+
+    A container's limit counts where Linux tells it.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = CGROUP_LIMIT.read_text(encoding="ascii").split()
+        return max(1, min(count, ceil(int(quota) / int(period))))
+    return count
 
 
 def processor_name() -> str:

@@ -9,13 +9,8 @@ from torch import Tensor
 SMALL_BATCH_PIXELS = 20_000
 """Up to here two threads were no faster than one on a quiet machine, up to 1.6 times slower, and hundreds on a busy one."""
 
-MAX_THREADS = 4
-"""More threads gain little on a client's batches."""
-
-
-def default_threads() -> int:
-    """Return the number of threads of a client by default: torch's, at most 4."""
-    return min(MAX_THREADS, torch.get_num_threads())
+DEFAULT_THREADS = 1
+"""Of a client: a machine's other cores play other clients, and sums that are split among threads round otherwise."""
 
 
 def use_threads(count: int | None) -> None:

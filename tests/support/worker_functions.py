@@ -70,3 +70,19 @@ def nested(values):
 
     with Workers(4) as workers:
         return workers.count, [outcome.value for outcome in workers.map(whoami, values)]
+
+
+def die_as(order):
+    """Let the worker that plays this client in this round be killed."""
+    from fedact.federation import client
+
+    number, mortal = order
+    train_on = client.train_on
+
+    def train_or_die(workspace, message):
+        asked = message.content["config"]
+        if (asked["round"], asked["client"]) == (number, mortal):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_on(workspace, message)
+
+    client.train_on = train_or_die

@@ -17,9 +17,10 @@ class RunningSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="random seed of everything")
     seeds: Positive = Field(1, description="number of runs with other seeds, from --seed upwards")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="cpu or cuda")
-    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="threads of a client's computation [the cores, at most 4]"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto", description="processes that play the clients; auto is the cores, and 1 for a short run"
     )
+    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="threads of a client's computation [1]")
     runtime: Literal["local", "ray", "flower"] = Field(
         "local", description="local (this process) or ray (Ray's workers); flwr run sets flower"
     )

@@ -1,0 +1,107 @@
+"""The messages of a run in worker processes of this machine, or in this process where there is one worker."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Context, Message
+
+from fedact.config.errors import ConfigError
+from fedact.config.schema import Config
+from fedact.federation import client
+from fedact.federation.local_grid import LocalGrid, answer, failure, identify
+from fedact.processes.pool import Workers
+from fedact.processes.worker import Outcome
+from fedact.storage.system import processors
+
+COUNT = "FEDACT_WORKERS"
+"""The environment variable that stands for the cores."""
+PRELOAD = ("fedact.federation.worker_grid",)
+SMALL_DATASETS = ("digits", "synthetic")
+SMALL_EXAMPLES, MANY_EXAMPLES = 2_000, 50_000
+"""Training examples of data sets, where nobody says how many: before anything is read, more need not be known."""
+SIDE, LARGE_SIDE = 64, 224
+"""Pixels of an image's side, where nobody says: of data sets as they come, and with given weights."""
+FEWEST_IMAGES = 10_000
+"""Images of 64 pixels a side that must be trained on in a run, epochs and rounds counted: less is done before processes,
+each of which imports for some seconds, have paid for themselves."""
+
+
+def start_workers(config: Config) -> Workers:
+    """Return the started workers of a config; see ``worker_count``."""
+    return Workers(worker_count(config), config.threads or 1, PRELOAD)
+
+
+def worker_count(config: Config) -> int:
+    """Return the number of worker processes of a run; 1 is this process alone.
+
+    ``auto``: one for each core that this process may use, or as many as $FEDACT_WORKERS says, divided by the threads of a
+    client; no more than a round has clients; and 1 on a GPU, or where all rounds together train on few images. Raises
+    ConfigError where $FEDACT_WORKERS is no number.
+    """
+    if config.runtime != "local":
+        return 1
+    if config.workers != "auto":
+        return config.workers
+    if config.device != "cpu" or images_trained(config) < FEWEST_IMAGES:
+        return 1
+    clients = max(1, round(config.sample_fraction * config.clients))
+    return max(1, min(_cores() // (config.threads or 1), clients))
+
+
+def images_trained(config: Config) -> float:
+    """Return on about how many images of 64 pixels a side a run's clients train, each time counted."""
+    examples = config.max_examples or (SMALL_EXAMPLES if config.dataset in SMALL_DATASETS else MANY_EXAMPLES)
+    side = config.resolution or (SIDE if config.weights in ("none", "pretrain") else LARGE_SIDE)
+    trainings = config.seeds * len(config.method) * config.rounds * config.local_epochs * config.sample_fraction
+    return examples * trainings * (side / SIDE) ** 2
+
+
+def _cores() -> int:
+    given = os.environ.get(COUNT)
+    if not given:
+        return processors()
+    if not given.isdigit() or int(given) < 1:
+        raise ConfigError(f"${COUNT} is {given!r}: it is a number of processes, at least 1")
+    return int(given)
+
+
+def answer_in_worker(order: tuple[Message, Context]) -> Message:
+    """Answer a message in this process, whose workspace is open."""
+    identify()
+    return answer(client.app, *order)
+
+
+class WorkerGrid(LocalGrid):
+    """Sends each message to a worker that is free; replies are yielded in the order of the messages.
+
+    What a client does depends on its message alone: replies are the same whoever makes them, and however many do.
+    """
+
+    def __init__(self, config: Config, workers: Workers) -> None:
+        super().__init__(client.app, config.clients)
+        self.workers = workers
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield the replies in the order of the messages, a dead worker's as an error."""
+        if self.workers.count == 1:
+            yield from super().send_and_receive(messages)
+            return
+        sent: deque[Message] = deque()
+
+        def orders() -> Iterator[tuple[Message, Context]]:
+            for message in messages:
+                sent.append(message)
+                yield message, self.context_of(message)
+
+        for outcome in self.workers.map(answer_in_worker, orders()):
+            yield _reply(sent.popleft(), outcome)
+
+
+def _reply(message: Message, outcome: Outcome) -> Message:
+    if outcome.error is None:
+        reply: Message = outcome.value
+        return reply
+    logging.getLogger(__name__).debug("\n".join(getattr(outcome.error, "__notes__", [])))
+    return failure(message, f"{type(outcome.error).__name__}: {outcome.error}")
