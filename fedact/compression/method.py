@@ -165,14 +165,19 @@ class Method(Codec):
         """The methods of which a budget chooses one for all tensors: settings that have no levels, the simplest first."""
         return [self]
 
-    def levels(self, x: Tensor) -> dict[float, "Method"]:
+    def spectra(self, x: Tensor) -> Any:
+        """Return what ``levels`` and ``reconstructions`` of this method and its alternatives start from, for a tensor."""
+        return None
+
+    def levels(self, x: Tensor, spectra: Any = None) -> dict[float, "Method"]:
         """Return this method with settings (or caps) fixed for tensors like x, by level, the least lossy first.
 
         Every tensor gets the same levels; given settings stay, and leave one level where there is nothing to choose.
+        spectra: what ``spectra`` returns for x, to save the time it takes.
         """
         return {1.0: self}
 
-    def reconstructions(self, x: Tensor, methods: "Sequence[Method]") -> "Iterator[Tensor]":
+    def reconstructions(self, x: Tensor, methods: "Sequence[Method]", spectra: Any = None) -> "Iterator[Tensor]":
         """Yield what each of some methods makes of x in a first step: of ``levels`` of this one, in their order."""
         return (method.reconstruct(method.compress(x, method.start(0))) for method in methods)
 

@@ -12,6 +12,7 @@ from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.planner.cost_model import ModuleCosts, measure_costs
 from fedact.planner.drafts import Draft
+from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.problem import Methods, Problem, evaluating, measure_step, measure_within_budget
@@ -55,6 +56,7 @@ class ByteAllocation:
         self.problem, self.deepest, self.limit = problem, deepest, limit
         self.profiles: dict[tuple[Family, int, int], Profile] = {}
         self.structures: dict[tuple[int, int], StepStructure] = {}
+        self.steps: dict[tuple[int, int, int], ExactSteps] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         if self.problem.method == AUTO:
@@ -144,17 +146,19 @@ class ByteAllocation:
         deepest_first = family.per_example or (family, self.deepest, count) in self.profiles
         for each in (self.deepest, depth) if deepest_first else (depth,):
             if (family, each, count) not in self.profiles:
-                structure = self._structure(family.derive, each)
-                self.profiles[family, each, count] = Profile(self.problem, family, structure, self.costs, count)
+                self.profiles[family, each, count] = Profile(family, self._steps(family.derive, each, count), self.costs)
             profile = self.profiles[family, each, count]
             if profile.covers(depth):
                 break
         return profile
 
-    def _structure(self, derive: int, depth: int) -> StepStructure:
+    def _steps(self, derive: int, depth: int, count: int) -> ExactSteps:
+        """Return the exact steps that the profiles of all families with one ``derive`` share."""
         if (derive, depth) not in self.structures:
             self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
-        return self.structures[derive, depth]
+        if (derive, depth, count) not in self.steps:
+            self.steps[derive, depth, count] = ExactSteps(self.structures[derive, depth], count)
+        return self.steps[derive, depth, count]
 
     def _rivals(self, depth: int) -> Iterator[list[_Candidate]]:
         """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch."""

@@ -43,23 +43,41 @@ LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d
 class ErrorTable:
     """What an exact step on a batch tells: from it, and from what stands in for a saved input, follow gradient errors.
 
-    The model has the methods of that step. inputs: of the layers whose input is saved. paths: from every layer whose
+    inputs: of the layers whose input is saved, by the key in ``saved_inputs``. paths: from every layer whose
     output gradient passes a slope that is computed from a saved input, the modules up to that activation function; not
     where another trained layer is between, whose own output gradient has the error.
     """
 
     model: nn.Module
+    saved_inputs: Sequence[SavedInput]
     inputs: Mapping[str, Tensor]
     exact: ExactGradients
     derived: Rematerializations
     paths: Mapping[str, Sequence[str]]
 
-    def errors(self, saved: SavedInput, methods: Sequence[Method]) -> list[GradientErrors]:
+    def sensitivity(
+        self, batch: Batch, ladders: Mapping[str, Sequence[Method]], spectra: Mapping[str, Any], loss: Loss
+    ) -> Sensitivity:
+        """Return the errors of every level, as ``measure_sensitivity`` does; the model's methods are changed.
+
+        batch: the step's. ladders: by a saved input's key, one method a level; spectra: what ``Method.spectra`` returned.
+        """
+        install_exact(self.model, self.saved_inputs)
+        rows = [self._row(saved, ladders[saved.key], spectra[saved.key]) for saved in self.saved_inputs]
+        levels = [GradientErrors(*map(_united, zip(*row, strict=True))) for row in zip(*rows, strict=True)]
+        methods = [
+            {name: ladders[saved.key][place] for saved in self.saved_inputs for name in saved.layers}
+            for place in range(len(levels))
+        ]
+        damping = measure_damping(self.model, batch, methods, levels, self.exact, loss)
+        return Sensitivity(squared_norms(self.exact), levels, damping)
+
+    def _row(self, saved: SavedInput, methods: Sequence[Method], spectra: Any) -> list[GradientErrors]:
         """Return the errors that each of some methods for a saved input makes, by layer that depends on it."""
         lossy = [method for method in methods if not method.traits.keeps_input]
         with torch.no_grad():
             x = self.inputs[saved.key]
-            found = [self._errors(saved, each) for each in lossy[0].reconstructions(x, lossy)] if lossy else []
+            found = [self._errors(saved, each) for each in lossy[0].reconstructions(x, lossy, spectra)] if lossy else []
         none = GradientErrors(
             {name: 0.0 for name in saved.layers if name in self.exact.weights}, dict.fromkeys(saved.slope_layers, 0.0)
         )
@@ -129,34 +147,9 @@ def operation_of(module: nn.Module) -> Operation:
     return MatrixProduct()
 
 
-def table_sensitivity(
-    model: nn.Module,
-    batch: Batch,
-    trained: Sequence[str],
-    saved_inputs: Sequence[SavedInput],
-    ladders: Mapping[str, Sequence[Method]],
-    derived: Rematerializations,
-    loss: Loss,
-) -> Sensitivity | None:
-    """Return what ``measure_sensitivity`` does, from a table; None where there is none. The model's methods are changed.
-
-    trained: the layers with weights, in their order. ladders: by a saved input's key, one method a level.
-    """
-    table = measure_table(model, batch, trained, saved_inputs, derived, loss)
-    if table is None:
-        return None
-    rows = [table.errors(saved, ladders[saved.key]) for saved in saved_inputs]
-    levels = [
-        GradientErrors(
-            *({name: error for part in parts for name, error in part.items()} for parts in zip(*row, strict=True))
-        )
-        for row in zip(*rows, strict=True)
-    ]
-    methods = [
-        {name: ladders[saved.key][place] for saved in saved_inputs for name in saved.layers} for place in range(len(levels))
-    ]
-    damping = measure_damping(model, batch, methods, levels, table.exact, loss)
-    return Sensitivity(squared_norms(table.exact), levels, damping)
+def install_exact(model: nn.Module, saved_inputs: Sequence[SavedInput]) -> None:
+    """Let a model take exact steps that save these inputs, or those of the layers that are rematerialized from them."""
+    install(model, dict.fromkeys([name for saved in saved_inputs for name in saved.layers], Exact()))
 
 
 def _united(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -185,7 +178,7 @@ def measure_table(
         return None
     names = {name: [str(node.target) for node in path] for name, path in paths.items()}
     names = {name: path for name, path in names.items() if not set(trained).intersection(path)}
-    install(model, dict.fromkeys([name for saved in saved_inputs for name in saved.layers], Exact()))
+    install_exact(model, saved_inputs)
     inputs, exact = dict[str, Tensor](), ExactGradients({}, {})
 
     def record(module: nn.Module, args: Any, name: str) -> None:
@@ -198,7 +191,7 @@ def measure_table(
         watched = [*trained, *(path[-1] for path in names.values())]
         exact.weights.update(gradients_of(model, batch, None, loss, watched, watched, exact.outputs.__setitem__))
     single = (isinstance(modules[key], nn.Conv2d) and x.dim() != 4 for key, x in inputs.items())
-    return None if any(single) else ErrorTable(model, inputs, exact, derived, names)
+    return None if any(single) else ErrorTable(model, saved_inputs, inputs, exact, derived, names)
 
 
 def _is_usual(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -24,13 +25,20 @@ class Family:
     method: Method | None
     derive: int
 
-    def ladder(self, x: Tensor) -> list[Method]:
-        """Return the methods for a saved input like x: the exact one, then the others, the gentlest first."""
+    def ladder(self, x: Tensor, spectra: Any = None) -> list[Method]:
+        """Return the methods for a saved input like x: the exact one, then the others, the gentlest first.
+
+        spectra: what ``spectra`` returned for x, of this family or of another alternative of its method.
+        """
         exact = Exact(self.derive)
         if self.method is not None:
-            return [exact, *self.method.for_dimensions(x.dim()).levels(x).values()]
+            return [exact, *self.method.for_dimensions(x.dim()).levels(x, spectra).values()]
         packed = [Quantize(bits=bits, derive=self.derive) for bits in (8, 4)]
         return [exact, *packed, *Transform(derive=self.derive).levels(x).values()]
+
+    def spectra(self, x: Tensor) -> Any:
+        """Return what of x the ladder and its reconstructions start from, the same for all alternatives of a method."""
+        return None if self.method is None else self.method.for_dimensions(x.dim()).spectra(x)
 
     @property
     def per_example(self) -> bool:

@@ -3,20 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-import torch
-
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.measure.step import Batch, parts
 from fedact.planner.cost_model import ModuleCosts, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
-from fedact.planner.error_table import table_sensitivity
+from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
-from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.problem import Methods, measure_step
 from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.sensitivity import Sensitivity, mean_sensitivity, measure_sensitivity
-from fedact.planner.step_structure import StepStructure, layers_with_input
+from fedact.planner.step_structure import layers_with_input
 
 FEW = 4
 """Errors are averaged over micro-batches that have at least so many examples in all."""
@@ -27,22 +24,17 @@ UNBOUNDED = 2**50
 class Profile:
     """One family's bytes and errors, for all depths whose saved inputs are among those of ``depth``.
 
-    examples: how many of the problem's examples errors are measured on. Measurements are made at the first request and
-    remembered.
+    steps: on which errors are measured. Measurements are made at the first request and remembered.
     """
 
-    def __init__(
-        self, problem: Problem, family: Family, structure: StepStructure, costs: ModuleCosts, examples: int
-    ) -> None:
-        self.problem, self.family, self.structure, self.costs, self.examples = problem, family, structure, costs, examples
-        self.depth = depth = structure.depth
+    def __init__(self, family: Family, steps: ExactSteps, costs: ModuleCosts) -> None:
+        self.family, self.steps, self.costs = family, steps, costs
+        self.structure, self.problem, self.depth = steps.structure, steps.structure.problem, steps.structure.depth
         self._method_bytes: dict[tuple[Method, str, int], int] = {}
         self._extreme_bytes: dict[tuple[int, tuple[Method, ...]], int] = {}
-        self.keys = {name: saved.key for saved in self.saved_inputs(depth) for name in saved.layers}
-        self.inputs = problem.inputs([*problem.trained(depth), *self.keys.values()], examples)
-        self.ladders = {saved.key: family.ladder(self.inputs[saved.key]) for saved in self.saved_inputs(depth)}
-        x = problem.x[:examples]
-        self.images = {key for key in self.ladders if x.shape == self.inputs[key].shape and torch.equal(x, self.inputs[key])}
+        self.keys = {name: saved.key for saved in self.saved_inputs(self.depth) for name in saved.layers}
+        self.inputs, self.images, spectra = steps.inputs, steps.images, steps.spectra(family, 0)
+        self.ladders = {key: family.ladder(self.inputs[key], spectra[key]) for key in spectra}
 
     def saved_inputs(self, depth: int) -> list[SavedInput]:
         """Return the saved inputs at a depth."""
@@ -61,16 +53,17 @@ class Profile:
     @cached_property
     def sensitivity(self) -> Sensitivity:
         """The errors of every level; the mean over several micro-batches where errors depend on their size."""
-        problem, trained = self.problem, self.problem.trained_in_order(self.depth)
-        several = 1 if self.family.per_example else max(1, min(FEW, problem.batch_size) // self.examples)
-        batches = parts(problem.examples(self.examples * several), self.examples)
-        return mean_sensitivity([self._measured(part, trained) for part in batches]).on_grid()
+        size = self.steps.micro_batch
+        several = 1 if self.family.per_example else max(1, min(FEW, self.problem.batch_size) // size)
+        return mean_sensitivity([self._measured(place) for place in range(several)]).on_grid()
 
-    def _measured(self, batch: Batch, trained: list[str]) -> Sensitivity:
-        model, loss = self.problem.model, self.problem.loss
-        inputs, ways = self.saved_inputs(self.depth), self.structure.rematerializations
-        found = table_sensitivity(model, batch, trained, inputs, self.ladders, ways, loss)
-        return found or measure_sensitivity(model, batch, trained, self.levels, loss)
+    def _measured(self, place: int) -> Sensitivity:
+        """Return the errors of every level in one of the steps."""
+        problem, table, batch = self.problem, self.steps.table(place), self.steps.batch(place)
+        if table is not None:
+            return table.sensitivity(batch, self.ladders, self.steps.spectra(self.family, place), problem.loss)
+        trained = problem.trained_in_order(self.depth)
+        return measure_sensitivity(problem.model, batch, trained, self.levels, problem.loss)
 
     @cached_property
     def options(self) -> dict[str, list[MethodOption]]:

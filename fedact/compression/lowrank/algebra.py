@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.method import computable
+
 
 class Spectrum(NamedTuple):
     """One mode's eigenvalues (the squared singular values of the unfolding, descending) with eigenvectors.
@@ -192,3 +194,10 @@ def full_ranks(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the largest rank that each unfolding of the shape can have."""
     total = prod(shape)
     return tuple(min(size, total // size) for size in shape)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Return every channel's mean over the batch and the positions, with x's number of dimensions and in x's type."""
+    channels = 1 if x.dim() == 4 else x.dim() - 1
+    others = [dimension for dimension in range(x.dim()) if dimension != channels]
+    return computable(x).mean(others, keepdim=True).to(x.dtype) if others else x.clone()

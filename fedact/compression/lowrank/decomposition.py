@@ -1,6 +1,6 @@
 """What the decompositions share: a core and factors of some modes, ranks by variance, the gradient from the factors."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, ClassVar, NamedTuple, Self
@@ -10,10 +10,11 @@ from pydantic import PlainValidator
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.lowrank.algebra import compose
+from fedact.compression.lowrank.algebra import channel_mean, compose
 from fedact.compression.lowrank.bit_depth import BitDepth
 from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
+from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.method import (
     NO_STATE,
@@ -212,37 +213,37 @@ class LowRank(Method):
         # Full variance up to the caps: the same work as below them, and as many bytes as they allow.
         return self if self.max_ranks is None else replace(self, variance=1.0)
 
-    def levels(self, x: Tensor) -> dict[float, Method]:
+    def levels(self, x: Tensor, spectra: Spectra | None = None) -> dict[float, Method]:
         """Return caps at each explained variance down to the one given, or the ranks that a plan fixes."""
         if self.ranks is not None:
             return {1.0: self}
-        least = self.variance or PAPER_VARIANCE
+        ranks, least = self.ranks_by_variance(x, spectra), self.variance or PAPER_VARIANCE
         if self.factorization.constant_ranks:
-            return {1.0: self.with_ranks(self.ranks_at(x, [least])[least])}
+            return {1.0: self.with_ranks(ranks(least))}
         levels = [*(level for level in LEVELS if level > least), least]
-        return {level: replace(self, max_ranks=ranks) for level, ranks in self.ranks_at(x, levels).items()}
+        return {level: replace(self, max_ranks=ranks(level)) for level in levels}
 
-    def ranks_at(self, x: Tensor, variances: Iterable[float]) -> dict[float, tuple[int, ...]]:
-        """Return the ranks of the truncated modes at each explained variance, from the spectra of the full tensor."""
-        ranks = self.ranks_by_variance(x)
-        return {variance: ranks(variance) for variance in variances}
-
-    def ranks_by_variance(self, x: Tensor) -> Callable[[float], tuple[int, ...]]:
-        """Return a function from an explained variance to the ranks of the truncated modes, for tensors like x."""
+    def spectra(self, x: Tensor) -> Spectra:
         rule, centred = self.rank_rule(x.shape), self._centred(x)
-        spectra = {mode: self.factorization.spectrum(centred, mode).eigenvalues for mode in rule.bounds}
-        return lambda variance: tuple(rule.rank(mode, values, variance) for mode, values in spectra.items())
+        return {mode: self.factorization.spectrum(centred, mode) for mode in rule.bounds}
+
+    def ranks_by_variance(self, x: Tensor, spectra: Spectra | None = None) -> Callable[[float], tuple[int, ...]]:
+        """Return a function from an explained variance to the ranks of the truncated modes, for tensors like x."""
+        rule, found = self.rank_rule(x.shape), self.spectra(x) if spectra is None else spectra
+        return lambda variance: tuple(rule.rank(mode, each.eigenvalues, variance) for mode, each in found.items())
+
+    def reconstructions(self, x: Tensor, methods: Sequence[Method], spectra: Spectra | None = None) -> Iterator[Tensor]:
+        at_ranks = [method for method in methods if isinstance(method, LowRank) and method.ranks is not None]
+        if len(at_ranks) < len(methods) or self.factorization != HigherOrderSVD():
+            yield from super().reconstructions(x, methods)
+            return
+        centred, ranks = self._centred(x), [method.rank_rule(x.shape).bounds for method in at_ranks]
+        for found in nested_reconstructions(centred, spectra or self.spectra(x), ranks, self.bit_depth):
+            yield found.to(x.dtype) + channel_mean(x) if self.mean else found.to(x.dtype)
 
     def with_ranks(self, ranks: tuple[int, ...]) -> Self:
         """Return the same method at fixed ranks."""
         return replace(self, variance=None, max_ranks=None, ranks=ranks)
-
-
-def channel_mean(x: Tensor) -> Tensor:
-    """Return every channel's mean over the batch and the positions, with x's number of dimensions and in x's type."""
-    channels = 1 if x.dim() == 4 else x.dim() - 1
-    others = [dimension for dimension in range(x.dim()) if dimension != channels]
-    return computable(x).mean(others, keepdim=True).to(x.dtype) if others else x.clone()
 
 
 def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedact.compression.lowrank.bit_depth import BitDepth
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.lowrank.factorization import Factorization, HigherOrderSVD, SequentialHOSVD
+from fedact.compression.lowrank.nested import Spectra
 from fedact.compression.method import Method, Traits
 from fedact.config.spec import settings
 
@@ -82,14 +83,14 @@ class HOSVD(LowRank):
     def alternatives(self) -> list[Method]:
         return [self, replace(self, bits=8)] if self.has_free_settings and self.bits is None else [self]
 
-    def levels(self, x: Tensor) -> dict[float, Method]:
+    def levels(self, x: Tensor, spectra: Spectra | None = None) -> dict[float, Method]:
         """Return fixed ranks (caps, where a variance is given) at each explained variance.
 
         Free ranks explain no more than those whose factors are smaller than the tensor; where none are, one in each mode.
         """
         if not self.has_free_settings:
-            return super().levels(x)
-        ranks = self.ranks_by_variance(x)
+            return super().levels(x, spectra)
+        ranks = self.ranks_by_variance(x, spectra)
         left_out = [10 ** (-place / STEPS_A_DECADE) for place in range(STEPS_A_DECADE * DECADES + 1)]
 
         def fixed(place: int) -> Method:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import ceil, floor, isfinite, log10, prod, sqrt
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -111,7 +111,7 @@ class Transform(Method):
         tiny, coarse = (State((torch.tensor([step], device=x.device),)) for step in (1e-30, COARSE_STEP))
         return [(noise, tiny), (noise.sign(), tiny), (noise, coarse), (torch.zeros_like(x), NO_STATE)]
 
-    def levels(self, x: Tensor) -> dict[float, Method]:
+    def levels(self, x: Tensor, spectra: Any = None) -> dict[float, Method]:
         """Return the methods with bits fixed; the bits are a cap where a variance is given."""
         if self.bits is not None:
             return {1.0: self}
