@@ -82,8 +82,21 @@ def measure_memory(
     True
     """
     memory, state = Memory(), _state_tensors(model)
-    ignored = [*_weights(model), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)]
-    ledger = Ledger(ignored)
+    with followed(model, inputs, optimizer, stored) as ledger:
+        yield memory
+    memory.state_bytes = max(stored_bytes(state), stored_bytes(_state_tensors(model)))
+    _fill(memory, ledger, ledger.lifetimes)
+    if stored is not None:
+        memory.timeline = timeline_of(ledger, ledger.lifetimes, stored)
+        memory.working_bytes = memory.timeline.working_bytes
+
+
+@contextmanager
+def followed(
+    model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None, stored: Stored | None = None
+) -> Iterator[Ledger]:
+    """Yield the ledger of the block's steps, whose lifetimes are complete once it ends; arguments as ``measure_memory``'s."""
+    ledger = Ledger([*_weights(model), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)])
     for name, tensors in _declared(model):
         ledger.declare_state(name, tensors)
     with ExitStack() as stack:
@@ -92,16 +105,10 @@ def measure_memory(
         _register_hooks(model, ledger, stack)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, ledger.unpack))
         stack.enter_context(ledger)
-        yield memory
-    new_state = _state_tensors(model)
-    memory.state_bytes = max(stored_bytes(state), stored_bytes(new_state))
+        yield ledger
     ledger.note_weights(_weights(model))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
-    lives = [life for life in ledger.lifetimes if id(life) not in optimizers]
-    _fill(memory, ledger, lives)
-    if stored is not None:
-        memory.timeline = timeline_of(ledger, lives, stored)
-        memory.working_bytes = memory.timeline.working_bytes
+    ledger.lifetimes = [life for life in ledger.lifetimes if id(life) not in optimizers]
 
 
 def _weights(model: nn.Module) -> list[Tensor]:

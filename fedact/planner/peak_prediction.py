@@ -1,0 +1,147 @@
+"""Peak bytes of a step under any methods, predicted from one step's shapes and lifetimes: no step is run for a candidate."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedact.compression import Method
+from fedact.measure.ledger import Ledger
+from fedact.measure.memory import followed, stored_bytes
+from fedact.measure.lifetimes import peak
+from fedact.measure.stored import counted
+from fedact.models.micro_batch import Inputs, add_gradient
+from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
+from fedact.nn.prefix.split import PrefixOutputs, Split, split
+from fedact.nn.surgery import calibrate, install
+from fedact.planner.problem import Methods, Problem
+from fedact.planner.stand_in import Calls, StandIn
+from fedact.planner.step_levels import StepLevels, mask_readers, step_levels
+from fedact.planner.working_memory import WorkingMemory
+
+Structure = tuple[tuple[str, Method | int], ...]
+"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method that keeps its input."""
+
+
+class _Prefix(NamedTuple):
+    """A frozen prefix: its peak bytes on one and on two examples, its outputs' on one, and the outputs of a batch."""
+
+    split: Split
+    peaks: tuple[int, int]
+    output_bytes: int
+    outputs: list[Tensor]
+
+    def peak_bytes(self, examples: int, chunk: int) -> int:
+        """Return the most bytes alive while it runs on so many examples, ``chunk`` at a time, 0 for all at once."""
+        first, second = self.peaks
+
+        def at_once(count: int) -> int:
+            return first + (second - first) * (count - 1)
+
+        if not chunk:
+            return at_once(examples)
+        whole, next_chunk = examples * self.output_bytes, min(chunk, examples - chunk)
+        # The whole batch's outputs are allocated after the first chunk.
+        later = at_once(next_chunk) if next_chunk > 0 else 0
+        return max(at_once(min(chunk, examples)), whole + max(min(chunk, examples) * self.output_bytes, later))
+
+
+class PeakPrediction:
+    """Predicts peak bytes; steps are run with stand-ins for the methods, once for each structure and micro-batch.
+
+    Exact for methods that keep their inputs; for others as exact as their working memory is known. Streams, tiles and other
+    ways to run a step change what ``_levels`` runs, and nothing else.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.working = problem, WorkingMemory()
+        self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
+        self._prefixes: dict[Structure, _Prefix | None] = {}
+
+    def peak_bytes(self, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
+        """Return the predicted peak bytes of a step.
+
+        methods: by layer. prefix_chunk: examples at a time in the frozen prefix, 0 for all; if the prefix alone is over the
+        budget, it is the prefix's peak.
+        """
+        structure = _structure(methods)
+        prefix, least = self._prefix(structure), 0
+        if prefix is None:
+            prefix_chunk = 0
+        elif not self.problem.within_budget(least := prefix.peak_bytes(micro_batch, prefix_chunk)):
+            return least
+        levels = self._levels(structure, micro_batch, chunked=prefix_chunk > 0)
+        return max(least + levels.state_bytes(methods, self.working), levels.peak_bytes(methods, self.working))
+
+    def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
+        """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""
+        prefix = self._prefix(_structure(methods))
+        chunks = [0] if prefix is None else [0, *powers_below(micro_batch)]
+        return [each for each in chunks if prefix is None or self.problem.within_budget(prefix.peak_bytes(micro_batch, each))]
+
+    def _prefix(self, structure: Structure) -> _Prefix | None:
+        """Return the frozen prefix, None where there is none that may run in chunks."""
+        if structure not in self._prefixes:
+            model = install(self.problem.model, self._stand_ins(structure, Calls()))
+            parts = split(model)
+            if parts is not None and not examples_are_independent(parts, self.problem.x[:2]):
+                parts = None
+            self._prefixes[structure] = None if parts is None else self._measured(parts)
+        return self._prefixes[structure]
+
+    def _measured(self, parts: Split) -> _Prefix:
+        peaks = []
+        for count in (1, 2):
+            x, _ = self.problem.examples(count)
+            with followed(parts.model, inputs=(x,)) as ledger, torch.no_grad():
+                values = parts.prefix(x)
+            peaks.append(_peak(ledger))
+        new = [value for value in values if value.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()]
+        outputs = in_chunks(parts, self.problem.x, 4)
+        assert outputs is not None
+        return _Prefix(parts, (peaks[0], peaks[1]), stored_bytes(new) // 2, outputs)
+
+    def _levels(self, structure: Structure, micro_batch: int, chunked: bool) -> StepLevels:
+        """Return the levels of a step, from the images, or from the outputs of a prefix that ran in chunks."""
+        key = structure, micro_batch, chunked
+        if key not in self._steps:
+            calls, problem = Calls(), self.problem
+            prefix = self._prefix(structure)
+            plain = mask_readers(problem.plain_model, dict(structure))
+            model = install(problem.model, self._stand_ins(structure, calls))
+            x, y = problem.examples(micro_batch)
+            inputs: Inputs = x
+            if chunked:
+                assert prefix is not None
+                # Read again: the first one's hooks and classes are gone with what was installed since.
+                inputs = PrefixOutputs(Split(model, prefix.split.parts), tuple(each[:micro_batch] for each in prefix.outputs))
+            given = (x, y, prefix.outputs if chunked and prefix else ())
+            with followed(model, inputs=given) as calls.ledger:
+                add_gradient(model, inputs, y, problem.batch_size, problem.loss)
+            model.zero_grad()
+            self._steps[key] = step_levels(calls.ledger, calls, plain, x.element_size())
+            calls.ledger = None
+        return self._steps[key]
+
+    def _stand_ins(self, structure: Structure, calls: Calls) -> dict[str, Method]:
+        return {name: StandIn(name, calls, each) if isinstance(each, int) else each for name, each in structure}
+
+
+def powers_below(count: int) -> list[int]:
+    """Return the powers of two below a number, the largest first; 1 for 1.
+
+    >>> powers_below(16), powers_below(5), powers_below(1)
+    ([8, 4, 2, 1], [4, 2, 1], [1])
+    """
+    return [2**power for power in range(max(1, (count - 1).bit_length()) - 1, -1, -1)]
+
+
+def _structure(methods: Mapping[str, Method]) -> Structure:
+    if all(method.traits.keeps_input for method in methods.values()):
+        return tuple(methods.items())
+    return tuple((name, method.derive) for name, method in methods.items())
+
+
+def _peak(ledger: Ledger) -> int:
+    return peak((life.birth, life.death, life.size) for life in counted(ledger.lifetimes))[0]

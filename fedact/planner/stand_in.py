@@ -1,0 +1,113 @@
+"""A codec that stores next to nothing and notes when it is called: a step with it says what every other codec's would hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedact.compression import Compressed, Method, State, Traits
+from fedact.compression.exact import IDENTITY
+from fedact.compression.method import NO_STATE
+from fedact.compression.operations import Operation
+from fedact.measure.ledger import Ledger
+from fedact.measure.lifetimes import Lifetime
+
+
+class Geometry(NamedTuple):
+    """A tensor's shape, and how it lies in memory."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def noise(self, examples: int) -> Tensor:
+        """Return a random tensor of fewer examples that lies in memory like this one, repeated where it is expanded."""
+        size = [1 if step == 0 else count for count, step in zip(self.shape, self.stride, strict=True)]
+        size[0] = min(size[0], examples)
+        order = sorted(range(len(size)), key=lambda place: -self.stride[place])
+        noise = torch.empty_permuted(size, order).normal_(generator=torch.Generator().manual_seed(0))
+        return noise.expand(examples, *self.shape[1:])
+
+
+class Encoding(NamedTuple):
+    """One compression: whose, when it was done (in operations), and the storages of its input and of what is stored."""
+
+    layer: str
+    moment: int
+    source: Lifetime
+    stored: Lifetime
+    like: Geometry
+
+
+class Decoding(NamedTuple):
+    """One reconstruction: whose, from when to when (in operations), and its result's storage."""
+
+    layer: str
+    start: int
+    stop: int
+    result: Lifetime
+
+
+class GradientCall(NamedTuple):
+    """One weight gradient that a codec computes itself: whose, from when to when, and of what."""
+
+    layer: str
+    start: int
+    stop: int
+    grad_output: Geometry
+    weight: Tensor
+    operation: Operation
+
+
+@dataclass(eq=False)
+class Calls:
+    """The calls of all stand-ins in a step that a ledger follows."""
+
+    ledger: Ledger | None = None
+    encodings: list[Encoding] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
+    gradients: list[GradientCall] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class StandIn(Method):
+    """Stores one byte of the named layer's input, in whose place the backward pass sees zeros."""
+
+    traits: ClassVar[Traits] = replace(IDENTITY, source="none: for measuring", keeps_input=False)
+
+    layer: str
+    calls: Calls
+    derive: int
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        stored = torch.empty(1, dtype=torch.uint8, device=x.device)
+        if ledger := self.calls.ledger:
+            lives = ledger.find(x), ledger.find(stored)
+            self.calls.encodings.append(Encoding(self.layer, ledger.clock, *lives, Geometry(x.shape, x.stride())))
+        return Compressed((stored,), (x.shape, x.stride(), x.dtype, x.device))
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        shape, stride, dtype, device = compressed.metadata
+        start = self._now()
+        # A view's strides would make a storage as large as the whole.
+        dense = torch.empty_strided(shape, stride, dtype=dtype, device="meta").untyped_storage().nbytes()
+        fits = dense <= dtype.itemsize * shape.numel()
+        zeros = torch.empty_strided(shape, stride, dtype=dtype, device=device) if fits else torch.empty(shape, dtype=dtype)
+        zeros.zero_()
+        if ledger := self.calls.ledger:
+            self.calls.decodings.append(Decoding(self.layer, start, ledger.clock, ledger.find(zeros)))
+        return zeros
+
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return 1
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        start = self._now()
+        gradient = super().weight_gradient(compressed, grad_output, weight, operation)
+        given = Geometry(grad_output.shape, grad_output.stride()), weight.detach(), operation
+        self.calls.gradients.append(GradientCall(self.layer, start, self._now(), *given))
+        return gradient
+
+    def _now(self) -> int:
+        return self.calls.ledger.clock if self.calls.ledger else 0

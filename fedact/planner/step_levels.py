@@ -1,0 +1,162 @@
+"""The bytes alive in a step whose codecs are stand-ins, and with any methods in the stand-ins' places."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from torch import nn
+
+from fedact.compression import Method
+from fedact.compression.exact import Exact
+from fedact.measure.ledger import Ledger
+from fedact.measure.lifetimes import Lifetime
+from fedact.measure.stored import counted
+from fedact.measure.timeline import Levels, Use
+from fedact.nn.graph import consumers
+from fedact.nn.install import activations_without_mask
+from fedact.planner.stand_in import Calls, Geometry, GradientCall
+from fedact.planner.working_memory import WorkingMemory, has_own_gradient
+
+
+class Part(Enum):
+    """What of a step a method decides on.
+
+    STORED: what it stores. STATE: what it keeps from step to step. KEPT: the input itself, after the forward pass has no
+    more use for it. MASK: saved by the activation before. ENCODING, DECODING: working memory. REBUILT: the reconstruction.
+    CORRELATING: what a weight gradient from the reconstruction works with; GRADIENT: what a method's own does.
+    """
+
+    STORED = auto()
+    STATE = auto()
+    KEPT = auto()
+    MASK = auto()
+    ENCODING = auto()
+    DECODING = auto()
+    REBUILT = auto()
+    CORRELATING = auto()
+    GRADIENT = auto()
+
+
+class Slot(NamedTuple):
+    """A number of bytes that a method decides on: of a layer's input of this shape; size: without any method.
+
+    inside: of a weight gradient that the codec takes; call: which.
+    """
+
+    part: Part
+    layer: str
+    like: Geometry
+    size: int
+    inside: bool = False
+    call: GradientCall | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepLevels:
+    """The bytes alive in a step, at every moment, but for those that methods decide on.
+
+    itemsize: bytes of an element of the inputs.
+    """
+
+    levels: Levels
+    slots: tuple[Slot, ...]
+    itemsize: int
+
+    def peak_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
+        """Return the most bytes alive at any moment with these methods, by layer."""
+        return self.levels.most([self._size(slot, methods[slot.layer], working) for slot in self.slots])
+
+    def state_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
+        """Return the bytes that methods keep from step to step."""
+        states = [slot for slot in self.slots if slot.part is Part.STATE]
+        # Each is there twice, as a step's first and as its last one.
+        return sum(self._size(slot, methods[slot.layer], working) for slot in states) // 2
+
+    def _size(self, slot: Slot, method: Method, working: WorkingMemory) -> int:
+        part, keeps = slot.part, method.traits.keeps_input
+        own = slot.inside and has_own_gradient(method)
+        if part is Part.KEPT:
+            return slot.size if keeps else 0
+        if part is Part.MASK:
+            return 0 if keeps else slot.size
+        if part in (Part.REBUILT, Part.CORRELATING):
+            return 0 if own or (keeps and part is Part.REBUILT) else slot.size
+        if keeps:
+            return 0
+        if part is Part.GRADIENT:
+            call = slot.call
+            assert call is not None
+            return working.gradient_bytes(method, slot.like, call) if own else 0
+        if part is Part.STORED:
+            return working.stored_bytes(method, slot.like.shape)
+        if part is Part.STATE:
+            return working.state_bytes(method, slot.like.shape)
+        used = working.bytes(method, slot.like, self.itemsize)
+        if part is Part.ENCODING:
+            # What is stored is alive by then, and counted.
+            return max(0, used.encoding - working.stored_bytes(method, slot.like.shape))
+        return 0 if own else used.decoding
+
+
+def step_levels(ledger: Ledger, calls: Calls, masked_by: Mapping[str, str], itemsize: int) -> StepLevels:
+    """Return the levels of the step that a ledger followed; masked_by: see ``mask_readers``."""
+    slots: list[Slot] = []
+    uses: list[Use] = []
+
+    def add(slot: Slot, start: float, stop: float) -> None:
+        uses.append(Use(start, stop, 0, len(slots)))
+        slots.append(slot)
+
+    inputs = {each.layer: each.like for each in calls.encodings}
+    taken: dict[int, Slot] = {}
+    for each in calls.encodings:
+        layer, like, stored, source = each.layer, each.like, each.stored, each.source
+        taken[id(stored)] = Slot(Part.STORED, layer, like, 0)
+        # The last step's state is there until the step is done.
+        add(Slot(Part.STATE, layer, like, 0), 0, ledger.clock)
+        add(Slot(Part.STATE, layer, like, 0), each.moment, ledger.clock)
+        add(Slot(Part.ENCODING, layer, like, 0), each.moment, each.moment)
+        if not source.exempt:
+            add(Slot(Part.KEPT, layer, like, source.size), source.death + 1, stored.death)
+    for call in calls.gradients:
+        add(Slot(Part.GRADIENT, call.layer, inputs[call.layer], 0, inside=True, call=call), call.start + 1, call.stop)
+    for each in calls.decodings:
+        call_around = _around(calls.gradients, each.start, each.stop)
+        inside = call_around is not None
+        add(Slot(Part.DECODING, each.layer, inputs[each.layer], 0, inside), each.start + 1, each.stop)
+        taken[id(each.result)] = Slot(Part.REBUILT, each.layer, inputs[each.layer], each.result.size, inside)
+    for life in counted(ledger.lifetimes):
+        slot = taken.get(id(life)) or _correlating(life, calls.gradients, inputs) or _mask(life, masked_by, inputs)
+        if slot is None:
+            uses.append(Use(life.birth, life.death, life.size))
+        else:
+            add(slot, life.birth, life.death)
+    return StepLevels(Levels(uses), tuple(slots), itemsize)
+
+
+def _around(calls: Sequence[GradientCall], start: float, stop: float) -> GradientCall | None:
+    """Return the call, of those in the order of time, that begins before and ends after."""
+    place = bisect_right(calls, start, key=lambda call: call.start) - 1
+    return calls[place] if place >= 0 and stop <= calls[place].stop else None
+
+
+def _correlating(life: Lifetime, calls: Sequence[GradientCall], inputs: Mapping[str, Geometry]) -> Slot | None:
+    """Return the slot of what lives within a weight gradient."""
+    call = None if life.exempt or not life.birth else _around(calls, life.birth - 1, life.death)
+    return Slot(Part.CORRELATING, call.layer, inputs[call.layer], life.size, inside=True) if call else None
+
+
+def _mask(life: Lifetime, masked_by: Mapping[str, str], inputs: Mapping[str, Geometry]) -> Slot | None:
+    """Return the slot of a mask that is not needed where the activation's reader keeps its input."""
+    layer = masked_by.get(life.owner) if life.packed else None
+    return Slot(Part.MASK, layer, inputs[layer], life.size) if layer in inputs else None
+
+
+def mask_readers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """Return the activations of a plain model that save no mask where a layer keeps its input, with one such layer."""
+    names = list(layers)
+    maskless, readers = activations_without_mask(model, dict.fromkeys(names, Exact())), consumers(model)
+    return {relu: next(name for name in names if all(name in call for call in readers[relu])) for relu in maskless
+            if any(all(name in call for call in readers[relu]) for name in names)}

@@ -1,0 +1,125 @@
+"""Bytes that a method works with while it compresses, decodes or takes a weight gradient, from small tensors."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import ceil, log2, prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedact.compression import Method
+from fedact.compression.lowrank.decomposition import LowRank
+from fedact.compression.method import Codec, State
+from fedact.compression.transform.transform import MOST_BITS, Transform
+from fedact.measure.ledger import Ledger
+from fedact.measure.lifetimes import peak
+from fedact.planner.stand_in import Geometry, GradientCall
+
+ELEMENTS = 2**15
+"""Working memory is measured on so many elements at most, and grows with the number of examples."""
+LEAST_BITS = 0.5
+"""Below, the working memory of ``transform`` hardly depends on the bits."""
+
+
+class WorkingBytes(NamedTuple):
+    """The most bytes alive besides a compression's input, and a reconstruction's result."""
+
+    encoding: int
+    decoding: int
+
+
+class WorkingMemory:
+    """The working memory of methods, measured once for every kind of tensor; approximate, for the search of a plan alone."""
+
+    def __init__(self) -> None:
+        self._shares: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._gradients: dict[tuple[object, ...], int] = {}
+        self._stored: dict[tuple[Method, torch.Size], int] = {}
+        self._states: dict[tuple[Method, torch.Size], int] = {}
+
+    def stored_bytes(self, method: Method, shape: torch.Size) -> int:
+        """Return the most bytes that a method stores of a tensor."""
+        if (method, shape) not in self._stored:
+            self._stored[method, shape] = method.ceiling.predicted_bytes(shape)
+        return self._stored[method, shape]
+
+    def state_bytes(self, method: Method, shape: torch.Size) -> int:
+        """Return the most bytes that a method keeps from step to step."""
+        if (method, shape) not in self._states:
+            self._states[method, shape] = method.ceiling.predicted_state_bytes(shape)
+        return self._states[method, shape]
+
+    def bytes(self, method: Method, like: Geometry, itemsize: int) -> WorkingBytes:
+        """Return the working memory on a tensor like this."""
+        method, examples = _rounded_up(method), _few(like)
+        key = (method,) if method.traits.per_example else (method, like, examples)
+        if key not in self._shares:
+            self._shares[key] = _measured_shares(method, like.noise(examples))
+        size = prod(like.shape) * itemsize
+        return WorkingBytes(*(round(share * size) for share in self._shares[key]))
+
+    def gradient_bytes(self, method: Method, like: Geometry, call: GradientCall) -> int:
+        """Return what a method that has a weight gradient of its own works with, besides the gradient itself.
+
+        like: the input.
+        """
+        method, examples = _rounded_up(method), _few(like)
+        key = (method, like, call.grad_output, call.weight.shape, call.operation, examples)
+        if key not in self._gradients:
+            x, grad_output, weight = like.noise(examples), call.grad_output.noise(examples), call.weight
+            compressed = method.compress(x, method.start(0))
+            given = [*compressed.tensors, *compressed.state.tensors, grad_output, weight]
+            most, result = _most_bytes(
+                lambda: method.weight_gradient(compressed, grad_output, weight, call.operation), given
+            )
+            self._gradients[key] = max(0, most - result.untyped_storage().nbytes())
+        return self._gradients[key] * like.shape[0] // examples
+
+
+def has_own_gradient(method: Method) -> bool:
+    """Tell whether a method takes the weight gradient in another way than from the reconstruction."""
+    return type(method).weight_gradient is not Codec.weight_gradient
+
+
+def _rounded_up(method: Method) -> Method:
+    """Return a method with hardly less working memory, one for many settings."""
+    method = method.ceiling
+    if isinstance(method, Transform):
+        return Transform(bits=min(MOST_BITS, 2.0 ** ceil(log2(max(LEAST_BITS, method.bits or MOST_BITS)))))
+    if isinstance(method, LowRank) and method.ranks:
+        return replace(method, ranks=tuple(2 ** ceil(log2(rank)) for rank in method.ranks))
+    return method
+
+
+def _few(like: Geometry) -> int:
+    """Return how many examples to measure on."""
+    return max(1, min(like.shape[0], ELEMENTS // max(1, prod(like.shape[1:]))))
+
+
+def _measured_shares(method: Method, x: Tensor) -> tuple[float, float]:
+    """Return the working memory of compressing a tensor and of reconstructing it, relative to its bytes."""
+    encoding = decoding = 0
+    for tensor, start in method.worst_cases(x) or [(x, method.start(0))]:
+        states, compressed = [start], None
+        while states:
+            state = states.pop()
+            used, compressed = _most_bytes(lambda: method.compress(tensor, state), [tensor, *state.tensors])  # noqa: B023
+            if state is start and compressed.state.tensors and not method.worst_cases(x):
+                states.append(State(compressed.state.tensors, compressed.state.metadata))
+            encoding = max(encoding, used)
+        assert compressed is not None
+        given = [*compressed.tensors, *compressed.state.tensors]
+        used, result = _most_bytes(lambda: method.reconstruct(compressed), given)  # noqa: B023
+        decoding = max(decoding, used - result.untyped_storage().nbytes())
+    return encoding / x.nbytes, max(0, decoding) / x.nbytes
+
+
+def _most_bytes(action: Callable[[], Any], given: Iterable[Tensor]) -> tuple[int, Any]:
+    """Return the most bytes alive while an action runs, besides the given tensors, and what it returns."""
+    ledger = Ledger(given)
+    with ledger, torch.no_grad():
+        result = action()
+    most, _ = peak((life.birth, life.death, life.size) for life in ledger.lifetimes if life.birth)
+    return most, result
+
