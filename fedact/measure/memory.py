@@ -95,7 +95,7 @@ def measure_memory(
 def followed(
     model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None, stored: Stored | None = None
 ) -> Iterator[Ledger]:
-    """Yield the ledger of the block's steps, whose lifetimes are complete once it ends; arguments as ``measure_memory``'s."""
+    """Yield the ledger of the block's steps, whose lifetimes are complete once it ends; see ``measure_memory``."""
     ledger = Ledger([*_weights(model), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)])
     for name, tensors in _declared(model):
         ledger.declare_state(name, tensors)

@@ -15,8 +15,10 @@ from fedact.planner.drafts import Draft
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
+from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, evaluating, measure_step, measure_within_budget
 from fedact.planner.profile import UNBOUNDED, Profile
+from fedact.planner.refinement import SLACK, refined
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_structure import StepStructure, layers_with_input
@@ -32,8 +34,8 @@ EXAMPLES, ELEMENTS = 8, 6_000_000
 """Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""
 SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
-REFINEMENTS, SLACK = 4, 0.01
-"""A measured draft is allocated anew at most so often, unless it leaves less than this share of the budget unused."""
+CHECKS = 3
+"""A predicted peak is measured, and the plan repaired where it was wrong, at most so often."""
 LINEARITY = 1.1
 """The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
 
@@ -59,6 +61,8 @@ class ByteAllocation:
         self.steps: dict[tuple[int, int, int], ExactSteps] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
+        if self.problem.scope == "peak" and not self._may_fit(depth):
+            return None
         if self.problem.method == AUTO:
             return self._errors(depth, 1, self.families)
         # What the most compact alternative does with the whole batch is mostly enough, and part of the search anyway.
@@ -66,6 +70,11 @@ class ByteAllocation:
         if whole and sum(whole.values()) <= NEGLIGIBLE * len(whole):
             return whole
         return self._errors(depth, 1, self.families[-1:])
+
+    def _may_fit(self, depth: int) -> bool:
+        """Tell whether one example at a time may be within a peak budget."""
+        profiles = [self._profile(family, self.deepest, 1) for family in self.families]
+        return any(self._prefix_chunk(profile, depth, 1) is not None for profile in profiles)
 
     def _errors(self, depth: int, micro_batch: int, families: Sequence[Family]) -> Mapping[str, float] | None:
         """Return the least errors that are expected in a micro-batch, by trained layer; None where nothing fits."""
@@ -101,12 +110,29 @@ class ByteAllocation:
     def _exact(self, depth: int) -> Solution | None:
         """Return exact training of the whole batch at once, where budget and slowdown allow it."""
         methods, size = dict.fromkeys(layers_with_input(self.problem, depth), Exact()), self.problem.batch_size
+        if self.problem.scope == "peak":
+            return self._exact_in_chunks(depth)
         one = measure_step(self.problem, methods, 1)
         if self.problem.bytes_in_scope(one) * size > LINEARITY * self.capacity:
             return None
         memory = measure_step(self.problem, methods, size)
         solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0))
         return self.limit.admit(solution) if self.problem.fits(memory) else None
+
+    def _exact_in_chunks(self, depth: int) -> Solution | None:
+        """Return exact training of the whole batch, the prefix in chunks, with as little made again as the budget allows."""
+        layers, size = layers_with_input(self.problem, depth), self.problem.batch_size
+        for derive in dict.fromkeys([NO_DERIVE, *(family.derive for family in self.families)]):
+            methods = dict.fromkeys(layers, Exact(derive))
+            # In chunks, nothing made again is no candidate.
+            chunk = self.peaks.prefix_chunk([methods], size)
+            if chunk is None:
+                continue
+            memory = measure_step(self.problem, methods, size, chunk)
+            solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0), chunk)
+            if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
+                return admitted
+        return None
 
     def smallest_methods(self, depth: int) -> list[Methods]:
         profiles = (self._profile(family, depth, 1) for family in self.families)
@@ -120,6 +146,11 @@ class ByteAllocation:
     def capacity(self) -> int:
         """The budget in bytes, or more than there will ever be."""
         return UNBOUNDED if self.problem.budget is None else self.problem.budget
+
+    @cached_property
+    def peaks(self) -> PeakPrediction:
+        """Predicts peak bytes."""
+        return PeakPrediction(self.problem)
 
     @cached_property
     def families(self) -> list[Family]:
@@ -182,6 +213,10 @@ class ByteAllocation:
         chunk = self._prefix_chunk(profile, depth, micro_batch)
         if chunk is not None:
             for draft in self._drafts(profile, depth, micro_batch):
+                if self.problem.scope == "peak":
+                    # A draft knows of no working memory.
+                    size_of = lambda each: self._predicted(each, chunk)  # noqa: E731
+                    draft = refined(draft, profile, self.capacity, size_of, inf) or draft
                 yield _Candidate(draft, profile, chunk)
 
     def _drafts(self, profile: Profile, depth: int, micro_batch: int, max_states: int = MAX_STATES) -> Iterator[Draft]:
@@ -199,40 +234,56 @@ class ByteAllocation:
         """Return the largest prefix chunk with which some methods are within the budget, None where there is none."""
         if self.problem.scope == "saved":
             return 0
-        for chunk in self.problem.prefix_chunks(depth, micro_batch):
-            for methods in self._extremes(profile, depth, micro_batch):
-                if self.problem.fits(measure_within_budget(self.problem, methods, micro_batch, chunk)):
-                    return chunk
-        return None
+        extremes = self._extremes(profile, depth, micro_batch)
+        return self.peaks.prefix_chunk(extremes, micro_batch)
 
     def _refined(self, candidate: _Candidate, enough: float = inf) -> Solution | None:
         """Return the candidate measured, and allocated anew until it fits and leaves little of the budget unused.
 
         enough: None is returned unless the error is less than this.
         """
+        find = self._measured_best if self.problem.scope == "saved" else self._checked_best
+        best = find(candidate, enough) or self._fitting_extreme(candidate)
+        return best if best and best.error < enough else None
+
+    def _measured_best(self, candidate: _Candidate, enough: float) -> Solution | None:
+        """Return the best of a few allocations, each measured, None where none fits."""
+        measured: dict[int, Solution] = {}
+
+        def size_of(draft: Draft) -> int:
+            measured[id(draft)] = self._measured(draft, candidate.prefix_chunk)
+            return self.problem.bytes_in_scope(measured[id(draft)].memory)
+
+        best = refined(candidate.draft, candidate.profile, self.capacity, size_of, enough)
+        return measured[id(best)] if best else None
+
+    def _checked_best(self, candidate: _Candidate, enough: float) -> Solution | None:
+        """Return the allocation that is predicted to be best, measured; repaired where the prediction was wrong."""
         draft, profile, chunk = candidate
         best: Solution | None = None
-        for _ in range(REFINEMENTS):
-            solution = self._measured(draft, chunk)
+        excess = 0
+        for _ in range(CHECKS):
+            found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk) + excess, enough)  # noqa: B023
+            if found is None or (best and found.error >= best.error):
+                break
+            draft, solution = found, self._measured(found, chunk)
             size = self.problem.bytes_in_scope(solution.memory)
-            unused = self.capacity - size
-            if unused >= 0 and (best is None or draft.error < best.error):
-                best = solution
-            if unused >= 0 and (draft.error == 0 or unused <= SLACK * self.capacity):
+            best = solution if size <= self.capacity else best
+            if size <= self.capacity and (draft.error == 0 or self.capacity - size <= SLACK * self.capacity):
                 break
-            # What the step held besides the saved inputs is now known.
-            room = self.capacity - (size - draft.predicted_bytes)
-            following = profile.draft_within(draft.depth, draft.micro_batch, room)
-            if following is None or following.methods == draft.methods or following.error >= enough:
-                break
-            draft = following
-        best = best or self._fitting_extreme(candidate)
-        return best if best and best.error < enough else None
+            excess = size - self._predicted(draft, chunk)
+        return best
+
+    def _predicted(self, draft: Draft, chunk: int) -> int:
+        """Return the peak bytes that a draft's step is predicted to have."""
+        return self.peaks.peak_bytes(draft.methods, draft.micro_batch, chunk)
 
     def _fitting_extreme(self, candidate: _Candidate) -> Solution | None:
         """Return the smallest methods, else the gentlest, where they fit the budget."""
         draft, profile, chunk = candidate
         for methods in self._extremes(profile, draft.depth, draft.micro_batch):
+            if self.problem.scope == "peak" and not self.peaks.may_fit(methods, draft.micro_batch, chunk):
+                continue
             extreme = profile.draft_of(draft.depth, draft.micro_batch, methods)
             solution = self._measured(extreme, chunk) if extreme else None
             if solution and self.problem.fits(solution.memory):

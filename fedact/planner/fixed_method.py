@@ -1,10 +1,12 @@
 """Planner for a method with all its settings given: only micro-batch, depth and rank caps may shrink."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import product
 
 from fedact.compression import make_method
 from fedact.nn.surgery import assign
+from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, measure_within_budget
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
@@ -28,12 +30,12 @@ class FixedMethodSearch:
 
     def solve(self, depth: int) -> Solution | None:
         levels: dict[int, list[tuple[float, Methods]]] = {}
-        sizes = [(size, chunk) for size in self.problem.micro_batches() for chunk in self.problem.prefix_chunks(depth, size)]
-        for gentle, (micro_batch, chunk) in product((True, False), sizes):
+        for gentle, micro_batch in product((True, False), self.problem.micro_batches()):
             if micro_batch not in levels:
                 levels[micro_batch] = self._levels(depth, micro_batch)
-            for level, methods in levels[micro_batch]:
-                if (level >= GENTLE) == gentle:
+            sizes = self._chunks(levels[micro_batch][0][1], micro_batch)
+            for chunk, (level, methods) in product(sizes, levels[micro_batch]):
+                if (level >= GENTLE) == gentle and self._may_fit(methods, micro_batch, chunk):
                     memory = measure_within_budget(self.problem, methods, micro_batch, chunk)
                     solution = Solution(depth, micro_batch, methods, memory, {}, chunk)
                     if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
@@ -48,8 +50,23 @@ class FixedMethodSearch:
         if self.problem.budget is None:
             return True
         _, methods = self._levels(depth, 1)[-1]
-        chunks = self.problem.prefix_chunks(depth, 1)
+        chunks = [chunk for chunk in self._chunks(methods, 1) if self._may_fit(methods, 1, chunk)]
         return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, chunk)) for chunk in chunks)
+
+    def _chunks(self, methods: Methods, micro_batch: int) -> list[int]:
+        """Return how many examples at a time the frozen prefix may run on."""
+        return [0] if self.problem.scope == "saved" else self.peaks.prefix_chunks(methods, micro_batch)
+
+    def _may_fit(self, methods: Methods, micro_batch: int, chunk: int) -> bool:
+        """Tell whether a step is worth measuring."""
+        if self.problem.scope == "saved" or self.problem.budget is None:
+            return True
+        return self.peaks.may_fit(methods, micro_batch, chunk)
+
+    @cached_property
+    def peaks(self) -> PeakPrediction:
+        """Predicts peak bytes."""
+        return PeakPrediction(self.problem)
 
     def _levels(self, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
         """Return the methods of all saved inputs at each level of their caps, the gentlest first."""

@@ -1,50 +1,61 @@
 """Peak bytes of a step under any methods, predicted from one step's shapes and lifetimes: no step is run for a candidate."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedact.compression import Method
 from fedact.measure.ledger import Ledger
-from fedact.measure.memory import followed, stored_bytes
 from fedact.measure.lifetimes import peak
+from fedact.measure.memory import followed, stored_bytes
 from fedact.measure.stored import counted
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
-from fedact.nn.surgery import calibrate, install
+from fedact.nn.surgery import install
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.stand_in import Calls, StandIn
 from fedact.planner.step_levels import StepLevels, mask_readers, step_levels
 from fedact.planner.working_memory import WorkingMemory
 
+AT_ONCE = 4
+"""Examples at a time in the prefix, whose outputs steps start from here."""
+SURE = 0.98
+"""A step that is predicted to take the budget divided by this may still be within it."""
 Structure = tuple[tuple[str, Method | int], ...]
-"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method that keeps its input."""
+"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method that changes others."""
 
 
-class _Prefix(NamedTuple):
-    """A frozen prefix: its peak bytes on one and on two examples, its outputs' on one, and the outputs of a batch."""
+@dataclass(eq=False)
+class _Prefix:
+    """A frozen prefix: its peak bytes on one and on two examples, and its outputs' on one."""
 
     split: Split
     peaks: tuple[int, int]
     output_bytes: int
-    outputs: list[Tensor]
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def first_outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of the first examples; computed at the first request of so many."""
+        if not self.outputs or len(self.outputs[0]) < len(x):
+            self.outputs = in_chunks(self.split, x, AT_ONCE) or []
+        return tuple(each[: len(x)] for each in self.outputs)
 
     def peak_bytes(self, examples: int, chunk: int) -> int:
         """Return the most bytes alive while it runs on so many examples, ``chunk`` at a time, 0 for all at once."""
         first, second = self.peaks
 
         def at_once(count: int) -> int:
-            return first + (second - first) * (count - 1)
+            return first + (second - first) * (count - 1) if count else 0
 
         if not chunk:
             return at_once(examples)
-        whole, next_chunk = examples * self.output_bytes, min(chunk, examples - chunk)
         # The whole batch's outputs are allocated after the first chunk.
-        later = at_once(next_chunk) if next_chunk > 0 else 0
-        return max(at_once(min(chunk, examples)), whole + max(min(chunk, examples) * self.output_bytes, later))
+        whole, chunk = examples * self.output_bytes, min(chunk, examples)
+        following = at_once(min(chunk, examples - chunk))
+        return max(at_once(chunk), whole + max(chunk * self.output_bytes, following))
 
 
 class PeakPrediction:
@@ -58,6 +69,7 @@ class PeakPrediction:
         self.problem, self.working = problem, WorkingMemory()
         self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
         self._prefixes: dict[Structure, _Prefix | None] = {}
+        self._by_cut: dict[tuple[str, ...], _Prefix | None] = {}
 
     def peak_bytes(self, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
         """Return the predicted peak bytes of a step.
@@ -74,20 +86,38 @@ class PeakPrediction:
         levels = self._levels(structure, micro_batch, chunked=prefix_chunk > 0)
         return max(least + levels.state_bytes(methods, self.working), levels.peak_bytes(methods, self.working))
 
+    def prefix_chunk(self, rivals: Sequence[Methods], micro_batch: int) -> int | None:
+        """Return the most examples at a time in the prefix with which one of the rivals may fit, None where none may."""
+        for chunk in self.prefix_chunks(rivals[0], micro_batch):
+            if any(self.may_fit(methods, micro_batch, chunk) for methods in rivals):
+                return chunk
+        return None
+
+    def may_fit(self, methods: Methods, micro_batch: int, prefix_chunk: int) -> bool:
+        """Tell whether a step may be within the budget, as far as predictions are to be trusted."""
+        size = self.peak_bytes(methods, micro_batch, prefix_chunk)
+        # What keeps its inputs is predicted to the byte.
+        sure = all(method.traits.keeps_input for method in methods.values())
+        return self.problem.within_budget(size if sure else int(size * SURE))
+
     def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
         """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""
         prefix = self._prefix(_structure(methods))
-        chunks = [0] if prefix is None else [0, *powers_below(micro_batch)]
-        return [each for each in chunks if prefix is None or self.problem.within_budget(prefix.peak_bytes(micro_batch, each))]
+        if prefix is None:
+            return [0]
+        chunks = [0, *powers_below(micro_batch)]
+        return [chunk for chunk in chunks if self.problem.within_budget(prefix.peak_bytes(micro_batch, chunk))]
 
     def _prefix(self, structure: Structure) -> _Prefix | None:
         """Return the frozen prefix, None where there is none that may run in chunks."""
         if structure not in self._prefixes:
-            model = install(self.problem.model, self._stand_ins(structure, Calls()))
-            parts = split(model)
-            if parts is not None and not examples_are_independent(parts, self.problem.x[:2]):
-                parts = None
-            self._prefixes[structure] = None if parts is None else self._measured(parts)
+            parts = split(install(self.problem.model, self._stand_ins(structure, Calls())))
+            cut = () if parts is None else tuple(str(node.target) for node in parts.parts.before.nodes)
+            cut += tuple(str(each) for _, each in structure if isinstance(each, Method))
+            if cut not in self._by_cut:
+                independent = parts is not None and examples_are_independent(parts, self.problem.x[:2])
+                self._by_cut[cut] = self._measured(parts) if parts is not None and independent else None
+            self._prefixes[structure] = self._by_cut[cut]
         return self._prefixes[structure]
 
     def _measured(self, parts: Split) -> _Prefix:
@@ -98,9 +128,7 @@ class PeakPrediction:
                 values = parts.prefix(x)
             peaks.append(_peak(ledger))
         new = [value for value in values if value.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()]
-        outputs = in_chunks(parts, self.problem.x, 4)
-        assert outputs is not None
-        return _Prefix(parts, (peaks[0], peaks[1]), stored_bytes(new) // 2, outputs)
+        return _Prefix(parts, (peaks[0], peaks[-1]), stored_bytes(new) // count)
 
     def _levels(self, structure: Structure, micro_batch: int, chunked: bool) -> StepLevels:
         """Return the levels of a step, from the images, or from the outputs of a prefix that ran in chunks."""
@@ -108,19 +136,18 @@ class PeakPrediction:
         if key not in self._steps:
             calls, problem = Calls(), self.problem
             prefix = self._prefix(structure)
-            plain = mask_readers(problem.plain_model, dict(structure))
+            masked_by = mask_readers(problem.plain_model, dict(structure))
             model = install(problem.model, self._stand_ins(structure, calls))
             x, y = problem.examples(micro_batch)
             inputs: Inputs = x
             if chunked:
                 assert prefix is not None
-                # Read again: the first one's hooks and classes are gone with what was installed since.
-                inputs = PrefixOutputs(Split(model, prefix.split.parts), tuple(each[:micro_batch] for each in prefix.outputs))
-            given = (x, y, prefix.outputs if chunked and prefix else ())
-            with followed(model, inputs=given) as calls.ledger:
+                inputs = PrefixOutputs(prefix.split, prefix.first_outputs(x)).under(model)
+            given = inputs.values if isinstance(inputs, PrefixOutputs) else ()
+            with followed(model, inputs=(x, y, given)) as calls.ledger:
                 add_gradient(model, inputs, y, problem.batch_size, problem.loss)
             model.zero_grad()
-            self._steps[key] = step_levels(calls.ledger, calls, plain, x.element_size())
+            self._steps[key] = step_levels(calls.ledger, calls, masked_by, x.element_size())
             calls.ledger = None
         return self._steps[key]
 
@@ -138,7 +165,7 @@ def powers_below(count: int) -> list[int]:
 
 
 def _structure(methods: Mapping[str, Method]) -> Structure:
-    if all(method.traits.keeps_input for method in methods.values()):
+    if any(method.segment or not method.traits.saves_less for method in methods.values()):
         return tuple(methods.items())
     return tuple((name, method.derive) for name, method in methods.items())
 

@@ -1,4 +1,4 @@
-"""A codec that stores next to nothing and notes when it is called: a step with it says what every other codec's would hold."""
+"""A codec that stores next to nothing and notes when it is called, so that any other's bytes can be put in its place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -42,7 +42,7 @@ class Part(Enum):
 class Slot(NamedTuple):
     """A number of bytes that a method decides on: of a layer's input of this shape; size: without any method.
 
-    inside: of a weight gradient that the codec takes; call: which.
+    inside: of a weight gradient that the codec takes; call: which. others: layers that may keep the same input.
     """
 
     part: Part
@@ -51,6 +51,7 @@ class Slot(NamedTuple):
     size: int
     inside: bool = False
     call: GradientCall | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +67,20 @@ class StepLevels:
 
     def peak_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         """Return the most bytes alive at any moment with these methods, by layer."""
-        return self.levels.most([self._size(slot, methods[slot.layer], working) for slot in self.slots])
+        return self.levels.most([self._size(slot, methods, working) for slot in self.slots])
 
     def state_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         """Return the bytes that methods keep from step to step."""
         states = [slot for slot in self.slots if slot.part is Part.STATE]
         # Each is there twice, as a step's first and as its last one.
-        return sum(self._size(slot, methods[slot.layer], working) for slot in states) // 2
+        return sum(self._size(slot, methods, working) for slot in states) // 2
 
-    def _size(self, slot: Slot, method: Method, working: WorkingMemory) -> int:
+    def _size(self, slot: Slot, methods: Mapping[str, Method], working: WorkingMemory) -> int:
+        method = methods[slot.layer]
         part, keeps = slot.part, method.traits.keeps_input
         own = slot.inside and has_own_gradient(method)
         if part is Part.KEPT:
-            return slot.size if keeps else 0
+            return slot.size if keeps or any(methods[name].traits.keeps_input for name in slot.others) else 0
         if part is Part.MASK:
             return 0 if keeps else slot.size
         if part in (Part.REBUILT, Part.CORRELATING):
@@ -119,14 +121,19 @@ def step_levels(ledger: Ledger, calls: Calls, masked_by: Mapping[str, str], item
         add(Slot(Part.STATE, layer, like, 0), each.moment, ledger.clock)
         add(Slot(Part.ENCODING, layer, like, 0), each.moment, each.moment)
         if not source.exempt:
-            add(Slot(Part.KEPT, layer, like, source.size), source.death + 1, stored.death)
+            # What several layers keep counts once, until the last of them is done.
+            same = [other for other in calls.encodings if other.source is source and other.stored.death > stored.death]
+            sooner = [other.stored.death for other in calls.encodings if other.source is source and other not in same]
+            start = max([source.death, *(death for death in sooner if death < stored.death)]) + 1
+            kept = Slot(Part.KEPT, layer, like, source.size, others=tuple(other.layer for other in same))
+            add(kept, start, stored.death)
     for call in calls.gradients:
         add(Slot(Part.GRADIENT, call.layer, inputs[call.layer], 0, inside=True, call=call), call.start + 1, call.stop)
-    for each in calls.decodings:
-        call_around = _around(calls.gradients, each.start, each.stop)
-        inside = call_around is not None
-        add(Slot(Part.DECODING, each.layer, inputs[each.layer], 0, inside), each.start + 1, each.stop)
-        taken[id(each.result)] = Slot(Part.REBUILT, each.layer, inputs[each.layer], each.result.size, inside)
+    for decoding in calls.decodings:
+        layer, start, stop, result = decoding
+        inside = _around(calls.gradients, start, stop) is not None
+        add(Slot(Part.DECODING, layer, inputs[layer], 0, inside), start + 1, stop)
+        taken[id(result)] = Slot(Part.REBUILT, layer, inputs[layer], result.size, inside)
     for life in counted(ledger.lifetimes):
         slot = taken.get(id(life)) or _correlating(life, calls.gradients, inputs) or _mask(life, masked_by, inputs)
         if slot is None:
@@ -150,7 +157,7 @@ def _correlating(life: Lifetime, calls: Sequence[GradientCall], inputs: Mapping[
 
 def _mask(life: Lifetime, masked_by: Mapping[str, str], inputs: Mapping[str, Geometry]) -> Slot | None:
     """Return the slot of a mask that is not needed where the activation's reader keeps its input."""
-    layer = masked_by.get(life.owner) if life.packed else None
+    layer = masked_by.get(life.owner, "") if life.packed else ""
     return Slot(Part.MASK, layer, inputs[layer], life.size) if layer in inputs else None
 
 
@@ -158,5 +165,8 @@ def mask_readers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """Return the activations of a plain model that save no mask where a layer keeps its input, with one such layer."""
     names = list(layers)
     maskless, readers = activations_without_mask(model, dict.fromkeys(names, Exact())), consumers(model)
-    return {relu: next(name for name in names if all(name in call for call in readers[relu])) for relu in maskless
-            if any(all(name in call for call in readers[relu]) for name in names)}
+    return {
+        relu: next(name for name in names if all(name in call for call in readers[relu]))
+        for relu in maskless
+        if any(all(name in call for call in readers[relu]) for name in names)
+    }

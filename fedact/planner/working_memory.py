@@ -1,7 +1,6 @@
 """Bytes that a method works with while it compresses, decodes or takes a weight gradient, from small tensors."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from math import ceil, log2, prod
 from typing import Any, NamedTuple
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Method
-from fedact.compression.lowrank.decomposition import LowRank
 from fedact.compression.method import Codec, State
 from fedact.compression.transform.transform import MOST_BITS, Transform
 from fedact.measure.ledger import Ledger
@@ -87,8 +85,6 @@ def _rounded_up(method: Method) -> Method:
     method = method.ceiling
     if isinstance(method, Transform):
         return Transform(bits=min(MOST_BITS, 2.0 ** ceil(log2(max(LEAST_BITS, method.bits or MOST_BITS)))))
-    if isinstance(method, LowRank) and method.ranks:
-        return replace(method, ranks=tuple(2 ** ceil(log2(rank)) for rank in method.ranks))
     return method
 
 
@@ -122,4 +118,3 @@ def _most_bytes(action: Callable[[], Any], given: Iterable[Tensor]) -> tuple[int
         result = action()
     most, _ = peak((life.birth, life.death, life.size) for life in ledger.lifetimes if life.birth)
     return most, result
-
