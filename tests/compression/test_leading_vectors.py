@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from fedact.compression.lowrank import leading_vectors as leading
 from fedact.compression.lowrank.algebra import gram, matrix, slabs
+from fedact.compression.lowrank.chebyshev import by_filter
 from fedact.compression.lowrank.hosvd import HOSVD
-from fedact.compression.lowrank.leading_vectors import by_iteration, leading_factor, squared_norm
+from fedact.compression.lowrank.krylov import by_iteration, squared_norm
+from fedact.compression.lowrank.leading_vectors import leading_factor
 from tests.support.laws import INPUTS
 from tests.support.portions import examples
 
@@ -68,6 +70,22 @@ def test_iteration_finds_the_published_rank_and_the_leading_vectors(shape, decay
         assert_leading(x, mode, capped, energy)
 
 
+@pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("size", [96, 150, 300])
+def test_the_filter_finds_what_a_full_solver_finds(size, decay):
+    x = with_spectrum((4, size, 12, 10), 1, (1.0 + np.arange(size)) ** -decay)
+    energy, squared = energies(x, 1), gram(x, 1, torch.float32)
+    found = {variance: by_filter(squared, size, variance, float(squared.trace())) for variance in (0.3, 0.5, 0.8, 0.9)}
+    assert decay < 1 or any(u is not None for u in found.values())
+    for variance, u in found.items():
+        assert u is None or u.shape[1] == published_rank(energy, variance)
+        assert u is None or assert_leading(x, 1, u, energy) is None
+        assert leading_factor(x, 1, size, variance).shape[1] == published_rank(energy, variance)
+    capped = leading_factor(x, 1, 3, 0.9)
+    assert capped.shape[1] == min(3, published_rank(energy, 0.9))
+    assert_leading(x, 1, capped, energy)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "relu6_like", "decaying", "constant"])
 def test_ranks_of_a_large_tensor_are_numpys_in_float32(kind):
     x = INPUTS[kind]((4, 420, 11, 10), torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
@@ -80,13 +98,15 @@ def test_ranks_of_a_large_tensor_are_numpys_in_float32(kind):
             assert_leading(x, mode, factors[mode], energy[mode])
 
 
-def test_a_direction_that_no_fibre_of_the_start_shows_is_found():
-    x = torch.zeros(64, 500, 7, 7)
+@layouts
+@pytest.mark.parametrize("size", [200, 500])
+def test_a_direction_that_few_fibres_show_is_found(size, layout):
+    x = torch.zeros(64, size, 7, 7)
     x[:, :5] = torch.randn(64, 5, 7, 7, generator=torch.Generator().manual_seed(0))
-    x[33, 400, 5, 5] = 300.0
-    found = leading_factor(x, 1, 500, 0.5)
+    x[33, 190, 5, 5] = 300.0
+    found = leading_factor(x.contiguous(memory_format=layout), 1, size, 0.5)
     assert found.shape[1] == published_rank(energies(x, 1), 0.5) == 1
-    assert abs(float(found[400])) == pytest.approx(1.0, abs=1e-3)
+    assert abs(float(found[190])) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_equal_eigenvalues_at_the_threshold_end_at_the_published_rank():
@@ -131,7 +151,9 @@ def test_a_threshold_within_rounding_is_decided_in_float64(monkeypatch):
     real = leading.gram_spectrum
     monkeypatch.setattr(leading, "gram_spectrum", lambda *args: asked.append(args[2:]) or real(*args))
     assert leading_factor(x, 1, 12, 0.8).shape[1] == published_rank(energies(x, 1), 0.8)
-    assert asked == [(torch.float32,), ()]
+    assert asked == [()]
+    assert leading_factor(x, 1, 12, 0.75).shape[1] == 2
+    assert asked == [()]
 
 
 @layouts

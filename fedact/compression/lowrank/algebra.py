@@ -6,7 +6,6 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -71,37 +70,38 @@ def gram(x: Tensor, mode: int, dtype: torch.dtype) -> Float[Tensor, "dimension d
         parts = unfold(x, mode)[None]
     along = 0 if len(parts) > 1 else 2
     # A part at a time: a copy of the whole, or the products of all parts, could be the largest tensor of the step.
-    whole = dtype is x.dtype and 1 in (len(parts), parts.shape[2])
-    step = parts.shape[along] if whole else max(1, COPIED * parts.shape[along] // max(1, x.numel()))
+    whole = dtype is x.dtype and (1 in (len(parts), parts.shape[2]) or x.numel() <= COPIED)
+    if whole:
+        return _gram(parts)
+    step = max(1, COPIED * parts.shape[along] // max(1, x.numel()))
     grams = (_gram(part.to(dtype)) for part in torch.split(parts, step, along))
     return reduce(torch.Tensor.add_, grams)
 
 
 def _gram(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimension dimension"]:
     if parts.shape[2] == 1:
-        return parts[..., 0].T @ parts[..., 0]
-    return parts[0] @ parts[0].T if len(parts) == 1 else torch.bmm(parts, parts.transpose(1, 2)).sum(0)
+        rows = parts[..., 0]
+        return rows.T @ rows
+    if len(parts) == 1:
+        rows = parts[0]
+        return rows @ rows.T
+    return torch.bmm(parts, parts.transpose(1, 2)).sum(0)
 
 
 def times_gram(x: Tensor, block: Float[Tensor, "dimension columns"], mode: int) -> Float[Tensor, "dimension columns"]:
     """Return the unfolding times its transpose times a block of thin columns."""
     parts = slabs(x, mode)
-    columns = block.shape[1]
-    if parts.shape[1] <= SMALL and columns > 2:
+    if parts.shape[1] <= SMALL and block.shape[1] > 2:
         return gram(x, mode, x.dtype) @ block
+    # The thin matrix on the left, its rows whole in memory: MKL takes several times as long for any other order.
+    thin = block.T.contiguous()
     if parts.shape[2] == 1:
-        return (parts[..., 0].T @ (parts[..., 0] @ _widened(block)))[:, :columns]
-    if columns <= 2:
-        inner = torch.bmm(block.T.expand(len(parts), *block.T.shape), parts)
-        return torch.bmm(inner, parts.transpose(1, 2)).sum(0).T
-    block = _widened(block)
-    inner = torch.bmm(parts.transpose(1, 2), block.expand(len(parts), *block.shape))
-    return torch.addbmm(parts.new_zeros(()), parts, inner, beta=0)[:, :columns]
-
-
-def _widened(block: Float[Tensor, "dimension columns"]) -> Float[Tensor, "dimension more"]:
-    """Return a few columns with zeros after them: 16 take MKL half the time of 2 to 15."""
-    return F.pad(block, (0, 16 - block.shape[1])) if 1 < block.shape[1] < 16 else block
+        rows = parts[..., 0]
+        return ((thin @ rows.T) @ rows).T
+    inner, across = torch.bmm(thin.expand(len(parts), *thin.shape), parts), parts.transpose(1, 2)
+    if len(thin) <= 2:
+        return torch.bmm(inner, across).sum(0).T
+    return torch.addbmm(parts.new_zeros(()), inner, across, beta=0).T
 
 
 def is_tall(x: Tensor, mode: int) -> bool:
@@ -155,14 +155,21 @@ def rank_for_variance(eigenvalues: Float[Tensor, " rank"], variance: float) -> i
 
 
 def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
-    """Return x times a matrix along one mode: dimension n goes from columns to rows, and memory keeps its order."""
+    """Return x times a matrix along one mode: dimension n goes from columns to rows.
+
+    Memory keeps its order, but where the innermost dimension shrinks, which is then the outermost.
+    """
     parts, order = slabs(x, mode), memory_order(x)
-    if parts.shape[2] == 1:
-        product = (parts[..., 0] @ _widened(matrix.T))[:, : len(matrix)]
-    else:
+    if parts.shape[2] > 1:
         product = torch.bmm(matrix.expand(len(parts), *matrix.shape), parts)
+    elif len(matrix) < parts.shape[1]:
+        # As in ``times_gram``.
+        product = matrix.contiguous() @ parts[..., 0].T
+        order.insert(0, order.pop(order.index(mode)))
+    else:
+        product = parts[..., 0] @ matrix.T
     sizes = [len(matrix) if dimension == mode else x.shape[dimension] for dimension in order]
-    return product.reshape(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
+    return product.view(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
 
 
 def project(x: Tensor, factors: Mapping[int, Tensor], caps: Mapping[int, int] | None = None) -> Tensor:
