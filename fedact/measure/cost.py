@@ -111,11 +111,14 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count_flops(model: nn.Module, batch: Batch, prefix: Inputs | None = None, loss: Loss = task_loss) -> int:
+def count_flops(
+    model: nn.Module, batch: Batch, prefix: Inputs | None = None, loss: Loss = task_loss, keeps_gradient: bool = False
+) -> int:
     """Return the floating-point operations of a step from the first trained layer on, recomputation included.
 
     Counted are convolutions and matrix products, two operations for each multiplication and addition, and decompositions,
     which PyTorch's own counter leaves out. Elementwise operations (quantizing, patch means) count nothing.
+    keeps_gradient: leave the step's gradient in the parameters.
     """
     before = 0
 
@@ -125,7 +128,8 @@ def count_flops(model: nn.Module, batch: Batch, prefix: Inputs | None = None, lo
 
     with FlopCounter() as counter:
         step(model, batch, prefix, reached, loss)
-    model.zero_grad()
+    if not keeps_gradient:
+        model.zero_grad()
     return int(counter.total) - before
 
 

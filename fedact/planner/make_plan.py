@@ -27,8 +27,8 @@ from fedact.planner.problem import (
     vanilla_saved_bytes,
 )
 from fedact.planner.search import Solution, Solver, depths_for, search
-from fedact.planner.sensitivity import total_error
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
+from fedact.planner.step_error import StepError, measure_step_error
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -106,17 +106,18 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
-        return _error(problem, methods_of(problem.model, plan), plan.micro_batch)
+        found = _step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
+        return _rounded(found.error) if found else 0.0
 
 
-def _error(problem: Problem, methods: Methods, micro_batch: int) -> float:
+def _step_error(problem: Problem, methods: Methods, micro_batch: int) -> StepError | None:
+    """Return the gradient error of methods with loss, None of exact ones."""
     if all(method.traits.keeps_input for method in methods.values()):
-        return 0.0
+        return None
     trained = [name for name in methods if has_weights(problem.model.get_submodule(name))]
     count = max(micro_batch, problem.example_count(trained, EXAMPLES, ELEMENTS))
     calibration = problem.x if any(method.traits.calibrated for method in methods.values()) else None
-    error = total_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
-    return _rounded(error)
+    return measure_step_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
 
 
 def _rounded(error: float) -> float:
@@ -131,6 +132,12 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
 
 def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     methods, memory = solution.methods, solution.memory
+    step_error = _step_error(problem, methods, solution.micro_batch)
+    # The first step alone has the operations that start a method's state.
+    if step_error is None or any(method.traits.reads_state for method in methods.values()):
+        flops = batch_flops(problem, methods, solution.micro_batch, solution.prefix_chunk)
+    else:
+        flops = round(step_error.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
@@ -147,10 +154,10 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(reasons) or None,
         prefix_chunk=solution.prefix_chunk,
-        expected_error=_error(problem, methods, solution.micro_batch),
+        expected_error=_rounded(step_error.error) if step_error else 0.0,
         slowdown=solution.slowdown,
         by_layer=tuple(memory.by_layer.items()),
-        step_flops=batch_flops(problem, methods, solution.micro_batch, solution.prefix_chunk),
+        step_flops=flops,
         vanilla_step_flops=batch_flops(problem, dict.fromkeys(methods, Vanilla()), 1),
         **_common_fields(problem, list(methods)),
     )

@@ -125,8 +125,10 @@ class Profile:
         They may where no other draft does: what is saved as it is may be saved by other modules too, and counts once.
         """
         methods = self.extremes(depth, micro_batch)[gentle]
-        inputs = sum(self.size(methods[saved.layers[0]], saved.key, micro_batch) for saved in self.saved_inputs(depth))
-        if inputs > capacity:
+        chosen = {saved.key: methods[saved.layers[0]] for saved in self.saved_inputs(depth)}
+        inputs = {key: self.size(method, key, micro_batch) for key, method in chosen.items()}
+        counted = sum(size for key, size in inputs.items() if not chosen[key].traits.keeps_input)
+        if sum(inputs.values()) > capacity or counted + self.structure.overhead_bytes(depth, micro_batch) > capacity:
             return None
         place = (depth, tuple(methods.values()))
         if place not in self._extreme_bytes:

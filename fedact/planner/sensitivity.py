@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from fedact.compression import Compressed, Method, State, Traits
 from fedact.compression.exact import Exact, Identity
 from fedact.compression.method import NO_STATE
-from fedact.measure.step import Batch, parts, prefix_outputs, step
+from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
-from fedact.nn.layers.base import has_weights
 from fedact.nn.rematerialization import call_nodes
-from fedact.nn.surgery import calibrate, install, restore
+from fedact.nn.surgery import install, restore
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
@@ -208,32 +207,16 @@ def gradients_of(
             if name in watched:
                 stack.callback(model.get_submodule(name).register_forward_hook(partial(watch, name=name)).remove)
         step(model, batch, prefix, loss=loss)
+    return take_gradients(model, trained)
+
+
+def take_gradients(model: nn.Module, trained: Sequence[str]) -> dict[str, Tensor]:
+    """Return each trained layer's weight gradient, and leave none in the model."""
     # Not by ``module.weight``, which a parametrization computes anew: then of the first parameter behind it.
     weights = {name: [p for key, p in model.get_submodule(name).named_parameters() if key != "bias"] for name in trained}
     gradients = {name: found[0].grad for name, found in weights.items() if found and isinstance(found[0].grad, Tensor)}
     model.zero_grad()
     return gradients
-
-
-def total_error(
-    model: nn.Module, batch: Batch, methods: Methods, loss: Loss, micro_batch: int, calibration: Tensor | None = None
-) -> float:
-    """Return the sum of the trained layers' gradient errors for a batch in micro-batches; the model's methods are changed.
-
-    calibration: inputs on which calibrated methods compute their states first.
-    """
-    trained = [name for name in methods if has_weights(model.get_submodule(name))]
-    exact: dict[str, Tensor] = {}
-    compressed: dict[str, Tensor] = {}
-    for total, installed in ((exact, dict.fromkeys(methods, Exact())), (compressed, methods)):
-        install(model, installed)
-        if calibration is not None:
-            calibrate(model, calibration)
-        for part in parts(batch, micro_batch):
-            for name, gradient in gradients_of(model, part, None, loss, trained).items():
-                share = gradient * (len(part[1]) / len(batch[1]))
-                total[name] = total[name] + share if name in total else share
-    return sum(relative_errors(compressed, exact).values())
 
 
 def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,52 @@
+"""The gradient error and the operations of a plan's step, from one run of its micro-batches beside an exact one."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fedact.compression.exact import Exact
+from fedact.measure.cost import count_flops
+from fedact.measure.step import Batch, parts, prefix_outputs
+from fedact.models.tasks import Loss
+from fedact.nn.layers.base import has_weights
+from fedact.nn.surgery import calibrate, install
+from fedact.planner.sensitivity import Methods, gradients_of, relative_errors, take_gradients
+
+
+class StepError(NamedTuple):
+    """The sum of the trained layers' gradient errors, and the floating-point operations of the first micro-batch."""
+
+    error: float
+    flops: int
+
+
+def measure_step_error(
+    model: nn.Module, batch: Batch, methods: Methods, loss: Loss, micro_batch: int, calibration: Tensor | None = None
+) -> StepError:
+    """Return the gradient error of a batch in micro-batches, and what it costs; the model's methods are changed.
+
+    calibration: inputs on which calibrated methods compute their states first.
+    """
+    trained, batches = [name for name in methods if has_weights(model.get_submodule(name))], [*parts(batch, micro_batch)]
+    install(model, dict.fromkeys(methods, Exact()))
+    prefixes = [prefix_outputs(model, x) for x, _ in batches]
+    exact = [gradients_of(model, part, prefix, loss, trained) for part, prefix in zip(batches, prefixes, strict=True)]
+    install(model, methods)
+    if calibration is not None:
+        calibrate(model, calibration)
+    flops, compressed = list[int](), list[dict[str, Tensor]]()
+    for part, prefix in zip(batches, prefixes, strict=True):
+        flops.append(count_flops(model, part, prefix_outputs(model, part[0], prefix), loss, keeps_gradient=True))
+        compressed.append(take_gradients(model, trained))
+    shares = [len(y) / len(batch[1]) for _, y in batches]
+    errors = relative_errors(_weighted_sum(compressed, shares), _weighted_sum(exact, shares))
+    return StepError(sum(errors.values()), flops[0])
+
+
+def _weighted_sum(gradients: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    totals: dict[str, Tensor] = {}
+    for each, share in zip(gradients, shares, strict=True):
+        for name, gradient in each.items():
+            totals[name] = totals[name] + share * gradient if name in totals else share * gradient
+    return totals
