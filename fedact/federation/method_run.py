@@ -59,7 +59,7 @@ class MethodRun:
 
     def key_of(self, client: int, number: int) -> PlanKey:
         """Return the key of a client's plan in a round."""
-        return self.book.key(self.budgets[client], number)
+        return self.book.key_of(self.budgets[client], number)
 
     def plan_of(self, client: int, number: int) -> Plan:
         """Return a client's plan in a round."""

@@ -1,11 +1,13 @@
-"""The plans of several methods and budgets at once: each is made by whichever process is free."""
+"""The plans of several methods and budgets at once: each is made, or made again, by whichever process is free."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fedact.config.choice import Choice
 from fedact.config.plan import Plan, PlanKey, Plans
-from fedact.federation.planning import calibration_batch, choice_for, make_plans, plan_for
+from fedact.federation.planning import calibration_batch, choice_for, make_plans, plan_for, replan_if_worse
 from fedact.processes.pool import Workers
 from fedact.training.workspace import Workspace, workspace_of
 
@@ -42,3 +44,31 @@ def plan_of_task(task: PlanTask) -> Plan:
     workspace = workspace_of(task.key)
     workspace.choice = task.choice
     return plan_for(workspace, task.method, task.budget, calibration_batch(workspace.experiment))
+
+
+@dataclass(frozen=True, eq=False)
+class AgedPlan:
+    """A plan to make again if it is worse by now. key: as of ``PlanTask``. tensors: the global model's trained ones."""
+
+    key: str
+    plan: Plan
+    tensors: Mapping[str, Tensor]
+
+
+def replan_all(
+    workspace: Workspace, key: str, plans: Sequence[Plan], tensors: Mapping[str, Tensor], workers: Workers
+) -> list[Plan | None]:
+    """Return a new plan in place of each that is worse by now, else None; the same whichever processes look at them."""
+    if workers.count == 1 or len(plans) == 1:
+        return [_new_plan(workspace, plan, tensors) for plan in plans]
+    return list(workers.results(replan, [AgedPlan(key, plan, tensors) for plan in plans]))
+
+
+def replan(aged: AgedPlan) -> Plan | None:
+    """Look at a plan in this process's workspace; returns as ``replan_all``."""
+    return _new_plan(workspace_of(aged.key), aged.plan, aged.tensors)
+
+
+def _new_plan(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan | None:
+    # One that comes out the same again is new too: what its methods are calibrated to is.
+    return None if (again := replan_if_worse(workspace, plan, tensors)) is plan else again

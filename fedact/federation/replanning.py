@@ -1,13 +1,15 @@
 """One method's plans by round: which one is in force, and when they are checked against the trained weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fedact.config.plan import PlanKey, Plans, plans_json
 from fedact.federation.plan_check import check_states
-from fedact.federation.planning import calibrated_states, current_key, is_calibrated, replan_if_worse
+from fedact.federation.plan_tasks import replan_all
+from fedact.federation.planning import calibrated_states, current_key, is_calibrated
+from fedact.processes.pool import Workers
 from fedact.storage import checkpoints
 from fedact.storage.disk import write_whole
 from fedact.storage.run_folder import RunFolder
@@ -29,19 +31,21 @@ def is_due(replan: int | str, number: int) -> bool:
 class PlanBook:
     """One method's plans, by the round they were made before.
 
-    all_plans: every method's, for plans.json is written whole.
+    all_plans: every method's, for plans.json is written whole. workers: look at plans, in workspaces found by the key.
     """
 
     method: str
     workspace: Workspace
     folder: RunFolder
     all_plans: dict[str, Plans]
+    key: str = ""
+    workers: Workers = field(default_factory=lambda: Workers(1))
 
     @property
     def plans(self) -> Plans:
         return self.all_plans[self.method]
 
-    def key(self, budget: int | None, number: int) -> PlanKey:
+    def key_of(self, budget: int | None, number: int) -> PlanKey:
         """Return the key of the plan that a budget has in a round."""
         return current_key(self.plans, budget, number)
 
@@ -62,12 +66,11 @@ class PlanBook:
         """
         if not is_due(self.workspace.experiment.config.replan, number):
             return
-        made: Plans = {}
-        for budget in dict.fromkeys(self.workspace.experiment.config.client_budgets()):
-            if (key := PlanKey(budget, number)) not in self.plans:
-                before = self.plans[self.key(budget, number)]
-                if (plan := replan_if_worse(self.workspace, before, tensors)) is not before:
-                    made[key] = plan
+        budgets = dict.fromkeys(self.workspace.experiment.config.client_budgets())
+        keys = [key for key in (PlanKey(budget, number) for budget in budgets) if key not in self.plans]
+        aged = [self.plans[self.key_of(key.budget_bytes, number)] for key in keys]
+        again = replan_all(self.workspace, self.key, aged, tensors, self.workers)
+        made = {key: plan for key, plan in zip(keys, again, strict=True) if plan is not None}
         for key, plan in made.items():
             if states := calibrated_states(self.workspace, plan, tensors):
                 checkpoints.save(self.folder.states(self.method, key), states)

@@ -115,7 +115,7 @@ class Simulation:
         @app.main()
         def main(grid: Grid, context: Context) -> None:
             for method in self.methods:
-                book = PlanBook(method, self.workspace, self.folder, self.plans)
+                book = PlanBook(method, self.workspace, self.folder, self.plans, self.key, self.workers)
                 job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.workers)
                 run_method(grid, job, self.done.get(method))
 

@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any, Self
 
 from fedact.config.paths import cache_folder
+from fedact.processes.logs import log_again, with_records
 from fedact.processes.shared import Shared, SharedFolder
 from fedact.processes.worker import Outcome, Worker, WorkerDied, call
 
@@ -103,18 +104,27 @@ class Workers:
     def results(self, function: Function, arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield what the function returns for each argument, in the arguments' order; raises the first exception of a call.
 
-        What a worker died at is called once more, in this process: it may have been killed for something else.
+        What it logs is logged here, then. What a worker died at is called once more, in this process: it may have been
+        killed for something else.
         """
+        if not self._workers:
+            yield from map(function, arguments)
+            return
         asked: deque[Any] = deque()
 
-        def noted() -> Iterator[Any]:
+        def noted() -> Iterator[tuple[Function, Any]]:
             for argument in arguments:
                 asked.append(argument)
-                yield argument
+                yield function, argument
 
-        for outcome in self.map(function, noted()):
+        for outcome in self.map(with_records, noted()):
             argument = asked.popleft()
-            yield (call(function, argument) if isinstance(outcome.error, WorkerDied) else outcome).result()
+            if isinstance(outcome.error, WorkerDied):
+                yield function(argument)
+            else:
+                value, records = outcome.result()
+                log_again(records)
+                yield value
 
     def _serve(self, at: int) -> None:
         """Let one worker answer calls until the end, and replace it where it dies."""

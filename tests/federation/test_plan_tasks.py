@@ -1,11 +1,13 @@
 """Plans and scores that several processes make are those that one makes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedact.config.loading import make_config
 from fedact.federation.global_evaluation import count_in, evaluate_on_test_set
-from fedact.federation.plan_tasks import make_all_plans
+from fedact.federation.plan_tasks import make_all_plans, replan_all
 from fedact.processes.pool import Workers
 from fedact.training.workspace import close_workspaces, workspace_of
 from tests.support.runs import FEW_SETTINGS
@@ -41,3 +43,7 @@ def test_plans_of_a_choice_by_trials_and_scores_are_the_same_to_the_bit_for_one_
         whole = count_in(workspace, plan, tensors, np.arange(len(workspace.experiment.test))).outcome()
         assert evaluate_on_test_set(workspace, key, plan, tensors, workers) == whole
     assert len(workspace.experiment.test) > 256
+    aged = [replace(plan, expected_error=1e-9) for plan in plans["hosvd:variance=0.8"].values()]
+    again = replan_all(workspace, key, [*aged, first], tensors, workers)
+    assert again == replan_all(workspace, key, [*aged, first], tensors, Workers(1))
+    assert again[-1] is None

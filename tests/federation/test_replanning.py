@@ -14,7 +14,7 @@ from fedact.config.budgets import UNBOUNDED
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.plan import Plan, PlanKey, plans_from_json, plans_json
-from fedact.federation import planning, replanning
+from fedact.federation import plan_tasks, planning
 from fedact.federation.planning import current_key, make_plans, replan_if_worse
 from fedact.federation.replanning import PlanBook, is_due
 from fedact.simulate import main
@@ -215,7 +215,7 @@ def remade(tmp_path_factory) -> Path:
     """A finished run of four rounds whose plan for 20 KB was made again before rounds 2 and 3."""
     folder = tmp_path_factory.mktemp("run") / "remade"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replanning, "replan_if_worse", halved)
+        patch.setattr(plan_tasks, "replan_if_worse", halved)
         assert main([*MIXED, "--out", str(folder)]) == 0
     return folder
 
@@ -263,7 +263,7 @@ def remaking(monkeypatch) -> list[int | None]:
     """Put the stand-in into its place and return the budgets whose plans it will have been asked for."""
     asked: list[int | None] = []
     stand_in = lambda workspace, plan, tensors: asked.append(plan.budget_bytes) or halved(workspace, plan, tensors)  # noqa: E731
-    monkeypatch.setattr(replanning, "replan_if_worse", stand_in)
+    monkeypatch.setattr(plan_tasks, "replan_if_worse", stand_in)
     return asked
 
 
@@ -285,7 +285,7 @@ def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", float("inf"))
     command = [*FEW, "--method", "auto", "--budget", "8KB", "--rounds", "3"]
     assert main([*command, "--replan", "1", "--out", str(tmp_path / "looked")]) == 0
-    monkeypatch.setattr(replanning, "replan_if_worse", lambda *arguments: pytest.fail("looked at"))
+    monkeypatch.setattr(plan_tasks, "replan_if_worse", lambda *arguments: pytest.fail("looked at"))
     assert main([*command, "--replan", "never", "--out", str(tmp_path / "never")]) == 0
     assert timeless(tmp_path / "looked") == timeless(tmp_path / "never")
     assert (tmp_path / "looked" / "plans.json").read_bytes() == (tmp_path / "never" / "plans.json").read_bytes()

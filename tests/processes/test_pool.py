@@ -159,3 +159,21 @@ def test_workers_end_with_their_parent_and_a_script_without_a_guard_runs_once(tm
     assert process.returncode == -number
     assert gone(pids)
     assert out == b"main\n"
+
+
+def test_results_are_values_in_order_with_what_was_logged_and_the_first_exception_is_raised(workers, caplog):
+    with caplog.at_level("INFO", "fedact"):
+        assert list(workers.results(functions.says, range(5))) == list(range(5))
+    assert [record.getMessage() for record in caplog.records if record.name == "fedact.said"] == [
+        f"value {value}" for value in range(5)
+    ]
+    caplog.clear()
+    with caplog.at_level("WARNING", "fedact"):
+        assert list(workers.results(functions.says, [1])) == [1]
+    assert not caplog.records
+    with pytest.raises(ValueError, match="x"):
+        list(workers.results(functions.fails, ["x"]))
+
+
+def test_what_a_worker_died_at_is_called_here(workers):
+    assert list(workers.results(functions.dies_in_a_worker, [1, 2])) == [1, 2]

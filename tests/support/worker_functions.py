@@ -1,5 +1,7 @@
 """Functions that tests call in workers, which look them up by name."""
 
+import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -21,6 +23,17 @@ def threads(_):
 
 def fails(text):
     raise ValueError(text)
+
+
+def says(value):
+    logging.getLogger("fedact.said").info("value %s", value)
+    return value
+
+
+def dies_in_a_worker(value):
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+    return value
 
 
 class TwoArguments(Exception):
