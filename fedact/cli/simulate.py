@@ -4,7 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedact.storage.locks import LOCK_FILE, Locks
 from fedact.storage.rows import Row, score_name
 from fedact.storage.run import load_run
 from fedact.storage.run_folder import RunFolder
+from fedact.training.initial_weights import fit_ahead
 
 DONE, FAILED = 0, 1
 MOST_REASONS = 3
@@ -99,14 +101,15 @@ def _run_seeds(config: Config, out: Path, locks: Locks, open_grid: OpenGrid | No
         raise ConfigError("--runtime flower is what `flwr run .` sets; allowed here are local and ray (see its key resume)")
     if config.tensorboard:
         check_extra("tensorboard", "--tensorboard")
-    console, worked = letters_console(), False
+    console = letters_console()
     try:
-        with ExitStack() as started:
-            # Not for a run that is finished.
-            workers = cache(lambda: started.enter_context(start_workers(config)))
-            for seed in range(config.seed, config.seed + config.seeds):
-                worked = _run_seed(config, seed, out, console, locks, open_grid, workers) or worked
-        return _finish(out, worked)
+        seeds = range(config.seed, config.seed + config.seeds)
+        left = [seed for seed in (_seed_left(config, number, out, locks) for number in seeds) if seed is not None]
+        if left:
+            with start_workers(config) as workers:
+                for seed, _ in zip(left, fit_ahead([seed.config for seed in left], workers), strict=True):
+                    _run_seed(seed, config, out, console, locks, open_grid, workers)
+        return _finish(out, bool(left))
     except KeyboardInterrupt as stop:
         print(f"\nfedact: interrupted; {_how_to_go_on(out)}", file=sys.stderr)
         return stop_code(stop)
@@ -120,19 +123,17 @@ def _how_to_go_on(out: Path) -> str:
     return f"go on with: python -m fedact.simulate --resume {shell_word(out)}" if started else "nothing was written"
 
 
-def _run_seed(
-    config: Config,
-    seed: int,
-    out: Path,
-    console: Console,
-    locks: Locks,
-    open_grid: OpenGrid | None,
-    workers: Callable[[], Workers],
-) -> bool:
-    """Run what is left to do of one seed; returns False where that is nothing.
+@dataclass(frozen=True)
+class SeedLeft:
+    """A seed of which there is something left to do: its config, its folder, and each method's last finished round."""
 
-    workers: returns the run's workers, which it starts when it is first called.
-    """
+    config: Config
+    folder: RunFolder
+    done: dict[str, int]
+
+
+def _seed_left(config: Config, seed: int, out: Path, locks: Locks) -> SeedLeft | None:
+    """Return what is left to do of one seed, None where that is nothing."""
     folder = RunFolder(out / f"seed-{seed}" if config.seeds > 1 else out)
     one_seed = config.model_copy(update={"seed": seed, "seeds": 1})
     done: dict[str, int] = {}
@@ -140,10 +141,23 @@ def _run_seed(
     if folder.records.exists():
         locks.take(folder.path)
         done = finished_rounds(folder, one_seed)
-    if len(done) == len(config.method) and min(done.values()) >= config.rounds:
-        return False
+    finished = len(done) == len(config.method) and min(done.values()) >= config.rounds
+    return None if finished else SeedLeft(one_seed, folder, done)
+
+
+def _run_seed(
+    seed: SeedLeft,
+    config: Config,
+    out: Path,
+    console: Console,
+    locks: Locks,
+    open_grid: OpenGrid | None,
+    workers: Workers,
+) -> None:
+    """Run what is left to do of one seed; config: of all seeds."""
+    folder, done = seed.folder, seed.done
     # Nothing is written before what a seed stands on and its plans are there.
-    simulation = Simulation(one_seed, folder, done, workers())
+    simulation = Simulation(seed.config, folder, done, workers)
     _take_new(out, locks)
     # Several seeds have their config beside their folders too, for --resume from any folder.
     whole, file = simulation.config.model_copy(update={"seed": config.seed, "seeds": config.seeds}), RunFolder(out).config
@@ -166,7 +180,6 @@ def _run_seed(
                 watcher.on_round(row, clients)
 
         simulation.run(on_round, open_grid)
-    return True
 
 
 def _take_new(out: Path, locks: Locks) -> None:

@@ -23,11 +23,11 @@ def fit_ahead(configs: Sequence[Config], workers: Workers) -> Iterator[None]:
         yield from (None for _ in configs)
         return
     log.info(f"initial weights of {len(configs)} seeds, in {workers.count} processes")
-    for outcome in workers.map(fit, [config.model_dump_json() for config in configs]):
+    for outcome in workers.map(fit, configs):
         log.debug("initial weights: %s", outcome.error or "there")
         yield
 
 
-def fit(config_json: str) -> None:
+def fit(config: Config) -> None:
     """Let the initial weights of a config be on disk."""
-    prepare(Config.model_validate_json(config_json))
+    prepare(config)
