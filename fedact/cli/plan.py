@@ -1,9 +1,8 @@
 """Plans in the terminal: the experiment's model and images, a plan for every budget and method, tables, a file, a figure."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil, log2
 from pathlib import Path
 
@@ -16,20 +15,24 @@ from fedact.config.plan import Plan, PlanKey, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.federation.planning import calibration_batch, canonical_methods, plan_for
+from fedact.federation.plan_tasks import make_each
+from fedact.federation.planning import calibration_batch, canonical_methods
+from fedact.federation.worker_grid import PRELOAD, cores
 from fedact.measure.plan_cost import input_costs, step_time
 from fedact.measure.step import Batch
 from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import convolutions
+from fedact.processes.pool import Workers
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import PlanReport, budgeted_bytes, summary, tensor_table, title
 from fedact.reports.safe_text import escaped
 from fedact.reports.style import png
 from fedact.storage.disk import write_whole
 from fedact.training.experiment import check_names
-from fedact.training.workspace import Workspace, prepare
+from fedact.training.shared_workspace import share_workspace
+from fedact.training.workspace import Workspace, close_workspaces, prepare, workspace_for
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
@@ -43,8 +46,31 @@ HALVINGS = DOUBLINGS = 3
 
 log = logging.getLogger(__name__)
 
-Make = Callable[[str, int | None], Plan]
-"""(method, budget in bytes) -> its plan, made once."""
+FEW_PLANS = 4
+"""So many are made by this process alone: others would import for longer than they would save."""
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes a plan for a method and a budget in bytes, each once; and several at the same time, where there are workers.
+
+    key: by which they find the workspace.
+    """
+
+    workspace: Workspace
+    key: str
+    workers: Workers
+    plans: dict[tuple[str, int | None], Plan] = field(default_factory=dict)
+
+    def __call__(self, method: str, budget: int | None) -> Plan:
+        self.make([(method, budget)])
+        return self.plans[method, budget]
+
+    def make(self, wanted: Sequence[tuple[str, int | None]]) -> None:
+        """Make the plans that are not made yet."""
+        missing = [each for each in dict.fromkeys(wanted) if each not in self.plans]
+        if missing:
+            self.plans.update(make_each(self.workspace, self.key, missing, self.workers))
 
 
 @dataclass(frozen=True)
@@ -60,10 +86,26 @@ def show_plans(config: Config, options: Options) -> int:
     catch_late()
     log_to_stderr()
     methods, budgets = canonical_methods(config), list(dict.fromkeys(config.budget.sizes))
-    workspace = prepared(config)
-    experiment = workspace.experiment
+    wanted = [(method, size) for method in methods for budget in budgets for size in _sizes(budget)]
+    with Workers(cores() if options.figure or len(wanted) > FEW_PLANS else 1, preload=PRELOAD) as workers:
+        workspace, key = prepared(config), f"plan {config.model_dump_json(exclude={'devices'})}"
+        make = Maker(workspace, key, workers)
+        if workers.count > 1:
+            close_workspaces()
+            share_workspace(workspace_for(key, lambda: workspace), key, workers)
+            make.make(wanted)
+        _show(make, methods, budgets, options)
+    return 0
+
+
+def _sizes(budget: int | None) -> list[int | None]:
+    """Return the budgets to make plans for, to show one: twice as much too."""
+    return [None] if budget is None else [budget, 2 * budget]
+
+
+def _show(make: Maker, methods: list[str], budgets: list[int | None], options: Options) -> None:
+    workspace, experiment = make.workspace, make.workspace.experiment
     example = calibration_batch(experiment)
-    make: Make = cache(lambda method, budget: plan_for(workspace, method, budget, example))
     print(escaped(title(experiment.config)))
     for method in methods:
         for budget in budgets:
@@ -79,7 +121,6 @@ def show_plans(config: Config, options: Options) -> int:
         ladders = _ladders(make, methods, budgets)
         figure = plans_against_budget(title(experiment.config), ladders, [size for size in budgets if size])
         write_whole(options.figure, png(figure))
-    return 0
 
 
 def prepared(config: Config) -> Workspace:
@@ -101,12 +142,13 @@ def prepared(config: Config) -> Workspace:
     return Workspace(replace(small.experiment, config=whole, preprocessing=plain_preprocessing(wanted)), small.model)
 
 
-def _ladders(make: Make, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:
+def _ladders(make: Maker, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:
     """Return each method's plans at powers of two around the budgets; around an unbounded plan's bytes without a budget."""
     sizes = [size or budgeted_bytes(make(methods[0], None)) or 1 for size in budgets]
     rungs = {*sizes, *ladder(min(sizes), max(sizes))}
     names = list(dict.fromkeys([*methods, BASELINE]))
     log.info(f"the figure: plans for {len(rungs)} budgets, each with {', '.join(names)}")
+    make.make([(method, rung) for method in names for rung in sorted(rungs)])
     return {method: [make(method, rung) for rung in sorted(rungs)] for method in names}
 
 
@@ -117,7 +159,7 @@ def ladder(least: int, most: int) -> list[int]:
     return [first << step for step in range(steps + 1)]
 
 
-def _report(workspace: Workspace, make: Make, example: Batch, method: str, budget: int | None) -> PlanReport:
+def _report(workspace: Workspace, make: Maker, example: Batch, method: str, budget: int | None) -> PlanReport:
     plan = make(method, budget)
     trains = plan.status != "skipped"
     model, experiment = workspace.model_with({}), workspace.experiment

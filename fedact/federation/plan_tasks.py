@@ -31,12 +31,19 @@ def make_all_plans(workspace: Workspace, key: str, methods: Sequence[str], worke
     if workers.count == 1 or not methods:
         return {method: make_plans(workspace, method) for method in methods}
     budgets = list(dict.fromkeys(workspace.experiment.config.client_budgets()))
-    choice = choice_for(workspace, key, workers)
-    if len(methods) * len(budgets) == 1:
-        return {method: make_plans(workspace, method) for method in methods}
-    tasks = [PlanTask(key, choice, method, budget) for method in methods for budget in budgets]
-    plans = workers.results(plan_of_task, tasks)
-    return {method: {PlanKey(budget): next(plans) for budget in budgets} for method in methods}
+    plans = make_each(workspace, key, [(method, budget) for method in methods for budget in budgets], workers)
+    return {method: {PlanKey(budget): plans[method, budget] for budget in budgets} for method in methods}
+
+
+def make_each(
+    workspace: Workspace, key: str, wanted: Sequence[tuple[str, int | None]], workers: Workers
+) -> dict[tuple[str, int | None], Plan]:
+    """Return the plan for each of some methods and budgets in bytes, each made once."""
+    choice, example = choice_for(workspace, key, workers), calibration_batch(workspace.experiment)
+    if workers.count == 1 or len(wanted) == 1:
+        return {each: plan_for(workspace, *each, example) for each in wanted}
+    tasks = [PlanTask(key, choice, method, budget) for method, budget in wanted]
+    return dict(zip(wanted, workers.results(plan_of_task, tasks), strict=True))
 
 
 def plan_of_task(task: PlanTask) -> Plan:

@@ -47,7 +47,7 @@ def worker_count(config: Config) -> int:
     if config.device != "cpu" or images_trained(config) < FEWEST_IMAGES:
         return 1
     clients = max(1, round(config.sample_fraction * config.clients))
-    return max(1, min(_cores() // (config.threads or 1), clients))
+    return max(1, min(cores() // (config.threads or 1), clients))
 
 
 def images_trained(config: Config) -> float:
@@ -58,7 +58,8 @@ def images_trained(config: Config) -> float:
     return examples * trainings * (side / SIDE) ** 2
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return for how many processes there are cores, or what $FEDACT_WORKERS says; raises ConfigError for no number."""
     given = os.environ.get(COUNT)
     if not given:
         return processors()
