@@ -82,7 +82,7 @@ def _cache(experiment: Experiment, part: FrozenPrefix, which: str) -> PrefixCach
     if experiment.config.cache_size == "none" or not is_storable(part.layouts):
         return None
     examples = _examples(experiment, which)
-    key = fingerprint(_prefix_key(experiment, part), examples.images)
+    key = fingerprint(_prefix_key(experiment, part), experiment.image_digests[which])
     size, folder = int(experiment.config.cache_size), cache_folder() / "prefix"
     try:
         return open_cache(folder, key, part.layouts, len(examples), size)

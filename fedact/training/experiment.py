@@ -19,6 +19,7 @@ from fedact.data.partition.base import HeldOutParts
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
 from fedact.storage.checkpoints import digest
+from fedact.training.prefix_cache import fingerprint
 
 MOST_CALIBRATION, CALIBRATION_SHARE = 256, 10
 """The server's examples for trials, where their number is free: a tenth, but no more than these."""
@@ -46,6 +47,11 @@ class Experiment:
     def start_digest(self) -> str:
         """The digest of the initial weights."""
         return digest(self.start)
+
+    @cached_property
+    def image_digests(self) -> dict[str, str]:
+        """The digests of the training and of the test images, by "train" and "test"."""
+        return {"train": fingerprint(self.train.images), "test": fingerprint(self.test.images)}
 
     @cached_property
     def held(self) -> np.ndarray:

@@ -14,9 +14,14 @@ def share_workspace(workspace: Workspace, key: str, workers: Workers) -> None:
     Raises OSError where there is no room on the disk for its images and weights.
     """
     if workers.count > 1:
-        # Computed here, it goes with the experiment.
+        # Computed here, they go with the experiment.
         _ = workspace.experiment.start_digest
-        workers.first(open_shared, (key, workers.share(workspace.experiment)))
+        if workspace.experiment.config.cache_size != "none":
+            _ = workspace.experiment.image_digests
+        shared = workers.share(workspace.experiment)
+        workers.first(open_shared, (key, shared))
+        # From here on this process maps the images too: they are in memory once.
+        workspace.experiment = shared.open()
 
 
 def open_shared(argument: tuple[str, Shared]) -> None:
