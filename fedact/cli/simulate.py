@@ -80,7 +80,9 @@ def show_plans(config: Config) -> int:
     """Print who holds what and each budget's plan, and write nothing."""
     catch_late()
     log_to_stderr()
-    simulation = Simulation(config)
+    several = len(config.method) * len(config.budget.sizes) > 1
+    with start_workers(config) if several else Workers(1) as workers:
+        simulation = Simulation(config, workers=workers)
     experiment = simulation.experiment
     show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by), prose=True)
     show(*(report.plan_table(plan) for plans in simulation.plans.values() for plan in plans.values()))
