@@ -56,6 +56,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.paper: list[tuple[list[float], Lifetime]] = []
         self.possible_inputs: list[tuple[int, list[float], int]] = []
         self.declared: dict[str, list[Lifetime]] = {}
+        self.state_bytes = 0
         self.slots: list[Slot] = []
         self.work: list[tuple[float, list[float]]] = []
         self.watched: list[weakref.ref[Any]] = []

@@ -5,9 +5,10 @@ checkpointing, tensors in an attribute or a closure) is saved from the next back
 module that did not return it, or if the backward pass reads again what the forward pass made or read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -81,10 +82,10 @@ def measure_memory(
     >>> memory.saved_bytes < memory.peak_bytes
     True
     """
-    memory, state = Memory(), _state_tensors(model)
+    memory = Memory()
     with followed(model, inputs, optimizer, stored) as ledger:
         yield memory
-    memory.state_bytes = max(stored_bytes(state), stored_bytes(_state_tensors(model)))
+    memory.state_bytes = ledger.state_bytes
     _fill(memory, ledger, ledger.lifetimes)
     if stored is not None:
         memory.timeline = timeline_of(ledger, ledger.lifetimes, stored)
@@ -96,25 +97,36 @@ def followed(
     model: nn.Module, inputs: Any = (), optimizer: Stateful | None = None, stored: Stored | None = None
 ) -> Iterator[Ledger]:
     """Yield the ledger of the block's steps, whose lifetimes are complete once it ends; see ``measure_memory``."""
-    ledger = Ledger([*_weights(model), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)])
-    for name, tensors in _declared(model):
+    # Once: walking a network takes as long as a small step of it.
+    modules = dict(model.named_modules())
+    ledger = Ledger([*_weights(modules.values()), *tensors_in(_optimizer_state(optimizer)), *tensors_in(inputs)])
+    declaring = {name: module for name, module in modules.items() if callable(getattr(module, "state_tensors", None))}
+    states = {name: _states(module) for name, module in declaring.items()}
+    for name, tensors in states.items():
         ledger.declare_state(name, tensors)
     with ExitStack() as stack:
         if stored is not None:
             stack.enter_context(observed(stored, ledger))
-        _register_hooks(model, ledger, stack)
+        _register_hooks(modules, declaring, ledger, stack)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.pack, ledger.unpack))
         stack.enter_context(ledger)
         yield ledger
-    ledger.note_weights(_weights(model))
+    new_states = {name: _states(module) for name, module in declaring.items()}
+    ledger.state_bytes = max(stored_bytes(chain(*each.values())) for each in (states, new_states))
+    ledger.note_weights(_weights(model.modules()))
     optimizers = {id(ledger.find(tensor)) for tensor in _optimizer_state(optimizer)}
     ledger.lifetimes = [life for life in ledger.lifetimes if id(life) not in optimizers]
 
 
-def _weights(model: nn.Module) -> list[Tensor]:
-    """Return the model's parameters, buffers and gradients as they are now, but parameters without a shape as yet."""
-    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
-    return tensors_in([parameters, [parameter.grad for parameter in parameters], [*model.buffers()]])
+def _weights(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the modules' parameters, buffers and gradients as they are now, but parameters without a shape as yet."""
+    found: list[Tensor | None] = []
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None and not is_lazy(parameter):
+                found += (parameter, parameter.grad)
+        found += module._buffers.values()
+    return tensors_in(found)
 
 
 def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
@@ -131,51 +143,55 @@ def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
             memory.hidden_bytes += 0 if life.packed else life.size
 
 
-def _register_hooks(model: nn.Module, ledger: Ledger, stack: ExitStack) -> None:
+def _register_hooks(
+    modules: Mapping[str, nn.Module], declaring: Mapping[str, nn.Module], ledger: Ledger, stack: ExitStack
+) -> None:
     """Tell the ledger the running module, the model's output, and whose weights and gradients are whose, by hooks.
 
-    stack: takes the hooks off when it is closed.
+    modules: the model's, by name; declaring: those that declare a state. stack: takes the hooks off when it is closed.
     """
     watched: dict[int, nn.Parameter] = {}
-    buffers = {id(buffer): buffer for buffer in model.buffers()}
+    # Keeping the buffers keeps their ids from being given to others.
+    buffers = {id(buffer): buffer for module in modules.values() for buffer in module._buffers.values()}
+    names, followed = {id(module): name for name, module in modules.items()}, set[int]()
 
-    def watch(parameters: Iterable[nn.Parameter | None]) -> None:
-        for parameter in parameters:
+    def watch(module: nn.Module) -> None:
+        for parameter in module._parameters.values():
             if id(parameter) not in watched and parameter is not None and parameter.requires_grad and not is_lazy(parameter):
                 watched[id(parameter)] = parameter
                 hook = parameter.register_post_accumulate_grad_hook(ledger.note_gradient)  # type: ignore[no-untyped-call]
                 stack.callback(hook.remove)
 
-    def look_at(module: nn.Module, *_: Any) -> None:
-        if module._parameters:
-            ledger.note_weights(module._parameters.values())
-            watch(module._parameters.values())
-        note_new_buffers(module)
-
     def note_new_buffers(module: nn.Module) -> None:
         if new := [buffer for buffer in module._buffers.values() if id(buffer) not in buffers]:
             ledger.note_weights(new)
 
-    for name, module in model.named_modules():
+    def enter(module: nn.Module, *_: Any) -> None:
+        # Of every module that runs, the model's or not: an assignment may have made other tensors its weights since.
+        if module._parameters:
+            ledger.note_weights(module._parameters.values())
+            watch(module)
+        note_new_buffers(module)
+        if id(module) not in names:
+            return
+        if id(module) not in followed:
+            followed.add(id(module))
+            stack.callback(module.register_forward_hook(blind(leave), always_call=True).remove)
+        ledger.modules.append((names[id(module)], module))
+        ledger.possible_inputs.clear()
 
-        def enter(module: nn.Module, args: Any, name: str = name) -> None:
-            ledger.modules.append((name, module))
-            ledger.possible_inputs.clear()
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if ledger.modules:
+            ledger.modules.pop()
+        note_new_buffers(module)
+        if (name := names[id(module)]) in declaring:
+            ledger.declare_state(name, _states(module))
+        if not ledger.modules:
+            ledger.note_output(output)
 
-        def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-            if ledger.modules:
-                ledger.modules.pop()
-            note_new_buffers(module)
-            for tensors in _declared_states(module):
-                ledger.declare_state(name, tensors)
-            if not ledger.modules:
-                ledger.note_output(output)
-
-        stack.callback(module.register_forward_pre_hook(blind(enter), prepend=True).remove)
-        stack.callback(module.register_forward_hook(blind(leave), always_call=True).remove)
-    watch(model.parameters())
-    # For every module that runs, the model's or not: an assignment may have made other tensors its weights since.
-    stack.callback(register_module_forward_pre_hook(blind(look_at)).remove)
+    for module in modules.values():
+        watch(module)
+    stack.callback(register_module_forward_pre_hook(blind(enter)).remove)
 
 
 def maximum_memory(memories: Iterable[Memory]) -> Memory:
@@ -193,21 +209,9 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def _declared(model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield the modules' names and the tensors they keep between steps, declared by a method ``state_tensors``."""
-    for name, module in model.named_modules():
-        for tensors in _declared_states(module):
-            yield name, tensors
-
-
-def _state_tensors(model: nn.Module) -> list[Tensor]:
-    return [tensor for _, tensors in _declared(model) for tensor in tensors]
-
-
-def _declared_states(module: nn.Module) -> Iterator[list[Tensor]]:
-    declared = getattr(module, "state_tensors", None)
-    if callable(declared):
-        yield list(declared())
+def _states(module: Any) -> list[Tensor]:
+    """Return the tensors that a module keeps between steps, declared by its method ``state_tensors``."""
+    return list(module.state_tensors())
 
 
 def _optimizer_state(optimizer: Stateful | None) -> list[Tensor]:
