@@ -31,6 +31,7 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "eigh",
+    "embedding_bag",
     "flop_formulas",
     "gelu_backward",
     "hardswish_backward",
@@ -66,6 +67,7 @@ InstanceNorm = _InstanceNorm
 """What batch norms and instance norms have in common, and what instance norms have."""
 
 convolution_backward: Kernels = torch.ops.aten.convolution_backward
+embedding_bag: Kernels = torch.ops.aten._embedding_bag
 native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
 max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward

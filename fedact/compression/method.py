@@ -118,6 +118,10 @@ class Codec(ABC):
         """Return the gradient of the operation's input, of this shape, which needs no activation."""
         return operation.input_gradient(shape, grad_output, weight)
 
+    def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        """Return the operation's output for the reconstruction, for layers whose inputs are rematerialized from it."""
+        return operation.forward(self.reconstruct(compressed).to(weight.dtype), weight, bias)
+
     def stored_elements(self, tensor: Tensor) -> int:
         """Return how many elements a stored tensor stands for: several a byte where their bits are packed."""
         return tensor.numel()

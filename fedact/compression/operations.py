@@ -179,12 +179,12 @@ class Convolution:
             return replace(self, stride=(1, 1), edges=(0, 0, 0, 0)).weight_gradient(strided, grad_output, weight)
         if has_few(grad_output) and weight.shape[1] == 1 and len(weight) == self.groups:
             return depthwise_weight_gradient(padded, grad_output, weight, self.stride, self.padding, self.dilation)
-        if has_few(grad_output) and self._is_pointwise(weight):
+        if has_few(grad_output) and replace(self, edges=(0, 0, 0, 0)).is_pointwise(weight):
             return pointwise_weight_gradient(padded, grad_output, weight)
         return self._backward(grad_output, padded, weight, [False, True, False])[1]
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor:
-        if has_few(grad_output) and self._is_pointwise(weight) and not any(self.edges):
+        if has_few(grad_output) and self.is_pointwise(weight):
             return pointwise_input_gradient(grad_output, weight)
         # An expanded scalar has the shape that the kernel asks for and keeps no memory.
         left, right, top, bottom = self.edges
@@ -195,9 +195,10 @@ class Convolution:
     def bias_gradient(self, grad_output: Tensor) -> Tensor:
         return grad_output.sum((0, 2, 3))
 
-    def _is_pointwise(self, weight: Tensor) -> bool:
+    def is_pointwise(self, weight: Tensor) -> bool:
+        """Tell whether the convolution multiplies every position's channels by the weight, and does nothing else."""
         single = weight.shape[2:] == (1, 1) and self.groups == 1
-        return single and self.stride == (1, 1) and self.padding == (0, 0)
+        return single and self.stride == (1, 1) and self.padding == (0, 0) and not any(self.edges)
 
     def _backward(self, grad_output: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
         return convolution_backward(

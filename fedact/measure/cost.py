@@ -12,7 +12,7 @@ from fedact.config.seeds import Purpose, generator
 from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
-from fedact.torch_private import TorchDispatchMode, convolution_backward, eigh, flop_formulas, qr, svd
+from fedact.torch_private import TorchDispatchMode, convolution_backward, eigh, embedding_bag, flop_formulas, qr, svd
 
 Clock = Callable[[], float]
 
@@ -140,6 +140,11 @@ def _convolution_backward(grad_output: Tensor, x: Tensor, weight: Tensor, *rest:
     return int(2 * positions[0] * prod(positions[2:]) * weight.numel() * sum(mask[:2]))
 
 
+def _embedding_bag(table: Tensor, rows: Tensor, *_: Any, **__: Any) -> int:
+    """Rows of a table, each multiplied by a weight and added to a sum."""
+    return 2 * rows.numel() * table.shape[1]
+
+
 def _eigh(x: Tensor, *_: Any, **__: Any) -> int:
     *batch, n, _n = x.shape
     return prod(batch) * 9 * n**3
@@ -158,6 +163,7 @@ def _svd(x: Tensor, *_: Any, **__: Any) -> int:
 OWN_FORMULAS: dict[Any, Callable[..., int]] = {
     convolution_backward: _convolution_backward,
     eigh: _eigh,
+    embedding_bag: _embedding_bag,
     qr: _qr,
     svd: _svd,
 }

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from scipy.fft import dctn
 
 from fedact.compression import make_method
+from fedact.compression.operations import Convolution
 from fedact.compression.transform.cosine import as_images, frequencies, from_images, inverse, transform
 from fedact.compression.transform.transform import Transform
+from fedact.measure.cost import FlopCounter
 from fedact.measure.memory import measure_memory
 from tests.support.laws import INPUTS
 from tests.support.portions import examples
@@ -127,6 +129,47 @@ def test_a_large_tensor_is_coded_in_less_memory_than_its_own():
         with measure_memory(torch.nn.Identity(), inputs=x) as memory:
             make_method(text).compress(x)
         assert memory.peak_bytes <= x.nbytes
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(100, 260), st.integers(1, 5), st.integers(1, 5)),
+    st.integers(1, 200),
+    st.sampled_from([0.3, 0.7, 0.96]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_pointwise_layers_of_few_coefficients_are_those_of_the_decoded_input(shape, outputs, variance, last, seed):
+    generator = torch.Generator().manual_seed(seed)
+    layer, x = torch.nn.Conv2d(shape[1], outputs, 1), smooth(shape, seed)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    grad_output = torch.randn(shape[0], outputs, *shape[2:], generator=generator)
+    method, operation = Transform(variance=variance), Convolution.of(layer)
+    compressed = method.compress(x)
+    decoded, weight = method.reconstruct(compressed).double(), layer.weight.detach()
+    gradient = method.weight_gradient(compressed, grad_output, weight, operation)
+    expected = torch.einsum("bohw,bchw->oc", grad_output.double(), decoded)[..., None, None]
+    assert (gradient - expected).norm() <= 1e-5 * decoded.norm() * grad_output.norm()
+    output = method.output(compressed, weight, layer.bias.detach(), operation)
+    expected = torch.nn.functional.conv2d(decoded, weight.double(), layer.bias.detach().double())
+    assert (output - expected).norm() <= 1e-5 * (1 + decoded.norm() * weight.norm())
+
+
+def test_the_few_coefficients_themselves_are_multiplied():
+    """Where they are few; the working memory is then no more than the decoded input's."""
+    x = smooth((16, 320, 7, 7))
+    method, weight = Transform(variance=0.9), torch.randn(1280, 320, 1, 1)
+    compressed, grad_output = method.compress(x), torch.randn(16, 1280, 7, 7)
+    operation = Convolution.of(torch.nn.Conv2d(320, 1280, 1))
+    for call in (
+        lambda: method.weight_gradient(compressed, grad_output, weight, operation),
+        lambda: method.output(compressed, weight, None, operation),
+    ):
+        with FlopCounter() as counter, torch.no_grad():
+            result = call()
+        assert 0 < counter.total < 0.2 * 2 * 16 * 49 * 320 * 1280
+        with measure_memory(torch.nn.Identity(), inputs=x) as memory, torch.no_grad():
+            call()
+        assert memory.peak_bytes - result.nbytes < 1.4 * x.nbytes
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 class Frequencies(NamedTuple):
     """A weighted cosine transform of maps of one size: matrices of rows and columns, and the rings.
 
-    forward, back: of rows and of columns, or one of all positions of a small map, or none for a map of one position.
+    forward, back, and back's adjoint: of rows and columns; or one of all positions, for a small map; or none, for one.
     rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
     """
 
     forward: tuple[Float[np.ndarray, "n n"], ...]
     back: tuple[Float[np.ndarray, "n n"], ...]
+    adjoint: tuple[Float[np.ndarray, "n n"], ...]
     rings: Int[np.ndarray, " positions"]
 
 
@@ -61,7 +62,7 @@ def frequencies(height: int, width: int, decay: float) -> Frequencies:
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
     rings = np.empty(len(radius), dtype=np.int64)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    return Frequencies(forward, back, rings)
+    return Frequencies(forward, back, tuple(np.ascontiguousarray(matrix.T) for matrix in back), rings)
 
 
 def transform(images: Tensor, by: Frequencies) -> Tensor:
@@ -74,6 +75,11 @@ def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
     return _product(coefficients, by.back)
 
 
+def adjoint(images: Tensor, by: Frequencies) -> Tensor:
+    """Return images under the adjoint of ``inverse``."""
+    return _product(images, by.adjoint)
+
+
 def chunks(images: Tensor) -> Iterator[Tensor]:
     """Yield views of a few examples at a time: no more than a cacheful, and of a larger tensor a quarter at most."""
     batch, each = len(images), max(1, prod(images.shape[1:]))
@@ -84,12 +90,13 @@ def chunks(images: Tensor) -> Iterator[Tensor]:
 def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...]) -> Tensor:
     """Return images multiplied along height, then width, or over all positions; without a matrix the images themselves."""
     batch, height, width, channels = images.shape
-    if not matrices:
-        return images
-    product, sizes = images, ((batch, -1, width * channels), (batch, height, width, channels))
-    for matrix, size in zip(matrices, sizes if len(matrices) == 2 else ((batch, -1, channels),), strict=True):
-        product = torch.matmul(torch.from_numpy(matrix).to(images.device), product.view(size))
-    return product.view(images.shape)
+    tensors = [torch.from_numpy(matrix).to(images.device) for matrix in matrices]
+    if len(tensors) == 1:
+        images = torch.matmul(tensors[0], images.flatten(1, 2))
+    elif tensors:
+        images = torch.matmul(tensors[0], images.reshape(batch, height, width * channels))
+        images = torch.matmul(tensors[1], images.view(batch, height, width, channels))
+    return images.view(batch, height, width, channels) if tensors else images
 
 
 def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

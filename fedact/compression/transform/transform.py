@@ -11,10 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method, State, Sweep, Traits, Variance, shape_of
+from fedact.compression.operations import Convolution, MatrixProduct, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
 from fedact.compression.transform.decoder import decode
 from fedact.compression.transform.encoder import Target, encode
+from fedact.compression.transform.sparse import output as pointwise_output
+from fedact.compression.transform.sparse import weight_gradient as pointwise_weight_gradient
 from fedact.config.spec import settings
 
 MOST_BITS = 16
@@ -96,6 +99,24 @@ class Transform(Method):
         images = decode(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]))
         return from_images(images, shape).to(dtype)
 
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        if is_pointwise(operation, weight) and self._in_float32(compressed, grad_output):
+            sizes = images_shape(compressed.metadata.shape)
+            grads = grad_output.permute(0, 2, 3, 1) if grad_output.dim() == 4 else grad_output.reshape(*sizes[:3], -1)
+            gradient = pointwise_weight_gradient(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]), grads)
+            if gradient is not None:
+                return gradient.view(weight.shape)
+        return super().weight_gradient(compressed, grad_output, weight, operation)
+
+    def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        if is_pointwise(operation, weight) and self._in_float32(compressed, weight):
+            sizes = images_shape(compressed.metadata.shape)
+            images = pointwise_output(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]), weight.flatten(1))
+            if images is not None:
+                images = images if bias is None else images.add_(bias)
+                return from_images(images, (*compressed.metadata.shape[:-1], 0))
+        return super().output(compressed, weight, bias, operation)
+
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         shape = shape_of(x)
         if self.variance is None and self.bits is not None:
@@ -137,6 +158,9 @@ class Transform(Method):
     def ceiling(self) -> Method:
         return replace(self, variance=None, bits=self.bits or MOST_BITS)
 
+    def _in_float32(self, compressed: Compressed, *others: Tensor) -> bool:
+        return {compressed.metadata.dtype, *(other.dtype for other in others)} == {torch.float32}
+
     @cached_property
     def _tables(self) -> dict[tuple[int, int], Frequencies]:
         return {}
@@ -161,6 +185,11 @@ class Transform(Method):
         room = self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
         # The share of the energy that may be lost.
         return Target(None if self.fixed_size else 1 - (self.variance or DEFAULT_VARIANCE), room)
+
+
+def is_pointwise(operation: Operation, weight: Tensor) -> bool:
+    """Tell whether an operation multiplies every position's channels by the weight."""
+    return isinstance(operation, MatrixProduct) or (isinstance(operation, Convolution) and operation.is_pointwise(weight))
 
 
 def _bits_of(size: int, x: Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
-from fedact.compression.operations import Operation
+from fedact.compression.operations import Convolution, Operation
 from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec
 from fedact.nn.layers.frozen import FrozenConv2d
 from fedact.nn.layers.function import eagerly, runs_plain
@@ -29,9 +29,7 @@ class Rematerialization:
 
         Raises RuntimeError where a layer's weights were changed since the forward pass, as autograd does for what it saves.
         """
-        x = self.method.reconstruct(compressed)
-        if self.chain and getattr(self.chain[0].module, "inplace", False):
-            x = x.clone()
+        x: Tensor | None = None
         with torch.no_grad():
             for module, weights in self.chain:
                 if weight_marks(module) != weights:
@@ -39,10 +37,18 @@ class Rematerialization:
                         f"the weights of a {type(module).__name__} were changed between a forward and its backward pass, "
                         "which computes another layer's input with them again: change them later, or take derive=0"
                     )
+                if x is None and isinstance(module, nn.Conv2d):
+                    # Some methods need not decode for it.
+                    x = self.method.output(compressed, module.weight, module.bias, Convolution.of(module))
+                    continue
+                if x is None:
+                    x = self.method.reconstruct(compressed)
+                    x = x.clone() if getattr(module, "inplace", False) else x
                 # In the weights' type, whatever autocast chose.
                 x = next((x.to(weight.dtype) for weight in module.parameters()), x)
                 # Not by a call, so that hooks do not run.
                 x = type(module).forward(module, x)
+        x = self.method.reconstruct(compressed) if x is None else x
         return x.to(self.dtype)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
