@@ -8,19 +8,21 @@ from fedact.compression import make_method
 from fedact.nn.surgery import assign
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, measure_within_budget
+from fedact.planner.saved_prediction import SavedPrediction
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
 
-GENTLE = 0.95
-"""Caps below this explained variance are tried only where no micro-batch fits with caps of at least this."""
-
 
 class FixedMethodSearch:
-    """Finds the largest micro-batch that fits the budget; it remembers the least depth that does not."""
+    """Finds the largest micro-batch that fits the budget, caps on ranks giving way before it, and the gentlest caps for it.
+
+    It remembers the least depth that does not fit.
+    """
 
     def __init__(self, problem: Problem, limit: SlowdownLimit) -> None:
         self.problem, self.limit = problem, limit
         self.too_deep = float("inf")
+        self.saved: dict[int, SavedPrediction] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         if depth < self.too_deep and not self._fits(depth):
@@ -29,15 +31,15 @@ class FixedMethodSearch:
         return dict.fromkeys(self.problem.trained_in_order(depth), 0.0) if depth < self.too_deep else None
 
     def solve(self, depth: int) -> Solution | None:
-        levels: dict[int, list[tuple[float, Methods]]] = {}
-        for gentle, micro_batch in product((True, False), self.problem.micro_batches()):
-            if micro_batch not in levels:
-                levels[micro_batch] = self._levels(depth, micro_batch)
-            sizes = self._chunks(levels[micro_batch][0][1], micro_batch)
-            for chunk, (level, methods) in product(sizes, levels[micro_batch]):
-                if (level >= GENTLE) == gentle and self._may_fit(methods, micro_batch, chunk):
+        for micro_batch in self.problem.micro_batches():
+            if not self._leaves_room(depth, micro_batch):
+                continue
+            levels = self._levels(depth, micro_batch)
+            sizes = self._chunks(levels[0][1], micro_batch)
+            for chunk, (level, methods) in product(sizes, levels):
+                if self._may_fit(depth, methods, micro_batch, chunk):
                     memory = measure_within_budget(self.problem, methods, micro_batch, chunk)
-                    solution = Solution(depth, micro_batch, methods, memory, {}, chunk)
+                    solution = Solution(depth, micro_batch, methods, memory, {}, chunk, caps=level if level < 1.0 else None)
                     if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
                         return admitted
         return None
@@ -50,18 +52,32 @@ class FixedMethodSearch:
         if self.problem.budget is None:
             return True
         _, methods = self._levels(depth, 1)[-1]
-        chunks = [chunk for chunk in self._chunks(methods, 1) if self._may_fit(methods, 1, chunk)]
+        chunks = [chunk for chunk in self._chunks(methods, 1) if self._may_fit(depth, methods, 1, chunk)]
         return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, chunk)) for chunk in chunks)
 
     def _chunks(self, methods: Methods, micro_batch: int) -> list[int]:
         """Return how many examples at a time the frozen prefix may run on."""
         return [0] if self.problem.scope == "saved" else self.peaks.prefix_chunks(methods, micro_batch)
 
-    def _may_fit(self, methods: Methods, micro_batch: int, chunk: int) -> bool:
-        """Tell whether a step is worth measuring."""
-        if self.problem.scope == "saved" or self.problem.budget is None:
+    def _leaves_room(self, depth: int, micro_batch: int) -> bool:
+        """Tell whether what is saved beside the inputs leaves room for them in a budget of saved bytes."""
+        method, budget = make_method(self.problem.method), self.problem.budget
+        if self.problem.scope != "saved" or budget is None or method.traits.keeps_input:
             return True
+        return self._saved(depth).overhead_bytes(method.derive, micro_batch) <= budget
+
+    def _may_fit(self, depth: int, methods: Methods, micro_batch: int, chunk: int) -> bool:
+        """Tell whether a step is worth measuring."""
+        if self.problem.budget is None:
+            return True
+        if self.problem.scope == "saved":
+            return self._saved(depth).may_fit(methods, micro_batch)
         return self.peaks.may_fit(methods, micro_batch, chunk)
+
+    def _saved(self, depth: int) -> SavedPrediction:
+        if depth not in self.saved:
+            self.saved[depth] = SavedPrediction(self.problem, depth)
+        return self.saved[depth]
 
     @cached_property
     def peaks(self) -> PeakPrediction:

@@ -139,6 +139,8 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     else:
         flops = round(step_error.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
+    if solution.caps is not None:
+        reasons.append(f"ranks at most those of variance {solution.caps:g}")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
     return Plan(

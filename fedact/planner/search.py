@@ -17,7 +17,8 @@ class Solution(NamedTuple):
     """Methods and a micro-batch for a depth, with the measured memory of their step.
 
     input_errors: each saved input's part of the gradient error, where it is known. prefix_chunk: examples at a time through
-    the frozen prefix, 0 for all of a micro-batch. slowdown: relative to plain training, where it was timed.
+    the frozen prefix, 0 for all of a micro-batch. slowdown: relative to plain training, where it was timed. caps: the share
+    of the examples' variance that the ranks of a given variance are capped at, None where they are not.
     """
 
     depth: int
@@ -27,6 +28,7 @@ class Solution(NamedTuple):
     input_errors: Mapping[str, float]
     prefix_chunk: int = 0
     slowdown: float | None = None
+    caps: float | None = None
 
     @property
     def error(self) -> float:

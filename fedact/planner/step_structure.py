@@ -60,6 +60,13 @@ class StepStructure:
         return self._paths[depth]
 
     @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """One example's saved inputs, by key."""
+        keys = [saved.key for saved in self.saved_inputs(self.depth)]
+        inputs = self.problem.inputs([*self.problem.trained(self.depth), *keys], 1)
+        return {key: inputs[key] for key in keys}
+
+    @cached_property
     def rematerializations(self) -> Rematerializations:
         """What is rematerialized at the greatest depth, and how."""
         methods = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact(self.derive))

@@ -54,7 +54,19 @@ def test_the_micro_batch_gives_way_before_the_layers_and_the_head_stays_last(met
     assert seen[-1].status == "skipped"
     for plan in seen:
         assert plan.status == ("skipped" if plan.micro_batch == 0 else "ok" if plan.layers else "head-only")
-        assert (plan.reason is None) == (plan.layers == asked and plan.micro_batch == 4)
+        capped = "ranks at most" in (plan.reason or "")
+        assert (plan.reason is None) == (plan.layers == asked and plan.micro_batch == 4 and not capped)
+        assert not capped or method == "hosvd:variance=0.8"
+
+
+def test_caps_on_ranks_give_way_before_the_micro_batch_and_the_reason_says_so():
+    whole = plan_for(None, method="hosvd:variance=0.8", layers=3).saved_bytes
+    plans = [plan_for(int(share * whole), method="hosvd:variance=0.8", layers=3) for share in (1.0, 0.6, 0.3)]
+    sizes = [plan.micro_batch for plan in plans]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == plans[0].batch_size > sizes[-1]
+    assert plans[0].reason.startswith("ranks at most those of variance 0.")
+    assert any("max_ranks" in kept.method for kept in plans[0].kept)
 
 
 def test_given_layers_are_kept_until_only_the_head_is_left():

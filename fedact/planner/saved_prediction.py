@@ -1,0 +1,53 @@
+"""The least saved bytes of a step under given methods, from shapes: a step that cannot fit need not be measured."""
+
+import torch
+
+from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.step_structure import StepStructure
+
+LINEARITY = 1.1
+"""The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
+
+
+class SavedPrediction:
+    """Predicts the saved bytes of steps at one depth."""
+
+    def __init__(self, problem: Problem, depth: int) -> None:
+        self.problem, self.depth = problem, depth
+        self._structures: dict[int, StepStructure] = {}
+        self._exact_bytes: int | None = None
+
+    def may_fit(self, methods: Methods, micro_batch: int) -> bool:
+        """Tell whether a step, in which methods store as much as their caps allow, may be within the budget."""
+        budget = self.problem.budget
+        return budget is None or self.least_bytes(methods, micro_batch) <= LINEARITY * budget
+
+    def overhead_bytes(self, derive: int, micro_batch: int) -> int:
+        """Return the bytes saved besides the saved inputs, whatever their methods."""
+        return self._structure(derive).overhead_bytes(self.depth, micro_batch)
+
+    def least_bytes(self, methods: Methods, micro_batch: int) -> int:
+        """Return what the inputs take that are stored with loss, and what is saved beside them; of exact methods a part."""
+        if all(method.traits.keeps_input for method in methods.values()):
+            return self._of_one(methods) * micro_batch
+        structure = self._structure(max(method.derive for method in methods.values()))
+        masks, total = structure.mask_bytes(self.depth), structure.overhead_bytes(self.depth, micro_batch)
+        for saved in structure.saved_inputs(self.depth):
+            method, x = methods[saved.layers[0]].ceiling, structure.inputs[saved.key]
+            # What is kept as it is may be saved by other modules too, and counts once.
+            if not method.traits.keeps_input and x.dtype is torch.float32:
+                shape = (micro_batch, *x.shape[1:])
+                total += method.predicted_bytes(shape) + method.predicted_state_bytes(shape)
+                total += micro_batch * masks[saved.key]
+        return total
+
+    def _of_one(self, methods: Methods) -> int:
+        """Return the measured bytes of one example's step under methods that keep their inputs."""
+        if self._exact_bytes is None:
+            self._exact_bytes = measure_step(self.problem, methods, 1).saved_bytes
+        return self._exact_bytes
+
+    def _structure(self, derive: int) -> StepStructure:
+        if derive not in self._structures:
+            self._structures[derive] = StepStructure(self.problem, derive, self.depth)
+        return self._structures[derive]
