@@ -1,8 +1,8 @@
 """Tensor algebra in PyTorch: unfoldings, spectra, truncation and mode products."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from math import prod
+from math import isfinite, prod
 from typing import NamedTuple
 
 import torch
@@ -117,7 +117,9 @@ def gram_spectrum(x: Tensor, mode: int, dtype: torch.dtype = torch.float64) -> S
     """
     tall = is_tall(x, mode)
     squared = gram(matrix(x, mode), 1, dtype) if tall else gram(x, mode, dtype)
-    eigenvalues, vectors = torch.linalg.eigh(finite(squared))
+    # What is no number in a row is none in that row's sum of squares.
+    finite(squared.trace())
+    eigenvalues, vectors = torch.linalg.eigh(squared)
     return Spectrum(eigenvalues.double().flip(0).clamp_min(0), vectors.flip(1), tall)
 
 
@@ -132,7 +134,7 @@ SOLVERS: dict[str, Callable[[Tensor, int], Spectrum]] = {"gram": gram_spectrum, 
 
 def finite(x: Tensor) -> Tensor:
     """Return x; raises FloatingPointError where it holds a NaN or an infinity."""
-    if not x.isfinite().all():
+    if not (x.isfinite().all() if x.dim() else isfinite(x.item())):
         raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
     return x
 
@@ -154,22 +156,35 @@ def rank_for_variance(eigenvalues: Float[Tensor, " rank"], variance: float) -> i
     return min(int(torch.searchsorted(explained, variance * explained[-1])) + 1, len(eigenvalues))
 
 
-def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
-    """Return x times a matrix along one mode: dimension n goes from columns to rows.
+def mode_products(x: Tensor, matrices: Iterable[tuple[int, Float[Tensor, "rows columns"]]]) -> Tensor:
+    """Return x times one matrix after the other, each along its mode: dimension n goes from columns to rows.
 
     Memory keeps its order, but where the innermost dimension shrinks, which is then the outermost.
     """
-    parts, order = slabs(x, mode), memory_order(x)
-    if parts.shape[2] > 1:
-        product = torch.bmm(matrix.expand(len(parts), *matrix.shape), parts)
-    elif len(matrix) < parts.shape[1]:
-        # As in ``times_gram``.
-        product = matrix.contiguous() @ parts[..., 0].T
-        order.insert(0, order.pop(order.index(mode)))
-    else:
-        product = parts[..., 0] @ matrix.T
-    sizes = [len(matrix) if dimension == mode else x.shape[dimension] for dimension in order]
-    return product.view(sizes).permute([order.index(dimension) for dimension in range(x.dim())])
+    order = memory_order(x)
+    sizes = [x.shape[dimension] for dimension in order]
+    x = x.permute(order).contiguous()
+    for mode, matrix in matrices:
+        place, rows = order.index(mode), matrix.shape[0]
+        outer, size, inner = prod(sizes[:place]), sizes[place], prod(sizes[place + 1 :])
+        sizes[place] = rows
+        if inner > 1 and outer > 1:
+            x = torch.bmm(matrix.expand(outer, rows, size), x.view(outer, size, inner))
+        elif inner > 1:
+            x = matrix @ x.view(size, inner)
+        elif rows >= size:
+            x = x.view(outer, size) @ matrix.T
+        else:
+            # As in ``times_gram``.
+            x = matrix.contiguous() @ x.view(outer, size).T
+            order.insert(0, order.pop(place))
+            sizes.insert(0, sizes.pop(place))
+    return x.view(sizes).permute([order.index(dimension) for dimension in range(len(order))])
+
+
+def mode_product(x: Tensor, matrix: Float[Tensor, "rows columns"], mode: int) -> Tensor:
+    """Return x times a matrix along one mode."""
+    return mode_products(x, [(mode, matrix)])
 
 
 def project(x: Tensor, factors: Mapping[int, Tensor], caps: Mapping[int, int] | None = None) -> Tensor:
@@ -185,16 +200,14 @@ def project(x: Tensor, factors: Mapping[int, Tensor], caps: Mapping[int, int] | 
         rest = {mode: factor for mode, factor in factors.items() if mode < 2}
         core = project(x.flatten(2), {**rest, 2: both}, {**ranks, 2: ranks[2] * ranks[3]})
         return core.reshape(*core.shape[:2], factors[2].shape[1], factors[3].shape[1])
-    for mode in sorted(factors, key=lambda mode: 1 / len(factors[mode]) - 1 / ranks[mode]):
-        x = mode_product(x, factors[mode].T, mode)
-    return x
+    modes = sorted(factors, key=lambda mode: 1 / factors[mode].shape[0] - 1 / ranks[mode])
+    return mode_products(x, [(mode, factors[mode].T) for mode in modes])
 
 
 def compose(core: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
     """Return core x1 U1 x2 U2 ... (the smallest growth first, which keeps the intermediate results small)."""
-    for mode in sorted(factors, key=lambda mode: factors[mode].shape[0] / factors[mode].shape[1]):
-        core = mode_product(core, factors[mode], mode)
-    return core
+    modes = sorted(factors, key=lambda mode: factors[mode].shape[0] / factors[mode].shape[1])
+    return mode_products(core, [(mode, factors[mode]) for mode in modes])
 
 
 def full_ranks(shape: Sequence[int]) -> tuple[int, ...]:

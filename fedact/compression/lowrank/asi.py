@@ -90,10 +90,10 @@ def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -
     if rank == dimension:
         return last
     image = times_gram(x, last, mode)
-    size = torch.linalg.vector_norm(image)
+    size = float(torch.linalg.vector_norm(image))
     if size == 0:
         return last
-    return orthonormal(torch.add(image, last * size, alpha=torch.finfo(x.dtype).eps))
+    return orthonormal(torch.add(image, last, alpha=size * torch.finfo(x.dtype).eps))
 
 
 def orthonormal(columns: Float[Tensor, "dimension rank"]) -> Float[Tensor, "dimension rank"]:

@@ -38,7 +38,7 @@ def by_filter(gram: Float[Tensor, "dimension dimension"], most: int, variance: f
             norms = torch.linalg.vector_norm(torch.addcmul(images, basis, values, value=-1), dim=0).tolist()
             rank = proven_rank(listed, norms, most, variance, energy)
             if rank is not None:
-                return basis[:, :rank] if sure_rank(listed[: rank + 1], most, variance, energy) == rank else None
+                return basis[:, :rank].clone() if sure_rank(listed[: rank + 1], most, variance, energy) == rank else None
         if step < FILTERS:
             block = _filtered(gram, basis, images, max(listed[-1], energy * torch.finfo(gram.dtype).eps))
     return None

@@ -34,10 +34,7 @@ def leading_factor(x: Tensor, mode: int, most: int, variance: float | None) -> F
     vectors = None
     if x.dtype is torch.float32 and variance is not None and variance < 1.0:
         vectors = _in_float32(x, mode, most, variance)
-    if vectors is None:
-        vectors = _in_float64(x, mode, most, variance)
-    # The largest element of each above zero: results do not depend on how the vectors were computed.
-    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return _in_float64(x, mode, most, variance) if vectors is None else vectors
 
 
 def _in_float64(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor:
