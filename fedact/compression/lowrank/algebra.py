@@ -68,11 +68,10 @@ def gram(x: Tensor, mode: int, dtype: torch.dtype) -> Float[Tensor, "dimension d
     outer, dimension, inner = parts.shape
     if 1 < inner < dimension and outer > 1:
         parts = unfold(x, mode)[None]
-    along = 0 if len(parts) > 1 else 2
     # A part at a time: a copy of the whole, or the products of all parts, could be the largest tensor of the step.
-    whole = dtype is x.dtype and (1 in (len(parts), parts.shape[2]) or x.numel() <= COPIED)
-    if whole:
-        return _gram(parts)
+    if x.numel() <= COPIED or (dtype is x.dtype and 1 in (len(parts), parts.shape[2])):
+        return _gram(parts.to(dtype))
+    along = 0 if len(parts) > 1 else 2
     step = max(1, COPIED * parts.shape[along] // max(1, x.numel()))
     grams = (_gram(part.to(dtype)) for part in torch.split(parts, step, along))
     return reduce(torch.Tensor.add_, grams)

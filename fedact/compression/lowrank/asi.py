@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.compression.lowrank.algebra import factor, full_ranks, gram_spectrum, mode_product, project, times_gram, unfold
+from fedact.compression.lowrank.algebra import factor, finite, gram_spectrum, project, times_gram, unfold
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
 from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
@@ -38,8 +38,9 @@ class SubspaceIteration(Subspaces):
             rank = rule.bounds[0]
         else:
             rank = state.metadata[0] if state.metadata else self.leading_factor(x, 0, rule).shape[1]
-        batch = leading_examples(core, min(rank, full_ranks(core.shape)[0]))
-        return mode_product(core, batch.T, 0), {0: batch, **bases}
+        flat = unfold(core, 0)
+        batch = leading_examples(flat, min(rank, *flat.shape))
+        return (batch.T @ flat).view(batch.shape[1], *core.shape[1:]), {0: batch, **bases}
 
 
 @settings("asi")
@@ -74,11 +75,18 @@ class ASI(LowRank):
         return SubspaceIteration()
 
 
-def leading_examples(core: Tensor, rank: int) -> Float[Tensor, "batch rank"]:
-    """Return the leading singular vectors of the batch's unfolding, or any basis where that is all they span."""
-    if rank * len(core) == core.numel():
-        return orthonormal(unfold(core, 0))
-    return factor(core, 0, gram_spectrum(core, 0), rank)
+def leading_examples(core: Float[Tensor, "batch rest"], rank: int) -> Float[Tensor, "batch rank"]:
+    """Return the leading left singular vectors, or any basis where that is all they span."""
+    examples, rest = core.shape
+    if rank == rest:
+        return orthonormal(core)
+    if examples > rest:
+        return factor(core, 0, gram_spectrum(core, 0), rank)
+    wide = core.double()
+    squared = wide @ wide.T
+    finite(squared.trace())
+    vectors: Tensor = torch.linalg.eigh(squared)[1]
+    return vectors[:, examples - rank :].flip(1).to(core.dtype)
 
 
 def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -> Float[Tensor, "dimension rank"]:

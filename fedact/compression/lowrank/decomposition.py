@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import PlainValidator
@@ -14,6 +15,7 @@ from fedact.compression.lowrank.algebra import channel_mean, compose
 from fedact.compression.lowrank.bit_depth import BitDepth
 from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
+from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.method import (
@@ -47,16 +49,6 @@ DECOMPOSITION = Traits("", published="variance=0.8", sweep=Sweep("variance", (0.
 
 Ranks = Annotated[tuple[int, ...] | None, PlainValidator(lambda ranks: None if ranks is None else tuple(ranks))]
 """One rank a mode; a list will do."""
-
-
-class Layout(NamedTuple):
-    """The tensor's shape and type, the core's shape; whose factors follow the core, and whose are the state."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    core: torch.Size
-    modes: tuple[int, ...]
-    state_modes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,12 +103,9 @@ class LowRank(Method):
 
     def rank_rule(self, shape: Sequence[int]) -> RankRule:
         """Return the rule for a tensor's ranks; raises ConfigError where the number of given ranks is not its modes'."""
-        caps = self._bounds(self.max_ranks, shape) if self.max_ranks else {}
-        if self.ranks is not None:
-            return RankRule(self._bounds(self.ranks, shape), None, caps)
-        return RankRule(caps or self._bounds(None, shape), self.variance or PAPER_VARIANCE, caps)
+        return _rank_rule(self, tuple(shape))
 
-    def _bounds(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
+    def bounds(self, ranks: Sequence[int] | None, shape: Sequence[int]) -> dict[int, int]:
         """Return the ranks (the largest, where there are none) by mode, none above what its factor can have."""
         modes, limits = self.modes(len(shape)), self.factorization.limits(shape)
         if ranks is not None and len(ranks) != len(modes):
@@ -130,13 +119,15 @@ class LowRank(Method):
         core, factors = factorization.factorize(self._centred(x), rule, state)
         held = factorization.state_modes(x.dim())
         layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
-        ranks = {mode: factor.shape[1] for mode, factor in factors.items()}
-        next_state = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), state.metadata or ranks)
+        next_state = NO_STATE
+        if held:
+            ranks = state.metadata or {mode: factor.shape[1] for mode, factor in factors.items()}
+            next_state = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), ranks)
         stored = [_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
         stored += [_in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
         del core, factors
         packed = self.bit_depth.pack(stored)
-        return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, next_state if held else NO_STATE)
+        return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, next_state)
 
     def _centred(self, x: Tensor) -> Tensor:
         """Return the tensor that is decomposed, in a type with enough digits for linear algebra."""
@@ -183,9 +174,8 @@ class LowRank(Method):
         layout = compressed.metadata
         caps = self.rank_rule(layout.shape).caps
         ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
-        if not isinstance(operation, Convolution) or not factors_are_cheaper(
-            ranks, layout.shape, self.modes(4), weight, operation
-        ):
+        of = (tuple(ranks), layout.shape, self.modes(4), weight.shape)
+        if not isinstance(operation, Convolution) or not factors_are_cheaper(*of, operation):
             return super().weight_gradient(compressed, grad_output, weight, operation)
         core, factors = self.parts(compressed)
         gradient = factor_gradient(core, factors, computable(grad_output), computable(weight), operation, caps)
@@ -247,4 +237,12 @@ class LowRank(Method):
 
 
 def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return owned(x.to(dtype).contiguous())
+    return owned((x if x.dtype is dtype else x.to(dtype)).contiguous())
+
+
+@lru_cache(maxsize=1024)
+def _rank_rule(method: LowRank, shape: tuple[int, ...]) -> RankRule:
+    caps = method.bounds(method.max_ranks, shape) if method.max_ranks else {}
+    if method.ranks is not None:
+        return RankRule(method.bounds(method.ranks, shape), None, caps)
+    return RankRule(caps or method.bounds(None, shape), method.variance or PAPER_VARIANCE, caps)

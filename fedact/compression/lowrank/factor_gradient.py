@@ -1,7 +1,8 @@
 """The weight gradient of a convolution straight from a core and factors, and when that is the cheaper way."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -30,14 +31,14 @@ def factor_gradient(
     Pointwise, the output gradient is contracted along height and width too; depthwise, the channels are expanded first.
     caps: as for ``project``.
     """
-    if is_pointwise(weight, operation) and HEIGHT in factors:
+    if is_pointwise(weight.shape, operation) and HEIGHT in factors:
         projected = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
         gradient = unfold(projected, CHANNELS) @ unfold(core, CHANNELS).T
         return (gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient).reshape(weight.shape)
     if BATCH in factors:
         grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
     last = grad_output.is_contiguous(memory_format=torch.channels_last)
-    early = (HEIGHT, WIDTH, CHANNELS) if is_depthwise(weight) else (HEIGHT, WIDTH)
+    early = (HEIGHT, WIDTH, CHANNELS) if is_depthwise(weight.shape) else (HEIGHT, WIDTH)
     image = compose(core, {mode: factors[mode] for mode in early if mode in factors})
     image = image.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     if CHANNELS not in factors or CHANNELS in early:
@@ -51,28 +52,29 @@ def factor_gradient(
     return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
 
 
-def is_pointwise(weight: Tensor, operation: Convolution) -> bool:
+def is_pointwise(weight: Sequence[int], operation: Convolution) -> bool:
     """Tell whether every position of the output is a product with that position of the input alone."""
     plain = (operation.stride, operation.padding, operation.groups) == ((1, 1), (0, 0), 1)
-    return plain and tuple(weight.shape[2:]) == (1, 1) and not any(operation.edges)
+    return plain and tuple(weight[2:]) == (1, 1) and not any(operation.edges)
 
 
-def is_depthwise(weight: Tensor) -> bool:
+def is_depthwise(weight: Sequence[int]) -> bool:
     """Tell whether every output channel sees one input channel."""
-    return weight.shape[1] == 1
+    return weight[1] == 1
 
 
+@lru_cache(maxsize=1024)
 def factors_are_cheaper(
-    ranks: Sequence[int], shape: Sequence[int], factors: Collection[int], weight: Tensor, operation: Convolution
+    ranks: tuple[int, ...], shape: torch.Size, factors: tuple[int, ...], weight: torch.Size, operation: Convolution
 ) -> bool:
     """Tell whether the gradient from the factors takes fewer multiplications than rebuilding the tensor and correlating it.
 
-    ranks: the core's shape; shape: the tensor's; factors: the modes that have one. With a factor of the channels every
-    output meets all k2 channels; without, the groups stay.
+    ranks: the core's shape; shape, weight: the tensors'; factors: the modes that have one. With a factor of the channels
+    every output meets all k2 channels; without, the groups stay.
     """
     (batch, channels, *space), (k1, k2, *positional) = shape, ranks
     pixels = prod(space)
-    outputs, inputs, *kernel = weight.shape
+    outputs, inputs, *kernel = weight
     strides = prod(operation.stride)
     positions = pixels * prod(kernel) // strides
     rebuilding = k1 * k2 * channels * pixels + (batch * k2 * channels * pixels if CHANNELS in factors else 0)
