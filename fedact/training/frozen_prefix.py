@@ -14,6 +14,7 @@ from fedact.config.plan import Plan
 from fedact.data import Loader
 from fedact.measure.memory import measure_memory, stored_bytes
 from fedact.nn.prefix.chunks import in_chunks
+from fedact.nn.prefix.folded import FoldedPrefix, folded_prefix
 from fedact.nn.prefix.outputs import MIN_GROUP, Layout, Positions, group_for, layouts, outputs_by_group
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
 from fedact.nn.surgery import states
@@ -45,14 +46,15 @@ class FrozenPrefix:
     """The frozen prefix of an installed model.
 
     layouts: how its outputs are stored. prefix_chunk: the plan's examples at a time on a device, 0 for a whole batch.
-    group: examples at a time in this simulation. Its peak bytes on a device are cached by the number of examples, without
-    the methods' state.
+    group: examples at a time in this simulation. folded: the copy that computes them faster, None where there is none. Its
+    peak bytes on a device are cached by the number of examples, without the methods' state.
     """
 
     split: Split
     layouts: tuple[Layout, ...]
     prefix_chunk: int
     group: int
+    folded: FoldedPrefix | None = None
     _peaks: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -96,7 +98,7 @@ class FrozenPrefix:
 
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
             at = np.array([places[int(row)] for row in missing], np.int64)
-            for chosen, values in outputs_by_group(self.split, loader, at, self.layouts, self.group):
+            for chosen, values in self._by_group(loader, at):
                 yield rows[chosen], values
 
         cache.fill(rows, make)
@@ -112,8 +114,15 @@ class FrozenPrefix:
 
     def _computed(self, loader: Loader, chosen: Positions) -> list[Tensor]:
         """Return the prefix outputs of these examples in memory order, a tensor a layout."""
-        groups = [values for _, values in outputs_by_group(self.split, loader, chosen, self.layouts, self.group)]
+        groups = [values for _, values in self._by_group(loader, chosen)]
         return [torch.cat(parts) for parts in zip(*groups, strict=True)]
+
+    def _by_group(self, loader: Loader, chosen: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
+        """Return what ``outputs_by_group`` does of these examples, with the model's weights as they are now."""
+        if self.folded is not None and len(chosen):
+            self.folded.refresh()
+        prefix = self.folded or self.split.prefix
+        return outputs_by_group(prefix, loader, chosen, self.layouts, self.group)
 
     def _batch(
         self, loader: Loader, load: Callable[[Positions], list[Tensor]], chosen: Positions
@@ -144,5 +153,6 @@ def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float)
     stored_layouts = layouts(parts, loader, np.arange(min(len(loader), MIN_GROUP)))
     if stored_layouts is None:
         return None
-    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP)
+    folded = folded_prefix(parts, loader(np.arange(min(len(loader), MIN_GROUP)))[0])
+    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP, folded)
     return replace(small, group=group_for(examples)) if small.fits_in_memory(ceil(examples)) else small

@@ -123,9 +123,9 @@ def test_what_becomes_of_an_example_does_not_depend_on_the_others(memory_format)
         return images[torch.from_numpy(positions)], torch.zeros(len(positions))
 
     stored_layouts = layouts(cut, load, np.arange(40))
-    whole = torch.cat([values[0] for _, values in outputs_by_group(cut, load, np.arange(40), stored_layouts, 16)])
+    whole = torch.cat([values[0] for _, values in outputs_by_group(cut.prefix, load, np.arange(40), stored_layouts, 16)])
     some = np.array([39, 3, 17])
-    ((_, (few,)),) = outputs_by_group(cut, load, some, stored_layouts, 16)
+    ((_, (few,)),) = outputs_by_group(cut.prefix, load, some, stored_layouts, 16)
     assert torch.equal(few, whole[torch.from_numpy(some)])
     torch.testing.assert_close(stored_layouts[0].from_memory_order(few), model[1](model[0](images))[torch.from_numpy(some)])
 

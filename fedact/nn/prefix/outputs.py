@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from fedact.nn.prefix.split import Split
 MIN_GROUP, MAX_GROUP = 16, 64
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Prefix = Callable[[Tensor], tuple[Any, ...]]
+"""Returns a frozen prefix's outputs for images."""
+
 Positions = Int[np.ndarray, " examples"]
 
 
@@ -69,14 +73,14 @@ def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...
 
 @torch.no_grad()
 def outputs_by_group(
-    split: Split, load: Load, positions: Positions, stored_layouts: Sequence[Layout], group: int
+    prefix: Prefix, load: Load, positions: Positions, stored_layouts: Sequence[Layout], group: int
 ) -> Iterator[tuple[Positions, list[Tensor]]]:
     """Yield (positions, their prefix outputs in memory order, a tensor a layout), ``group`` examples at a time."""
     for start in range(0, len(positions), group):
         chosen = positions[start : start + group]
         x, _ = load(_padded(chosen, group))
-        values = zip(stored_layouts, split.prefix(x), strict=True)
-        yield chosen, [layout.to_memory_order(value)[: len(chosen)] for layout, value in values]
+        values = zip(stored_layouts, prefix(x), strict=True)
+        yield chosen, [layout.to_memory_order(value)[: len(chosen)].contiguous() for layout, value in values]
 
 
 def _padded(positions: Positions, group: int) -> Positions:
