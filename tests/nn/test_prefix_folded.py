@@ -1,0 +1,81 @@
+"""The fast copy of the frozen prefix: the same outputs to rounding, for the weights as they are, or no copy at all."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import densenet121, mobilenet_v2, resnet18
+
+import fedact
+from fedact.nn.prefix.folded import folded_prefix
+from fedact.nn.prefix.split import split
+from tests.support.laws import relative_error
+
+X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Tied(nn.Module):
+    """Convolutions that are called twice, that two layers read, whose bias the code reads, and that have no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice, self.shared, self.tied = (nn.Conv2d(3 if k == 0 else 6, 6, 3, padding=1) for k in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6, affine=k != 1) for k in range(5))
+        self.last, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.stem(x)).relu_()
+        x = self.norms[1](self.twice(x)) + self.norms[2](self.twice(x.flip(1)))
+        y = self.shared(x)
+        x = self.norms[3](y) + y
+        x = self.norms[4](self.tied(x)) * self.tied.bias.view(-1, 1, 1)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+def trained(build, layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = (build() if build is Tied else build(num_classes=4)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 2)
+                module.bias.data.normal_()
+    return fedact.compress(model, "exact", layers=layers)
+
+
+def errors(model: nn.Module, folded) -> list[float]:
+    return [relative_error(a, b) for a, b in zip(folded(X), split(model).prefix(X), strict=True)]
+
+
+@pytest.mark.parametrize(("build", "layers", "folds"), [(mobilenet_v2, 4, 48), (resnet18, 3, 17), (Tied, 1, 1)])
+def test_outputs_are_the_prefixs_and_follow_its_weights(build, layers, folds):
+    model = trained(build, layers)
+    names = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    folded = folded_prefix(split(model), X)
+    assert len(folded.folds) == folds
+    assert max(errors(model, folded)) < 1e-5
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1.1)
+    assert max(errors(model, folded)) > 1e-3
+    folded.refresh()
+    assert max(errors(model, folded)) < 1e-5
+    assert names == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def test_there_is_none_where_a_hook_would_not_run_or_the_code_needs_other_strides():
+    model = trained(densenet121, 2)
+    handle = model.features.denseblock1.register_forward_hook(lambda *_: None)
+    assert folded_prefix(split(model), X) is None
+    handle.remove()
+    assert folded_prefix(split(model), X) is not None
+
+    class Strided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1).view(x.shape)
+
+    strided = fedact.compress(nn.Sequential(nn.Conv2d(3, 4, 3), Strided(), nn.Conv2d(4, 4, 3)).eval(), "exact", layers=1)
+    assert split(strided).prefix(X)
+    assert folded_prefix(split(strided), X) is None
