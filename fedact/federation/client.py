@@ -1,19 +1,18 @@
 """The client's side of Flower: receive plan and tensors, train, measure, reply with the trained tensors."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isfinite, nan
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.client_mods import MODS
+from fedact.federation.replies import all_finite
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Outcome
 from fedact.nn.surgery import load_states, trained_parameters
@@ -111,8 +110,3 @@ def measured_iou(outcome: Outcome) -> dict[str, list[float]]:
     if outcome.class_iou is None:
         return {}
     return {"class-iou": [nan if value is None else value for value in outcome.class_iou]}
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether every number is finite; one that is not a number is the least and the largest."""
-    return all(isfinite(float(end)) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor))

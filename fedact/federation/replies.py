@@ -61,6 +61,11 @@ def read_reply(
     return tensors, _figures(metrics, plan, examples, classes)
 
 
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether every number is finite; one that is not a number is the least and the largest."""
+    return all(isfinite(float(end)) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor))
+
+
 def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
     # Before it is read: what is too long cannot be right, and could fill the memory.
     if len(array.data) > like.nbytes + HEADER_BYTES:
@@ -73,7 +78,7 @@ def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
         raise BadReply(f"tensor {name!r} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
     if tensor.dtype != like.dtype:
         raise BadReply(f"tensor {name!r} is of type {tensor.dtype}, not {like.dtype}")
-    if not bool(torch.isfinite(tensor).all()):
+    if not all_finite([tensor]):
         raise BadReply(f"tensor {name!r} is not finite")
     return tensor
 

@@ -45,6 +45,23 @@ Consumers = dict[str, list[set[str]]]
 _TRACED: WeakKeyDictionary[nn.Module, tuple[Any, Graph | None]] = WeakKeyDictionary()
 
 
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what ``model.named_modules()`` yields, in a fraction of its time: a client's every round asks."""
+    found: list[tuple[str, nn.Module]] = []
+    known: set[nn.Module] = set()
+
+    def add(prefix: str, module: nn.Module) -> None:
+        if module not in known:
+            known.add(module)
+            found.append((prefix, module))
+            for name, child in module._modules.items():
+                if child is not None:
+                    add(f"{prefix}.{name}" if prefix else name, child)
+
+    add("", model)
+    return found
+
+
 def traced(model: nn.Module) -> Graph | None:
     """Return the model's torch.fx graph, None for code that cannot be traced.
 

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from fedact.compression import Method
 from fedact.config.errors import ConfigError
-from fedact.nn.graph import consumers, downstream, product_factors
+from fedact.nn.graph import consumers, downstream, named_modules, product_factors
 from fedact.nn.layers import (
     NORMS,
     PLAIN,
@@ -49,7 +49,13 @@ GATES = (nn.Sigmoid,)
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    named, known = dict[str, nn.Parameter](), set[int]()
+    for prefix, module in named_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad and id(parameter) not in known:
+                known.add(id(parameter))
+                named[f"{prefix}.{name}" if prefix else name] = parameter
+    return named
 
 
 def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, prefix_chunk: int = 0) -> nn.Module:

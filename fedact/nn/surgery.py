@@ -10,6 +10,7 @@ from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
+from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics, install, restore, trained_parameters
 from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec, RematerializedCodec, SourceConv2d
 
@@ -143,7 +144,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
 def reset_states(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     """Clear the methods' states of a model that carries the plan, as a new ``apply`` would; returns the model."""
     places = {kept.name: place for place, kept in enumerate(plan.kept)}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if isinstance(codec := vars(module).get("codec"), LayerCodec):
             codec.reset(seed + places[name] if name in places else 0)
     return model
@@ -203,7 +204,7 @@ def saves_less(model: nn.Module) -> bool:
 
 def states(model: nn.Module) -> dict[str, Tensor]:
     """Return the installed methods' state tensors, by layer and number: ``features.18.0/0``."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, CodecLayer)]
+    layers = [(name, module) for name, module in named_modules(model) if isinstance(module, CodecLayer)]
     return {f"{name}/{place}": tensor for name, module in layers for place, tensor in enumerate(module.state_tensors())}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -22,8 +23,8 @@ class RunningMean:
         if not weight:
             return
         for name, tensor in tensors.items():
-            part = tensor.double() * weight
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
+            part = tensor.to(torch.float64, copy=True).mul_(weight)
+            self.sums[name] = self.sums[name].add_(part) if name in self.sums else part
             self.weights[name] = self.weights.get(name, 0) + weight
             self.clients[name] = self.clients.get(name, 0) + 1
 

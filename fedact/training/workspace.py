@@ -75,9 +75,8 @@ class Workspace:
         """
         if plan == self.plan:
             # Nothing but these tensors can have changed since.
-            parameters = dict(self.model.named_parameters())
             for name, tensor in tensors.items():
-                parameters[name].data.copy_(tensor)
+                self.model.get_parameter(name).data.copy_(tensor)
             return reset_states(self.model, plan, seed)
         apply(self.model_with(tensors), plan, seed)
         self.plan = plan

@@ -215,7 +215,7 @@ class CompressedConv2d(CodecLayer, nn.Conv2d):
 
     @noted
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or is_traced():
+        if is_traced():
             return super().forward(x)
         # Once, for a parametrized weight is computed at every reading.
         weight, bias, operation = self.weight, self.bias, Convolution.of(self)

@@ -48,13 +48,16 @@ class FoldedPrefix:
     def refresh(self) -> None:
         """Take over the model's weights as they are now."""
         for convolution, norm, folded in self.folds:
-            scale = (norm.running_var + norm.eps).rsqrt_()  # type: ignore[operator]
-            scale = scale if norm.weight is None else scale.mul_(norm.weight)
-            shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean  # type: ignore[operator]
+            assert isinstance(norm.running_mean, Tensor)
+            assert isinstance(norm.running_var, Tensor)
+            assert isinstance(folded.bias, Tensor)
+            scale = (norm.running_var + norm.eps).rsqrt_()
+            scale = scale.mul_(norm.weight) if norm.affine else scale
+            shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
             torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=folded.weight)
             torch.mul(shift, scale, out=folded.bias)
-            if norm.bias is not None:
-                folded.bias.add_(norm.bias)  # type: ignore[union-attr]
+            if norm.affine:
+                folded.bias.add_(norm.bias)
         for tensor, twin in self.twins:
             twin.copy_(tensor)
 
