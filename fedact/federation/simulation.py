@@ -125,7 +125,9 @@ class Simulation:
     def _grid(self) -> AbstractContextManager[Grid]:
         """Return the grid of the config's runtime."""
         config = self.experiment.config
-        return RayGrid(config) if config.runtime == "ray" else WorkerGrid(config, self.workers)
+        if config.runtime == "ray":
+            return RayGrid(config)
+        return WorkerGrid(config, self.workers, self.experiment.parts.sizes()[0].tolist())
 
 
 def command(config: Config) -> str:

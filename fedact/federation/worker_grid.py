@@ -3,15 +3,15 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Context, Message
 
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.federation import client
-from fedact.federation.local_grid import LocalGrid, answer, failure, identify
-from fedact.processes.pool import Workers
+from fedact.federation.local_grid import SERVER_NODE, LocalGrid, answer, failure, identify
+from fedact.processes.pool import AHEAD, Workers
 from fedact.processes.worker import Outcome
 from fedact.storage.system import processors
 
@@ -23,7 +23,7 @@ SMALL_EXAMPLES, MANY_EXAMPLES = 2_000, 50_000
 """Training examples of data sets, where nobody says how many: before anything is read, more need not be known."""
 SIDE, LARGE_SIDE = 64, 224
 """Pixels of an image's side, where nobody says: of data sets as they come, and with given weights."""
-FEWEST_IMAGES = 10_000
+FEWEST_IMAGES = 20_000
 """Images of 64 pixels a side that must be trained on in a run, epochs and rounds counted: less is done before processes,
 each of which imports for some seconds, have paid for themselves."""
 
@@ -75,29 +75,41 @@ def answer_in_worker(order: tuple[Message, Context]) -> Message:
 
 
 class WorkerGrid(LocalGrid):
-    """Sends each message to a worker that is free; replies are yielded in the order of the messages.
+    """Sends each message to a worker that is free, and yields the replies.
 
     What a client does depends on its message alone: replies are the same whoever makes them, and however many do.
+
+    examples: how many each client trains on.
     """
 
-    def __init__(self, config: Config, workers: Workers) -> None:
+    def __init__(self, config: Config, workers: Workers, examples: Sequence[int]) -> None:
         super().__init__(client.app, config.clients)
         self.workers = workers
+        self.examples = examples
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yield the replies in the order of the messages, a dead worker's as an error."""
+        """Yield the replies in the order of the messages, but the last few; a dead worker's is an error.
+
+        Of these the clients with the most examples begin first, so that the workers end at about the same time.
+        """
         if self.workers.count == 1:
             yield from super().send_and_receive(messages)
             return
         sent: deque[Message] = deque()
 
         def orders() -> Iterator[tuple[Message, Context]]:
-            for message in messages:
+            for message in self._largest_first(list(messages)):
                 sent.append(message)
                 yield message, self.context_of(message)
 
         for outcome in self.workers.map(answer_in_worker, orders()):
             yield _reply(sent.popleft(), outcome)
+
+    def _largest_first(self, messages: list[Message]) -> list[Message]:
+        """Return the messages with the last few, as many as are under way at once, by their clients' examples."""
+        start = max(0, len(messages) - AHEAD * self.workers.count)
+        few = sorted(messages[start:], key=lambda message: -self.examples[message.metadata.dst_node_id - SERVER_NODE - 1])
+        return [*messages[:start], *few]
 
 
 def _reply(message: Message, outcome: Outcome) -> Message:

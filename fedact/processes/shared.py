@@ -3,7 +3,7 @@
 import mmap
 import secrets
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,5 +82,7 @@ class SharedFolder(AbstractContextManager["SharedFolder"]):
                 self._made = self.root / secrets.token_hex(8)
                 make_private(self._made)
                 self._lock = FileLock(self._made / LOCK_FILE)
-                self._lock.acquire(timeout=0)
+                # Where there are no locks, nobody removes another's folder either.
+                with suppress(OSError, NotImplementedError):
+                    self._lock.acquire(timeout=0)
         return self._made

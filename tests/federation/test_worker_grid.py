@@ -9,13 +9,14 @@ import time
 from multiprocessing import active_children
 
 import pytest
+from flwr.app import Message, RecordDict
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.federation import worker_grid
 from fedact.federation.simulation import Simulation
-from fedact.federation.worker_grid import FEWEST_IMAGES, PRELOAD, images_trained, worker_count
-from fedact.processes.pool import Workers
+from fedact.federation.worker_grid import FEWEST_IMAGES, PRELOAD, WorkerGrid, images_trained, worker_count
+from fedact.processes.pool import AHEAD, Workers
 from fedact.simulate import main
 from fedact.storage.run_folder import RunFolder
 from fedact.training.workspace import close_workspaces
@@ -109,6 +110,13 @@ def group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_the_last_few_clients_begin_with_the_largest():
+    grid = WorkerGrid(make_config({"clients": 12}), Workers(1), [5, 9, 1, 2, 8, 3, 4, 7, 6, 0, 11, 10])
+    messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    clients = [message.metadata.dst_node_id - 2 for message in grid._largest_first(messages)]
+    assert clients == [*range(12 - AHEAD), *sorted(range(12 - AHEAD, 12), key=lambda client: -grid.examples[client])]
 
 
 def test_the_number_of_workers_is_the_cores_but_for_short_runs_and_few_clients(monkeypatch):
