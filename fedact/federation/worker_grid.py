@@ -93,7 +93,7 @@ class WorkerGrid(LocalGrid):
         Of these the clients with the most examples begin first, so that the workers end at about the same time.
         """
         if self.workers.count == 1:
-            yield from super().send_and_receive(messages)
+            yield from super().send_and_receive(messages, timeout=timeout)
             return
         sent: deque[Message] = deque()
 

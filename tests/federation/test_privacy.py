@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedact.config.privacy import make_privacy
 from fedact.federation.client_mods import privatize_update
-from fedact.federation.simulation import LocalGrid
+from fedact.federation.local_grid import LocalGrid
 from tests.support.portions import examples
 
 RECEIVED = {"deep.weight": torch.full((300, 50), 2.0), "head.weight": torch.ones(40, 25), "tail": torch.zeros(7)}

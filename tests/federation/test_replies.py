@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fedact.config.errors import BadReply, NoReply
 from fedact.federation.client_mods import report_exceptions
+from fedact.federation.local_grid import LocalGrid
 from fedact.federation.replies import FIGURES, in_order, read_reply
-from fedact.federation.simulation import LocalGrid
 from fedact.training.averaging import RunningMean
 from tests.support.planned import plan_for
 from tests.support.portions import examples

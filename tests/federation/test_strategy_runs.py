@@ -170,25 +170,25 @@ def test_a_clients_exception_is_a_row_with_its_traceback_and_exit_code_1(tmp_pat
 
 def test_replies_in_any_order_make_the_same_rows_and_weights(tmp_path, monkeypatch):
     straight = run(tmp_path / "straight", *MORE)
-    send = fedact.federation.simulation.LocalGrid.send_and_receive
+    send = fedact.federation.local_grid.LocalGrid.send_and_receive
 
     def backwards(self, messages, *, timeout=None):
         return list(send(self, messages, timeout=timeout))[::-1]
 
-    monkeypatch.setattr("fedact.federation.simulation.LocalGrid.send_and_receive", backwards)
+    monkeypatch.setattr("fedact.federation.local_grid.LocalGrid.send_and_receive", backwards)
     reversed_ = run(tmp_path / "reversed", *MORE)
     assert timeless(reversed_) == timeless(straight)
     assert checkpoint(reversed_) == checkpoint(straight)
 
 
 def test_a_real_clients_silence_until_the_deadline_is_a_failed_row(tmp_path, monkeypatch):
-    send, asked = fedact.federation.simulation.LocalGrid.send_and_receive, []
+    send, asked = fedact.federation.local_grid.LocalGrid.send_and_receive, []
 
     def without_the_first(self, messages, *, timeout=None):
         asked.append(timeout)
         return list(send(self, messages))[1:]
 
-    monkeypatch.setattr("fedact.federation.simulation.LocalGrid.send_and_receive", without_the_first)
+    monkeypatch.setattr("fedact.federation.local_grid.LocalGrid.send_and_receive", without_the_first)
     assert main([*MORE, "--rounds", "1", "--deadline", "7.5", "--out", str(tmp_path / "run")]) == 1
     assert set(asked) == {7.5}
     first, *others = clients(tmp_path / "run")
