@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -97,23 +98,34 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""
-        return json.dumps(asdict(self))
+        return _written(self)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Return the plan behind ``to_json``; raises ConfigError where the text is no plan."""
-        try:
-            plan = _READER.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
-        if plan.status != "skipped" and not 1 <= plan.micro_batch <= plan.batch_size:
-            raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
-        return plan
+        return _read(text)
 
 
 _READER = TypeAdapter(Plan)
+
+
+# A plan is written for every client of a round, and read by each.
+@lru_cache(maxsize=128)
+def _written(plan: Plan) -> str:
+    return json.dumps(asdict(plan))
+
+
+@lru_cache(maxsize=128)
+def _read(text: str) -> Plan:
+    try:
+        plan = _READER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
+    if plan.status != "skipped" and not 1 <= plan.micro_batch <= plan.batch_size:
+        raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
+    return plan
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from flwr.clientapp import ClientApp
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
+from fedact.federation.arrays import tensors_of
 from fedact.federation.client_mods import MODS
 from fedact.federation.replies import all_finite
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Outcome
-from fedact.nn.surgery import load_states, trained_parameters
+from fedact.nn.surgery import load_states
 from fedact.training.batches import client_batches
 from fedact.training.evaluation import evaluate
 from fedact.training.local import LocalTraining, train_locally
@@ -59,10 +60,10 @@ def train_on(workspace: Workspace, message: Message) -> Message:
     assert isinstance(arrays, ArrayRecord)
     assert isinstance(states, ArrayRecord)
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
-    model = workspace.model_under(plan, arrays.to_torch_state_dict(), seed)
-    load_states(model, plan, states.to_torch_state_dict())
+    model = workspace.model_under(plan, tensors_of(arrays), seed)
+    load_states(model, plan, tensors_of(states))
     trained, outcome = _train(workspace, plan, client, number, list(arrays))
-    tensors = {name: parameter.detach() for name, parameter in trained_parameters(workspace.model).items()}
+    tensors = {name: parameter.detach() for name, parameter in workspace.trained.items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
     sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})

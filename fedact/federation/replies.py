@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite, isnan
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedact.config.errors import BadReply, NoReply
 from fedact.config.plan import Plan
+from fedact.federation.arrays import tensor_of
 
 HEADER_BYTES = 4096
 """More than an array's description ever takes."""
@@ -71,7 +71,7 @@ def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
     if len(array.data) > like.nbytes + HEADER_BYTES:
         raise BadReply(f"tensor {name!r} has {len(array.data):,} bytes, not {like.nbytes:,}")
     try:
-        tensor = torch.from_numpy(np.asarray(array.numpy()))
+        tensor = tensor_of(array)
     except Exception as error:
         raise BadReply(f"tensor {name!r} cannot be read: {error}") from None
     if tensor.shape != like.shape:

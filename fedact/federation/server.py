@@ -13,6 +13,7 @@ from fedact.config.errors import NoReply
 from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
+from fedact.federation.arrays import tensors_of
 from fedact.federation.global_evaluation import evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
@@ -57,7 +58,7 @@ class PartialFedAvg(FedAvg):
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
         self.started, self.arrays, self.rows, self.trained_by = time.monotonic(), arrays, [], {}
-        self.run.book.replan(number, arrays.to_torch_state_dict())
+        self.run.book.replan(number, tensors_of(arrays))
         self.clients, messages = {}, []
         for client in self.run.chosen_clients(number):
             node = nodes[client % len(nodes)]
@@ -93,7 +94,7 @@ class PartialFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next model's tensors; a client without a valid reply is a row with the reason and nothing else."""
-        number, before = server_round + self.offset, self.arrays.to_torch_state_dict()
+        number, before = server_round + self.offset, tensors_of(self.arrays)
         collector = self.aggregation.collector()
         for client, reply in in_order(replies, self.clients):
             plan = self.run.plan_of(client, number)
@@ -118,7 +119,7 @@ class PartialFedAvg(FedAvg):
 
     def finish_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global model where it is due, write its checkpoint, then the round's rows in one write."""
-        number, tensors = server_round + self.offset, arrays.to_torch_state_dict()
+        number, tensors = server_round + self.offset, tensors_of(arrays)
         config = self.run.config
         due = number % config.evaluate_every == 0 or number == config.rounds
         measured = self._evaluate(number, tensors) if due else {}

@@ -40,17 +40,19 @@ LARGE_BATCH = 10_000
 class Workspace:
     """An experiment, and all state that changes while it runs in this process.
 
-    model: the one model; the last call of ``model_with`` or ``model_under`` set its weights and layers. plan: the plan that
-    it carries, None where it is plain or was changed by a caller. measured: the memory of steps measured in this process,
-    the same for every client under a plan. frozen, caches: by plan, the model's frozen prefix, and by plan and "train" or
-    "test", the disk cache of its outputs; None where there is none. choice: of depth and learning rate, the same for all
-    methods and budgets; None until it is made. trials: by which it is made here, None until the first.
+    model: the one model; the last call of ``model_with`` or ``model_under`` set its weights and layers. plan: the plan
+    that it carries, None where it is plain or was changed by a caller. trained: the parameters that it trains, by name.
+    measured: the memory of steps measured in this process, the same for every client under a plan. frozen, caches: by
+    plan, the model's frozen prefix, and by plan and "train" or "test", the disk cache of its outputs; None where there
+    is none. choice: of depth and learning rate, the same for all methods and budgets; None until it is made. trials: by
+    which it is made here, None until the first.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
         self.experiment = experiment
         self.model = model
         self.plan: Plan | None = None
+        self.trained: dict[str, nn.Parameter] = {}
         self.measured: Measured = {}
         self.frozen: dict[Plan, FrozenPrefix | None] = {}
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
@@ -79,7 +81,7 @@ class Workspace:
                 self.model.get_parameter(name).data.copy_(tensor)
             return reset_states(self.model, plan, seed)
         apply(self.model_with(tensors), plan, seed)
-        self.plan = plan
+        self.plan, self.trained = plan, trained_parameters(self.model)
         return self.model
 
     def trained_by(self, plan: Plan) -> list[str]:

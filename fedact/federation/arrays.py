@@ -1,0 +1,37 @@
+"""Flower's arrays as tensors."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+MAGIC = b"\x93NUMPY\x01\x00"
+"""How numpy's files of version 1 begin; the two bytes after it are the length of the description."""
+
+
+def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors by name, each a copy."""
+    return {name: tensor_of(array) for name, array in arrays.items()}
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return an array as a tensor, a copy; raises what numpy does where its bytes are no array.
+
+    numpy's reader evaluates every array's description as Python; one that is what numpy writes for this type and shape
+    need not be read.
+    """
+    dtype, data = np.dtype(array.dtype), array.data
+    if array.stype != "numpy.ndarray" or data[: len(MAGIC)] != MAGIC or dtype.hasobject:
+        return torch.from_numpy(np.asarray(array.numpy()))
+    begin = len(MAGIC) + 2
+    end = begin + int.from_bytes(data[begin - 2 : begin], "little")
+    description = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
+    if (
+        data[begin:end].decode("latin1").rstrip(" \n") != description
+        or len(data) - end != prod(array.shape) * dtype.itemsize
+    ):
+        return torch.from_numpy(np.asarray(array.numpy()))
+    return torch.from_numpy(np.frombuffer(data, dtype, offset=end).reshape(array.shape).copy())
