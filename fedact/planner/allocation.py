@@ -185,19 +185,27 @@ class ByteAllocation:
 
     def _steps(self, derive: int, depth: int, count: int) -> ExactSteps:
         """Return the exact steps that the profiles of all families with one ``derive`` share."""
-        if (derive, depth) not in self.structures:
-            self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
         if (derive, depth, count) not in self.steps:
-            self.steps[derive, depth, count] = ExactSteps(self.structures[derive, depth], count)
+            self.steps[derive, depth, count] = ExactSteps(self._structure(derive, depth), count)
         return self.steps[derive, depth, count]
 
+    def _structure(self, derive: int, depth: int) -> StepStructure:
+        if (derive, depth) not in self.structures:
+            self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
+        return self.structures[derive, depth]
+
     def _rivals(self, depth: int) -> Iterator[list[_Candidate]]:
-        """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch."""
+        """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch.
+
+        Not those of a given method's micro-batches that are smaller than one that has less error than the next: what shares
+        its factors among more examples has more error where there is room enough, and less where there is not.
+        """
         sizes = list(self.problem.micro_batches())
         if self.problem.method == AUTO:
             found = [each for family in self.families for size in sizes for each in self._candidates(family, depth, size)]
             yield sorted(found, key=lambda each: each.profile.seconds(each.draft))
             return
+        least = inf
         for size in sizes:
             rivals: list[_Candidate] = []
             # What the most compact alternative cannot do, the simpler ones cannot either.
@@ -207,8 +215,14 @@ class ByteAllocation:
                 if min((each.draft.error for each in found), default=inf) > NEGLIGIBLE * len(self.problem.trained(depth)):
                     break
             yield rivals
+            error = min((each.draft.error for each in rivals), default=inf)
+            if least < error and self.limit.max_slowdown is None:
+                return
+            least = error
 
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[_Candidate]:
+        if self._structure(family.derive, depth).overhead_bytes(depth, micro_batch) > self.capacity:
+            return
         profile = self._profile(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)
         if chunk is not None:

@@ -15,8 +15,8 @@ from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.sensitivity import Sensitivity, mean_sensitivity, measure_sensitivity
 from fedact.planner.step_structure import layers_with_input
 
-FEW = 4
-"""Errors are averaged over micro-batches that have at least so many examples in all."""
+FEW, ELEMENTS = 4, 6_000_000
+"""Errors are averaged over micro-batches that have at least so many examples in all, fewer where inputs are large."""
 UNBOUNDED = 2**50
 """More bytes than there will ever be."""
 
@@ -54,7 +54,9 @@ class Profile:
     def sensitivity(self) -> Sensitivity:
         """The errors of every level; the mean over several micro-batches where errors depend on their size."""
         size = self.steps.micro_batch
-        several = 1 if self.family.per_example else max(1, min(FEW, self.problem.batch_size) // size)
+        elements = sum(x[0].numel() for x in self.inputs.values())
+        few = min(FEW, self.problem.batch_size, ELEMENTS // max(1, elements))
+        several = 1 if self.family.per_example else max(1, few // size)
         return mean_sensitivity([self._measured(place) for place in range(several)]).on_grid()
 
     def _measured(self, place: int) -> Sensitivity:
