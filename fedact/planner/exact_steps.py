@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedact.measure.step import Batch, parts
@@ -50,12 +49,6 @@ class ExactSteps:
         keys = [saved.key for saved in structure.saved_inputs(structure.depth)]
         inputs = structure.problem.inputs([*structure.problem.trained(structure.depth), *keys], self.micro_batch)
         return {key: inputs[key] for key in keys}
-
-    @cached_property
-    def images(self) -> set[str]:
-        """The saved inputs that are the raw images."""
-        x = self.structure.problem.x[: self.micro_batch]
-        return {key for key, found in self.inputs.items() if x.shape == found.shape and torch.equal(x, found)}
 
     def spectra(self, family: Family, place: int) -> dict[str, Any]:
         """Return the spectra of a step's inputs, by key; None for each where the family needs none."""

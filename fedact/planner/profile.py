@@ -33,7 +33,7 @@ class Profile:
         self._method_bytes: dict[tuple[Method, str, int], int] = {}
         self._extreme_bytes: dict[tuple[int, tuple[Method, ...]], int] = {}
         self.keys = {name: saved.key for saved in self.saved_inputs(self.depth) for name in saved.layers}
-        self.inputs, self.images, spectra = steps.inputs, steps.images, steps.spectra(family, 0)
+        self.inputs, self.images, spectra = steps.inputs, self.structure.images, steps.spectra(family, 0)
         self.ladders = {key: family.ladder(self.inputs[key], spectra[key]) for key in spectra}
 
     def saved_inputs(self, depth: int) -> list[SavedInput]:
@@ -127,10 +127,11 @@ class Profile:
         They may where no other draft does: what is saved as it is may be saved by other modules too, and counts once.
         """
         methods = self.extremes(depth, micro_batch)[gentle]
-        chosen = {saved.key: methods[saved.layers[0]] for saved in self.saved_inputs(depth)}
-        inputs = {key: self.size(method, key, micro_batch) for key, method in chosen.items()}
-        counted = sum(size for key, size in inputs.items() if not chosen[key].traits.keeps_input)
-        if sum(inputs.values()) > capacity or counted + self.structure.overhead_bytes(depth, micro_batch) > capacity:
+        chosen = {saved.key: [methods[saved.layers[0]]] for saved in self.saved_inputs(depth)}
+        inputs = sum(self.size(method, key, micro_batch) for key, (method,) in chosen.items())
+        predicted = sum(size for (size,) in self._sizes(depth, micro_batch, chosen).values())
+        predicted += self.structure.overhead_bytes(depth, micro_batch)
+        if inputs > capacity or predicted - micro_batch * self.structure.shared_bytes > capacity:
             return None
         place = (depth, tuple(methods.values()))
         if place not in self._extreme_bytes:

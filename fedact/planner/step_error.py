@@ -35,13 +35,13 @@ def measure_step_error(
     install(model, methods)
     if calibration is not None:
         calibrate(model, calibration)
-    flops, compressed = list[int](), list[dict[str, Tensor]]()
-    for part, prefix in zip(batches, prefixes, strict=True):
-        flops.append(count_flops(model, part, prefix_outputs(model, part[0], prefix), loss, keeps_gradient=True))
-        compressed.append(take_gradients(model, trained))
+    first = count_flops(model, batches[0], prefix_outputs(model, batches[0][0], prefixes[0]), loss, keeps_gradient=True)
+    compressed = [take_gradients(model, trained)]
+    for part, prefix in zip(batches[1:], prefixes[1:], strict=True):
+        compressed.append(gradients_of(model, part, prefix_outputs(model, part[0], prefix), loss, trained))
     shares = [len(y) / len(batch[1]) for _, y in batches]
     errors = relative_errors(_weighted_sum(compressed, shares), _weighted_sum(exact, shares))
-    return StepError(sum(errors.values()), flops[0])
+    return StepError(sum(errors.values()), first)
 
 
 def _weighted_sum(gradients: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:

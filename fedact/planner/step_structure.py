@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedact.compression import Compressed, Method, State, Traits
@@ -80,6 +81,20 @@ class StepStructure:
         # The owner of a saved input is whichever layer reads it last.
         owners = {name for saved in self.saved_inputs(self.depth) for name in (saved.key, *saved.layers, *saved.masks)}
         return {name: size for name, size in memory.by_layer.items() if name not in owners}
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """The bytes of one example's inputs that other modules save too where all are saved as they are: they count once."""
+        exact = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact(self.derive))
+        saved = measure_step(self.problem, exact, 1).saved_bytes
+        inputs = sum(x.nbytes for key, x in self.inputs.items() if key not in self.images)
+        return max(0, inputs + self.overhead_bytes(self.depth, 1) - saved)
+
+    @cached_property
+    def images(self) -> set[str]:
+        """The saved inputs that are the raw images, which count nothing."""
+        x = self.problem.x[:1]
+        return {key for key, found in self.inputs.items() if x.shape == found.shape and torch.equal(x, found)}
 
     @cached_property
     def mask_sources(self) -> dict[str, str]:
