@@ -38,6 +38,8 @@ def pack_codes(codes: UInt8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " byt
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], bits: int, count: int) -> UInt8[Tensor, " count"]:
     """Return the first ``count`` codes behind ``pack_codes``."""
+    if bits == 8:
+        return packed[:count]
     table = torch.from_numpy(TABLES[bits]).to(packed.device).view(WORDS[bits])
     return table.index_select(0, packed.int()).view(torch.uint8)[:count]
 

@@ -13,7 +13,9 @@ from torch import nn
 
 from fedact.compression import Method, make_method, method_name
 from fedact.compression.gradient_filter import patch_means, patch_sizes, spread
+from fedact.compression.lowrank.bit_depth import GROUP, BitDepth
 from fedact.compression.lowrank.hosvd import HOSVD
+from fedact.compression.packing import dequantize, quantize
 from fedact.measure.cost import FlopCounter
 from fedact.measure.memory import measure_memory, stored_bytes
 from tests.support.laws import INPUTS, relative_error
@@ -161,6 +163,17 @@ def test_factors_in_few_bits_are_near_those_in_32(kind, bits, allowed):
         # The least value of a group is rounded to two bytes, which widens its range.
         assert float((after - before).abs().max()) <= half_a_step + 0.02 * float(before.abs().max())
     assert relative_error(few.reconstruct(few.compress(x)), exact.reconstruct(exact.compress(x))) <= allowed
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("sizes", [(1,), (7, 64, 65, 3), (130, 1), (500_000, 77, 1)], ids=str)
+def test_tensors_packed_together_are_those_packed_alone(sizes, bits):
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    together = BitDepth(bits).unpack(BitDepth(bits).pack(tensors), [x.shape for x in tensors], torch.float32)
+    assert stored_bytes(BitDepth(bits).pack(tensors)) == sum(BitDepth(bits).bytes(size, 4) for size in sizes)
+    for x, found in zip(tensors, together, strict=True):
+        assert torch.equal(found, dequantize(quantize(x, bits, GROUP), bits, GROUP, x.shape, x.dtype))
 
 
 @given(shape=shapes, patch=st.sampled_from([1, 2, 4, 7]), seed=seeds)

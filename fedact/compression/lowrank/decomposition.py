@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import channel_mean, compose
-from fedact.compression.lowrank.bit_depth import BitDepth
+from fedact.compression.lowrank.bit_depth import BitDepth, signed
 from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
 from fedact.compression.lowrank.layout import Layout
@@ -117,6 +117,8 @@ class LowRank(Method):
         rule, factorization = self.rank_rule(x.shape), self.factorization
         state = state if factorization.continues(state, x.shape, rule) else NO_STATE
         core, factors = factorization.factorize(self._centred(x), rule, state)
+        if self.bit_depth.bits < 32:
+            core, factors = signed(core, factors)
         held = factorization.state_modes(x.dim())
         layout = Layout(x.shape, x.dtype, core.shape, tuple(mode for mode in factors if mode not in held), held)
         next_state = NO_STATE
