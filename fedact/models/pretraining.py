@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
 from fedact.data import Examples, Loader, Preprocessing, augmented, in_blocks
+from fedact.data.augmentation import Batches
 from fedact.models.tasks import task_loss
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
@@ -43,6 +44,8 @@ class PretrainingRecipe:
 
 log = logging.getLogger(__name__)
 
+MOST_INPUT_BYTES, AT_ONCE = 2**28, 256
+"""Inputs that take no more are made once for all epochs, so many at a time."""
 AN_HOUR = 3600
 """Seconds after which a temporary file in the cache is abandoned: no write takes as long."""
 
@@ -118,7 +121,7 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
     optimizer = torch.optim.SGD(
         trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
-    batches = augmented(loader, recipe.crop, recipe.flip, generator)
+    batches = augmented(inputs_once(loader), recipe.crop, recipe.flip, generator)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.epochs * steps)
     # A frozen norm's statistics stay as they are.
     model.train(not recipe.only)
@@ -133,6 +136,16 @@ def _train(model: nn.Module, loader: Loader, generator: np.random.Generator, rec
             optimizer.step()
             schedule.step()
     model.eval().requires_grad_(True)
+
+
+def inputs_once(loader: Loader) -> Batches:
+    """Return the loader's batches, from inputs that are made once for all epochs; the loader where they take too much."""
+    positions = np.arange(len(loader))
+    first, _ = loader(positions[:1])
+    if first.nbytes * len(loader) > MOST_INPUT_BYTES:
+        return loader
+    inputs = torch.cat([loader(part)[0] for part in np.array_split(positions, -(-len(loader) // AT_ONCE))])
+    return lambda chosen: (inputs[torch.from_numpy(chosen)], loader.targets(chosen))
 
 
 def nondefault_settings(settings: Preprocessing | PretrainingRecipe) -> dict[str, Any]:

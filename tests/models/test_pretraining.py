@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedact.config.loading import make_config
-from fedact.data import Examples
+from fedact.data import Examples, Preprocessing
 from fedact.models import initialization as starting
 from fedact.models import make_model, pretraining
 from fedact.models.pretraining import PretrainingRecipe, nondefault_settings, pretrained
@@ -116,6 +116,20 @@ def test_as_many_threads_as_before_go_on_after_an_error_in_pretraining(tmp_path,
     with pytest.raises(ZeroDivisionError):
         trained(tmp_path)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("resize", [8, 12])
+def test_inputs_made_once_are_the_same_to_the_bit_as_batch_by_batch(resize, tmp_path, monkeypatch):
+    preprocessing, digests, calls = Preprocessing(8, resize, (0.4,) * 3, (0.2,) * 3), [], []
+    real = Preprocessing.__call__
+    monkeypatch.setattr(Preprocessing, "__call__", lambda self, images: calls.append(len(images)) or real(self, images))
+    for most in (pretraining.MOST_INPUT_BYTES, 0):
+        monkeypatch.setattr(pretraining, "MOST_INPUT_BYTES", most)
+        recipe, folder = PretrainingRecipe(epochs=3, crop=6, flip=True), tmp_path / str(most)
+        weights = pretrained(model(), "a name", EXAMPLES, preprocessing, np.random.default_rng(0), folder, recipe)
+        digests.append(digest(weights))
+    assert digests[0] == digests[1]
+    assert calls == [1, 40, 1, *[20] * 6]
 
 
 @pytest.mark.parametrize("name", ["processor_name", "version"])
