@@ -64,7 +64,7 @@ def collect_candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> 
         energy += float(flat.dot(flat))
         places, values = _above(flat, smallest)
         places += start
-        start += len(flat)
+        start += flat.numel()
         parts.append((places, values))
     places, values = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     return Candidates(places, values, smallest, energy)
@@ -77,9 +77,9 @@ def _above(flat: Float[Tensor, " n"], threshold: float) -> tuple[Int[np.ndarray,
         large = (sizes > threshold).nonzero().flatten()
         return large.to(torch.int32).cpu().numpy(), flat.index_select(0, large).cpu().numpy()
     # Several times faster in numpy, into memory that the ledger sees.
-    mask = torch.empty(len(flat), dtype=torch.bool).numpy()
+    mask = torch.empty(flat.shape, dtype=torch.bool).numpy()
     np.greater(sizes.numpy(), np.float32(threshold), out=mask)
-    found = np.flatnonzero(mask)
+    (found,) = mask.nonzero()
     places, values = torch.empty(len(found), dtype=torch.int32).numpy(), torch.empty(len(found)).numpy()
     places[:] = found
     return places, flat.numpy().take(found, out=values, mode="clip")
@@ -92,7 +92,7 @@ def in_ledger(count: int) -> UInt8[Tensor, " count"]:
 
 def above_threshold(threshold: float, candidates: Candidates) -> Candidates:
     """Return the candidates above a higher threshold."""
-    large = np.flatnonzero(np.abs(candidates.values) > np.float32(threshold))
+    (large,) = (np.abs(candidates.values) > np.float32(threshold)).nonzero()
     return Candidates(candidates.places[large], candidates.values[large], threshold, candidates.energy)
 
 
@@ -158,7 +158,7 @@ def _levels(
 
 def order_of(levels: Levels, rings: Int[np.ndarray, " positions"], batch: int) -> Order:
     """Return the order that follows from the levels; rings: the group of every position."""
-    return order(np.tile(levels.of_rings[rings], batch), levels.of_channels)
+    return order(levels.of_rings[rings][None].repeat(batch, axis=0).ravel(), levels.of_channels)
 
 
 def _sample(flat: Float[Tensor, " n"]) -> Float[np.ndarray, " sample"]:

@@ -65,19 +65,22 @@ def frequencies(height: int, width: int, decay: float) -> Frequencies:
     return Frequencies(forward, back, tuple(np.ascontiguousarray(matrix.T) for matrix in back), rings)
 
 
-def transform(images: Tensor, by: Frequencies) -> Tensor:
-    """Return the weighted coefficients of images, channel by channel; the first is sqrt(height x width) times the mean."""
-    return _product(images, by.forward)
+def transform(images: Tensor, by: Frequencies, out: Tensor | None = None) -> Tensor:
+    """Return the weighted coefficients of images, channel by channel; the first is sqrt(height x width) times the mean.
+
+    out: contiguous, to write into; the images themselves may be that.
+    """
+    return _product(images, by.forward, out)
 
 
-def inverse(coefficients: Tensor, by: Frequencies) -> Tensor:
+def inverse(coefficients: Tensor, by: Frequencies, out: Tensor | None = None) -> Tensor:
     """Return the images behind ``transform``."""
-    return _product(coefficients, by.back)
+    return _product(coefficients, by.back, out)
 
 
 def adjoint(images: Tensor, by: Frequencies) -> Tensor:
     """Return images under the adjoint of ``inverse``."""
-    return _product(images, by.adjoint)
+    return _product(images, by.adjoint, None)
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
@@ -87,16 +90,21 @@ def chunks(images: Tensor) -> Iterator[Tensor]:
     yield from torch.split(images, max(1, min(quarter, CHUNK_ELEMENTS // each)))
 
 
-def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...]) -> Tensor:
-    """Return images multiplied along height, then width, or over all positions; without a matrix the images themselves."""
+def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...], out: Tensor | None) -> Tensor:
+    """Return images multiplied along width, then height, or over all positions; without a matrix the images themselves."""
     batch, height, width, channels = images.shape
-    tensors = [torch.from_numpy(matrix).to(images.device) for matrix in matrices]
-    if len(tensors) == 1:
-        images = torch.matmul(tensors[0], images.flatten(1, 2))
-    elif tensors:
-        images = torch.matmul(tensors[0], images.reshape(batch, height, width * channels))
-        images = torch.matmul(tensors[1], images.view(batch, height, width, channels))
-    return images.view(batch, height, width, channels) if tensors else images
+    if len(matrices) == 2:
+        # Width first: a slice of channels need not be copied together for it.
+        rows, columns = (torch.from_numpy(matrix).to(images.device) for matrix in matrices)
+        images = torch.bmm(columns.expand(batch * height, width, width), images.flatten(0, 1))
+        images, matrix = images.view(batch, height, width * channels), rows
+    elif matrices:
+        images, matrix = images.flatten(1, 2), torch.from_numpy(matrices[0]).to(images.device)
+    else:
+        return images
+    out = None if out is None else out.view(images.shape)
+    product = torch.bmm(matrix.expand(batch, *matrix.shape), images, out=out)
+    return product.view(batch, height, width, channels)
 
 
 def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -25,5 +25,6 @@ def decode(
     del decoded, numpys
     images = images.to(packed.device)
     for chunk in chunks(images) if by.back else ():
-        chunk.copy_(inverse(chunk, by))
+        # One matrix alone cannot write where it reads.
+        _ = inverse(chunk, by, out=chunk) if len(by.back) == 2 else chunk.copy_(inverse(chunk, by))
     return images

@@ -67,15 +67,15 @@ def _trial(
     of_channels, step = means.cpu().numpy(), None
     if target.share is not None:
         numpys = in_ledger(SEARCHED_BYTES * len(candidates.values))
-        error = target.share * (candidates.energy + len(images) * float(of_channels @ of_channels))
-        step = largest_step(error, candidates, of_channels, len(images), guess)
+        error = target.share * (candidates.energy + images.shape[0] * float(of_channels @ of_channels))
+        step = largest_step(error, candidates, of_channels, images.shape[0], guess)
         if step is None and candidates.threshold > 0:
             return None
         if step:
             candidates = above_threshold(step * (1 - ROUND_DOWN), candidates)
         del numpys
     numpys = in_ledger(SORTED_BYTES * len(candidates.values))
-    ordered, levels = sort(candidates, of_channels, by.rings, len(images))
+    ordered, levels = sort(candidates, of_channels, by.rings, images.shape[0])
     lowest = candidates.threshold
     del candidates, numpys
     numpys = in_ledger(TRIED_BYTES * len(ordered.values))
@@ -94,10 +94,11 @@ def _trial(
 
 
 def _coefficients(images: Tensor, means: Float[Tensor, " channels"], by: Frequencies) -> Iterator[Tensor]:
-    """Yield the weighted coefficients of a few images at a time, without the channels' means."""
+    """Yield the weighted coefficients of a few images at a time, without the channels' means, each in the same memory."""
+    space: Tensor | None = None
     for chunk in chunks(images):
-        coefficients = transform(chunk, by)
+        space = torch.empty_like(chunk) if space is None else space[: chunk.shape[0]]
         # A map of one position is its own coefficient, and must stay as it is.
-        coefficients = coefficients.clone() if coefficients is chunk else coefficients
+        coefficients = transform(chunk, by, out=space) if by.forward else space.copy_(chunk)
         coefficients[:, 0, 0] -= means
         yield coefficients

@@ -52,7 +52,7 @@ def order(row_levels: UInt8[np.ndarray, " rows"], channel_levels: UInt8[np.ndarr
     """Return the order for levels from 0 to 15."""
     rows, channels = _axis(row_levels), _axis(channel_levels)
     starts = np.zeros(CLASSES * CLASSES + 1, dtype=np.int32)
-    np.multiply.outer(rows.sizes, channels.sizes).ravel()[BLOCKS].cumsum(out=starts[1:])
+    (rows.sizes[:, None] * channels.sizes).ravel()[BLOCKS].cumsum(out=starts[1:])
     return Order(rows, channels, starts)
 
 
@@ -76,8 +76,9 @@ def places_in(by: Order, rows: Int[np.ndarray, " n"], channels: Int[np.ndarray, 
 
 def rows_and_channels(by: Order, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Return the rows and the channels of sorted places in the order."""
-    counts = np.diff(np.searchsorted(places, by.starts))
-    used = np.flatnonzero(counts)
+    firsts = places.searchsorted(by.starts)
+    counts = firsts[1:] - firsts[:-1]
+    (used,) = counts.nonzero()
     counts, (row_levels, channel_levels) = counts[used], np.divmod(BLOCKS[used], CLASSES)
     channels = places - np.repeat(by.starts[used], counts)
     widths = np.repeat(by.channels.sizes[channel_levels], counts)

@@ -25,7 +25,7 @@ def write_unary(numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " bytes"]:
 
 def read_unary(packed: UInt8[np.ndarray, " bytes"]) -> Int[np.ndarray, " n"]:
     """Return the numbers behind ``write_unary``."""
-    ends = np.flatnonzero(np.unpackbits(packed, bitorder="little").view(np.bool_)).astype(np.int32)
+    ends = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0].astype(np.int32)
     ends[1:] -= ends[:-1] + 1
     return ends
 
@@ -39,8 +39,10 @@ def write_fields(fields: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"]) -
     words = np.zeros(bits // 32 + 2, dtype=np.int64)
     places = begins >> 5
     begins &= 31
-    firsts = np.flatnonzero(np.diff(places, prepend=-1))
     if bits:
+        changes = np.ones(len(places), dtype=np.bool_)
+        np.not_equal(places[1:], places[:-1], out=changes[1:])
+        (firsts,) = changes.nonzero()
         shifted = fields.astype(np.int64)
         shifted <<= begins
         words[places[firsts]] = np.add.reduceat(shifted, firsts)

@@ -82,18 +82,18 @@ def symbols(step: float, coefficients: Sorted) -> Symbols:
     scaled += np.float32(ROUND_DOWN)
     sizes = scaled.astype(np.int32)
     del scaled
-    if len(sizes) and not sizes.all():
-        nonzero = np.flatnonzero(sizes)
+    if not sizes.all():
+        (nonzero,) = sizes.nonzero()
         sizes, places, values = sizes[nonzero], places[nonzero], values[nonzero]
         del nonzero
     entry, others = in_ledger(KEPT_BYTES * len(sizes)), in_ledger(PASSING_BYTES * len(sizes))
     sizes -= 1
-    firsts = np.searchsorted(places, coefficients.starts)
-    counts = np.diff(firsts)
-    used = np.flatnonzero(counts)
+    firsts = places.searchsorted(coefficients.starts)
+    counts = firsts[1:] - firsts[:-1]
+    (used,) = counts.nonzero()
     begins, starts = firsts[used], coefficients.starts[used]
-    gaps = np.diff(places, prepend=np.int32(-1))
-    gaps -= 1
+    gaps = places - 1
+    gaps[1:] -= places[:-1]
     gaps[begins] = places[begins] - starts
     totals = np.zeros((2, CLASSES))
     if len(used):
