@@ -22,13 +22,15 @@ def flattened(x: Tensor, order: Sequence[int]) -> Tensor:
 
 def restored(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
     """Return the tensor that ``flattened`` flattened, as a view of ``flat``."""
-    back = sorted(range(len(order)), key=lambda place: order[place])
+    back = sorted(range(len(order)), key=order.__getitem__)
     return flat.view([shape[dimension] for dimension in order]).permute(back)
 
 
 def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor]) -> UInt8[Tensor, " bytes"]:
     """Return the elementwise ``mask`` of x, 8 elements a byte, with the dimensions in this order."""
     flat = flattened(x, order)
+    if len(flat) <= CHUNK:
+        return pack_codes(mask(flat).view(torch.uint8), bits=1)
     packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
     for part, place in zip(torch.split(flat, CHUNK), torch.split(packed, CHUNK // 8), strict=True):
         place.copy_(pack_codes(mask(part).view(torch.uint8), bits=1))
@@ -38,9 +40,13 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
 def apply_mask(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
     """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order."""
     flat = flattened(x, order)
-    result = torch.empty_like(flat)
     # As integers, bits times 1 are the same bits, and times 0 are 0, even for an infinity.
-    parts = (torch.split(tensor.view(INTEGERS[x.element_size()]), CHUNK) for tensor in (flat, result))
+    integers = INTEGERS[x.element_size()]
+    if len(flat) <= CHUNK:
+        masked = flat.view(integers) * unpack_codes(packed, 1, len(flat)).view(torch.bool)
+        return restored(masked.view(x.dtype), x.shape, order)
+    result = torch.empty_like(flat)
+    parts = (torch.split(tensor.view(integers), CHUNK) for tensor in (flat, result))
     for part, place, mask in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
         torch.mul(part, unpack_codes(mask, 1, len(part)).view(torch.bool), out=place)
     return restored(result, x.shape, order)
