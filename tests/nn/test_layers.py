@@ -88,3 +88,20 @@ def test_unbatched_images_go_through():
     model(x).sum().backward()
     layer(x).sum().backward()
     assert relative_error(model[0].weight.grad, layer.weight.grad) < 1e-5
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_few_pixels_have_vanillas_outputs_and_gradients_with_operations_in_place_after(activation, layers, side):
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 5, 1, bias=False)]
+    parts = [part for layer in convolutions for part in (layer, activation(inplace=True))]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(5 * side**2, 4)).eval()
+    x, y, found = torch.randn(8, 3, side, side), torch.arange(8) % 4, {}
+    for method in ("vanilla", "exact"):
+        fedact.compress(model, method, layers)
+        with torch.no_grad():
+            output = model(x).clone()
+        found[method] = {"output": output, **gradients(model, x, y)}
+    assert all(relative_error(found["exact"][name], expected) < 1e-5 for name, expected in found["vanilla"].items())

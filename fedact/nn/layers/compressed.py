@@ -14,6 +14,7 @@ from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
 from fedact.nn.layers.function import (
     apply,
+    as_output,
     check_first_derivative,
     check_no_transform,
     is_recorded,
@@ -169,7 +170,7 @@ class _CompressedInput(torch.autograd.Function):
             save(ctx, ctx.method, compressed, weight)
             ctx.keeps_graph = keeps_graph(ctx, given, codec, compressed)
             ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, dtype
-            return operation.forward(x, cast_weight, cast_bias)
+            return as_output(operation.forward(x, cast_weight, cast_bias))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedact.compression.operations import Convolution, Normalization
 from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class, noted
 from fedact.nn.layers.compressed import autocast_type, in_type
-from fedact.nn.layers.function import apply, is_recorded, runs_plain, without_autocast
+from fedact.nn.layers.function import apply, as_output, is_recorded, runs_plain, without_autocast
 from fedact.torch_private import NormWithStatistics
 
 
@@ -24,7 +24,7 @@ class _FrozenConvolution(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, x.dtype
         with without_autocast(x):
-            return operation.forward(*in_type(dtype, x, weight, bias))
+            return as_output(operation.forward(*in_type(dtype, x, weight, bias)))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

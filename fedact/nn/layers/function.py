@@ -41,6 +41,11 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return eagerly(function.apply, *args)
 
 
+def as_output(y: Tensor) -> Tensor:
+    """Return what an autograd function's forward computed, not as a view: autograd refuses to change a view in place."""
+    return y.detach() if y._is_view() else y
+
+
 def eagerly(call: Any, *args: Any) -> Any:
     """Return ``call(*args)``; ``torch.compile`` breaks its graph there, so that what is saved stays as it is."""
     return torch.compiler.disable(call)(*args) if torch.compiler.is_dynamo_compiling() else call(*args)  # type: ignore[no-untyped-call]
