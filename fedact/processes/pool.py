@@ -8,7 +8,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self
 
-from fedact.config.paths import cache_folder
 from fedact.processes.logs import log_again, with_records
 from fedact.processes.shared import Shared, SharedFolder
 from fedact.processes.worker import Outcome, Worker, WorkerDied, call
@@ -38,7 +37,7 @@ class Workers:
         self.count = 1 if multiprocessing.parent_process() is not None else count
         self._threads, self._preload = threads, tuple(preload)
         self._first: dict[Function, Any] = {}
-        self._files = SharedFolder(cache_folder() / "shared")
+        self._files = SharedFolder()
         self._calls: SimpleQueue[tuple[Function, Any, Future[Outcome]] | None] = SimpleQueue()
         self._open = True
         self._workers = [self._new() for _ in range(self.count if self.count > 1 else 0)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from fedact.config.paths import cache_folder
 from fedact.processes.transfer import pack, unpack
 from fedact.storage.locks import LOCK_FILE, is_locked, locked
 from fedact.storage.system import create, make_private
@@ -44,10 +45,12 @@ class Shared:
 class SharedFolder(AbstractContextManager["SharedFolder"]):
     """A folder of files of shared values, made when the first is written and removed at the end.
 
-    What a process left that was killed is removed by the next one. root: where such folders lie.
+    What a process left that was killed is removed by the next one.
+
+    root: where such folders lie, by default the cache's ``shared``.
     """
 
-    root: Path
+    root: Path | None = None
     _made: Path | None = field(default=None, init=False)
     _lock: FileLock | None = field(default=None, init=False)
 
@@ -75,11 +78,11 @@ class SharedFolder(AbstractContextManager["SharedFolder"]):
 
     def _folder(self) -> Path:
         if self._made is None:
-            make_private(self.root)
-            with locked(self.root):
-                for folder in [path for path in self.root.iterdir() if path.is_dir() and not is_locked(path)]:
+            make_private(root := self.root or cache_folder() / "shared")
+            with locked(root):
+                for folder in [path for path in root.iterdir() if path.is_dir() and not is_locked(path)]:
                     shutil.rmtree(folder, ignore_errors=True)
-                self._made = self.root / secrets.token_hex(8)
+                self._made = root / secrets.token_hex(8)
                 make_private(self._made)
                 self._lock = FileLock(self._made / LOCK_FILE)
                 # Where there are no locks, nobody removes another's folder either.
