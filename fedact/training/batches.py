@@ -99,7 +99,7 @@ def _prefix_key(experiment: Experiment, part: FrozenPrefix) -> str:
         *(f"{module!r} {[type(layer).__name__ for layer in module.modules()]}" for module in called),
         repr(experiment.preprocessing),
         str(part.group),
-        "plain" if part.folded is None else "norms folded, channels last",
+        "norms folded, channels last",
     ]
     machine = [arithmetic(), str(torch.get_num_threads()), experiment.config.device]
     return fingerprint(*code, *machine, *part.tensors.values())

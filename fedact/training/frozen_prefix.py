@@ -46,15 +46,15 @@ class FrozenPrefix:
     """The frozen prefix of an installed model.
 
     layouts: how its outputs are stored. prefix_chunk: the plan's examples at a time on a device, 0 for a whole batch.
-    group: examples at a time in this simulation. folded: the copy that computes them faster, None where there is none. Its
-    peak bytes on a device are cached by the number of examples, without the methods' state.
+    group: examples at a time in this simulation, which runs its folded copy where there is one; it is made when outputs are
+    first computed. Its peak bytes on a device are cached by the number of examples, without the methods' state.
     """
 
     split: Split
     layouts: tuple[Layout, ...]
     prefix_chunk: int
     group: int
-    folded: FoldedPrefix | None = None
+    _folded: list[FoldedPrefix | None] = field(default_factory=list, init=False, repr=False)
     _peaks: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -119,10 +119,12 @@ class FrozenPrefix:
 
     def _by_group(self, loader: Loader, chosen: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
         """Return what ``outputs_by_group`` does of these examples, with the model's weights as they are now."""
-        if self.folded is not None and len(chosen):
-            self.folded.refresh()
-        prefix = self.folded or self.split.prefix
-        return outputs_by_group(prefix, loader, chosen, self.layouts, self.group)
+        if len(chosen) and not self._folded:
+            self._folded.append(folded_prefix(self.split, loader(chosen[:MIN_GROUP])[0]))
+        folded = next(iter(self._folded), None)
+        if folded is not None:
+            folded.refresh()
+        return outputs_by_group(folded or self.split.prefix, loader, chosen, self.layouts, self.group)
 
     def _batch(
         self, loader: Loader, load: Callable[[Positions], list[Tensor]], chosen: Positions
@@ -153,6 +155,5 @@ def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float)
     stored_layouts = layouts(parts, loader, np.arange(min(len(loader), MIN_GROUP)))
     if stored_layouts is None:
         return None
-    folded = folded_prefix(parts, loader(np.arange(min(len(loader), MIN_GROUP)))[0])
-    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP, folded)
+    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP)
     return replace(small, group=group_for(examples)) if small.fits_in_memory(ceil(examples)) else small
