@@ -51,11 +51,15 @@ def worker_count(config: Config) -> int:
 
 
 def images_trained(config: Config) -> float:
-    """Return on about how many images of 64 pixels a side a run's clients train, each time counted."""
+    """Return on about how many images of 64 pixels a side a run trains at the same time, each time counted.
+
+    Clients do, and seeds that are pretrained: on half of the images, but all layers, which take about three times as long.
+    """
     examples = config.max_examples or (SMALL_EXAMPLES if config.dataset in SMALL_DATASETS else MANY_EXAMPLES)
     side = config.resolution or (SIDE if config.weights in ("none", "pretrain") else LARGE_SIDE)
     trainings = config.seeds * len(config.method) * config.rounds * config.local_epochs * config.sample_fraction
-    return examples * trainings * (side / SIDE) ** 2
+    pretrained = config.seeds * config.pretrain_epochs if config.weights == "pretrain" and config.seeds > 1 else 0
+    return examples * (trainings + 1.5 * pretrained) * (side / SIDE) ** 2
 
 
 def cores() -> int:

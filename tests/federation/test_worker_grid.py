@@ -141,6 +141,7 @@ def test_images_count_each_time_that_they_are_trained_on_and_by_their_size():
     digits = make_config({})
     assert images_trained(digits) == 2000 * 10 * digits.local_epochs >= FEWEST_IMAGES
     assert images_trained(make_config({"resolution": 128, "rounds": 5, "max_examples": 100})) == 100 * 5 * 2 * 4
+    assert images_trained(make_config({"rounds": 1, "seeds": 3})) == 2000 * (3 * 2 + 1.5 * 3 * digits.pretrain_epochs)
 
 
 def test_workers_are_for_this_machine_alone():
