@@ -6,7 +6,6 @@ For every micro-batch and family of methods an allocation is drafted; the best d
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import inf
-from typing import NamedTuple
 
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
@@ -16,11 +15,12 @@ from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem, evaluating, measure_step, measure_within_budget
+from fedact.planner.problem import Methods, Problem, evaluating
 from fedact.planner.profile import UNBOUNDED, Profile
-from fedact.planner.refinement import SLACK, refined
+from fedact.planner.refinement import Candidate, Refinement
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure, layers_with_input
 
 DERIVE = (3, 5)
@@ -34,18 +34,8 @@ EXAMPLES, ELEMENTS = 8, 6_000_000
 """Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""
 SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
-CHECKS = 3
-"""A predicted peak is measured, and the plan repaired where it was wrong, at most so often."""
 LINEARITY = 1.1
 """The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
-
-
-class _Candidate(NamedTuple):
-    """A draft, the profile it comes from, and how many examples at a time the frozen prefix would run on."""
-
-    draft: Draft
-    profile: Profile
-    prefix_chunk: int
 
 
 class ByteAllocation:
@@ -85,16 +75,16 @@ class ByteAllocation:
     def solve(self, depth: int) -> Solution | None:
         if self.problem.method == AUTO and (exact := self._exact(depth)):
             return exact
-        negligible, candidates = NEGLIGIBLE * len(self.problem.trained(depth)), list[_Candidate]()
+        negligible, candidates = NEGLIGIBLE * len(self.problem.trained(depth)), list[Candidate]()
         for rivals in self._rivals(depth):
             for candidate in rivals:
-                solution = self._refined(candidate) if candidate.draft.error <= negligible else None
+                solution = self.refinement.best(candidate) if candidate.draft.error <= negligible else None
                 if solution and solution.error <= negligible and (admitted := self.limit.admit(solution)):
                     return admitted
             candidates += rivals
         return self._least_error(candidates, negligible)
 
-    def _least_error(self, candidates: Sequence[_Candidate], negligible: float) -> Solution | None:
+    def _least_error(self, candidates: Sequence[Candidate], negligible: float) -> Solution | None:
         """Return the measured candidate with the least error; of those that are hardly worse, the fastest."""
         enough = min((each.draft.error for each in candidates), default=0.0) + negligible
         ranked = [(max(each.draft.error, enough), each.profile.seconds(each.draft), each) for each in candidates]
@@ -103,7 +93,7 @@ class ByteAllocation:
             # A draft knows of no working memory: once measured, it may have more error, but not less.
             if best and error >= best.error:
                 break
-            solution = self._refined(candidate, best.error if best else inf)
+            solution = self.refinement.best(candidate, best.error if best else inf)
             best = (self.limit.admit(solution) if solution else None) or best
         return best
 
@@ -140,17 +130,22 @@ class ByteAllocation:
 
     def _extremes(self, profile: Profile, depth: int, micro_batch: int) -> list[Methods]:
         """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
-        return profile.extremes(depth, micro_batch)[: 1 if self.problem.scope == "saved" else None]
+        return self.refinement.extremes(profile, depth, micro_batch)
 
     @property
     def capacity(self) -> int:
         """The budget in bytes, or more than there will ever be."""
-        return UNBOUNDED if self.problem.budget is None else self.problem.budget
+        return self.refinement.capacity
 
     @cached_property
     def peaks(self) -> PeakPrediction:
         """Predicts peak bytes."""
         return PeakPrediction(self.problem)
+
+    @cached_property
+    def refinement(self) -> Refinement:
+        """Makes candidates fit."""
+        return Refinement(self.problem, self.peaks)
 
     @cached_property
     def families(self) -> list[Family]:
@@ -194,7 +189,7 @@ class ByteAllocation:
             self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
         return self.structures[derive, depth]
 
-    def _rivals(self, depth: int) -> Iterator[list[_Candidate]]:
+    def _rivals(self, depth: int) -> Iterator[list[Candidate]]:
         """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch.
 
         Not those of a given method's micro-batches that are smaller than one that has less error than the next: what shares
@@ -207,7 +202,7 @@ class ByteAllocation:
             return
         least = inf
         for size in sizes:
-            rivals: list[_Candidate] = []
+            rivals: list[Candidate] = []
             # What the most compact alternative cannot do, the simpler ones cannot either.
             for family in reversed(self.families):
                 found = list(self._candidates(family, depth, size))
@@ -220,18 +215,15 @@ class ByteAllocation:
                 return
             least = error
 
-    def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[_Candidate]:
+    def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
         if self._structure(family.derive, depth).overhead_bytes(depth, micro_batch) > self.capacity:
             return
         profile = self._profile(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)
         if chunk is not None:
             for draft in self._drafts(profile, depth, micro_batch):
-                if self.problem.scope == "peak":
-                    # A draft knows of no working memory.
-                    size_of = lambda each: self._predicted(each, chunk)  # noqa: E731
-                    draft = refined(draft, profile, self.capacity, size_of, inf) or draft
-                yield _Candidate(draft, profile, chunk)
+                candidate = Candidate(draft, profile, chunk)
+                yield candidate if self.problem.scope == "saved" else self.refinement.predicted(candidate)
 
     def _drafts(self, profile: Profile, depth: int, micro_batch: int, max_states: int = MAX_STATES) -> Iterator[Draft]:
         """Yield the optimal allocation, and the smallest or gentlest methods where these may do better."""
@@ -250,60 +242,3 @@ class ByteAllocation:
             return 0
         extremes = self._extremes(profile, depth, micro_batch)
         return self.peaks.prefix_chunk(extremes, micro_batch)
-
-    def _refined(self, candidate: _Candidate, enough: float = inf) -> Solution | None:
-        """Return the candidate measured, and allocated anew until it fits and leaves little of the budget unused.
-
-        enough: None is returned unless the error is less than this.
-        """
-        find = self._measured_best if self.problem.scope == "saved" else self._checked_best
-        best = find(candidate, enough) or self._fitting_extreme(candidate)
-        return best if best and best.error < enough else None
-
-    def _measured_best(self, candidate: _Candidate, enough: float) -> Solution | None:
-        """Return the best of a few allocations, each measured, None where none fits."""
-        measured: dict[int, Solution] = {}
-
-        def size_of(draft: Draft) -> int:
-            measured[id(draft)] = self._measured(draft, candidate.prefix_chunk)
-            return self.problem.bytes_in_scope(measured[id(draft)].memory)
-
-        best = refined(candidate.draft, candidate.profile, self.capacity, size_of, enough)
-        return measured[id(best)] if best else None
-
-    def _checked_best(self, candidate: _Candidate, enough: float) -> Solution | None:
-        """Return the allocation that is predicted to be best, measured; repaired where the prediction was wrong."""
-        draft, profile, chunk = candidate
-        best: Solution | None = None
-        excess = 0
-        for _ in range(CHECKS):
-            found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk) + excess, enough)  # noqa: B023
-            if found is None or (best and found.error >= best.error):
-                break
-            draft, solution = found, self._measured(found, chunk)
-            size = self.problem.bytes_in_scope(solution.memory)
-            best = solution if size <= self.capacity else best
-            if size <= self.capacity and (draft.error == 0 or self.capacity - size <= SLACK * self.capacity):
-                break
-            excess = size - self._predicted(draft, chunk)
-        return best
-
-    def _predicted(self, draft: Draft, chunk: int) -> int:
-        """Return the peak bytes that a draft's step is predicted to have."""
-        return self.peaks.peak_bytes(draft.methods, draft.micro_batch, chunk)
-
-    def _fitting_extreme(self, candidate: _Candidate) -> Solution | None:
-        """Return the smallest methods, else the gentlest, where they fit the budget."""
-        draft, profile, chunk = candidate
-        for methods in self._extremes(profile, draft.depth, draft.micro_batch):
-            if self.problem.scope == "peak" and not self.peaks.may_fit(methods, draft.micro_batch, chunk):
-                continue
-            extreme = profile.draft_of(draft.depth, draft.micro_batch, methods)
-            solution = self._measured(extreme, chunk) if extreme else None
-            if solution and self.problem.fits(solution.memory):
-                return solution
-        return None
-
-    def _measured(self, draft: Draft, chunk: int) -> Solution:
-        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk)
-        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk)

@@ -7,10 +7,11 @@ from itertools import product
 from fedact.compression import make_method
 from fedact.nn.surgery import assign
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem, measure_within_budget
+from fedact.planner.problem import Methods, Problem
 from fedact.planner.saved_prediction import SavedPrediction
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_memory import measure_within_budget
 
 
 class FixedMethodSearch:

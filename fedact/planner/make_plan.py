@@ -1,6 +1,5 @@
 """The planner's two questions: which plan a budget gets, and how much gradient error a plan has by now."""
 
-from itertools import product
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,17 +17,11 @@ from fedact.nn.surgery import layer_inputs, methods_of, rematerialized_inputs, t
 from fedact.planner.allocation import ELEMENTS, EXAMPLES, ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
-from fedact.planner.problem import (
-    Methods,
-    Problem,
-    inference_peak_bytes,
-    make_problem,
-    measure_step,
-    vanilla_saved_bytes,
-)
+from fedact.planner.problem import Methods, Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.step_error import StepError, measure_step_error
+from fedact.planner.step_memory import inference_peak_bytes, measure_step, vanilla_saved_bytes
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -183,7 +176,9 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
 
 
 def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
-    options = product(solver.smallest_methods(depth), problem.prefix_chunks(depth, 1))
+    options = [
+        (methods, chunk) for methods in solver.smallest_methods(depth) for chunk in solver.peaks.all_chunks(methods, 1)
+    ]
     return min(problem.bytes_in_scope(measure_step(problem, methods, 1, chunk)) for methods, chunk in options)
 
 

@@ -25,7 +25,7 @@ AT_ONCE = 4
 SURE = 0.98
 """A step that is predicted to take the budget divided by this may still be within it."""
 Structure = tuple[tuple[str, Method | int], ...]
-"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method that changes others."""
+"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method where all keep them."""
 
 
 @dataclass(eq=False)
@@ -102,11 +102,16 @@ class PeakPrediction:
 
     def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
         """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""
-        prefix = self._prefix(_structure(methods))
+        prefix, chunks = self._prefix(_structure(methods)), self.all_chunks(methods, micro_batch)
         if prefix is None:
-            return [0]
-        chunks = [0, *powers_below(micro_batch)]
+            return chunks
         return [chunk for chunk in chunks if self.problem.within_budget(prefix.peak_bytes(micro_batch, chunk))]
+
+    def all_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
+        """Return how many examples at a time the prefix may run on under any budget."""
+        if self.problem.scope == "saved" or self._prefix(_structure(methods)) is None:
+            return [0]
+        return [0, *powers_below(micro_batch)]
 
     def _prefix(self, structure: Structure) -> _Prefix | None:
         """Return the frozen prefix, None where there is none that may run in chunks."""
@@ -165,7 +170,7 @@ def powers_below(count: int) -> list[int]:
 
 
 def _structure(methods: Mapping[str, Method]) -> Structure:
-    if any(method.segment or not method.traits.saves_less for method in methods.values()):
+    if all(method.traits.keeps_input for method in methods.values()):
         return tuple(methods.items())
     return tuple((name, method.derive) for name, method in methods.items())
 

@@ -10,32 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression import Method
-from fedact.compression.exact import Exact, Vanilla
 from fedact.config.errors import ConfigError
-from fedact.measure.memory import Memory, maximum_memory, measure_memory
-from fedact.models.sgd import Sgd
+from fedact.measure.memory import Memory
 from fedact.models.tasks import Loss
-from fedact.nn.layers.stored_sizes import StoredSizes
-from fedact.nn.prefix.chunks import examples_are_independent
-from fedact.nn.prefix.split import split
 from fedact.nn.surgery import (
-    calibrate,
     convolutions,
     head,
-    install,
     layer_inputs,
     restore,
-    smooth_activations,
     trained_layers,
-    trained_parameters,
 )
 from fedact.planner.example_check import called_modules
-from fedact.planner.worst_case import worst_case_tensors, worst_cases
-from fedact.training.local import micro_step
 from fedact.training.step_bytes import bytes_in_scope
-
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-"""Any will do: the memory of an optimizer's step does not depend on their values."""
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
@@ -122,17 +108,6 @@ class Problem:
         elements_each = sum(x.numel() for x in self.inputs(trained, 1).values())
         return max(min(least, self.batch_size), min(self.batch_size, most, elements // max(1, elements_each)))
 
-    def prefix_chunks(self, depth: int, micro_batch: int) -> list[int]:
-        """Return how many examples at a time the frozen prefix may run on, all at once (0) first."""
-        if self.scope == "saved":
-            return [0]
-        names = [*self.trained(depth), *smooth_activations(self.model)]
-        model = install(self.model, dict.fromkeys(names, Exact()))
-        parts = split(model)
-        if parts is None or not examples_are_independent(parts, self.x[:2]):
-            return [0]
-        return [0, *(2**power for power in range(max(1, (micro_batch - 1).bit_length()) - 1, -1, -1))]
-
     def micro_batches(self) -> Iterator[int]:
         """Yield the sizes of micro-batches: the whole batch, then always half as many examples, down to one."""
         size = self.batch_size
@@ -162,72 +137,6 @@ def make_problem(model: nn.Module, example: tuple[Tensor, Tensor], **given: Any)
     except Exception as error:
         raise ConfigError(f"a plan is made on a copy of the model, which cannot be copied: {error}") from None
     return Problem(copied, x, y, called=called_modules(copied, x, y, given["loss"]), **given)
-
-
-def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:
-    """Return the memory of a step that ends a batch, in which every method stores as much as its caps allow.
-
-    It is the most of several steps: of the second one too, where methods have a state, and of steps on the methods' worst
-    cases, where the budget bounds working memory that follows the data.
-    """
-    return maximum_memory([*_steps(problem, methods, micro_batch, prefix_chunk)])
-
-
-def measure_within_budget(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
-    """Return what ``measure_step`` does, or less, but over the budget: no more is measured once a step exceeds it."""
-    memories: list[Memory] = []
-    for memory in _steps(problem, methods, micro_batch, prefix_chunk):
-        memories.append(memory)
-        if not problem.fits(memory):
-            break
-    return maximum_memory(memories)
-
-
-def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:
-    """Yield the memory of each step that may hold the most."""
-    ceilings = {name: method.ceiling for name, method in methods.items()}
-    yield from _memories(problem, ceilings, micro_batch, prefix_chunk)
-    counts = [method.traits.worst_case_count for method in ceilings.values()] if problem.scope == "peak" else []
-    for index in range(max(counts, default=0)):
-        # The first step of them makes the inputs.
-        yield from _memories(problem, worst_cases(ceilings, index), micro_batch, prefix_chunk)[1:]
-
-
-def _memories(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> list[Memory]:
-    """Return the memory of a step, and of the next one too where it leaves a state behind."""
-    x, y = problem.examples(micro_batch)
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk)
-    if any(method.traits.calibrated for method in methods.values()):
-        calibrate(model, problem.x)
-    parameters = list(trained_parameters(model).values())
-    optimizer = Sgd(parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY)
-    memories, stored = list[Memory](), StoredSizes(model)
-    while not memories or (len(memories) == 1 and memories[0].state_bytes):
-        with stored, measure_memory(model, (x, y, worst_case_tensors(methods)), optimizer, stored) as memory:
-            micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0)
-        model.zero_grad()
-        memories.append(memory)
-    return memories
-
-
-def vanilla_saved_bytes(problem: Problem, names: list[str]) -> int:
-    """Return the saved bytes of plain training of these layers on the whole batch at once.
-
-    They grow by the same number with every example, so that two small steps are measured.
-    """
-    methods = dict.fromkeys(names, Vanilla())
-    one = measure_step(problem, methods, 1).saved_bytes
-    if problem.batch_size == 1:
-        return one
-    return one + (measure_step(problem, methods, 2).saved_bytes - one) * (problem.batch_size - 1)
-
-
-def inference_peak_bytes(problem: Problem) -> int:
-    """Return the peak bytes of the model's forward pass on one example when nothing is trained."""
-    x, y = problem.examples(1)
-    with evaluating(problem.plain_model) as model, measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
-        model(x)
-    return memory.peak_bytes
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from fedact.planner.drafts import Draft, MethodOption, draft, method_options, op
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
-from fedact.planner.problem import Methods, measure_step
+from fedact.planner.problem import Methods
 from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.sensitivity import Sensitivity, mean_sensitivity, measure_sensitivity
+from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import layers_with_input
 
 FEW, ELEMENTS = 4, 6_000_000
@@ -133,6 +134,9 @@ class Profile:
         predicted += self.structure.overhead_bytes(depth, micro_batch)
         if inputs > capacity or predicted - micro_batch * self.structure.shared_bytes > capacity:
             return None
+        if self.problem.scope == "peak":
+            # Whether it fits is predicted, for any micro-batch.
+            return self.draft_of(depth, micro_batch, methods)
         place = (depth, tuple(methods.values()))
         if place not in self._extreme_bytes:
             memory = measure_step(self.problem, methods, 1)

@@ -1,12 +1,107 @@
-"""A draft allocated anew until its step fits the budget and leaves little of it unused."""
+"""A candidate made to fit: allocated anew until its step is within the budget and leaves little of it unused."""
 
 from collections.abc import Callable
+from math import inf
+from typing import NamedTuple
 
 from fedact.planner.drafts import Draft
-from fedact.planner.profile import Profile
+from fedact.planner.peak_prediction import PeakPrediction
+from fedact.planner.problem import Methods, Problem
+from fedact.planner.profile import UNBOUNDED, Profile
+from fedact.planner.search import Solution
+from fedact.planner.step_memory import measure_within_budget
 
 REFINEMENTS, SLACK = 4, 0.01
 """A draft is allocated anew at most so often, unless it leaves less than this share of the budget unused."""
+CHECKS = 3
+"""A predicted peak is measured, and the plan repaired where it was wrong, at most so often."""
+
+
+class Candidate(NamedTuple):
+    """A draft, the profile it comes from, and how many examples at a time the frozen prefix would run on."""
+
+    draft: Draft
+    profile: Profile
+    prefix_chunk: int
+
+
+class Refinement:
+    """Makes candidates fit a problem's budget; saved bytes are measured, peaks predicted and then measured."""
+
+    def __init__(self, problem: Problem, peaks: PeakPrediction) -> None:
+        self.problem, self.peaks = problem, peaks
+
+    @property
+    def capacity(self) -> int:
+        """The budget in bytes, or more than there will ever be."""
+        return UNBOUNDED if self.problem.budget is None else self.problem.budget
+
+    def extremes(self, profile: Profile, depth: int, micro_batch: int) -> list[Methods]:
+        """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
+        return profile.extremes(depth, micro_batch)[: 1 if self.problem.scope == "saved" else None]
+
+    def predicted(self, candidate: Candidate) -> Candidate:
+        """Return the candidate allocated anew until its peak is predicted to fit; as it is where none is."""
+        draft, profile, chunk = candidate
+        found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk), inf)
+        return candidate._replace(draft=found or draft)
+
+    def best(self, candidate: Candidate, enough: float = inf) -> Solution | None:
+        """Return the candidate measured, and allocated anew until it fits and leaves little of the budget unused.
+
+        enough: None is returned unless the error is less than this.
+        """
+        find = self._measured_best if self.problem.scope == "saved" else self._checked_best
+        best = find(candidate, enough) or self._fitting_extreme(candidate)
+        return best if best and best.error < enough else None
+
+    def _measured_best(self, candidate: Candidate, enough: float) -> Solution | None:
+        """Return the best of a few allocations, each measured, None where none fits."""
+        measured: dict[int, Solution] = {}
+
+        def size_of(draft: Draft) -> int:
+            measured[id(draft)] = self._measured(draft, candidate.prefix_chunk)
+            return self.problem.bytes_in_scope(measured[id(draft)].memory)
+
+        best = refined(candidate.draft, candidate.profile, self.capacity, size_of, enough)
+        return measured[id(best)] if best else None
+
+    def _checked_best(self, candidate: Candidate, enough: float) -> Solution | None:
+        """Return the allocation that is predicted to be best, measured; repaired where the prediction was wrong."""
+        draft, profile, chunk = candidate
+        best: Solution | None = None
+        excess = 0
+        for _ in range(CHECKS):
+            found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk) + excess, enough)  # noqa: B023
+            if found is None or (best and found.error >= best.error):
+                break
+            draft, solution = found, self._measured(found, chunk)
+            size = self.problem.bytes_in_scope(solution.memory)
+            best = solution if size <= self.capacity else best
+            if size <= self.capacity and (draft.error == 0 or self.capacity - size <= SLACK * self.capacity):
+                break
+            excess = size - self._predicted(draft, chunk)
+        return best
+
+    def _predicted(self, draft: Draft, chunk: int) -> int:
+        """Return the peak bytes that a draft's step is predicted to have."""
+        return self.peaks.peak_bytes(draft.methods, draft.micro_batch, chunk)
+
+    def _fitting_extreme(self, candidate: Candidate) -> Solution | None:
+        """Return the smallest methods, else the gentlest, where they fit the budget."""
+        draft, profile, chunk = candidate
+        for methods in self.extremes(profile, draft.depth, draft.micro_batch):
+            if self.problem.scope == "peak" and not self.peaks.may_fit(methods, draft.micro_batch, chunk):
+                continue
+            extreme = profile.draft_of(draft.depth, draft.micro_batch, methods)
+            solution = self._measured(extreme, chunk) if extreme else None
+            if solution and self.problem.fits(solution.memory):
+                return solution
+        return None
+
+    def _measured(self, draft: Draft, chunk: int) -> Solution:
+        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk)
+        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk)
 
 
 def refined(draft: Draft, profile: Profile, capacity: int, size_of: Callable[[Draft], int], enough: float) -> Draft | None:

@@ -2,7 +2,8 @@
 
 import torch
 
-from fedact.planner.problem import Methods, Problem, measure_step
+from fedact.planner.problem import Methods, Problem
+from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure
 
 LINEARITY = 1.1

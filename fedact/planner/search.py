@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fedact.measure.memory import Memory
+from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem
 
 USUAL_DEPTH = 8
@@ -38,6 +39,10 @@ class Solution(NamedTuple):
 
 class Solver(Protocol):
     """Finds the best step at a depth: by choosing settings, or the size of the micro-batch alone."""
+
+    @property
+    def peaks(self) -> PeakPrediction:
+        """Predicts peak bytes."""
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         """Return estimated gradient errors by trained layer, None where no step fits the budget."""

@@ -15,8 +15,9 @@ from fedact.nn.graph import consumers, downstream
 from fedact.nn.layers import TRAINED
 from fedact.nn.rematerialization import Rematerializations, rematerializations
 from fedact.nn.surgery import smooth_activations
-from fedact.planner.problem import Problem, measure_step
+from fedact.planner.problem import Problem
 from fedact.planner.saved_inputs import SavedInput, saved_inputs
+from fedact.planner.step_memory import measure_step
 
 
 @dataclass(frozen=True)

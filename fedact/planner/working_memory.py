@@ -16,6 +16,8 @@ from fedact.planner.stand_in import Geometry, GradientCall
 
 ELEMENTS = 2**15
 """Working memory is measured on so many elements at most, and grows with the number of examples."""
+LARGE = 15
+"""Powers of two in the elements of a tensor that is not small."""
 LEAST_BITS = 0.5
 """Below, the working memory of ``transform`` hardly depends on the bits."""
 
@@ -51,7 +53,9 @@ class WorkingMemory:
     def bytes(self, method: Method, like: Geometry, itemsize: int) -> WorkingBytes:
         """Return the working memory on a tensor like this."""
         method, examples = _rounded_up(method), _few(like)
-        key = (method,) if method.traits.per_example else (method, like, examples)
+        # What is coded example by example has the same share of any tensor that is not small.
+        scale = (examples * prod(like.shape[1:])).bit_length()
+        key = (method, min(scale, LARGE)) if method.traits.per_example else (method, like, examples)
         if key not in self._shares:
             self._shares[key] = _measured_shares(method, like.noise(examples))
         size = prod(like.shape) * itemsize

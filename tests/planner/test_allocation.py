@@ -16,10 +16,11 @@ from fedact.compression import choose_method
 from fedact.planner.allocation import NEGLIGIBLE, ByteAllocation
 from fedact.planner.drafts import MethodOption, option_for
 from fedact.planner.example_check import fixed_randomness
-from fedact.planner.problem import Problem, make_problem, measure_step
+from fedact.planner.problem import Problem, make_problem
 from fedact.planner.profile import Profile
 from fedact.planner.saved_inputs import SavedInput
 from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_memory import measure_step
 from tests.support.planner_networks import NETWORKS, example, network
 from tests.support.portions import rotated
 

@@ -1,0 +1,114 @@
+"""The measured memory of a step under given methods."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedact.compression.exact import Vanilla
+from fedact.measure.memory import Memory, maximum_memory, measure_memory
+from fedact.models.micro_batch import Inputs
+from fedact.models.sgd import Sgd
+from fedact.nn.layers.stored_sizes import StoredSizes
+from fedact.nn.prefix.chunks import in_chunks
+from fedact.nn.prefix.split import PrefixOutputs, split
+from fedact.nn.surgery import calibrate, install, trained_parameters
+from fedact.planner.problem import Methods, Problem, evaluating
+from fedact.planner.worst_case import worst_case_tensors, worst_cases
+from fedact.training.local import micro_step
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+"""Any will do: the memory of an optimizer's step does not depend on their values."""
+
+
+def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:
+    """Return the memory of a step that ends a batch, in which every method stores as much as its caps allow.
+
+    It is the most of several steps: of the second one too, where methods have a state, and of steps on the methods' worst
+    cases, where the budget bounds working memory that follows the data.
+    """
+    return maximum_memory([*_steps(problem, methods, micro_batch, prefix_chunk)])
+
+
+def measure_within_budget(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
+    """Return what ``measure_step`` does, or less, but over the budget: no more is measured once a step exceeds it."""
+    memories: list[Memory] = []
+    for memory in _steps(problem, methods, micro_batch, prefix_chunk):
+        memories.append(memory)
+        if not problem.fits(memory):
+            break
+    return maximum_memory(memories)
+
+
+def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:
+    """Yield the memory of each step that may hold the most."""
+    ceilings = {name: method.ceiling for name, method in methods.items()}
+    yield from _memories(problem, ceilings, micro_batch, prefix_chunk)
+    counts = [method.traits.worst_case_count for method in ceilings.values()] if problem.scope == "peak" else []
+    for index in range(max(counts, default=0)):
+        yield _worst_case_memory(problem, worst_cases(ceilings, index), micro_batch, prefix_chunk)
+
+
+def _memories(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> list[Memory]:
+    """Return the memory of a step, and of the next one too where it leaves a state behind."""
+    model, optimizer = _client(problem, methods, prefix_chunk)
+    memories = [_memory(problem, model, optimizer, *problem.examples(micro_batch))]
+    if memories[0].state_bytes:
+        memories.append(_memory(problem, model, optimizer, *problem.examples(micro_batch)))
+    return memories
+
+
+def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
+    """Return the memory of a step on methods' worst cases, with their states.
+
+    Where the prefix runs in chunks, from its outputs: no method has to do with what it takes.
+    """
+    model, optimizer = _client(problem, methods, prefix_chunk)
+    x, y = problem.examples(micro_batch)
+    inputs: Inputs = x
+    if prefix_chunk and (parts := split(model)) and (outputs := in_chunks(parts, x, prefix_chunk)):
+        inputs = PrefixOutputs(parts, tuple(outputs))
+    # The first step makes the inputs.
+    micro_step(model, inputs, y, problem.batch_size, problem.loss)
+    model.zero_grad()
+    return _memory(problem, model, optimizer, inputs, y, worst_case_tensors(methods))
+
+
+def _client(problem: Problem, methods: Methods, prefix_chunk: int) -> tuple[nn.Module, Sgd]:
+    """Return the model with methods installed, and its optimizer."""
+    model = install(problem.model, methods, prefix_chunk=prefix_chunk)
+    if any(method.traits.calibrated for method in methods.values()):
+        calibrate(model, problem.x)
+    parameters = list(trained_parameters(model).values())
+    return model, Sgd(parameters, lr=0.0, momentum=MOMENTUM if problem.momentum else 0.0, weight_decay=WEIGHT_DECAY)
+
+
+def _memory(
+    problem: Problem, model: nn.Module, optimizer: Sgd, x: Inputs, y: Tensor, others: Sequence[Tensor] = ()
+) -> Memory:
+    """Return the memory of a step that ends a batch; others: tensors beside the batch that are given, too."""
+    stored, given = StoredSizes(model), x.values if isinstance(x, PrefixOutputs) else x
+    with stored, measure_memory(model, (given, y, others), optimizer, stored) as memory:
+        micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0)
+    model.zero_grad()
+    return memory
+
+
+def vanilla_saved_bytes(problem: Problem, names: list[str]) -> int:
+    """Return the saved bytes of plain training of these layers on the whole batch at once.
+
+    They grow by the same number with every example, so that two small steps are measured.
+    """
+    methods = dict.fromkeys(names, Vanilla())
+    one = measure_step(problem, methods, 1).saved_bytes
+    if problem.batch_size == 1:
+        return one
+    return one + (measure_step(problem, methods, 2).saved_bytes - one) * (problem.batch_size - 1)
+
+
+def inference_peak_bytes(problem: Problem) -> int:
+    """Return the peak bytes of the model's forward pass on one example when nothing is trained."""
+    x, y = problem.examples(1)
+    with evaluating(problem.plain_model) as model, measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
+        model(x)
+    return memory.peak_bytes

@@ -1,0 +1,40 @@
+"""Predicted peaks are those that the ledger measures."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedact.compression import make_method
+from fedact.planner.peak_prediction import PeakPrediction
+from fedact.planner.problem import make_problem
+from fedact.planner.step_memory import measure_step
+from tests.support.networks import Residual, normed
+from tests.support.planned import Net
+
+NETWORKS = {"net": Net, "normed": normed, "residual": Residual}
+EXACT = ["exact", "exact:derive=2", "vanilla", "checkpoint", "hosvd:ranks=2x3x4x4", "svd:ranks=2"]
+NEAR = ["quantize:bits=4", "gradient_filter", "transform:bits=2", "transform:bits=0.3,derive=0", "asi:ranks=2x3x4x4"]
+
+
+def prediction(network, method, layers):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, example = NETWORKS[network]().train(), (torch.randn(8, 3, 20, 20), torch.arange(8) % 4)
+    given = {"budget": None, "scope": "peak", "loss": F.cross_entropy}
+    problem = make_problem(model, example, method=make_method(method), **given)
+    inputs = problem.inputs(problem.trained(layers), 1)
+    methods = {name: make_method(method).for_dimensions(x.dim()) for name, x in inputs.items()}
+    return problem, methods, PeakPrediction(problem)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", [*EXACT, *NEAR])
+def test_a_predicted_peak_is_the_measured_one(network, method):
+    for layers in (0, 1, 3) if method in EXACT else (3,):
+        problem, methods, peaks = prediction(network, method, layers)
+        for size, chunk in ((1, 0), (3, 2), (8, 0), (8, 4)):
+            chunk = chunk if chunk in peaks.prefix_chunks(methods, size) else 0
+            measured = measure_step(problem, methods, size, chunk).peak_bytes
+            # Of the others, what they work with is measured on fewer elements.
+            tolerance = 0.0 if method in EXACT else 0.05
+            assert peaks.peak_bytes(methods, size, chunk) == pytest.approx(measured, rel=tolerance), (layers, size, chunk)
