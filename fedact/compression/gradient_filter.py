@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import ceil, prod
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -85,6 +86,10 @@ def patch_sizes(x: Float[Tensor, "batch channels height width"], patch: int) -> 
 
 def spread(means: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
     """Return a tensor of the shape in which every position has its patch's value."""
+    if means.is_contiguous(memory_format=torch.channels_last) and not means.is_contiguous():
+        # A kernel of PyTorch's that is ten times faster, for channels that lie side by side.
+        wide = F.interpolate(means, size=[side * patch for side in means.shape[2:]], mode="nearest")
+        return wide[..., : shape[2], : shape[3]]
     rows = means.repeat_interleave(patch, 2)[:, :, : shape[2]]
     return rows.repeat_interleave(patch, 3)[..., : shape[3]]
 
