@@ -216,7 +216,7 @@ class ByteAllocation:
             least = error
 
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
-        if self._structure(family.derive, depth).overhead_bytes(depth, micro_batch) > self.capacity:
+        if self._structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
             return
         profile = self._profile(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)

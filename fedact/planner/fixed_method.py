@@ -61,11 +61,11 @@ class FixedMethodSearch:
         return [0] if self.problem.scope == "saved" else self.peaks.prefix_chunks(methods, micro_batch)
 
     def _leaves_room(self, depth: int, micro_batch: int) -> bool:
-        """Tell whether what is saved beside the inputs leaves room for them in a budget of saved bytes."""
+        """Tell whether what is saved beside inputs with loss leaves room for them in a budget of saved bytes."""
         method, budget = make_method(self.problem.method), self.problem.budget
         if self.problem.scope != "saved" or budget is None or method.traits.keeps_input:
             return True
-        return self._saved(depth).overhead_bytes(method.derive, micro_batch) <= budget
+        return self._saved(depth).structure(method.derive).least_bytes(depth, micro_batch) <= budget
 
     def _may_fit(self, depth: int, methods: Methods, micro_batch: int, chunk: int) -> bool:
         """Tell whether a step is worth measuring."""

@@ -23,15 +23,11 @@ class SavedPrediction:
         budget = self.problem.budget
         return budget is None or self.least_bytes(methods, micro_batch) <= LINEARITY * budget
 
-    def overhead_bytes(self, derive: int, micro_batch: int) -> int:
-        """Return the bytes saved besides the saved inputs, whatever their methods."""
-        return self._structure(derive).overhead_bytes(self.depth, micro_batch)
-
     def least_bytes(self, methods: Methods, micro_batch: int) -> int:
         """Return what the inputs take that are stored with loss, and what is saved beside them; of exact methods a part."""
         if all(method.traits.keeps_input for method in methods.values()):
             return self._of_one(methods) * micro_batch
-        structure = self._structure(max(method.derive for method in methods.values()))
+        structure = self.structure(max(method.derive for method in methods.values()))
         masks, total = structure.mask_bytes(self.depth), structure.overhead_bytes(self.depth, micro_batch)
         for saved in structure.saved_inputs(self.depth):
             method, x = methods[saved.layers[0]].ceiling, structure.inputs[saved.key]
@@ -48,7 +44,8 @@ class SavedPrediction:
             self._exact_bytes = measure_step(self.problem, methods, 1).saved_bytes
         return self._exact_bytes
 
-    def _structure(self, derive: int) -> StepStructure:
+    def structure(self, derive: int) -> StepStructure:
+        """Return what steps of one ``derive`` have in common."""
         if derive not in self._structures:
             self._structures[derive] = StepStructure(self.problem, derive, self.depth)
         return self._structures[derive]

@@ -117,6 +117,10 @@ class StepStructure:
         sizes = (size for name, size in self.other_bytes.items() if name in path and name not in self.mask_sources)
         return micro_batch * sum(sizes)
 
+    def least_bytes(self, depth: int, micro_batch: int) -> int:
+        """Return fewer bytes than any step saves: what is kept as it is takes more than the mask that it spares."""
+        return self.overhead_bytes(depth, micro_batch) + micro_batch * sum(self.mask_bytes(depth).values())
+
     def mask_bytes(self, depth: int) -> dict[str, int]:
         """Return the bytes of one example's masks that are saved beside each input unless it is saved as it is."""
         path = self.gradient_path(depth)
