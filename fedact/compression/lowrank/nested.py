@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import Spectrum, compose, factor, project
@@ -21,18 +20,9 @@ def nested_reconstructions(
     """
     most = {mode: max(each[mode] for each in ranks) for mode in spectra}
     factors = {mode: factor(x, mode, spectra[mode], rank) for mode, rank in most.items()}
-    core, *rounded = _rounded([project(x, factors), *factors.values()], bit_depth)
+    parts = [project(x, factors), *factors.values()]
+    core, *rounded = bit_depth.unpack(bit_depth.pack(parts), [part.shape for part in parts], x.dtype)
     for each in ranks:
         corner = core[tuple(slice(each.get(mode)) for mode in range(x.dim()))]
         columns = {mode: rounded[place][:, : each[mode]] for place, mode in enumerate(factors)}
         yield compose(corner.contiguous(), columns)
-
-
-def _rounded(parts: Sequence[Tensor], bit_depth: BitDepth) -> list[Tensor]:
-    """Return tensors as so many bits hold them, rounded all at once: a group of elements may be of two of them."""
-    if bit_depth.bits == 32:
-        return list(parts)
-    flat = torch.cat([part.flatten() for part in parts])
-    (rounded,) = bit_depth.unpack(bit_depth.pack([flat]), [flat.shape], flat.dtype)
-    each = torch.split(rounded, [part.numel() for part in parts])
-    return [values.view(part.shape) for values, part in zip(each, parts, strict=True)]
