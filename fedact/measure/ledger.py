@@ -232,16 +232,15 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:
-    # Called for every argument of every operation: what is nothing but a number is told at once.
-    if type(value) in _NO_TENSORS:
-        return
-    if isinstance(value, Tensor):
+    # Called for every operation: what is nothing but a number is told at once, and plain tensors nearly so.
+    if isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) not in _NO_TENSORS:
+                _collect(item, found)
+    elif isinstance(value, Tensor):
         if value.layout is torch.strided:
             found.append(value)
         else:
             found.extend(sparse_parts(value))
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _collect(item, found)
     elif is_dataclass(value) and not isinstance(value, type):
         _collect(vars(value), found)

@@ -58,7 +58,7 @@ class StepBytes:
         last: whether it ends its batch. Yields a function to call before weights are changed: it raises then already.
         """
         # A method's first step has no state to start from, and may hold other bytes than later ones.
-        shape = (len(y), last, bool(self.memories and self.memories[0].state_bytes))
+        shape = (len(y), last, any(codec.states for codec in self.stored.codecs.values()))
         known, number = self.known.get(shape), len(self.memories)
         if known is None or number in self.audited:
             with self._followed(x, y, shape, audited=number in self.audited):
