@@ -99,12 +99,12 @@ class StepBytes:
             return known.memory
         stored.end_step()
         saved = timeline.saved_bytes(stored.sizes) + stored.state_bytes
-        least = max(timeline.peak_bytes(stored.sizes, 0), saved, known.prefix_bytes + stored.state_bytes)
-        most = max(timeline.peak_bytes(stored.sizes, plan.working_bytes), least)
-        if plan.scope == "peak" and plan.peak_bytes is not None:
-            # No step takes more than the worst cases that the plan was measured on.
-            most = max(least, min(most, plan.peak_bytes))
-        return within_budget(Memory(saved, stored.state_bytes, most, timeline.paper_bytes(stored.paper)), plan)
+        least = max(saved, known.prefix_bytes + stored.state_bytes)
+        peak = max(least, timeline.peak_bytes(stored.sizes, plan.working_bytes))
+        if plan.scope == "peak" and plan.peak_bytes is not None and peak > plan.peak_bytes:
+            # No step takes more than the worst cases that the plan was measured on, but for what is known of it.
+            peak = max(least, timeline.peak_bytes(stored.sizes, 0), plan.peak_bytes)
+        return within_budget(Memory(saved, stored.state_bytes, peak, timeline.paper_bytes(stored.paper)), plan)
 
     def _compared(self, ledger: Memory, counted: Memory) -> Memory:
         """Return what was counted; raises BudgetError where the ledger has other bytes."""
