@@ -80,7 +80,7 @@ def structure(model: nn.Module) -> Any:
         attributes = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
         return [(name, value) for name, value in attributes if isinstance(value, (bool, int, float, str)) or callable(value)]
 
-    return [(name, type(module), settings(module)) for name, module in model.named_modules()]
+    return [(name, type(module), settings(module)) for name, module in named_modules(model)]
 
 
 def forward_graph(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
@@ -121,7 +121,7 @@ def _single_input_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 def consumers(model: nn.Module) -> Consumers:
     """Return the consumers of every module's output, empty for a model that cannot be traced."""
-    graph, modules = traced(model), dict(model.named_modules())
+    graph, modules = traced(model), dict(named_modules(model))
     readers: Consumers = defaultdict(list)
     for node in graph.nodes if graph else ():
         if node.op == "call_module":
@@ -149,7 +149,7 @@ def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
 
     For a model that cannot be traced: all modules that are defined after the first of them.
     """
-    graph, first, order = traced(model), set(names), list(dict(model.named_modules()))
+    graph, first, order = traced(model), set(names), list(dict(named_modules(model)))
     if graph is None:
         return set(order[min((order.index(name) for name in first), default=len(order)) :])
     reached: set[Node] = set()

@@ -80,7 +80,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
         module.requires_grad_(has_weights(module))
         if saves_less and _swap(module, HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
-    for module in model.modules():
+    for _, module in named_modules(model):
         _swap(module, SAVES_LESS if saves_less else PLAIN)
     for name in maskless:
         model.get_submodule(name).output_is_saved = True  # type: ignore[assignment]
@@ -136,7 +136,7 @@ def restore(model: nn.Module) -> nn.Module:
     >>> type(model[0]).__name__, type(fedact.restore(model)[0]).__name__
     ('CompressedConv2d', 'Conv2d')
     """
-    for module in model.modules():
+    for _, module in named_modules(model):
         chunks.restore(module)
         if isinstance(module, Swapped):
             module.__class__ = _plain_class(type(module))
@@ -150,15 +150,15 @@ def restore(model: nn.Module) -> nn.Module:
 
 def check_initialized(model: nn.Module) -> None:
     """Raise ConfigError for a model with lazy layers that have no weights yet."""
-    for name, module in model.named_modules():
-        if any(map(is_lazy, module._parameters.values())):
+    for name, module in named_modules(model):
+        if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
             kind = type(module).__name__
             raise ConfigError(f"{name} ({kind}) has no weights before its first input: run the model once first")
 
 
 def _freeze(model: nn.Module) -> None:
     """Freeze all parameters, and note on every module which of its own were trainable."""
-    for module in model.modules():
+    for _, module in named_modules(model):
         if own := {name: parameter for name, parameter in module._parameters.items() if parameter is not None}:
             vars(module)[_TRAINABLE] = {name: parameter.requires_grad for name, parameter in own.items()}
     # Afterwards, for two modules may share a parameter.
@@ -192,7 +192,7 @@ def activations_without_mask(model: nn.Module, methods: Mapping[str, Method]) ->
     inputs = [name for name, method in methods.items() if method.traits.keeps_input]
     exact = {name for name in inputs if type(model.get_submodule(name)) in TRAINED}
     kinds = (nn.ReLU, nn.ReLU6)
-    relus = {name for name, module in model.named_modules() if type(module) in kinds}
+    relus = {name for name, module in named_modules(model) if type(module) in kinds}
     if not (exact and relus):
         return []
     return [name for name, calls in consumers(model).items() if name in relus and all(readers & exact for readers in calls)]
@@ -234,7 +234,7 @@ def has_statistics(module: nn.Module) -> bool:
 
 def _warn(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str], candidates: set[str]) -> None:
     """Warn of layers whose activations autograd still saves: those with a method on the gradient path, and candidates."""
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     # A frozen linear layer saves its weight alone.
     fine = (Swapped, nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, *SAVES_NOTHING)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
-from fedact.nn.graph import may_change, traced
+from fedact.nn.graph import may_change, named_modules, traced
 
 REPEATABLE = (
     nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Dropout2d,
@@ -55,7 +55,7 @@ def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient
     reach = max((method.derive for method in methods.values()), default=0)
     if not reach:
         return Rematerializations({}, {}, {})
-    calls, modules = call_nodes(model), dict(model.named_modules())
+    calls, modules = call_nodes(model), dict(named_modules(model))
     inputs = _inputs(calls, modules, methods)
     saved = {name for name, method in methods.items() if method.derive and name not in inputs}
     sources = {name for name in saved if isinstance(modules[name], nn.Conv2d)} | {

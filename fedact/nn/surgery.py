@@ -39,7 +39,7 @@ __all__ = [
 def convolutions(model: nn.Module) -> list[str]:
     """Return the names of the model's 2-D convolutions in definition order, without those that are its head."""
     heads = _named_heads(model)
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in heads]
+    return [name for name, module in named_modules(model) if isinstance(module, nn.Conv2d) and name not in heads]
 
 
 def head(model: nn.Module) -> list[str]:
@@ -50,14 +50,14 @@ def head(model: nn.Module) -> list[str]:
     """
     if named := _named_heads(model):
         return named
-    kinds = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    kinds = [(name, module) for name, module in named_modules(model) if isinstance(module, nn.Conv2d | nn.Linear)]
     return [kinds[-1][0]] if kinds and isinstance(kinds[-1][1], nn.Linear) else []
 
 
 def _named_heads(model: nn.Module) -> list[str]:
     """Return the layers that ``model.head_name`` names, none where it has no such attribute."""
     attribute = getattr(model, "head_name", ())
-    named, layers = [attribute] if isinstance(attribute, str) else list(attribute), dict(model.named_modules())
+    named, layers = [attribute] if isinstance(attribute, str) else list(attribute), dict(named_modules(model))
     for name in named:
         if not isinstance(layers.get(name), nn.Conv2d | nn.Linear):
             raise ConfigError(f"the model's head_name is {name!r}, which is none of its convolutions and linear layers")
@@ -78,7 +78,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
         raise ConfigError("the model has no head: layers must be at least 1, not 0")
     if not (train_norm and layers):
         return trained
-    modules = list(model.named_modules())
+    modules = named_modules(model)
     later = modules[[name for name, _ in modules].index(trained[0]) + 1 :]
     norms = {name: module for name, module in later if isinstance(module, nn.BatchNorm2d) and has_statistics(module)}
     return trained + [name for name, norm in norms.items() if norm.affine]
@@ -86,7 +86,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
 
 def smooth_activations(model: nn.Module) -> list[str]:
     """Return the names of the activations (and channel norms) whose gradient needs their input, such as GELU."""
-    return [name for name, module in model.named_modules() if isinstance(module, tuple(SMOOTH))]
+    return [name for name, module in named_modules(model) if isinstance(module, tuple(SMOOTH))]
 
 
 def compress(
@@ -152,7 +152,7 @@ def reset_states(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
 
 def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
     """Return the plan's methods by layer; raises ConfigError for a plan of another model."""
-    names = set(dict(model.named_modules()))
+    names = set(dict(named_modules(model)))
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
@@ -173,7 +173,7 @@ def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method]) -> di
     elsewhere.
     """
     install(model, methods)
-    frozen = {module.codec: name for name, module in model.named_modules() if isinstance(module, SourceConv2d)}
+    frozen = {module.codec: name for name, module in named_modules(model) if isinstance(module, SourceConv2d)}
     codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
     rematerialized = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
     return {name: frozen[codec.source] if codec.counts else "" for name, codec in rematerialized.items()}
