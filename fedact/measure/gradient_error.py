@@ -14,7 +14,7 @@ from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.measure.step import Batch, parts, prefix_outputs, step
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.nn.layers import CodecLayer
-from fedact.nn.layers.compressed import LayerCodec
+from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.surgery import trained_parameters
 
 ROUNDING = 1e-9

@@ -19,7 +19,9 @@ from fedact.planner.problem import Methods, Problem, evaluating
 from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.refinement import Candidate, Refinement
 from fedact.planner.search import Solution
+from fedact.planner.selection import Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_error import ELEMENTS, EXAMPLES
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure, layers_with_input
 
@@ -30,8 +32,6 @@ NO_DERIVE = 0
 NEGLIGIBLE = 0.05
 """Errors up to this much a trained layer are as good as none: of such plans the fastest is taken. Relative to its squared
 length, the gradient of a batch of 16 has a sampling error of 0.88 (the main job, 32 layers and 8 alike)."""
-EXAMPLES, ELEMENTS = 8, 6_000_000
-"""Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""
 SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
 LINEARITY = 1.1
@@ -77,25 +77,11 @@ class ByteAllocation:
             return exact
         negligible, candidates = NEGLIGIBLE * len(self.problem.trained(depth)), list[Candidate]()
         for rivals in self._rivals(depth):
-            for candidate in rivals:
-                solution = self.refinement.best(candidate) if candidate.draft.error <= negligible else None
-                if solution and solution.error <= negligible and (admitted := self.limit.admit(solution)):
-                    return admitted
+            first = fastest_first(rivals, negligible) if self.problem.method == AUTO else rivals
+            if found := self.selection.first_within(first, negligible):
+                return found
             candidates += rivals
-        return self._least_error(candidates, negligible)
-
-    def _least_error(self, candidates: Sequence[Candidate], negligible: float) -> Solution | None:
-        """Return the measured candidate with the least error; of those that are hardly worse, the fastest."""
-        enough = min((each.draft.error for each in candidates), default=0.0) + negligible
-        ranked = [(max(each.draft.error, enough), each.profile.seconds(each.draft), each) for each in candidates]
-        best: Solution | None = None
-        for error, _, candidate in sorted(ranked, key=lambda rank: rank[:2]):
-            # A draft knows of no working memory: once measured, it may have more error, but not less.
-            if best and error >= best.error:
-                break
-            solution = self.refinement.best(candidate, best.error if best else inf)
-            best = (self.limit.admit(solution) if solution else None) or best
-        return best
+        return self.selection.least_error(candidates, negligible)
 
     def _exact(self, depth: int) -> Solution | None:
         """Return exact training of the whole batch at once, where budget and slowdown allow it."""
@@ -148,6 +134,11 @@ class ByteAllocation:
         return Refinement(self.problem, self.peaks)
 
     @cached_property
+    def selection(self) -> Selection:
+        """Takes one of the candidates."""
+        return Selection(self.problem, self.refinement, self.limit)
+
+    @cached_property
     def families(self) -> list[Family]:
         """The sets of methods of which a plan may mix one, of a given method the simplest first."""
         method = self.problem.method
@@ -190,7 +181,7 @@ class ByteAllocation:
         return self.structures[derive, depth]
 
     def _rivals(self, depth: int) -> Iterator[list[Candidate]]:
-        """Yield candidates, the fastest first: of ``auto`` all together, of a given method those of each micro-batch.
+        """Yield candidates: of ``auto`` all together, of a given method those of each micro-batch, the fastest first.
 
         Not those of a given method's micro-batches that are smaller than one that has less error than the next: what shares
         its factors among more examples has more error where there is room enough, and less where there is not.
@@ -198,7 +189,7 @@ class ByteAllocation:
         sizes = list(self.problem.micro_batches())
         if self.problem.method == AUTO:
             found = [each for family in self.families for size in sizes for each in self._candidates(family, depth, size)]
-            yield sorted(found, key=lambda each: each.profile.seconds(each.draft))
+            yield found
             return
         least = inf
         for size in sizes:

@@ -12,15 +12,14 @@ from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
-from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import layer_inputs, methods_of, rematerialized_inputs, trained_parameters
-from fedact.planner.allocation import ELEMENTS, EXAMPLES, ByteAllocation
+from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
-from fedact.planner.problem import Methods, Problem, make_problem
+from fedact.planner.problem import Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
-from fedact.planner.step_error import StepError, measure_step_error
+from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import inference_peak_bytes, measure_step, vanilla_saved_bytes
 from fedact.training.threads import threads_for
 
@@ -99,18 +98,8 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
-        found = _step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
+        found = step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
         return _rounded(found.error) if found else 0.0
-
-
-def _step_error(problem: Problem, methods: Methods, micro_batch: int) -> StepError | None:
-    """Return the gradient error of methods with loss, None of exact ones."""
-    if all(method.traits.keeps_input for method in methods.values()):
-        return None
-    trained = [name for name in methods if has_weights(problem.model.get_submodule(name))]
-    count = max(micro_batch, problem.example_count(trained, EXAMPLES, ELEMENTS))
-    calibration = problem.x if any(method.traits.calibrated for method in methods.values()) else None
-    return measure_step_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
 
 
 def _rounded(error: float) -> float:
@@ -125,12 +114,12 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
 
 def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     methods, memory = solution.methods, solution.memory
-    step_error = _step_error(problem, methods, solution.micro_batch)
+    found = solution.step_error or step_error(problem, methods, solution.micro_batch)
     # The first step alone has the operations that start a method's state.
-    if step_error is None or any(method.traits.reads_state for method in methods.values()):
+    if found is None or any(method.traits.reads_state for method in methods.values()):
         flops = batch_flops(problem, methods, solution.micro_batch, solution.prefix_chunk)
     else:
-        flops = round(step_error.flops * problem.batch_size / solution.micro_batch)
+        flops = round(found.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
     if solution.caps is not None:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
@@ -149,7 +138,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(reasons) or None,
         prefix_chunk=solution.prefix_chunk,
-        expected_error=_rounded(step_error.error) if step_error else 0.0,
+        expected_error=_rounded(found.error) if found else 0.0,
         slowdown=solution.slowdown,
         by_layer=tuple(memory.by_layer.items()),
         step_flops=flops,

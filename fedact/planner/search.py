@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from fedact.measure.memory import Memory
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem
+from fedact.planner.step_error import StepError
 
 USUAL_DEPTH = 8
 """Trained convolutions where no trial chose: never below the head alone in hand searches (docs/planner.md)."""
@@ -30,6 +31,7 @@ class Solution(NamedTuple):
     prefix_chunk: int = 0
     slowdown: float | None = None
     caps: float | None = None
+    step_error: StepError | None = None
 
     @property
     def error(self) -> float:

@@ -11,7 +11,11 @@ from fedact.measure.step import Batch, parts, prefix_outputs
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import calibrate, install
+from fedact.planner.problem import Problem
 from fedact.planner.sensitivity import Methods, gradients_of, relative_errors, take_gradients
+
+EXAMPLES, ELEMENTS = 8, 6_000_000
+"""Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""
 
 
 class StepError(NamedTuple):
@@ -19,6 +23,16 @@ class StepError(NamedTuple):
 
     error: float
     flops: int
+
+
+def step_error(problem: Problem, methods: Methods, micro_batch: int) -> StepError | None:
+    """Return the gradient error of methods with loss, None of exact ones."""
+    if all(method.traits.keeps_input for method in methods.values()):
+        return None
+    trained = [name for name in methods if has_weights(problem.model.get_submodule(name))]
+    count = max(micro_batch, problem.example_count(trained, EXAMPLES, ELEMENTS))
+    calibration = problem.x if any(method.traits.calibrated for method in methods.values()) else None
+    return measure_step_error(problem.model, problem.examples(count), methods, problem.loss, micro_batch, calibration)
 
 
 def measure_step_error(

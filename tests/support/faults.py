@@ -66,7 +66,7 @@ BY_HAND = [
     ),
     ("compression/packing.py", "alpha=2**-16", "alpha=2**-17", "half the noise: rounding is no longer unbiased"),
     ("nn/layers/pooling.py", "rows.mul_(self.kernel[1])", "rows.mul_(self.kernel[0])", "the wrong axis of a window"),
-    ("nn/layers/compressed.py", "self.states[size] = compressed.state", "pass", "a warm start is forgotten"),
+    ("nn/layers/codec.py", "self.states[size] = compressed.state", "pass", "a warm start is forgotten"),
     ("measure/lifetimes.py", "(end, 1, -size)", "(end, 0, -size)", "what ends is gone before what begins at once"),
     ("measure/gradient_error.py", "max(count - 1, 1)", "count", "a variance over n"),
     ("planner/problem.py", "size <= self.budget", "size <= self.budget + 64", "a budget check loosened by 64 bytes"),

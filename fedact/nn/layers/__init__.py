@@ -14,7 +14,8 @@ from fedact.nn.layers.activations import (
 from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
-from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear, LayerCodec
+from fedact.nn.layers.codec import LayerCodec
+from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear
 from fedact.nn.layers.frozen import FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
 from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.layers.base import Saving, Slope, noted
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
-from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec, autocast_type, keeps_graph, save, saved
+from fedact.nn.layers.codec import Encoded, LayerCodec
+from fedact.nn.layers.compressed import CodecLayer, autocast_type, keeps_graph, save, saved
 from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain, without_autocast
 from fedact.nn.layers.provenance import Handover
 from fedact.nn.layers.rematerialized import RematerializedCodec

@@ -1,17 +1,15 @@
-"""Trained layers that save their input compressed by a method, and the codec that holds the method's state."""
+"""Trained layers that save their input compressed by a method."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedact.compression.exact import Exact
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
+from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.function import (
     apply,
     as_output,
@@ -22,73 +20,6 @@ from fedact.nn.layers.function import (
     runs_plain,
     without_autocast,
 )
-from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
-
-if TYPE_CHECKING:
-    from fedact.nn.layers.stored_sizes import StoredSizes
-
-
-class Encoded(NamedTuple):
-    """A compressed input and the method that reconstructs it; handover: of the activation before, which awaits a mask."""
-
-    method: Any
-    compressed: Compressed
-    handover: Handover | None = None
-
-
-class LayerCodec:
-    """A layer's method, with one state for every shape (without the batch), type and device of its inputs.
-
-    dependents: number of other layers whose inputs (or masks) are rematerialized from what is saved here. provenance: of
-    the tensors that are computed from it. stored: is told what is stored, where somebody counts it.
-    """
-
-    stored: StoredSizes | None = None
-
-    def __init__(self, method: Method, seed: int) -> None:
-        self.method = method
-        self.seed = seed
-        self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
-        self.dependents = 0
-        self.provenance = Provenance()
-
-    def reset(self, seed: int) -> None:
-        """Delete all states, and set the seed: for the next client."""
-        self.seed = seed
-        self.states.clear()
-
-    def encode(self, x: Tensor, given: Tensor) -> Encoded:
-        """Return the method used and the compressed x, and update the state for inputs like x.
-
-        given: the tensor that the layer was called with, of which x may be a cast copy.
-        """
-        method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
-        # An example's size, not the batch's: the last batch of an epoch is smaller.
-        size, stored = (x.shape[1:], x.dtype, x.device), self.stored
-        if stored is not None and not stored.counts(method):
-            stored = None
-        if stored is not None:
-            stored.begin_call()
-        compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
-        if stored is not None:
-            stored.end_call(self, x, compressed)
-        if compressed.state.tensors:
-            self.states[size] = compressed.state
-        if self.dependents:
-            self.provenance.note(given, Origin(SavedRun(method, compressed, self.dependents)))
-        return Encoded(method, compressed)
-
-    def stored_elements(self, tensor: Tensor) -> int:
-        """Return the number of elements that a saved tensor stores, for the papers' memory figure."""
-        return self.method.stored_elements(tensor)
-
-    def load(self, size: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
-        """Set the state for inputs of this size (without the batch) in the tensors' type and device."""
-        self.states[torch.Size(size), tensors[0].dtype, tensors[0].device] = State(tensors)
-
-    def state_tensors(self) -> list[Tensor]:
-        """Return the tensors that are kept between steps."""
-        return [tensor for state in self.states.values() for tensor in state.tensors]
 
 
 class CodecLayer(Saving, nn.Module):

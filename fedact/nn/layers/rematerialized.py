@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Convolution, Operation
-from fedact.nn.layers.compressed import CodecLayer, Encoded, LayerCodec
+from fedact.nn.layers.codec import Encoded, LayerCodec
+from fedact.nn.layers.compressed import CodecLayer
 from fedact.nn.layers.frozen import FrozenConv2d
 from fedact.nn.layers.function import eagerly, runs_plain
 from fedact.nn.layers.provenance import Chain, Handover, weight_marks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.method import Compressed, Method
-from fedact.nn.layers.compressed import LayerCodec
+from fedact.nn.layers.codec import LayerCodec
 from fedact.torch_private import storage_address
 
 PAPER_BYTES_PER_ELEMENT = 4

@@ -1,0 +1,60 @@
+"""Which of the candidates at a depth is taken: the fastest of those that learn as much, else that with the least error."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import inf
+
+from fedact.planner.problem import Problem
+from fedact.planner.refinement import Candidate, Refinement
+from fedact.planner.search import Solution
+from fedact.planner.slowdown import SlowdownLimit
+from fedact.planner.step_error import step_error
+
+ALIKE = 1.1
+"""Estimated seconds that differ by less than this factor are the same."""
+
+
+class Selection:
+    """Takes one of some candidates, each of which is measured when its turn comes."""
+
+    def __init__(self, problem: Problem, refinement: Refinement, limit: SlowdownLimit) -> None:
+        self.problem, self.refinement, self.limit = problem, refinement, limit
+
+    def first_within(self, candidates: Iterable[Candidate], most_error: float) -> Solution | None:
+        """Return the first candidate whose step has at most so much error, estimated and measured; None where none has.
+
+        An estimate adds up what each saved input does alone: it may be wrong by half, either way.
+        """
+        for candidate in candidates:
+            solution = self.refinement.best(candidate) if candidate.draft.error <= most_error else None
+            if solution is None or solution.error > most_error:
+                continue
+            found = step_error(self.problem, solution.methods, solution.micro_batch)
+            if found and found.error > most_error:
+                continue
+            if admitted := self.limit.admit(solution._replace(step_error=found)):
+                return admitted
+        return None
+
+    def least_error(self, candidates: Sequence[Candidate], negligible: float) -> Solution | None:
+        """Return the measured candidate with the least error; of those that are hardly worse, the fastest."""
+        enough = min((each.draft.error for each in candidates), default=0.0) + negligible
+        if found := self.first_within(fastest_first(candidates, enough), enough):
+            return found
+        best: Solution | None = None
+        for candidate in sorted(candidates, key=lambda each: each.draft.error):
+            # A draft knows of no working memory: once measured, it may have more error, but not less.
+            if best and candidate.draft.error >= best.error:
+                break
+            solution = self.refinement.best(candidate, best.error if best else inf)
+            best = (self.limit.admit(solution) if solution else None) or best
+        return best
+
+
+def fastest_first(candidates: Sequence[Candidate], most_error: float) -> Iterator[Candidate]:
+    """Yield the candidates with at most so much error, the fastest first; of those that are alike, that with less error."""
+    found = [(each.profile.seconds(each.draft), each) for each in candidates if each.draft.error <= most_error]
+    while found:
+        longest = ALIKE * min(seconds for seconds, _ in found)
+        first = min((pair for pair in found if pair[0] <= longest), key=lambda pair: (pair[1].draft.error, pair[0]))
+        found = [pair for pair in found if pair is not first]
+        yield first[1]
