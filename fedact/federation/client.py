@@ -95,6 +95,8 @@ def _train(workspace: Workspace, plan: Plan, client: int, number: int, moving: l
         random,
         measured=workspace.measured,
         audited=audited_steps(client, number),
+        trained=list(workspace.trained.values()),
+        codecs=workspace.codecs,
     )
     if not isfinite(result.loss):
         raise FloatingPointError(DIVERGED.format(f"loss {result.loss}"))

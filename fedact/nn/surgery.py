@@ -141,13 +141,11 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
 
 
-def reset_states(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
-    """Clear the methods' states of a model that carries the plan, as a new ``apply`` would; returns the model."""
+def reset_states(codecs: Mapping[str, LayerCodec], plan: Plan, seed: int = 0) -> None:
+    """Clear the methods' states of a model that carries the plan, as a new ``apply`` would; codecs: the model's by layer."""
     places = {kept.name: place for place, kept in enumerate(plan.kept)}
-    for name, module in named_modules(model):
-        if isinstance(codec := vars(module).get("codec"), LayerCodec):
-            codec.reset(seed + places[name] if name in places else 0)
-    return model
+    for name, codec in codecs.items():
+        codec.reset(seed + places[name] if name in places else 0)
 
 
 def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:

@@ -23,8 +23,10 @@ class RunningMean:
         if not weight:
             return
         for name, tensor in tensors.items():
-            part = tensor.to(torch.float64, copy=True).mul_(weight)
-            self.sums[name] = self.sums[name].add_(part) if name in self.sums else part
+            if name in self.sums:
+                self.sums[name].add_(tensor, alpha=weight)
+            else:
+                self.sums[name] = tensor.to(torch.float64, copy=True).mul_(weight)
             self.weights[name] = self.weights.get(name, 0) + weight
             self.clients[name] = self.clients.get(name, 0) + 1
 

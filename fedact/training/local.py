@@ -1,6 +1,6 @@
 """One client's local fine-tuning in plain PyTorch, with the bytes of its steps measured."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from fedact.measure.memory import Memory, maximum_memory, stored_bytes
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss, task_loss
+from fedact.nn.layers import LayerCodec
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import trained_parameters
 from fedact.training.recipe import Recipe
@@ -101,15 +102,17 @@ def train_locally(
     loss: Loss = task_loss,
     measured: Measured | None = None,
     audited: Container[int] = (0,),
+    trained: Sequence[nn.Parameter] | None = None,
+    codecs: Mapping[str, LayerCodec] | None = None,
 ) -> LocalTraining:
     """Train a model that carries the plan, in place, and return its loss and bytes.
 
     The ledger follows steps of shapes that are not in ``measured``, which is extended, and those whose numbers, from 0, are
     in ``audited``; the bytes of the others are counted. Raises BudgetError when a step exceeds the plan's budget, or where
-    ledger and count disagree.
+    ledger and count disagree. trained, codecs: the model's parameters to train and its codecs by layer, None to find them.
     """
-    optimizer, pull, received = client_sgd(list(trained_parameters(model).values()), recipe)
-    steps, losses = StepBytes(model, plan, optimizer, {} if measured is None else measured, audited), list[float]()
+    optimizer, pull, received = client_sgd(trained or list(trained_parameters(model).values()), recipe)
+    steps, losses = StepBytes(model, plan, optimizer, {} if measured is None else measured, audited, codecs), list[float]()
     for chosen in epochs(examples, recipe, generator):
         total, (inputs, labels) = 0.0, batches(chosen)
         for start in range(0, len(chosen), plan.micro_batch):

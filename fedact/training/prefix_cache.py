@@ -44,6 +44,8 @@ class PrefixCache:
         known = self.rows.has(positions)
         for output, column in zip(outputs, self.rows.values, strict=True):
             output[torch.from_numpy(known)] = torch.from_numpy(column[positions[known]])
+        if known.all():
+            return outputs
         missing = np.flatnonzero(~known)
         done = 0
         for chosen, values in make(positions[missing]):
@@ -52,8 +54,7 @@ class PrefixCache:
             for output, new in zip(outputs, values, strict=True):
                 output[places] = new.cpu()
             self.rows.write(chosen, *(new.cpu().numpy() for new in values))
-        if len(missing):
-            self.rows.mark(positions[missing])
+        self.rows.mark(positions[missing])
         return outputs
 
 

@@ -1,6 +1,6 @@
 """Bytes of a client's steps: the ledger's on the first of a shape and on a sample, the codecs' own count on every other."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +12,7 @@ from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, Stateful, measure_memory
 from fedact.measure.timeline import Timeline
 from fedact.models.micro_batch import Inputs
+from fedact.nn.layers.compressed import LayerCodec
 from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.training.frozen_prefix import BatchOutputs
 
@@ -36,8 +37,8 @@ class StepBytes:
     """The bytes of one client's steps under a plan; every step runs in ``step``.
 
     measured: what this process measured, which is extended. audited: numbers of steps that the ledger follows though their
-    shape was measured, and that ``memories`` has the ledger's peak of. memories: of the steps so far; which of them, and of
-    other clients', were measured changes none of their figures.
+    shape was measured, and that ``memories`` has the ledger's peak of. codecs: the model's by layer, None to find them.
+    memories: of the steps so far; which of them, and of other clients', were measured changes none of their figures.
     """
 
     model: nn.Module
@@ -45,10 +46,11 @@ class StepBytes:
     optimizer: Stateful
     measured: Measured
     audited: Container[int]
+    codecs: Mapping[str, LayerCodec] | None = None
     memories: list[Memory] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.stored = StoredSizes(self.model)
+        self.stored = StoredSizes(self.model, codecs=self.codecs)
         self.known = self.measured.setdefault(self.plan, {})
 
     @contextmanager

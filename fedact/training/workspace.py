@@ -24,6 +24,8 @@ from fedact.models.initialization import (
     weights_key,
 )
 from fedact.models.weights import fill, fills_encoder_alone, load_into
+from fedact.nn.layers.compressed import LayerCodec
+from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
 from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, partition, read_data
 from fedact.training.frozen_prefix import FrozenPrefix
@@ -41,7 +43,8 @@ class Workspace:
     """An experiment, and all state that changes while it runs in this process.
 
     model: the one model; the last call of ``model_with`` or ``model_under`` set its weights and layers. plan: the plan
-    that it carries, None where it is plain or was changed by a caller. trained: the parameters that it trains, by name.
+    that it carries, None where it is plain or was changed by a caller. trained, codecs: the parameters that it trains, by
+    name, and the codecs of its layers.
     measured: the memory of steps measured in this process, the same for every client under a plan. frozen, caches: by
     plan, the model's frozen prefix, and by plan and "train" or "test", the disk cache of its outputs; None where there
     is none. choice: of depth and learning rate, the same for all methods and budgets; None until it is made. trials: by
@@ -53,6 +56,7 @@ class Workspace:
         self.model = model
         self.plan: Plan | None = None
         self.trained: dict[str, nn.Parameter] = {}
+        self.codecs: dict[str, LayerCodec] = {}
         self.measured: Measured = {}
         self.frozen: dict[Plan, FrozenPrefix | None] = {}
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
@@ -79,9 +83,10 @@ class Workspace:
             # Nothing but these tensors can have changed since.
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).data.copy_(tensor)
-            return reset_states(self.model, plan, seed)
+            reset_states(self.codecs, plan, seed)
+            return self.model
         apply(self.model_with(tensors), plan, seed)
-        self.plan, self.trained = plan, trained_parameters(self.model)
+        self.plan, self.trained, self.codecs = plan, trained_parameters(self.model), codecs_of(self.model)
         return self.model
 
     def trained_by(self, plan: Plan) -> list[str]:
