@@ -12,7 +12,7 @@ from fedact.config.plan import Plan
 from fedact.measure.memory import Memory, Stateful, measure_memory
 from fedact.measure.timeline import Timeline
 from fedact.models.micro_batch import Inputs
-from fedact.nn.layers.compressed import LayerCodec
+from fedact.nn.layers import LayerCodec
 from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.training.frozen_prefix import BatchOutputs
 

@@ -24,7 +24,7 @@ from fedact.models.initialization import (
     weights_key,
 )
 from fedact.models.weights import fill, fills_encoder_alone, load_into
-from fedact.nn.layers.compressed import LayerCodec
+from fedact.nn.layers import LayerCodec
 from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
 from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, partition, read_data
