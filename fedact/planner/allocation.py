@@ -11,6 +11,7 @@ from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.planner.cost_model import ModuleCosts, measure_costs
 from fedact.planner.drafts import Draft
+from fedact.planner.error_table import Rows
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
@@ -49,6 +50,7 @@ class ByteAllocation:
         self.profiles: dict[tuple[Family, int, int], Profile] = {}
         self.structures: dict[tuple[int, int], StepStructure] = {}
         self.steps: dict[tuple[int, int, int], ExactSteps] = {}
+        self.rows: dict[tuple[int, int], dict[int, Rows]] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         if self.problem.scope == "peak" and not self._may_fit(depth):
@@ -172,7 +174,8 @@ class ByteAllocation:
     def _steps(self, derive: int, depth: int, count: int) -> ExactSteps:
         """Return the exact steps that the profiles of all families with one ``derive`` share."""
         if (derive, depth, count) not in self.steps:
-            self.steps[derive, depth, count] = ExactSteps(self._structure(derive, depth), count)
+            rows = self.rows.setdefault((depth, count), {})
+            self.steps[derive, depth, count] = ExactSteps(self._structure(derive, depth), count, rows)
         return self.steps[derive, depth, count]
 
     def _structure(self, derive: int, depth: int) -> StepStructure:

@@ -6,7 +6,7 @@ computed), ``measure_sensitivity`` runs the network once for every level.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,8 @@ from fedact.planner.sensitivity import (
     squared_norms,
 )
 
+Rows = dict[tuple[SavedInput, tuple[Method, ...]], list[GradientErrors]]
+"""The errors of some methods for a saved input."""
 LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d
 """Trained layers whose weight gradient is computed here."""
 
@@ -56,15 +58,26 @@ class ErrorTable:
     paths: Mapping[str, Sequence[str]]
 
     def sensitivity(
-        self, batch: Batch, ladders: Mapping[str, Sequence[Method]], spectra: Mapping[str, Any], loss: Loss
+        self,
+        batch: Batch,
+        ladders: Mapping[str, Sequence[Method]],
+        spectra: Mapping[str, Any],
+        loss: Loss,
+        rows: Rows,
     ) -> Sensitivity:
         """Return the errors of every level, as ``measure_sensitivity`` does; the model's methods are changed.
 
         batch: the step's. ladders: by a saved input's key, one method a level; spectra: what ``Method.spectra`` returned.
+        rows: those that tables of the same step with other rematerializations have found; extended.
         """
         install_exact(self.model, self.saved_inputs)
-        rows = [self._row(saved, ladders[saved.key], spectra[saved.key]) for saved in self.saved_inputs]
-        levels = [GradientErrors(*map(_united, zip(*row, strict=True))) for row in zip(*rows, strict=True)]
+        found = []
+        for saved in self.saved_inputs:
+            place = saved, tuple(map(_coder, ladders[saved.key]))
+            if place not in rows:
+                rows[place] = self._row(saved, ladders[saved.key], spectra[saved.key])
+            found.append(rows[place])
+        levels = [GradientErrors(*map(_united, zip(*row, strict=True))) for row in zip(*found, strict=True)]
         methods = [
             {name: ladders[saved.key][place] for saved in self.saved_inputs for name in saved.layers}
             for place in range(len(levels))
@@ -134,6 +147,12 @@ class _Values:
             x = x.clone() if getattr(module, "inplace", False) else x
             self._of[chain] = type(module).forward(module, x)  # type: ignore[index]
         return self._of[chain]  # type: ignore[index]
+
+
+def _coder(method: Method) -> Method:
+    """Return a method that codes a tensor as this one does: how far back others are rematerialized from it is the same."""
+    given: Any = method
+    return replace(given, derive=1) if method.derive else method
 
 
 def operation_of(module: nn.Module) -> Operation:

@@ -6,16 +6,19 @@ from typing import Any
 from torch import Tensor
 
 from fedact.measure.step import Batch, parts
-from fedact.planner.error_table import ErrorTable, measure_table
+from fedact.planner.error_table import ErrorTable, Rows, measure_table
 from fedact.planner.family import Family
 from fedact.planner.step_structure import StepStructure
 
 
 class ExactSteps:
-    """Steps at a structure's greatest depth, each on the ``micro_batch`` examples that follow those of the one before."""
+    """Steps at a structure's greatest depth, each on the ``micro_batch`` examples that follow those of the one before.
 
-    def __init__(self, structure: StepStructure, micro_batch: int) -> None:
-        self.structure, self.micro_batch = structure, micro_batch
+    rows: errors that were found on each of the steps, by its place; shared with those at the same depth on as many examples.
+    """
+
+    def __init__(self, structure: StepStructure, micro_batch: int, rows: dict[int, Rows]) -> None:
+        self.structure, self.micro_batch, self.rows = structure, micro_batch, rows
         self._tables: dict[int, ErrorTable | None] = {}
         self._spectra: dict[tuple[int, str], Any] = {}
 

@@ -64,7 +64,8 @@ class Profile:
         """Return the errors of every level in one of the steps."""
         problem, table, batch = self.problem, self.steps.table(place), self.steps.batch(place)
         if table is not None:
-            return table.sensitivity(batch, self.ladders, self.steps.spectra(self.family, place), problem.loss)
+            spectra = self.steps.spectra(self.family, place)
+            return table.sensitivity(batch, self.ladders, spectra, problem.loss, self.steps.rows.setdefault(place, {}))
         trained = problem.trained_in_order(self.depth)
         return measure_sensitivity(problem.model, batch, trained, self.levels, problem.loss)
 

@@ -226,7 +226,9 @@ def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]
 
 def relative_error(gradient: Tensor, exact: Tensor) -> float:
     """Return ||g' - g||^2 / ||g||^2; 0 for a difference that is rounding, 1 for any other from a gradient of 0."""
-    squared_norm = float(torch.sum(exact.double().square()))
-    difference = float(torch.sum((gradient.double() - exact.double()).square()))
-    relative = difference / squared_norm if squared_norm else float(difference > 0)
+    if exact.dtype.itemsize < torch.float32.itemsize:
+        gradient, exact = gradient.float(), exact.float()
+    # Added up in float64 in one pass, without a copy.
+    norm, distance = (float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (exact, gradient - exact))
+    relative = (distance / norm) ** 2 if norm else float(distance > 0)
     return relative if relative > ROUNDING else 0.0

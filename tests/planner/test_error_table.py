@@ -22,12 +22,15 @@ def both(model: nn.Module, data, depth: int, method: str, train_norm: bool = Fal
     given = {"budget": 10**6, "scope": "saved", "loss": F.cross_entropy, "train_norm": train_norm}
     problem = make_problem(model, data, method=choose_method(method), **given)
     allocation = ByteAllocation(problem, depth, SlowdownLimit(problem, None))
-    family, whole = allocation.families[family], problem.examples(problem.batch_size)
-    profile = allocation._profile(family, depth, problem.batch_size)
-    steps, trained = profile.steps, problem.trained_in_order(depth)
-    table = steps.table(0)
-    if table is not None:
-        table = table.sensitivity(whole, profile.ladders, steps.spectra(family, 0), problem.loss)
+    whole, trained = problem.examples(problem.batch_size), problem.trained_in_order(depth)
+    # What families before have found is found again.
+    for each in allocation.families[: family + 1]:
+        profile = allocation._profile(each, depth, problem.batch_size)
+        steps = profile.steps
+        table = steps.table(0)
+        if table is not None:
+            rows = steps.rows.setdefault(0, {})
+            table = table.sensitivity(whole, profile.ladders, steps.spectra(each, 0), problem.loss, rows)
     return table, measure_sensitivity(problem.model, whole, trained, profile.levels, problem.loss)
 
 
@@ -37,6 +40,16 @@ def test_a_table_says_what_steps_with_the_methods_in_place_say(name, train_norm,
     model, data, depth = (net(), batch(4), 3) if name == "net" else (network(name), example(), NETWORKS[name][1])
     with fixed_randomness(torch.device("cpu")):
         table, steps = both(model, data, depth, method, train_norm)
+    check(table, steps)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_errors_of_one_family_are_shared_with_the_next(name):
+    with fixed_randomness(torch.device("cpu")):
+        check(*both(network(name), example(), NETWORKS[name][1], "auto", family=1))
+
+
+def check(table, steps) -> None:
     assert table.damping == pytest.approx(steps.damping, rel=1e-3)
     assert table.squared_norms == pytest.approx(steps.squared_norms)
     for found, expected in zip(table.levels, steps.levels, strict=True):
