@@ -53,13 +53,15 @@ def allocate(groups: Sequence[Sequence[Option]], capacity: int, max_states: int 
 
 def _next_stage(last: _Stage, group: Sequence[Option], capacity: int, max_states: int) -> _Stage:
     """Return the Pareto-optimal allocations with one more group; beyond ``max_states``, one for each step of bytes."""
-    sizes = last.sizes[:, None] + np.array([option.size for option in group], np.int64)
-    errors = last.errors[:, None] + np.array([option.error for option in group], np.float64)
-    previous, option = np.nonzero(sizes <= capacity)
-    stage = _Stage(sizes[previous, option], errors[previous, option], previous, option)
-    stage = _select(stage, np.lexsort((stage.errors, stage.sizes)))
-    best = np.minimum.accumulate(stage.errors)
-    stage = _select(stage, np.flatnonzero(stage.errors < np.concatenate([[np.inf], best[:-1]])))
+    sizes = np.array([option.size for option in group], np.int64)[:, None] + last.sizes
+    errors = np.array([option.error for option in group], np.float64)[:, None] + last.errors
+    option, previous = np.nonzero(sizes <= capacity)
+    sizes, errors = sizes[option, previous], errors[option, previous]
+    # Each option's states are sorted already: a stable sort merges them.
+    order = np.argsort(sizes, kind="stable")
+    best = np.minimum.accumulate(errors[order])
+    order = order[np.diff(best, prepend=np.inf) < 0]
+    stage = _Stage(sizes[order], errors[order], previous[order], option[order])
     if len(stage.sizes) <= max_states:
         return stage
     # Of each step's states the one with the least error; and the smallest of all.
