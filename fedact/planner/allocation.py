@@ -212,12 +212,20 @@ class ByteAllocation:
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
         if self._structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
             return
+        layers = layers_with_input(self.problem, depth)
+        if self.problem.scope == "peak" and self.peaks.is_too_large(layers, family.derive, micro_batch):
+            return
         profile = self._profile(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)
         if chunk is not None:
+            if self.problem.scope == "peak" and (exact := self.refinement.exact(profile, depth, micro_batch, chunk)):
+                yield exact
+                return
             for draft in self._drafts(profile, depth, micro_batch):
                 candidate = Candidate(draft, profile, chunk)
-                yield candidate if self.problem.scope == "saved" else self.refinement.predicted(candidate)
+                found = candidate if self.problem.scope == "saved" else self.refinement.predicted(candidate)
+                if found:
+                    yield found
 
     def _drafts(self, profile: Profile, depth: int, micro_batch: int, max_states: int = MAX_STATES) -> Iterator[Draft]:
         """Yield the optimal allocation, and the smallest or gentlest methods where these may do better."""

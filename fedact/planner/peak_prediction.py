@@ -1,7 +1,8 @@
 """Peak bytes of a step under any methods, predicted from one step's shapes and lifetimes: no step is run for a candidate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ AT_ONCE = 4
 """Examples at a time in the prefix, whose outputs steps start from here."""
 SURE = 0.98
 """A step that is predicted to take the budget divided by this may still be within it."""
+FEW = 3
+"""So many examples' step is not run where one's and two's say that it is over the budget."""
+LINEARITY = 1.1
+"""A step's bytes are at least those that two smaller ones say, on a straight line, divided by this."""
 Structure = tuple[tuple[str, Method | int], ...]
 """What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method where all keep them."""
 
@@ -68,6 +73,7 @@ class PeakPrediction:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.working = problem, WorkingMemory()
         self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
+        self._too_large: dict[tuple[Structure, int], bool] = {}
         self._prefixes: dict[Structure, _Prefix | None] = {}
         self._by_cut: dict[tuple[str, ...], _Prefix | None] = {}
 
@@ -88,8 +94,11 @@ class PeakPrediction:
 
     def prefix_chunk(self, rivals: Sequence[Methods], micro_batch: int) -> int | None:
         """Return the most examples at a time in the prefix with which one of the rivals may fit, None where none may."""
-        prefix = self._prefix(_structure(rivals[0]))
+        structure = _structure(rivals[0])
+        prefix = self._prefix(structure)
         for chunk in self.prefix_chunks(rivals[0], micro_batch):
+            if self._is_too_large(structure, micro_batch):
+                return None
             if prefix is not None and micro_batch == 1 and chunk:
                 # One example is no smaller in chunks; at most its outputs are freed sooner.
                 saving = 2 * prefix.output_bytes
@@ -101,10 +110,33 @@ class PeakPrediction:
 
     def may_fit(self, methods: Methods, micro_batch: int, prefix_chunk: int) -> bool:
         """Tell whether a step may be within the budget, as far as predictions are to be trusted."""
+        if self._is_too_large(_structure(methods), micro_batch):
+            return False
         size = self.peak_bytes(methods, micro_batch, prefix_chunk)
         # What keeps its inputs is predicted to the byte.
         sure = all(method.traits.keeps_input for method in methods.values())
         return self.problem.within_budget(size if sure else int(size * SURE))
+
+    def is_too_large(self, layers: Iterable[str], derive: int, micro_batch: int) -> bool:
+        """Tell whether a step is over the budget whatever lossy methods these layers have, with ``derive``."""
+        return self._is_too_large(tuple((name, derive) for name in sorted(layers)), micro_batch)
+
+    def _is_too_large(self, structure: Structure, micro_batch: int) -> bool:
+        """Tell whether one and two examples say that so many are over the budget, even where methods store nothing.
+
+        At each moment the bytes grow by the same number with every example: the most of them by no less from two on.
+        """
+        budget, key = self.problem.budget, (structure, micro_batch)
+        if budget is None or micro_batch < FEW:
+            return False
+        if key not in self._too_large:
+            chunked = self._prefix(structure) is not None
+            first = self._levels(structure, 1, chunked).least_bytes
+            self._too_large[key] = int(first * SURE) > budget
+            if not self._too_large[key] and first * micro_batch > budget:
+                growth = self._levels(structure, 2, chunked).least_bytes - first
+                self._too_large[key] = first + growth * (micro_batch - 1) > LINEARITY * budget
+        return self._too_large[key]
 
     def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
         """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""
@@ -177,8 +209,8 @@ def powers_below(count: int) -> list[int]:
 
 def _structure(methods: Mapping[str, Method]) -> Structure:
     if all(method.traits.keeps_input for method in methods.values()):
-        return tuple(methods.items())
-    return tuple((name, method.derive) for name, method in methods.items())
+        return tuple(sorted(methods.items(), key=itemgetter(0)))
+    return tuple((name, methods[name].derive) for name in sorted(methods))
 
 
 def _peak(ledger: Ledger) -> int:

@@ -12,7 +12,7 @@ from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.problem import Methods
 from fedact.planner.saved_inputs import SavedInput
-from fedact.planner.sensitivity import Sensitivity, mean_sensitivity, measure_sensitivity
+from fedact.planner.sensitivity import GradientErrors, Sensitivity, mean_sensitivity, measure_sensitivity
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import layers_with_input
 
@@ -20,6 +20,7 @@ FEW, ELEMENTS = 4, 6_000_000
 """Errors are averaged over micro-batches that have at least so many examples in all, fewer where inputs are large."""
 UNBOUNDED = 2**50
 """More bytes than there will ever be."""
+NO_ERRORS = GradientErrors({}, {})
 
 
 class Profile:
@@ -122,6 +123,16 @@ class Profile:
             key: [option for option in self.options[key] if option.method == method] for key, method in chosen.items()
         }
         return self._optimum(depth, micro_batch, options, UNBOUNDED, MAX_STATES) if all(options.values()) else None
+
+    def exact(self, depth: int, micro_batch: int) -> Draft:
+        """Return the draft that saves every input as it is: no error is to be measured for it."""
+        inputs, exact = self.saved_inputs(depth), MethodOption(Exact(self.family.derive), NO_ERRORS)
+        options = {saved.key: [exact] for saved in inputs}
+        sizes = self._sizes(depth, micro_batch, {key: [exact.method] for key in options})
+        trained = self.problem.trained_in_order(depth)
+        found = draft(depth, micro_batch, inputs, options, sizes, trained, 0.0, UNBOUNDED)
+        assert found is not None
+        return found
 
     def extreme(self, depth: int, micro_batch: int, capacity: int, gentle: bool) -> Draft | None:
         """Return the draft of the smallest or the gentlest methods where one example's measured step says that they fit.

@@ -1,6 +1,6 @@
 """A candidate made to fit: allocated anew until its step is within the budget and leaves little of it unused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
 
@@ -40,11 +40,19 @@ class Refinement:
         """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
         return profile.extremes(depth, micro_batch)[: 1 if self.problem.scope == "saved" else None]
 
-    def predicted(self, candidate: Candidate) -> Candidate:
-        """Return the candidate allocated anew until its peak is predicted to fit; as it is where none is."""
+    def exact(self, profile: Profile, depth: int, micro_batch: int, chunk: int) -> Candidate | None:
+        """Return the candidate that saves every input as it is, None where a method is given or the peak is too large."""
+        if profile.family.method is not None:
+            return None
+        found = profile.exact(depth, micro_batch)
+        return Candidate(found, profile, chunk) if self._predicted(found, chunk) <= self.capacity else None
+
+    def predicted(self, candidate: Candidate) -> Candidate | None:
+        """Return the candidate allocated anew until its peak is predicted to fit, else one of the extremes where it may."""
         draft, profile, chunk = candidate
         found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk), inf)
-        return candidate._replace(draft=found or draft)
+        found = found or next(self._extreme_drafts(candidate), None)
+        return candidate._replace(draft=found) if found else None
 
     def best(self, candidate: Candidate, enough: float = inf) -> Solution | None:
         """Return the candidate measured, and allocated anew until it fits and leaves little of the budget unused.
@@ -89,15 +97,19 @@ class Refinement:
 
     def _fitting_extreme(self, candidate: Candidate) -> Solution | None:
         """Return the smallest methods, else the gentlest, where they fit the budget."""
-        draft, profile, chunk = candidate
-        for methods in self.extremes(profile, draft.depth, draft.micro_batch):
-            if self.problem.scope == "peak" and not self.peaks.may_fit(methods, draft.micro_batch, chunk):
-                continue
-            extreme = profile.draft_of(draft.depth, draft.micro_batch, methods)
-            solution = self._measured(extreme, chunk) if extreme else None
-            if solution and self.problem.fits(solution.memory):
+        for extreme in self._extreme_drafts(candidate):
+            solution = self._measured(extreme, candidate.prefix_chunk)
+            if self.problem.fits(solution.memory):
                 return solution
         return None
+
+    def _extreme_drafts(self, candidate: Candidate) -> Iterator[Draft]:
+        """Yield the drafts of the smallest and of the gentlest methods, where their peak may fit."""
+        draft, profile, chunk = candidate
+        for methods in self.extremes(profile, draft.depth, draft.micro_batch):
+            may_fit = self.problem.scope == "saved" or self.peaks.may_fit(methods, draft.micro_batch, chunk)
+            if may_fit and (extreme := profile.draft_of(draft.depth, draft.micro_batch, methods)):
+                yield extreme
 
     def _measured(self, draft: Draft, chunk: int) -> Solution:
         memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk)

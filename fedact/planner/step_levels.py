@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import nn
@@ -68,6 +69,11 @@ class StepLevels:
     def peak_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         """Return the most bytes alive at any moment with these methods, by layer."""
         return self.levels.most([self._size(slot, methods, working) for slot in self.slots])
+
+    @cached_property
+    def least_bytes(self) -> int:
+        """The most bytes alive at any moment where methods store nothing and work with nothing."""
+        return self.levels.most([0] * len(self.slots))
 
     def state_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         """Return the bytes that methods keep from step to step."""
