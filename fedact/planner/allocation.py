@@ -114,11 +114,7 @@ class ByteAllocation:
 
     def smallest_methods(self, depth: int) -> list[Methods]:
         profiles = (self._profile(family, depth, 1) for family in self.families)
-        return [methods for profile in profiles for methods in self._extremes(profile, depth, 1)]
-
-    def _extremes(self, profile: Profile, depth: int, micro_batch: int) -> list[Methods]:
-        """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
-        return self.refinement.extremes(profile, depth, micro_batch)
+        return [methods for profile in profiles for methods in self.refinement.extremes(profile, depth, 1)]
 
     @property
     def capacity(self) -> int:
@@ -191,8 +187,7 @@ class ByteAllocation:
         """
         sizes = list(self.problem.micro_batches())
         if self.problem.method == AUTO:
-            found = [each for family in self.families for size in sizes for each in self._candidates(family, depth, size)]
-            yield found
+            yield list(self._mixes(depth, sizes))
             return
         least = inf
         for size in sizes:
@@ -209,11 +204,21 @@ class ByteAllocation:
                 return
             least = error
 
+    def _mixes(self, depth: int, sizes: Sequence[int]) -> Iterator[Candidate]:
+        """Yield the candidates of ``auto``; none that are slower than others whose peak fits and that have no error."""
+        exact_size = 0
+        for family in self.families:
+            for size in (size for size in sizes if size > exact_size):
+                found = list(self._candidates(family, depth, size))
+                yield from found
+                if self.problem.scope == "peak" and any(each.draft.error == 0 for each in found):
+                    exact_size = size
+                    break
+
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
         if self._structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
             return
-        layers = layers_with_input(self.problem, depth)
-        if self.problem.scope == "peak" and self.peaks.is_too_large(layers, family.derive, micro_batch):
+        if self.peaks.is_too_large(layers_with_input(self.problem, depth), family.derive, micro_batch):
             return
         profile = self._profile(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)
@@ -242,5 +247,5 @@ class ByteAllocation:
         """Return the largest prefix chunk with which some methods are within the budget, None where there is none."""
         if self.problem.scope == "saved":
             return 0
-        extremes = self._extremes(profile, depth, micro_batch)
+        extremes = self.refinement.extremes(profile, depth, micro_batch)
         return self.peaks.prefix_chunk(extremes, micro_batch)

@@ -118,8 +118,9 @@ class PeakPrediction:
         return self.problem.within_budget(size if sure else int(size * SURE))
 
     def is_too_large(self, layers: Iterable[str], derive: int, micro_batch: int) -> bool:
-        """Tell whether a step is over the budget whatever lossy methods these layers have, with ``derive``."""
-        return self._is_too_large(tuple((name, derive) for name in sorted(layers)), micro_batch)
+        """Tell whether a peak is over the budget whatever lossy methods these layers have, with ``derive``."""
+        structure = tuple((name, derive) for name in sorted(layers))
+        return self.problem.scope == "peak" and self._is_too_large(structure, micro_batch)
 
     def _is_too_large(self, structure: Structure, micro_batch: int) -> bool:
         """Tell whether one and two examples say that so many are over the budget, even where methods store nothing.
