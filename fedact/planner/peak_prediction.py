@@ -128,13 +128,13 @@ class PeakPrediction:
         At each moment the bytes grow by the same number with every example: the most of them by no less from two on.
         """
         budget, key = self.problem.budget, (structure, micro_batch)
-        if budget is None or micro_batch < FEW:
+        if budget is None:
             return False
         if key not in self._too_large:
             chunked = self._prefix(structure) is not None
             first = self._levels(structure, 1, chunked).least_bytes
             self._too_large[key] = int(first * SURE) > budget
-            if not self._too_large[key] and first * micro_batch > budget:
+            if not self._too_large[key] and micro_batch >= FEW and first * micro_batch > budget:
                 growth = self._levels(structure, 2, chunked).least_bytes - first
                 self._too_large[key] = first + growth * (micro_batch - 1) > LINEARITY * budget
         return self._too_large[key]
