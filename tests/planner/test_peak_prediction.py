@@ -1,5 +1,7 @@
 """Predicted peaks are those that the ledger measures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,3 +40,15 @@ def test_a_predicted_peak_is_the_measured_one(network, method):
             # Of the others, what they work with is measured on fewer elements.
             tolerance = 0.0 if method in EXACT else 0.05
             assert peaks.peak_bytes(methods, size, chunk) == pytest.approx(measured, rel=tolerance), (layers, size, chunk)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_size_is_too_large_only_where_its_peak_is(network, layers):
+    problem, methods, peaks = prediction(network, "hosvd:ranks=1x1x1x1", layers)
+    derive = next(iter(methods.values())).derive
+    for size in (1, 3, 8):
+        measured = min(measure_step(problem, methods, size, chunk).peak_bytes for chunk in peaks.all_chunks(methods, size))
+        for budget, too_large in ((measured, False), (measured // 4, True)):
+            bounded = PeakPrediction(replace(problem, budget=budget))
+            assert bounded.is_too_large(methods, derive, size) == too_large, (size, budget)
