@@ -114,7 +114,7 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
 
 def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     methods, memory = solution.methods, solution.memory
-    found = solution.step_error or step_error(problem, methods, solution.micro_batch)
+    found = solution.step_error or step_error(problem, methods, solution.micro_batch, solution.observed)
     # The first step alone has the operations that start a method's state.
     if found is None or any(method.traits.reads_state for method in methods.values()):
         flops = batch_flops(problem, methods, solution.micro_batch, solution.prefix_chunk)

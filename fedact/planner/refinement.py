@@ -5,6 +5,7 @@ from math import inf
 from typing import NamedTuple
 
 from fedact.planner.drafts import Draft
+from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.profile import UNBOUNDED, Profile
@@ -112,8 +113,9 @@ class Refinement:
                 yield extreme
 
     def _measured(self, draft: Draft, chunk: int) -> Solution:
-        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk)
-        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk)
+        observed = ObservedStep(draft.methods)
+        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk, observed)
+        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk, observed=observed)
 
 
 def refined(draft: Draft, profile: Profile, capacity: int, size_of: Callable[[Draft], int], enough: float) -> Draft | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fedact.measure.memory import Memory
+from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem
 from fedact.planner.step_error import StepError
@@ -20,7 +21,8 @@ class Solution(NamedTuple):
 
     input_errors: each saved input's part of the gradient error, where it is known. prefix_chunk: examples at a time through
     the frozen prefix, 0 for all of a micro-batch. slowdown: relative to plain training, where it was timed. caps: the share
-    of the examples' variance that the ranks of a given variance are capped at, None where they are not.
+    of the examples' variance that the ranks of a given variance are capped at, None where they are not. step_error: of the
+    step itself, where it was measured: the inputs' parts are an estimate. observed: what else the measured step showed.
     """
 
     depth: int
@@ -32,6 +34,7 @@ class Solution(NamedTuple):
     slowdown: float | None = None
     caps: float | None = None
     step_error: StepError | None = None
+    observed: ObservedStep | None = None
 
     @property
     def error(self) -> float:

@@ -28,7 +28,7 @@ class Selection:
             solution = self.refinement.best(candidate) if candidate.draft.error <= most_error else None
             if solution is None or solution.error > most_error:
                 continue
-            found = step_error(self.problem, solution.methods, solution.micro_batch)
+            found = step_error(self.problem, solution.methods, solution.micro_batch, solution.observed)
             if found and found.error > most_error:
                 continue
             if admitted := self.limit.admit(solution._replace(step_error=found)):

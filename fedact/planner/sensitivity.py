@@ -1,6 +1,6 @@
 """What compression does to the gradient: measured layer by layer, with everything after the layer exact."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -212,11 +212,16 @@ def gradients_of(
 
 def take_gradients(model: nn.Module, trained: Sequence[str]) -> dict[str, Tensor]:
     """Return each trained layer's weight gradient, and leave none in the model."""
-    # Not by ``module.weight``, which a parametrization computes anew: then of the first parameter behind it.
-    weights = {name: [p for key, p in model.get_submodule(name).named_parameters() if key != "bias"] for name in trained}
-    gradients = {name: found[0].grad for name, found in weights.items() if found and isinstance(found[0].grad, Tensor)}
+    gradients = weight_gradients(model, trained)
     model.zero_grad()
     return gradients
+
+
+def weight_gradients(model: nn.Module, trained: Iterable[str]) -> dict[str, Tensor]:
+    """Return each trained layer's weight gradient."""
+    # Not by ``module.weight``, which a parametrization computes anew: then of the first parameter behind it.
+    weights = {name: [p for key, p in model.get_submodule(name).named_parameters() if key != "bias"] for name in trained}
+    return {name: found[0].grad for name, found in weights.items() if found and isinstance(found[0].grad, Tensor)}
 
 
 def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:

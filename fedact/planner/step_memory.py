@@ -1,6 +1,8 @@
 """The measured memory of a step under given methods."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.nn.prefix.chunks import in_chunks
 from fedact.nn.prefix.split import PrefixOutputs, split
 from fedact.nn.surgery import calibrate, install, trained_parameters
+from fedact.planner.observed_step import ObservedStep
 from fedact.planner.problem import Methods, Problem, evaluating
 from fedact.planner.worst_case import worst_case_tensors, worst_cases
 from fedact.training.local import micro_step
@@ -30,30 +33,41 @@ def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_ch
     return maximum_memory([*_steps(problem, methods, micro_batch, prefix_chunk)])
 
 
-def measure_within_budget(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
-    """Return what ``measure_step`` does, or less, but over the budget: no more is measured once a step exceeds it."""
+def measure_within_budget(
+    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None = None
+) -> Memory:
+    """Return what ``measure_step`` does, or less, but over the budget: no more is measured once a step exceeds it.
+
+    observed: sees the first step.
+    """
     memories: list[Memory] = []
-    for memory in _steps(problem, methods, micro_batch, prefix_chunk):
+    for memory in _steps(problem, methods, micro_batch, prefix_chunk, observed):
         memories.append(memory)
         if not problem.fits(memory):
             break
     return maximum_memory(memories)
 
 
-def _steps(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Iterator[Memory]:
+def _steps(
+    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None = None
+) -> Iterator[Memory]:
     """Yield the memory of each step that may hold the most."""
     ceilings = {name: method.ceiling for name, method in methods.items()}
-    yield from _memories(problem, ceilings, micro_batch, prefix_chunk)
+    yield from _memories(problem, ceilings, micro_batch, prefix_chunk, observed)
     counts = [method.traits.worst_case_count for method in ceilings.values()] if problem.scope == "peak" else []
     for index in range(max(counts, default=0)):
         yield _worst_case_memory(problem, worst_cases(ceilings, index), micro_batch, prefix_chunk)
 
 
-def _memories(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> list[Memory]:
+def _memories(
+    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None
+) -> list[Memory]:
     """Return the memory of a step, and of the next one too where it leaves a state behind."""
     model, optimizer = _client(problem, methods, prefix_chunk)
-    memories = [_memory(problem, model, optimizer, *problem.examples(micro_batch))]
+    memories = [_memory(problem, model, optimizer, *problem.examples(micro_batch), observed=observed)]
     if memories[0].state_bytes:
+        if observed is not None:
+            observed.leaves_state = True
         memories.append(_memory(problem, model, optimizer, *problem.examples(micro_batch)))
     return memories
 
@@ -84,12 +98,21 @@ def _client(problem: Problem, methods: Methods, prefix_chunk: int) -> tuple[nn.M
 
 
 def _memory(
-    problem: Problem, model: nn.Module, optimizer: Sgd, x: Inputs, y: Tensor, others: Sequence[Tensor] = ()
+    problem: Problem,
+    model: nn.Module,
+    optimizer: Sgd,
+    x: Inputs,
+    y: Tensor,
+    others: Sequence[Tensor] = (),
+    observed: ObservedStep | None = None,
 ) -> Memory:
     """Return the memory of a step that ends a batch; others: tensors beside the batch that are given, too."""
     stored, given = StoredSizes(model), x.values if isinstance(x, PrefixOutputs) else x
-    with stored, measure_memory(model, (given, y, others), optimizer, stored) as memory:
-        micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0)
+    counting, note = (
+        (observed.counting(model), partial(observed.note_gradients, model)) if observed else (nullcontext(), None)
+    )
+    with stored, measure_memory(model, (given, y, others), optimizer, stored) as memory, counting:
+        micro_step(model, x, y, problem.batch_size, problem.loss, optimizer, clip_norm=1.0, before_clipping=note)
     model.zero_grad()
     return memory
 
