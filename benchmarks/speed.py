@@ -147,8 +147,8 @@ def first_round(bench: Bench) -> Figures:
 def many_clients(bench: Bench) -> Figures:
     """Time and memory of a long run with many clients: neither may grow with the rounds."""
     out, memory = bench.folder / "many", []
-    size = ("--dataset", "synthetic", "--max-examples", 8000, "--clients", 1000, "--rounds", 100, "--sample-fraction", 0.1)
-    network = ("--weights", "none", "--layers", 2, "--lr", 0.03, "--method", "exact", "--budget", "512KB")
+    size = ("--dataset", "synthetic", "--clients", 1000, "--rounds", 100, "--sample-fraction", 0.1)
+    network = ("--width", 0.35, "--resolution", 32, "--weights", "none", "--layers", 2, "--lr", 0.03, "--method", "exact")
     with started(bench, *size, *network, "--workers", 2, "--out", out) as running:
         while running.poll() is None:
             if count_rounds(out) > 10:
