@@ -34,6 +34,7 @@ from fedact.planner.sensitivity import (
     relative_error,
     squared_norms,
 )
+from fedact.torch_private import is_observed
 
 Rows = dict[tuple[SavedInput, tuple[Method, ...]], list[GradientErrors]]
 """The errors of some methods for a saved input."""
@@ -192,7 +193,7 @@ def measure_table(
         all(name in calls and _is_usual(modules[name]) for name in trained)
         and all(map(partial(_passes_slope, modules), between))
         and len(paths) == len(slope_layers)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+        and not any(is_observed(module) for module in modules.values())
     ):
         return None
     names = {name: [str(node.target) for node in path] for name, path in paths.items()}

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
@@ -89,14 +89,17 @@ class Worker:
 
     def kill(self) -> None:
         """End the process, whatever it is at; who waits for its answer gets none."""
-        self.process.kill()
+        # Whoever waits for its answer may have closed it by now.
+        with suppress(ValueError):
+            self.process.kill()
 
     def close(self) -> None:
         """End the process, if it is there yet, and give back what it took here."""
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.connection.close()
+        if not self.connection.closed:
+            self.connection.close()
+            self.process.kill()
+            self.process.join()
+            self.process.close()
 
 
 def end_text(code: int | None) -> str:

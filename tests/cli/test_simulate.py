@@ -124,7 +124,10 @@ def test_ctrl_c_leaves_a_readable_run_and_resuming_ends_as_if_nothing_had_been(b
 
 
 def test_a_step_over_the_budget_is_a_failed_row_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fedact.planner.problem.Problem.fits", lambda self, memory: True)
+    def too_large(*arguments, **options):
+        return dataclasses.replace(fedact.make_plan(*arguments, **options), micro_batch=8)
+
+    monkeypatch.setattr("fedact.federation.planning.make_plan", too_large)
     assert main([*TINY, "--method", "vanilla", "--rounds", "1", "--out", str(tmp_path / "run")]) == 1
     run = fedact.load_run(tmp_path / "run")
     assert set(run.clients["status"]) == {"failed"}

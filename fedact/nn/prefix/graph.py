@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fedact.nn.graph import forward_graph
 from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
@@ -30,9 +30,9 @@ def code_of(graph: Graph) -> Code:
     for node in graph.nodes:
         copied = emptied.call_method("pop", (values, 0)) if node.op == "placeholder" else None
         copies[node] = copied or emptied.node_copy(node, copies.__getitem__)
-    code, made = emptied.python_code("self"), dict[str, Any]()
-    exec(code.src, code.globals, made)  # noqa: S102 (what torch.fx itself runs)
-    return made["forward"]  # type: ignore[no-any-return]
+    # Only the function is wanted, which finds its modules in the one that it is called with.
+    named = {str(node.target): nn.Identity() for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    return type(GraphModule(named, emptied)).forward
 
 
 @dataclass(frozen=True, eq=False)
