@@ -44,8 +44,8 @@ class Sgd:
         gradients = [parameter.grad for parameter in updated if parameter.grad is not None]
         if not updated:
             return
-        # The kernel divides every gradient by it.
-        scale = None if clip_norm == inf else (nn.utils.get_total_norm(gradients) / clip_norm).clamp_(min=1.0)
+        # The kernel divides every gradient by it, and reads it as float32 whatever the gradients are.
+        scale = None if clip_norm == inf else (nn.utils.get_total_norm(gradients) / clip_norm).clamp_(min=1.0).float()
         buffers = [self.state.get(parameter, {}).get("momentum_buffer") for parameter in updated]
         sgd(
             updated, gradients, buffers, fused=True, grad_scale=scale, weight_decay=self.weight_decay,
