@@ -143,7 +143,7 @@ class Profile:
         chosen = {saved.key: [methods[saved.layers[0]]] for saved in self.saved_inputs(depth)}
         inputs = sum(self.size(method, key, micro_batch) for key, (method,) in chosen.items())
         predicted = sum(size for (size,) in self._sizes(depth, micro_batch, chosen).values())
-        predicted += self.structure.overhead_bytes(depth, micro_batch)
+        predicted += self.structure.least_overhead_bytes(depth, micro_batch)
         if inputs > capacity or predicted - micro_batch * self.structure.shared_bytes > capacity:
             return None
         if self.problem.scope == "peak":

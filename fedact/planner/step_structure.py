@@ -114,6 +114,15 @@ class StepStructure:
         # A module on the gradient path, or one that contains such a module; "" is the whole model.
         modules = [name.split(".") for name in self.gradient_path(depth)]
         path = {".".join(parts[:count]) for parts in modules for count in range(len(parts) + 1)}
+        return self._overhead_bytes(path, micro_batch)
+
+    def least_overhead_bytes(self, depth: int, micro_batch: int) -> int:
+        """Return at most ``overhead_bytes``: what code between modules saves may be there for deeper layers alone."""
+        if depth == self.depth:
+            return self.overhead_bytes(depth, micro_batch)
+        return self._overhead_bytes(self.gradient_path(depth), micro_batch)
+
+    def _overhead_bytes(self, path: set[str], micro_batch: int) -> int:
         sizes = (size for name, size in self.other_bytes.items() if name in path and name not in self.mask_sources)
         return micro_batch * sum(sizes)
 
