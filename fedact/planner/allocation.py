@@ -5,26 +5,24 @@ For every micro-batch and family of methods an allocation is drafted; the best d
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from math import inf
 
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
-from fedact.planner.cost_model import ModuleCosts, measure_costs
 from fedact.planner.drafts import Draft
-from fedact.planner.error_table import Rows
-from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem, evaluating
+from fedact.planner.problem import Methods, Problem
 from fedact.planner.profile import UNBOUNDED, Profile
+from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate, Refinement
 from fedact.planner.search import Solution
-from fedact.planner.selection import Selection, fastest_first
+from fedact.planner.selection import ALIKE, Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit
-from fedact.planner.step_error import ELEMENTS, EXAMPLES
 from fedact.planner.step_memory import measure_step
-from fedact.planner.step_structure import StepStructure, layers_with_input
+from fedact.planner.step_structure import layers_with_input
 
 DERIVE = (3, 5)
 """The ``derive`` settings of ``auto``: how many convolutions back it looks for an input to rematerialize others from."""
@@ -40,17 +38,11 @@ LINEARITY = 1.1
 
 
 class ByteAllocation:
-    """Chooses methods and settings, saved input by saved input, at any depth up to ``deepest``.
-
-    It remembers every profile of a family of methods, by depth and number of examples.
-    """
+    """Chooses methods and settings, saved input by saved input, at any depth up to ``deepest``."""
 
     def __init__(self, problem: Problem, deepest: int, limit: SlowdownLimit) -> None:
         self.problem, self.deepest, self.limit = problem, deepest, limit
-        self.profiles: dict[tuple[Family, int, int], Profile] = {}
-        self.structures: dict[tuple[int, int], StepStructure] = {}
-        self.steps: dict[tuple[int, int, int], ExactSteps] = {}
-        self.rows: dict[tuple[int, int], dict[int, Rows]] = {}
+        self.profiles = Profiles(problem, deepest)
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         if self.problem.scope == "peak" and not self._may_fit(depth):
@@ -65,12 +57,12 @@ class ByteAllocation:
 
     def _may_fit(self, depth: int) -> bool:
         """Tell whether one example at a time may be within a peak budget."""
-        profiles = [self._profile(family, self.deepest, 1) for family in self.families]
+        profiles = [self.profiles.of(family, self.deepest, 1) for family in self.families]
         return any(self._prefix_chunk(profile, depth, 1) is not None for profile in profiles)
 
     def _errors(self, depth: int, micro_batch: int, families: Sequence[Family]) -> Mapping[str, float] | None:
         """Return the least errors that are expected in a micro-batch, by trained layer; None where nothing fits."""
-        profiles = [self._profile(family, self.deepest, micro_batch) for family in families]
+        profiles = [self.profiles.of(family, self.deepest, micro_batch) for family in families]
         drafts = [draft for profile in profiles for draft in self._drafts(profile, depth, micro_batch, SCAN_STATES)]
         return min(drafts, key=lambda draft: draft.error).layer_errors if drafts else None
 
@@ -113,7 +105,7 @@ class ByteAllocation:
         return None
 
     def smallest_methods(self, depth: int) -> list[Methods]:
-        profiles = (self._profile(family, depth, 1) for family in self.families)
+        profiles = (self.profiles.of(family, depth, 1) for family in self.families)
         return [methods for profile in profiles for methods in self.refinement.extremes(profile, depth, 1)]
 
     @property
@@ -144,41 +136,6 @@ class ByteAllocation:
             return [Family(each, each.derive) for each in method.alternatives]
         return [Family(None, derive) for derive in (DERIVE if self.limit.max_slowdown is None else (NO_DERIVE, *DERIVE))]
 
-    @cached_property
-    def costs(self) -> ModuleCosts:
-        """The operations of the model's modules."""
-        with evaluating(self.problem.plain_model) as model:
-            return measure_costs(model, self.problem.x[:1])
-
-    @cached_property
-    def examples(self) -> int:
-        """How many examples errors are measured on, for methods that compress every example by itself."""
-        return self.problem.example_count(self.problem.trained(self.deepest), EXAMPLES, ELEMENTS)
-
-    def _profile(self, family: Family, depth: int, micro_batch: int) -> Profile:
-        """Return a family's profile: the deepest where it covers the depth, and is there or holds in every micro-batch."""
-        count = self.examples if family.per_example else micro_batch
-        deepest_first = family.per_example or (family, self.deepest, count) in self.profiles
-        for each in (self.deepest, depth) if deepest_first else (depth,):
-            if (family, each, count) not in self.profiles:
-                self.profiles[family, each, count] = Profile(family, self._steps(family.derive, each, count), self.costs)
-            profile = self.profiles[family, each, count]
-            if profile.covers(depth):
-                break
-        return profile
-
-    def _steps(self, derive: int, depth: int, count: int) -> ExactSteps:
-        """Return the exact steps that the profiles of all families with one ``derive`` share."""
-        if (derive, depth, count) not in self.steps:
-            rows = self.rows.setdefault((depth, count), {})
-            self.steps[derive, depth, count] = ExactSteps(self._structure(derive, depth), count, rows)
-        return self.steps[derive, depth, count]
-
-    def _structure(self, derive: int, depth: int) -> StepStructure:
-        if (derive, depth) not in self.structures:
-            self.structures[derive, depth] = StepStructure(self.problem, derive, depth)
-        return self.structures[derive, depth]
-
     def _rivals(self, depth: int) -> Iterator[list[Candidate]]:
         """Yield candidates: of ``auto`` all together, of a given method those of each micro-batch, the fastest first.
 
@@ -205,27 +162,40 @@ class ByteAllocation:
             least = error
 
     def _mixes(self, depth: int, sizes: Sequence[int]) -> Iterator[Candidate]:
-        """Yield the candidates of ``auto``; none that are slower than others whose peak fits and that have no error."""
-        exact_size = 0
-        for family in self.families:
-            for size in (size for size in sizes if size > exact_size):
-                found = list(self._candidates(family, depth, size))
-                yield from found
-                if self.problem.scope == "peak" and any(each.draft.error == 0 for each in found):
-                    exact_size = size
-                    break
+        """Yield the candidates of ``auto``; where exact training fits a peak, of others those that are faster."""
+        exact = list(self._exact_candidates(depth, sizes)) if self.problem.scope == "peak" else []
+        yield from exact
+        enough = min((each.profile.seconds(each.draft) for each in exact), default=inf) / ALIKE
+        for family, size in product(self.families, sizes):
+            if self._is_too_large(family, depth, size):
+                continue
+            profile = self.profiles.of(family, depth, size)
+            if self.limit.max_slowdown is not None or not exact or profile.seconds(profile.exact(depth, size)) < enough:
+                yield from self._candidates(family, depth, size)
+
+    def _exact_candidates(self, depth: int, sizes: Sequence[int]) -> Iterator[Candidate]:
+        """Yield exact training in the largest micro-batch with which its peak fits, the less is made again the sooner."""
+        layers, largest = layers_with_input(self.problem, depth), 0
+        for family, size in product(self.families, sizes):
+            if (
+                size > largest
+                and (chunk := self.peaks.prefix_chunk([dict.fromkeys(layers, Exact(family.derive))], size)) is not None
+            ):
+                profile, largest = self.profiles.of(family, depth, size), size
+                yield Candidate(profile.exact(depth, size), profile, chunk)
+
+    def _is_too_large(self, family: Family, depth: int, micro_batch: int) -> bool:
+        """Tell whether a step is over the budget whatever lossy methods it has."""
+        if self.profiles.structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
+            return True
+        return self.peaks.is_too_large(layers_with_input(self.problem, depth), family.derive, micro_batch)
 
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
-        if self._structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
+        if self._is_too_large(family, depth, micro_batch):
             return
-        if self.peaks.is_too_large(layers_with_input(self.problem, depth), family.derive, micro_batch):
-            return
-        profile = self._profile(family, depth, micro_batch)
+        profile = self.profiles.of(family, depth, micro_batch)
         chunk = self._prefix_chunk(profile, depth, micro_batch)
         if chunk is not None:
-            if self.problem.scope == "peak" and (exact := self.refinement.exact(profile, depth, micro_batch, chunk)):
-                yield exact
-                return
             for draft in self._drafts(profile, depth, micro_batch):
                 candidate = Candidate(draft, profile, chunk)
                 found = candidate if self.problem.scope == "saved" else self.refinement.predicted(candidate)

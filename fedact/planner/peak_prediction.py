@@ -71,26 +71,27 @@ class PeakPrediction:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.working = problem, WorkingMemory()
+        self.problem, self.working, self.no_working = problem, WorkingMemory(), WorkingMemory(none=True)
         self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
         self._too_large: dict[tuple[Structure, int], bool] = {}
         self._prefixes: dict[Structure, _Prefix | None] = {}
         self._by_cut: dict[tuple[str, ...], _Prefix | None] = {}
 
-    def peak_bytes(self, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
+    def peak_bytes(self, methods: Methods, micro_batch: int, prefix_chunk: int = 0, least: bool = False) -> int:
         """Return the predicted peak bytes of a step.
 
         methods: by layer. prefix_chunk: examples at a time in the frozen prefix, 0 for all; if the prefix alone is over the
-        budget, it is the prefix's peak.
+        budget, it is the prefix's peak. least: as if methods worked with nothing.
         """
         structure = _structure(methods)
-        prefix, least = self._prefix(structure), 0
+        working = self.no_working if least else self.working
+        prefix, before = self._prefix(structure), 0
         if prefix is None:
             prefix_chunk = 0
-        elif not self.problem.within_budget(least := prefix.peak_bytes(micro_batch, prefix_chunk)):
-            return least
+        elif not self.problem.within_budget(before := prefix.peak_bytes(micro_batch, prefix_chunk)):
+            return before
         levels = self._levels(structure, micro_batch, chunked=prefix_chunk > 0)
-        return max(least + levels.state_bytes(methods, self.working), levels.peak_bytes(methods, self.working))
+        return max(before + levels.state_bytes(methods, working), levels.peak_bytes(methods, working))
 
     def prefix_chunk(self, rivals: Sequence[Methods], micro_batch: int) -> int | None:
         """Return the most examples at a time in the prefix with which one of the rivals may fit, None where none may."""
@@ -112,10 +113,12 @@ class PeakPrediction:
         """Tell whether a step may be within the budget, as far as predictions are to be trusted."""
         if self._is_too_large(_structure(methods), micro_batch):
             return False
-        size = self.peak_bytes(methods, micro_batch, prefix_chunk)
-        # What keeps its inputs is predicted to the byte.
-        sure = all(method.traits.keeps_input for method in methods.values())
-        return self.problem.within_budget(size if sure else int(size * SURE))
+        if all(method.traits.keeps_input for method in methods.values()):
+            # What keeps its inputs is predicted to the byte.
+            return self.problem.within_budget(self.peak_bytes(methods, micro_batch, prefix_chunk))
+        # What methods work with is measured only where that may make the difference.
+        sizes = (self.peak_bytes(methods, micro_batch, prefix_chunk, least) for least in (True, False))
+        return all(self.problem.within_budget(int(size * SURE)) for size in sizes)
 
     def is_too_large(self, layers: Iterable[str], derive: int, micro_batch: int) -> bool:
         """Tell whether a peak is over the budget whatever lossy methods these layers have, with ``derive``."""

@@ -33,6 +33,7 @@ class Profile:
         self.family, self.steps, self.costs = family, steps, costs
         self.structure, self.problem, self.depth = steps.structure, steps.structure.problem, steps.structure.depth
         self._method_bytes: dict[tuple[Method, str, int], int] = {}
+        self._drafts: dict[tuple[int, int, int, int], Draft | None] = {}
         self._extreme_bytes: dict[tuple[int, tuple[Method, ...]], int] = {}
         self.keys = {name: saved.key for saved in self.saved_inputs(self.depth) for name in saved.layers}
         self.inputs, self.images, spectra = steps.inputs, self.structure.images, steps.spectra(family, 0)
@@ -113,8 +114,11 @@ class Profile:
 
     def draft_within(self, depth: int, micro_batch: int, room: int, max_states: int = MAX_STATES) -> Draft | None:
         """Return the draft with the least error whose saved inputs take at most ``room`` bytes, else None."""
-        options = {saved.key: self.options[saved.key] for saved in self.saved_inputs(depth)}
-        return self._optimum(depth, micro_batch, options, room, max_states)
+        place = (depth, micro_batch, room, max_states)
+        if place not in self._drafts:
+            options = {saved.key: self.options[saved.key] for saved in self.saved_inputs(depth)}
+            self._drafts[place] = self._optimum(depth, micro_batch, options, room, max_states)
+        return self._drafts[place]
 
     def draft_of(self, depth: int, micro_batch: int, methods: Methods) -> Draft | None:
         """Return the draft with these methods, whatever they take; None where they are not among the options."""
@@ -140,15 +144,15 @@ class Profile:
         They may where no other draft does: what is saved as it is may be saved by other modules too, and counts once.
         """
         methods = self.extremes(depth, micro_batch)[gentle]
+        if self.problem.scope == "peak":
+            # Whether it fits is predicted, for any micro-batch.
+            return self.draft_of(depth, micro_batch, methods)
         chosen = {saved.key: [methods[saved.layers[0]]] for saved in self.saved_inputs(depth)}
         inputs = sum(self.size(method, key, micro_batch) for key, (method,) in chosen.items())
         predicted = sum(size for (size,) in self._sizes(depth, micro_batch, chosen).values())
         predicted += self.structure.least_overhead_bytes(depth, micro_batch)
         if inputs > capacity or predicted - micro_batch * self.structure.shared_bytes > capacity:
             return None
-        if self.problem.scope == "peak":
-            # Whether it fits is predicted, for any micro-batch.
-            return self.draft_of(depth, micro_batch, methods)
         place = (depth, tuple(methods.values()))
         if place not in self._extreme_bytes:
             memory = measure_step(self.problem, methods, 1)

@@ -41,13 +41,6 @@ class Refinement:
         """Return candidates for the fewest bytes: the smallest methods; for a peak also the gentlest."""
         return profile.extremes(depth, micro_batch)[: 1 if self.problem.scope == "saved" else None]
 
-    def exact(self, profile: Profile, depth: int, micro_batch: int, chunk: int) -> Candidate | None:
-        """Return the candidate that saves every input as it is, None where a method is given or the peak is too large."""
-        if profile.family.method is not None:
-            return None
-        found = profile.exact(depth, micro_batch)
-        return Candidate(found, profile, chunk) if self._predicted(found, chunk) <= self.capacity else None
-
     def predicted(self, candidate: Candidate) -> Candidate | None:
         """Return the candidate allocated anew until its peak is predicted to fit, else one of the extremes where it may."""
         draft, profile, chunk = candidate

@@ -30,9 +30,13 @@ class WorkingBytes(NamedTuple):
 
 
 class WorkingMemory:
-    """The working memory of methods, measured once for every kind of tensor; approximate, for the search of a plan alone."""
+    """The working memory of methods, measured once for every kind of tensor; approximate, for the search of a plan alone.
 
-    def __init__(self) -> None:
+    none: it is taken to be none, and nothing is measured.
+    """
+
+    def __init__(self, none: bool = False) -> None:
+        self.none = none
         self._shares: dict[tuple[object, ...], tuple[float, float]] = {}
         self._gradients: dict[tuple[object, ...], int] = {}
         self._stored: dict[tuple[Method, torch.Size], int] = {}
@@ -52,10 +56,12 @@ class WorkingMemory:
 
     def bytes(self, method: Method, like: Geometry, itemsize: int) -> WorkingBytes:
         """Return the working memory on a tensor like this."""
+        if self.none:
+            return WorkingBytes(0, 0)
         method, examples = _rounded_up(method), _few(like)
         # What is coded example by example has the same share of any tensor that is not small.
         scale = (examples * prod(like.shape[1:])).bit_length()
-        key = (method, min(scale, LARGE)) if method.traits.per_example else (method, like, examples)
+        key = (method, min(scale, LARGE)) if method.traits.per_example else (method, *_each(like), examples)
         if key not in self._shares:
             self._shares[key] = _measured_shares(method, like.noise(examples))
         size = prod(like.shape) * itemsize
@@ -66,8 +72,10 @@ class WorkingMemory:
 
         like: the input.
         """
+        if self.none:
+            return 0
         method, examples = _rounded_up(method), _few(like)
-        key = (method, like, call.grad_output, call.weight.shape, call.operation, examples)
+        key = (method, *_each(like), *_each(call.grad_output), call.weight.shape, call.operation, examples)
         if key not in self._gradients:
             x, grad_output, weight = like.noise(examples), call.grad_output.noise(examples), call.weight
             compressed = method.compress(x, method.start(0))
@@ -95,6 +103,11 @@ def _rounded_up(method: Method) -> Method:
 def _few(like: Geometry) -> int:
     """Return how many examples to measure on."""
     return max(1, min(like.shape[0], ELEMENTS // max(1, prod(like.shape[1:]))))
+
+
+def _each(like: Geometry) -> tuple[torch.Size, tuple[int, ...]]:
+    """Return what a tensor has in common with those of more or fewer examples."""
+    return like.shape[1:], like.stride
 
 
 def _measured_shares(method: Method, x: Tensor) -> tuple[float, float]:

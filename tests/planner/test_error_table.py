@@ -25,7 +25,7 @@ def both(model: nn.Module, data, depth: int, method: str, train_norm: bool = Fal
     whole, trained = problem.examples(problem.batch_size), problem.trained_in_order(depth)
     # What families before have found is found again.
     for each in allocation.families[: family + 1]:
-        profile = allocation._profile(each, depth, problem.batch_size)
+        profile = allocation.profiles.of(each, depth, problem.batch_size)
         steps = profile.steps
         table = steps.table(0)
         if table is not None:
