@@ -75,7 +75,7 @@ def everything(name: str, method: str) -> tuple[Problem, list[Combinations]]:
 
 def _combinations(problem: Problem, depth: int, allocation: ByteAllocation) -> Iterator[Combinations]:
     for family, micro_batch in product(allocation.families, problem.micro_batches()):
-        profile = allocation._profile(family, depth, micro_batch)
+        profile = allocation.profiles.of(family, depth, micro_batch)
         inputs, trained = profile.saved_inputs(depth), problem.trained_in_order(depth)
         options = [[option_for(option, saved) for option in _allowed(profile, saved.key, micro_batch)] for saved in inputs]
         errors = [[_added(option, trained, profile.sensitivity.damping) for option in each] for each in options]
