@@ -62,7 +62,7 @@ def _fields(symbols: Symbols) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " 
     return np.concatenate([symbols.means & ((1 << bits.of_means) - 1), fields]), bits.widths(len(symbols.means))
 
 
-def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: Int[np.ndarray, " positions"]) -> Decoded:
+def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: UInt8[np.ndarray, " positions"]) -> Decoded:
     """Return the coefficients and means that ``write`` wrote; rings: the group of every position."""
     ring_count = int(rings.max()) + 1
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)

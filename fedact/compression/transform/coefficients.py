@@ -127,7 +127,7 @@ def error_threshold(share: float, mean_energy: float) -> Threshold:
 
 
 def sort(
-    candidates: Candidates, means: Float[np.ndarray, " channels"], rings: Int[np.ndarray, " positions"], batch: int
+    candidates: Candidates, means: Float[np.ndarray, " channels"], rings: UInt8[np.ndarray, " positions"], batch: int
 ) -> tuple[Sorted, Levels]:
     """Return the candidates in the order in which they are coded, which follows from the levels of channels and rings."""
     rows = candidates.places // np.int32(len(means))
@@ -147,7 +147,7 @@ def _levels(
     rows: Int[np.ndarray, " n"],
     channels: Int[np.ndarray, " n"],
     channel_count: int,
-    rings: Int[np.ndarray, " positions"],
+    rings: UInt8[np.ndarray, " positions"],
     batch: int,
 ) -> Levels:
     by_channel = np.bincount(channels, sizes, channel_count)
@@ -156,7 +156,7 @@ def _levels(
     return Levels(_octaves(by_channel), _octaves(np.bincount(rings, by_row, len(counts)) / counts))
 
 
-def order_of(levels: Levels, rings: Int[np.ndarray, " positions"], batch: int) -> Order:
+def order_of(levels: Levels, rings: UInt8[np.ndarray, " positions"], batch: int) -> Order:
     """Return the order that follows from the levels; rings: the group of every position."""
     return order(levels.of_rings[rings][None].repeat(batch, axis=0).ravel(), levels.of_channels)
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from math import ceil, prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedact.compression.transform.coefficients import in_ledger
 
 REFERENCE_SIZE = 7
 """Rows of a classifier's last feature map: a frequency counts in cycles over so many rows, whatever the map's size."""
@@ -16,6 +18,8 @@ RINGS = 64
 """Groups of frequencies that share a level."""
 SMALL_MAP = 16
 """Positions of a map that one matrix transforms at once; of larger ones rows and columns are transformed in turn."""
+MADE_BYTES = 32
+"""Of numpy's memory at most, for an element of a square of the larger size while matrices and rings are made."""
 CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 """Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
 
@@ -23,14 +27,13 @@ CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 class Frequencies(NamedTuple):
     """A weighted cosine transform of maps of one size: matrices of rows and columns, and the rings.
 
-    forward, back, and back's adjoint: of rows and columns; or one of all positions, for a small map; or none, for one.
+    forward and back: of rows and columns; or one of all positions, for a small map; or none, for one.
     rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
     """
 
-    forward: tuple[Float[np.ndarray, "n n"], ...]
-    back: tuple[Float[np.ndarray, "n n"], ...]
-    adjoint: tuple[Float[np.ndarray, "n n"], ...]
-    rings: Int[np.ndarray, " positions"]
+    forward: tuple[Float[Tensor, "n n"], ...]
+    back: tuple[Float[Tensor, "n n"], ...]
+    rings: UInt8[np.ndarray, " positions"]
 
 
 def images_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -54,15 +57,18 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
 
 def frequencies(height: int, width: int, decay: float) -> Frequencies:
     """Return the transform of maps of a size; decay: how fast the weights decay towards the higher frequencies."""
-    pairs: list[tuple[NDArray[np.float32], ...]]
-    pairs = list(zip(_weighted(height, decay), _weighted(width, decay), strict=True))
-    if height * width <= SMALL_MAP:
-        pairs = [(np.kron(*pair),) if height * width > 1 else () for pair in pairs]
-    forward, back = pairs
+    # Arithmetic on a few numbers is several times faster in numpy; what it makes on the way ends with this function.
+    numpys = in_ledger(MADE_BYTES * max(height, width) ** 2)
+    rows = _weighted(height, decay)
+    columns = rows if width == height else _weighted(width, decay)
+    pairs = zip(rows, columns, strict=True)
+    forward, back = ((_of_positions(*pair),) if height * width <= SMALL_MAP else pair for pair in pairs)
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
-    rings = np.empty(len(radius), dtype=np.int64)
+    # In memory that the ledger sees, as the matrices.
+    rings = torch.empty(len(radius), dtype=torch.uint8).numpy()
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    return Frequencies(forward, back, tuple(np.ascontiguousarray(matrix.T) for matrix in back), rings)
+    del numpys
+    return Frequencies(forward, back, rings) if len(rings) > 1 else Frequencies((), (), rings)
 
 
 def transform(images: Tensor, by: Frequencies, out: Tensor | None = None) -> Tensor:
@@ -80,7 +86,7 @@ def inverse(coefficients: Tensor, by: Frequencies, out: Tensor | None = None) ->
 
 def adjoint(images: Tensor, by: Frequencies) -> Tensor:
     """Return images under the adjoint of ``inverse``."""
-    return _product(images, by.adjoint, None)
+    return _product(images, tuple(matrix.T.contiguous() for matrix in by.back), None)
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
@@ -90,16 +96,16 @@ def chunks(images: Tensor) -> Iterator[Tensor]:
     yield from torch.split(images, max(1, min(quarter, CHUNK_ELEMENTS // each)))
 
 
-def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...], out: Tensor | None) -> Tensor:
+def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Tensor | None) -> Tensor:
     """Return images multiplied along width, then height, or over all positions; without a matrix the images themselves."""
     batch, height, width, channels = images.shape
     if len(matrices) == 2:
         # Width first: a slice of channels need not be copied together for it.
-        rows, columns = (torch.from_numpy(matrix).to(images.device) for matrix in matrices)
+        rows, columns = (matrix.to(images.device) for matrix in matrices)
         images = torch.bmm(columns.expand(batch * height, width, width), images.flatten(0, 1))
         images, matrix = images.view(batch, height, width * channels), rows
     elif matrices:
-        images, matrix = images.flatten(1, 2), torch.from_numpy(matrices[0]).to(images.device)
+        images, matrix = images.flatten(1, 2), matrices[0].to(images.device)
     else:
         return images
     out = None if out is None else out.view(images.shape)
@@ -107,7 +113,7 @@ def _product(images: Tensor, matrices: tuple[Float[np.ndarray, "n n"], ...], out
     return product.view(batch, height, width, channels)
 
 
-def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _weighted(size: int, decay: float) -> tuple[Tensor, Tensor]:
     """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
 
     A frequency f weighs (1 + f^2)^-decay, along rows and along columns. A weight gradient correlates the activation with the
@@ -118,8 +124,19 @@ def _weighted(size: int, decay: float) -> tuple[NDArray[np.float32], NDArray[np.
     matrix = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
     matrix[0] /= sqrt(2)
     weights = (1 + _scaled(size) ** 2) ** -decay
-    # Arithmetic on a few numbers is several times faster in numpy.
-    return (weights[:, None] * matrix).astype(np.float32), np.ascontiguousarray(matrix.T / weights, dtype=np.float32)
+    return _single(weights[:, None] * matrix), _single(matrix.T / weights)
+
+
+def _of_positions(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the matrix of all positions of a map, row by row: Kronecker's product."""
+    return _single((rows.numpy()[:, None, :, None] * columns.numpy()[:, None]).reshape(len(rows) * len(columns), -1))
+
+
+def _single(matrix: NDArray[Any]) -> Tensor:
+    """Return a matrix in float32, in memory that the ledger sees."""
+    single = torch.empty(matrix.shape)
+    single.numpy()[:] = matrix
+    return single
 
 
 def _scaled(size: int) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from math import ceil, floor, isfinite, log10, prod, sqrt
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -161,15 +160,9 @@ class Transform(Method):
     def _in_float32(self, compressed: Compressed, *others: Tensor) -> bool:
         return {compressed.metadata.dtype, *(other.dtype for other in others)} == {torch.float32}
 
-    @cached_property
-    def _tables(self) -> dict[tuple[int, int], Frequencies]:
-        return {}
-
     def _frequencies(self, height: int, width: int) -> Frequencies:
-        """Return the cosine transform of maps of a size, which is made once."""
-        if (height, width) not in self._tables:
-            self._tables[height, width] = frequencies(height, width, self._decay)
-        return self._tables[height, width]
+        """Return the cosine transform of maps of a size: made where it is used, for what was kept would count as saved."""
+        return frequencies(height, width, self._decay)
 
     @property
     def _decay(self) -> float:
