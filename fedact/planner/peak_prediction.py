@@ -96,15 +96,9 @@ class PeakPrediction:
     def prefix_chunk(self, rivals: Sequence[Methods], micro_batch: int) -> int | None:
         """Return the most examples at a time in the prefix with which one of the rivals may fit, None where none may."""
         structure = _structure(rivals[0])
-        prefix = self._prefix(structure)
         for chunk in self.prefix_chunks(rivals[0], micro_batch):
             if self._is_too_large(structure, micro_batch):
                 return None
-            if prefix is not None and micro_batch == 1 and chunk:
-                # One example is no smaller in chunks; at most its outputs are freed sooner.
-                saving = 2 * prefix.output_bytes
-                if not any(self.problem.within_budget(self.peak_bytes(each, 1) - saving) for each in rivals):
-                    return None
             if any(self.may_fit(methods, micro_batch, chunk) for methods in rivals):
                 return chunk
         return None
