@@ -130,8 +130,12 @@ class Normalization:
         return torch.einsum("bchw,bchw->c", centred, grad_output.to(centred.dtype)) * self._scale()
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor | None) -> Tensor:
+        return grad_output * self.scale(grad_output, weight)
+
+    def scale(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Return what the norm multiplies each channel by, in the type and with the dimensions of x."""
         scale = self._scale() if weight is None else self._scale() * weight
-        return grad_output * scale.to(grad_output.dtype).view(-1, *[1] * (grad_output.dim() - 2))
+        return scale.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
     def bias_gradient(self, grad_output: Tensor) -> Tensor:
         return grad_output.sum((0, 2, 3))

@@ -24,6 +24,7 @@ from fedact.nn.layers import (
     SourceConv2d,
     Swapped,
     Table,
+    fuse,
     has_weights,
     identity_class,
 )
@@ -88,6 +89,7 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
     _recompute(model, max((method.segment for method in methods.values()), default=0))
     if prefix_chunk:
         chunks.install(model, prefix_chunk)
+    fuse(model)
     if saves_less:
         _warn(model, methods, gradient_path, gradient_path - gates)
     return model
@@ -152,8 +154,8 @@ def check_initialized(model: nn.Module) -> None:
     """Raise ConfigError for a model with lazy layers that have no weights yet."""
     for name, module in named_modules(model):
         if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
-            kind = type(module).__name__
-            raise ConfigError(f"{name} ({kind}) has no weights before its first input: run the model once first")
+            layer = f"{name} ({type(module).__name__})"
+            raise ConfigError(f"{layer} has no weights before its first input: run the model once first")
 
 
 def _freeze(model: nn.Module) -> None:
@@ -191,8 +193,7 @@ def activations_without_mask(model: nn.Module, methods: Mapping[str, Method]) ->
     """Return the names of the ReLUs that need no mask: layers with an exact method save all their outputs anyway."""
     inputs = [name for name, method in methods.items() if method.traits.keeps_input]
     exact = {name for name in inputs if type(model.get_submodule(name)) in TRAINED}
-    kinds = (nn.ReLU, nn.ReLU6)
-    relus = {name for name, module in named_modules(model) if type(module) in kinds}
+    relus = {name for name, module in named_modules(model) if type(module) in (nn.ReLU, nn.ReLU6)}
     if not (exact and relus):
         return []
     return [name for name, calls in consumers(model).items() if name in relus and all(readers & exact for readers in calls)]
@@ -212,10 +213,9 @@ def _swap(module: nn.Module, table: Table) -> bool:
     """Change a module's class to its replacement in the table, in place; tell whether there is one."""
     # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
     replacement = _replacement(module, table)
-    if replacement is None:
-        return False
-    module.__class__ = replacement
-    return True
+    if replacement is not None:
+        module.__class__ = replacement
+    return replacement is not None
 
 
 def _replacement(module: nn.Module, table: Table) -> Any:

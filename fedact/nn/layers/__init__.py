@@ -17,6 +17,7 @@ from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear
 from fedact.nn.layers.frozen import FrozenConv2d, eval_class, frozen_class
+from fedact.nn.layers.fused import fuse
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
 from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d
 
@@ -67,6 +68,7 @@ __all__ = [
     "SourceConv2d",
     "Swapped",
     "Table",
+    "fuse",
     "has_weights",
     "identity_class",
 ]

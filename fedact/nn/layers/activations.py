@@ -11,6 +11,7 @@ from fedact.nn.layers.base import Saving, Slope, noted
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.codec import Encoded, LayerCodec
 from fedact.nn.layers.compressed import CodecLayer, autocast_type, keeps_graph, save, saved
+from fedact.nn.layers.frozen import FrozenNorm
 from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain, without_autocast
 from fedact.nn.layers.provenance import Handover
 from fedact.nn.layers.rematerialized import RematerializedCodec
@@ -97,7 +98,10 @@ class Masked(Saving, nn.Module):
         """Return the activation's slope, and the interval in which it has it."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: FrozenNorm | None = None) -> Tensor:
+        """Return the activation of x; norm: one that has not run yet, to run in one operation with the activation."""
+        if norm is not None:
+            return norm.activated(x, self.slope())
         # Before it runs, for it may change x in place.
         origins = [provenance.origin(x) for provenance in self.chains]
         handover = None

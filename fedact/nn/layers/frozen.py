@@ -1,14 +1,17 @@
 """Frozen layers: convolutions that save no activation, and batch norms in eval mode, which save none either."""
 
 from functools import cache
+from math import inf
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedact.compression.lowrank.algebra import memory_order
 from fedact.compression.operations import Convolution, Normalization
-from fedact.nn.layers.base import FixedStatistics, Saving, Swapped, made_class, noted
+from fedact.nn.layers.base import FixedStatistics, Saving, Slope, Swapped, made_class, noted
+from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.compressed import autocast_type, in_type
 from fedact.nn.layers.function import apply, as_output, is_recorded, runs_plain, without_autocast
 from fedact.torch_private import NormWithStatistics
@@ -68,6 +71,46 @@ class _FrozenNorm(torch.autograd.Function):
         return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None
 
 
+class _FrozenNormActivation(torch.autograd.Function):
+    """``_FrozenNorm`` and a piecewise linear activation of slope 1 of its output, the only reader of it.
+
+    Saves the activation's mask, one bit an element. The bits of output and gradient are those of the two functions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        slope: Slope,
+    ) -> Tensor:
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.order, ctx.eps = memory_order(y), eps
+        ctx.save_for_backward(pack_mask(y, ctx.order, slope.passes), mean, variance, weight)
+        return torch.relu_(y) if slope.upper == inf else F.hardtanh_(y, slope.lower, slope.upper)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        packed, mean, variance, weight = ctx.saved_tensors
+        norm = Normalization(mean, variance, ctx.eps)
+        if torch.is_grad_enabled():
+            passes = apply_mask(torch.ones_like(grad_output), packed, ctx.order).bool()
+            return torch.where(passes, grad_output * norm.scale(grad_output, weight), 0), None, None, None, None, None, None
+        return (
+            apply_mask(grad_output, packed, ctx.order).mul_(norm.scale(grad_output, weight)),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
 class EvalNorm(FixedStatistics, Swapped, NormWithStatistics):
     """Batch norm that uses its running statistics in training too; autograd saves what it needs."""
 
@@ -85,6 +128,12 @@ class FrozenNorm(Saving, EvalNorm):
             return super().forward(x)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         return apply(_FrozenNorm, x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
+
+    def activated(self, x: Tensor, slope: Slope) -> Tensor:
+        """Return the activation with this slope of the norm of x, as one operation (see ``FusedSequential``)."""
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
+        return apply(_FrozenNormActivation, x, *settings, slope)  # type: ignore[no-any-return]
 
 
 @cache

@@ -1,0 +1,111 @@
+"""A frozen norm and the ReLU after it as one operation: plain autograd's gradients, the same bytes, and nothing hidden."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fedact
+from fedact.nn.layers.fused import FusedSequential
+
+KINKS = [-1.0, 0.0, -0.0, 1e-38, 3.0, 6.0, 6.5, float("inf"), float("-inf"), float("nan")]
+ACTIVATIONS = {"relu": nn.ReLU(), "relu in place": nn.ReLU(True), "relu6": nn.ReLU6(), "relu6 in place": nn.ReLU6(True)}
+
+
+def network(activation: nn.Module = ACTIVATIONS["relu6 in place"]) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    for tensor in (norm.running_mean, norm.weight, norm.bias):
+        nn.init.uniform_(tensor, -1, 3)
+    block = nn.Sequential(nn.Conv2d(3, 6, 3), norm, copy.deepcopy(activation))
+    return nn.Sequential(block, nn.AvgPool2d(2, 1), nn.Conv2d(6, 4, 2), nn.Flatten(), nn.Linear(36, 3)).eval()
+
+
+def images() -> torch.Tensor:
+    return torch.randn(5, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(images()).square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+@pytest.mark.parametrize("method", ["exact", "asi:ranks=5x6x5x5", "quantize:bits=8"])
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_gradients_and_bytes_are_those_of_the_two_layers(activation, method):
+    fused = fedact.compress(network(activation), method, layers=2)
+    assert isinstance(fused[0], FusedSequential)
+    apart = copy.deepcopy(fused)
+    apart[0].__class__ = nn.Sequential
+    with fedact.measure_memory(fused, images()) as memory:
+        actual = gradients(fused)
+    with fedact.measure_memory(apart, images()) as memory_apart:
+        expected = gradients(apart)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
+    assert (memory.saved_bytes, memory.by_layer) == (memory_apart.saved_bytes, memory_apart.by_layer)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_gradients_are_autograds(activation):
+    model = fedact.compress(network(activation), "exact", layers=2)
+    plain = network(activation)
+    for parameter in plain[0][1].parameters():
+        parameter.requires_grad_(False)
+    expected = gradients(plain)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_at_the_kinks_it_is_pytorchs_gradient(activation):
+    model = fedact.compress(network(activation), "exact", layers=2)
+    fused = model[0][1:]
+    assert isinstance(fused, FusedSequential)
+    norm = fused[0]
+    norm.eps = 0.0
+    for tensor, value in ((norm.running_mean, 0.0), (norm.running_var, 1.0), (norm.weight, 1.0), (norm.bias, 0.0)):
+        nn.init.constant_(tensor, value)
+    x = torch.tensor(KINKS).expand(2, 6, 10).reshape(2, 6, 5, 2).clone().requires_grad_()
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    y = fused(x)
+    plain = F.relu6(x) if isinstance(activation, nn.ReLU6) else F.relu(x)
+    torch.testing.assert_close(y, plain, rtol=0, atol=0, equal_nan=True)
+    (actual,), (expected,) = torch.autograd.grad(y, x, grad), torch.autograd.grad(plain, x, grad)
+    assert torch.equal(actual, expected)
+
+
+def test_second_derivatives_are_autograds():
+    model, plain = fedact.compress(network(), "exact", layers=2), network()
+
+    def second(net: nn.Module) -> torch.Tensor:
+        x = images().requires_grad_()
+        (first,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(model), second(plain))
+
+
+def test_hooks_see_the_norms_output_and_its_gradient():
+    model, plain = fedact.compress(network(ACTIVATIONS["relu6"]), "exact", layers=2), network(ACTIVATIONS["relu6"])
+    seen = []
+    for each in (model, plain):
+        each[0][1].register_forward_hook(lambda _, __, y: (y.retain_grad(), seen.append(y))[0])
+        gradients(each)
+    torch.testing.assert_close(seen[0], seen[1])
+    torch.testing.assert_close(seen[0].grad, seen[1].grad)
+
+
+def test_it_is_restored_copied_pickled_and_sliced():
+    model = fedact.compress(network(), "exact", layers=2)
+    expected = gradients(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(twin[0], FusedSequential)
+        assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(twin).items())
+    x = images()
+    torch.testing.assert_close(model[0][:2](x), model[0][1](model[0][0](x)))
+    assert type(fedact.restore(model)[0]) is nn.Sequential
