@@ -106,7 +106,8 @@ class Refinement:
                 yield extreme
 
     def _measured(self, draft: Draft, chunk: int) -> Solution:
-        observed = ObservedStep(draft.methods)
+        # What counts operations takes part in the peak.
+        observed = ObservedStep(draft.methods) if self.problem.scope == "saved" else None
         memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk, observed)
         return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk, observed=observed)
 
