@@ -13,7 +13,8 @@ from torch import nn
 
 from fedact.compression import Method, make_method, method_name
 from fedact.compression.gradient_filter import patch_means, patch_sizes, spread
-from fedact.compression.lowrank.bit_depth import GROUP, BitDepth
+from fedact.compression.lowrank.algebra import compose
+from fedact.compression.lowrank.bit_depth import GROUP, BitDepth, signed
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.packing import dequantize, quantize
 from fedact.measure.cost import FlopCounter
@@ -157,7 +158,11 @@ def test_with_the_mean_apart_the_rest_is_hosvd_around_it(shape, kind, seed, vari
 def test_factors_in_few_bits_are_near_those_in_32(kind, bits, allowed):
     x = tensor(kind, (6, 12, 7, 7))
     exact, few = HOSVD(variance=0.9), HOSVD(variance=0.9, bits=bits)
-    (core, factors), (near, others) = (method.parts(method.compress(x)) for method in (exact, few))
+    found, (near, others) = (method.parts(method.compress(x)) for method in (exact, few))
+    # The same columns, but for their signs: before they are rounded, each has its largest element above zero.
+    core, factors = signed(*found)
+    assert all(float((u.amax(0) + u.amin(0)).min()) >= 0 for u in factors.values())
+    assert torch.allclose(compose(core, factors), compose(*found))
     for before, after in [(core, near), *((factors[mode], others[mode]) for mode in range(4))]:
         half_a_step = float(before.max() - before.min()) / (2**bits - 1) / 2
         # The least value of a group is rounded to two bytes, which widens its range.

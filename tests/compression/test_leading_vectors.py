@@ -75,7 +75,7 @@ def test_iteration_finds_the_published_rank_and_the_leading_vectors(shape, decay
 def test_the_filter_finds_what_a_full_solver_finds(size, decay):
     x = with_spectrum((4, size, 12, 10), 1, (1.0 + np.arange(size)) ** -decay)
     energy, squared = energies(x, 1), gram(x, 1, torch.float32)
-    found = {variance: by_filter(squared, size, variance, float(squared.trace())) for variance in (0.3, 0.5, 0.8, 0.9)}
+    found = {variance: by_filter(squared / squared.trace(), size, variance) for variance in (0.3, 0.5, 0.8, 0.9)}
     assert decay < 1 or any(u is not None for u in found.values())
     for variance, u in found.items():
         assert u is None or u.shape[1] == published_rank(energy, variance)

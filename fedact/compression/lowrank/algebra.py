@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from math import isfinite, prod
+from math import prod
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.lowrank.eigensolver import eigenpairs, finite
 from fedact.compression.method import computable
 
 
@@ -118,24 +119,23 @@ def gram_spectrum(x: Tensor, mode: int, dtype: torch.dtype = torch.float64) -> S
     squared = gram(matrix(x, mode), 1, dtype) if tall else gram(x, mode, dtype)
     # What is no number in a row is none in that row's sum of squares.
     finite(squared.trace())
-    eigenvalues, vectors = torch.linalg.eigh(squared)
+    eigenvalues, vectors = eigenpairs(squared)
     return Spectrum(eigenvalues.double().flip(0).clamp_min(0), vectors.flip(1), tall)
 
 
 def svd_spectrum(x: Tensor, mode: int) -> Spectrum:
-    """Return the spectrum of an unfolding from its full SVD, as the papers do; raises FloatingPointError as above."""
-    vectors, singular_values, _ = torch.linalg.svd(finite(unfold(x, mode)), full_matrices=False)
+    """Return the spectrum of an unfolding from its full SVD, as the papers do; from its Gram matrix where that fails.
+
+    Raises FloatingPointError as above.
+    """
+    try:
+        vectors, singular_values, _ = torch.linalg.svd(finite(unfold(x, mode)), full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return gram_spectrum(x, mode)
     return Spectrum(singular_values.double().square(), vectors, tall=False)
 
 
 SOLVERS: dict[str, Callable[[Tensor, int], Spectrum]] = {"gram": gram_spectrum, "svd": svd_spectrum}
-
-
-def finite(x: Tensor) -> Tensor:
-    """Return x; raises FloatingPointError where it holds a NaN or an infinity."""
-    if not (x.isfinite().all() if x.dim() else isfinite(x.item())):
-        raise FloatingPointError("a tensor with a NaN or an infinity has no spectrum: training may have diverged")
-    return x
 
 
 def factor(x: Tensor, mode: int, spectrum: Spectrum, rank: int) -> Float[Tensor, "dimension rank"]:

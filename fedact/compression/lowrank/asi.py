@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.compression.lowrank.algebra import factor, finite, gram_spectrum, project, times_gram, unfold
+from fedact.compression.lowrank.algebra import factor, gram_spectrum, project, times_gram, unfold
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
+from fedact.compression.lowrank.eigensolver import eigenpairs, finite
 from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.lowrank.subspaces import Subspaces
@@ -21,6 +22,9 @@ FEW_COLUMNS = 24
 """Columns up to which QR takes no longer than Cholesky."""
 WELL_CONDITIONED = 1e4
 """A condition number whose square loses too little of float64 to show in float32."""
+
+LEAST_SIZE = 1e-15
+"""A sum of squares down to which float32 holds all the squares that matter."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,7 @@ def leading_examples(core: Float[Tensor, "batch rest"], rank: int) -> Float[Tens
     wide = core.double()
     squared = wide @ wide.T
     finite(squared.trace())
-    vectors: Tensor = torch.linalg.eigh(squared)[1]
-    return vectors[:, examples - rank :].flip(1).to(core.dtype)
+    return eigenpairs(squared)[1][:, examples - rank :].flip(1).to(core.dtype)
 
 
 def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -> Float[Tensor, "dimension rank"]:
@@ -99,6 +102,13 @@ def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -
         return last
     image = times_gram(x, last, mode)
     size = float(torch.linalg.vector_norm(image))
+    if not LEAST_SIZE < size < torch.inf:
+        # Squares may be out of float32's range: the same again with the largest element 1.
+        largest = finite(torch.stack(x.aminmax()).abs().max())
+        if largest == 0:
+            return last
+        image = times_gram(x / largest, last, mode)
+        size = float(torch.linalg.vector_norm(image))
     if size == 0:
         return last
     return orthonormal(torch.add(image, last, alpha=size * torch.finfo(x.dtype).eps))

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.lowrank.eigensolver import eigenpairs
 from fedact.compression.lowrank.proof import proven_rank, sure_rank
 
 LEAST_COLUMNS, COLUMNS = 16, 3.5
@@ -12,16 +13,18 @@ LEAST_COLUMNS, COLUMNS = 16, 3.5
 At an explained variance of 0.8 the ranks of activations are two to four times that number."""
 DEGREE, FILTERS = 5, 2
 """Of the filter's polynomial, and how often it is applied at most: one of degree 5 does where powers would take a dozen."""
+LEAST_BOUND = 1e-6
+"""The least eigenvalue above which the filter rises: at 1 its polynomial is then far from the end of float32's range."""
 
 
-def by_filter(gram: Float[Tensor, "dimension dimension"], most: int, variance: float, energy: float) -> Tensor | None:
-    """Return the leading eigenvectors of a Gram matrix, as many as explain the variance, at most ``most``.
+def by_filter(gram: Float[Tensor, "dimension dimension"], most: int, variance: float) -> Tensor | None:
+    """Return the leading eigenvectors of a Gram matrix of trace 1, as many as explain the variance, at most ``most``.
 
     Each filter is a Chebyshev polynomial of the matrix: small up to the least Ritz value of the subspace, steep above it.
     Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys. 219, 2006. None where the rank is a large share of the dimension,
-    for then the full solver is faster, or in doubt. energy: the trace.
+    for then the full solver is faster, or in doubt.
     """
-    count = (energy / float(torch.linalg.vector_norm(gram))) ** 2
+    count = 1 / float(torch.linalg.vector_norm(gram)) ** 2
     columns = max(LEAST_COLUMNS, 8 * int(1 + COLUMNS / 8 * count * (0.2 / (1 - variance)) ** 0.6))
     if 3 * columns >= len(gram):
         return None
@@ -29,18 +32,18 @@ def by_filter(gram: Float[Tensor, "dimension dimension"], most: int, variance: f
     for step in range(FILTERS + 1):
         basis = torch.linalg.qr(block).Q
         images = gram @ basis
-        values, vectors = torch.linalg.eigh(basis.T @ images)
+        values, vectors = eigenpairs(basis.T @ images)
         values, vectors = values.flip(0), vectors.flip(1)
         basis, images, listed = basis @ vectors, images @ vectors, values.tolist()
-        if most > columns - 2 and sum(listed[:-2]) < variance * energy:
+        if most > columns - 2 and sum(listed[:-2]) < variance:
             return None
         if step:
             norms = torch.linalg.vector_norm(torch.addcmul(images, basis, values, value=-1), dim=0).tolist()
-            rank = proven_rank(listed, norms, most, variance, energy)
+            rank = proven_rank(listed, norms, most, variance, 1.0)
             if rank is not None:
-                return basis[:, :rank].clone() if sure_rank(listed[: rank + 1], most, variance, energy) == rank else None
+                return basis[:, :rank].clone() if sure_rank(listed[: rank + 1], most, variance, 1.0) == rank else None
         if step < FILTERS:
-            block = _filtered(gram, basis, images, max(listed[-1], energy * torch.finfo(gram.dtype).eps))
+            block = _filtered(gram, basis, images, max(listed[-1], LEAST_BOUND))
     return None
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedact.compression.lowrank.algebra import factor, finite, gram_spectrum, project
+from fedact.compression.lowrank.algebra import factor, gram_spectrum, project
 from fedact.compression.lowrank.decomposition import DECOMPOSITION, LowRank
+from fedact.compression.lowrank.eigensolver import finite
 from fedact.compression.lowrank.factorization import Factorization, Factors
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.method import State, Sweep, Traits

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import matrix, slabs, times_gram
+from fedact.compression.lowrank.eigensolver import eigenpairs
 from fedact.compression.lowrank.proof import proven_rank, sure_rank
 
 BLOCK = 8
@@ -25,16 +26,17 @@ def by_iteration(x: Tensor, mode: int, most: int, variance: float, energy: float
     doubt. energy: the sum of all squares.
     """
     basis = torch.linalg.qr(_start(slabs(x, mode))).Q
-    images = times_gram(x, basis, mode)
+    # Shares of the energy, and residuals that are still in float32's range when they are squared.
+    images = times_gram(x, basis, mode).div_(energy)
     while True:
-        values, vectors = torch.linalg.eigh(basis.T @ images)
+        values, vectors = eigenpairs(basis.T @ images)
         values, vectors = values.flip(0), vectors.flip(1)
         basis, images = basis @ vectors, images @ vectors
         residuals = torch.addcmul(images, basis, values, value=-1)
         listed = values.tolist()
-        rank = proven_rank(listed, torch.linalg.vector_norm(residuals, dim=0).tolist(), most, variance, energy)
+        rank = proven_rank(listed, torch.linalg.vector_norm(residuals, dim=0).tolist(), most, variance, 1.0)
         if rank is not None:
-            sure = sure_rank(listed[: rank + 1], most, variance, energy)
+            sure = sure_rank(listed[: rank + 1], most, variance, 1.0)
             return torch.linalg.qr(basis[:, :rank]).Q if sure == rank else None
         columns = basis.shape[1]
         if columns > len(basis) // 4:
@@ -43,7 +45,7 @@ def by_iteration(x: Tensor, mode: int, most: int, variance: float, energy: float
         block = residuals[:, : BLOCK * max(1, columns // (3 * BLOCK))]
         for _ in range(2):
             block = torch.linalg.qr(torch.addmm(block, basis, basis.T @ block, alpha=-1)).Q
-        basis, images = torch.cat([basis, block], 1), torch.cat([images, times_gram(x, block, mode)], 1)
+        basis, images = torch.cat([basis, block], 1), torch.cat([images, times_gram(x, block, mode).div_(energy)], 1)
 
 
 def _start(parts: Float[Tensor, "outer dimension inner"]) -> Float[Tensor, "dimension block"]:

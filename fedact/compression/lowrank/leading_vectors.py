@@ -4,14 +4,13 @@ Float32 is enough for most tensors: the published rank is where a sum of eigenva
 it passes within rounding's reach, or where what is left out is hardly more than rounding, is float64 needed.
 """
 
-from math import isfinite
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import factor, gram, gram_spectrum, is_tall, matrix, rank_for_variance
 from fedact.compression.lowrank.chebyshev import by_filter
+from fedact.compression.lowrank.eigensolver import eigenpairs
 from fedact.compression.lowrank.krylov import by_iteration, squared_norm
 from fedact.compression.lowrank.proof import DOUBT, sure_rank
 
@@ -55,7 +54,10 @@ def _in_float32(x: Tensor, mode: int, most: int, variance: float) -> Tensor | No
     energy = float(squared.trace())
     if not _in_range(energy):
         return None
-    vectors = by_filter(squared, most, variance, energy) if len(squared) >= SMALL else None
+    vectors = None
+    if len(squared) >= SMALL:
+        squared, energy = squared.div_(energy), 1.0
+        vectors = by_filter(squared, most, variance)
     if vectors is None:
         vectors = _by_spectrum(squared, most, variance, energy, 0 if tall else size)
     # Through the smaller side vectors of small singular values lose their orthogonality: QR gives it back.
@@ -63,11 +65,11 @@ def _in_float32(x: Tensor, mode: int, most: int, variance: float) -> Tensor | No
 
 
 def _by_spectrum(squared: Tensor, most: int, variance: float, energy: float, whole: int) -> Tensor | None:
-    values, vectors = torch.linalg.eigh(squared)
+    values, vectors = eigenpairs(squared)
     rank = sure_rank(values.tolist()[::-1], most, variance, energy, whole)
     return None if rank is None else vectors[:, len(squared) - rank :].flip(1)
 
 
 def _in_range(energy: float) -> bool:
     """Tell whether a sum of squares in float32 has lost nothing to the range's ends."""
-    return isfinite(energy) and energy > torch.finfo(torch.float32).tiny / DOUBT
+    return torch.finfo(torch.float32).tiny / DOUBT < energy < torch.finfo(torch.float32).max * DOUBT
