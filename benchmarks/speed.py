@@ -89,8 +89,10 @@ def steady_round(bench: Bench) -> Figures:
     """A round after the first beside a plain PyTorch loop of one thread: last block, 32 px, batch 16, 1 epoch."""
     figures: Figures = {}
     for workers in (1, 2):
-        size = ("--rounds", 9, "--clients", 20, "--layers", 3, "--batch-size", 16, "--local-epochs", 1, "--threads", 1)
-        _, found = bench.json("bench", *size, "--method", "exact", "--budget", "none", "--workers", workers)
+        data = ("--dataset", "synthetic", "--max-examples", 1314, "--partition", "iid", "--resolution", 32, "--clients", 20)
+        network = ("--weights", "none", "--width", 1, "--layers", 3, "--method", "exact", "--budget", "none")
+        training = ("--rounds", 7, "--batch-size", 16, "--local-epochs", 1, "--threads", 1, "--workers", workers)
+        _, found = bench.json("bench", *data, *network, *training)
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         cached, uncached = found["rounds"]
         figures |= {name: cached["ratio"], f"{name}, no prefix cache": uncached["ratio"]}

@@ -13,8 +13,9 @@ FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
     "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device", "threads",
 )  # fmt: skip
-FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size")
+FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size", "workers")
 """Fields of Config about the fleet of ``--rounds``."""
+FLEET_HELPS = {"workers": "processes that play the clients [1]"}
 FIRST_FIELDS = ("model", "method", "layers", "batch_size", "resolution")
 LAYERS, LAYERS_ALONE = 4, 6
 HELPS = {
@@ -33,7 +34,7 @@ MICRO_BATCH_HELP = "split batches into micro-batches of N; time is then the whol
 ROUNDS_HELP = (
     "instead: time N rounds of --clients beside plain PyTorch with the same updates, with the prefix cache and without"
 )
-STEADY = {"evaluate_every": 10**6, "replan": "never", "max_test_examples": 100}
+STEADY = {"workers": 1, "evaluate_every": 10**6, "replan": "never", "max_test_examples": 100}
 """Settings of a fleet whose rounds are timed: training alone."""
 FILES = {
     "json": "write all results, layer by layer, to a JSON file",
@@ -57,7 +58,7 @@ def parser() -> Parser:
     for name, says in MODES.items():
         measuring.add_argument(as_flag(name), action="store_true", help=says)
     for name in FLEET:
-        result.add_field(name, "rounds of a fleet")
+        result.add_field(name, "rounds of a fleet", FLEET_HELPS.get(name))
     result.add_files(FILES)
     return result
 
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"{as_flag(name)} is of the fleet whose rounds --rounds N times: give that too")
     elif rounds < 1:
         raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
-    steady = {} if rounds is None else {**STEADY, "rounds": rounds + 1}
+    steady = {} if rounds is None else {**STEADY, **given, "rounds": rounds + 1}
     config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady})
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")

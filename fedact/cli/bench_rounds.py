@@ -17,6 +17,7 @@ from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.federation.simulation import Simulation
+from fedact.federation.worker_grid import start_workers
 from fedact.models.tasks import task_loss
 from fedact.models.weights import fill
 from fedact.nn.surgery import apply, restore, trained_parameters
@@ -71,10 +72,9 @@ def run_round_bench(config: Config, methods: list[str], file: Path | None) -> in
 
 def _raced(config: Config, size: str) -> Row:
     """Return the median seconds of a round."""
-    with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(
-            config.model_copy(update={"cache_size": size, "lr": config.usual_lr}), RunFolder(Path(folder))
-        )
+    settings = config.model_copy(update={"cache_size": size, "lr": config.usual_lr})
+    with tempfile.TemporaryDirectory() as folder, start_workers(config) as workers:
+        simulation = Simulation(settings, RunFolder(Path(folder)), workers=workers)
         simulation.open_folder()
         experiment, (method,) = simulation.experiment, simulation.methods
         model = copy.deepcopy(simulation.workspace.model_with({}))
