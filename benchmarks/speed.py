@@ -1,4 +1,4 @@
-"""How fast fedact is, beside what it is to reach; about twenty minutes on two quiet cores.
+"""How fast fedact is, beside what it is to reach; eight minutes on two quiet cores.
 
 python benchmarks/speed.py                       measure this tree and print the table
 python benchmarks/speed.py --case "main job"     one case; repeat for more
