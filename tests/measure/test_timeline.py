@@ -11,20 +11,8 @@ from fedact.measure.timeline import Levels, Use
 from fedact.nn.layers.stored_sizes import StoredSizes
 from tests.support import planned
 from tests.support.laws import EVERY_SETTING
-from tests.support.planner_networks import NETWORKS
 from tests.support.portions import rotated
-
-
-def residual() -> tuple[nn.Module, dict]:
-    return planned.net(), {"layers": 3}
-
-
-def smooth() -> tuple[nn.Module, dict]:
-    return NETWORKS["smooth"][0](), {"layers": 2}
-
-
-def normed() -> tuple[nn.Module, dict]:
-    return NETWORKS["depthwise"][0](), {"layers": 3, "train_norm": True}
+from tests.support.storing import normed, residual, smooth
 
 
 def data(size: int, side: int, seed: int, rank: int | None) -> tuple[Tensor, Tensor]:

@@ -13,25 +13,12 @@ from fedact.config.plan import Plan
 from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.training.local import LocalTraining, train_locally
 from fedact.training.recipe import Recipe
-from tests.support import planned
 from tests.support.laws import EVERY_SETTING
-from tests.support.planner_networks import NETWORKS
 from tests.support.portions import rotated
+from tests.support.storing import normed, residual, smooth
 
 RECIPE = Recipe(batch_size=6, local_epochs=1, lr=0.05, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
 EVERY_STEP = range(10**6)
-
-
-def residual() -> tuple[nn.Module, dict]:
-    return planned.net(), {"layers": 3}
-
-
-def smooth() -> tuple[nn.Module, dict]:
-    return NETWORKS["smooth"][0](), {"layers": 2}
-
-
-def normed() -> tuple[nn.Module, dict]:
-    return NETWORKS["depthwise"][0](), {"layers": 3, "train_norm": True}
 
 
 def images(examples: int, rank: int, seed: int = 0, side: int = 12) -> tuple[Tensor, Tensor]:
