@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fedact.models.pretraining import one_thread
+
 SMALL_BATCH_PIXELS = 20_000
 """Up to here two threads were no faster than one on a quiet machine, up to 1.6 times slower, and hundreds on a busy one."""
 
@@ -22,14 +24,10 @@ def use_threads(count: int | None) -> None:
 @contextmanager
 def threads_for(x: Tensor) -> Iterator[None]:
     """Within this context, compute on one thread if a batch (N, C, ...) on the CPU has few pixels."""
-    before = torch.get_num_threads()
     few = x.device.type == "cpu" and x.numel() <= SMALL_BATCH_PIXELS * (x.shape[1] if x.dim() > 1 else 1)
-    if not few or before == 1:
+    if not few or torch.get_num_threads() == 1:
         # Setting a number takes as long as a small layer, even the same one.
         yield
         return
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield
-    finally:
-        torch.set_num_threads(before)
