@@ -21,12 +21,24 @@ _PUBLIC = {
     "restore": "nn.surgery",
     "apply": "nn.surgery",
     "measure_memory": "measure.memory",
+    "floor": "measure.floor",
     "make_plan": "planner",
     "Plan": "config.plan",
     "load_run": "storage.run",
     "ConfigError": "config.errors",
 }
-__all__ = ["ConfigError", "Plan", "apply", "compress", "compression", "load_run", "make_plan", "measure_memory", "restore"]
+__all__ = [
+    "ConfigError",
+    "Plan",
+    "apply",
+    "compress",
+    "compression",
+    "floor",
+    "load_run",
+    "make_plan",
+    "measure_memory",
+    "restore",
+]
 
 
 def __getattr__(name: str) -> Any:

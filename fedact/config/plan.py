@@ -47,7 +47,8 @@ class Plan:
     saved bytes without state by the module that keeps them, "" for the loss. working_bytes: how far the peak is raised by
     what methods work with while they compress and decode, where that may follow the data. lr: the learning rate of the first
     round after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers
-    and lr were chosen; none where both were given, or nothing could be tried.
+    and lr were chosen; none where both were given, or nothing could be tried. floor_bytes: of one image, see
+    ``measure.floor``; batch_bytes: of a micro-batch's raw images and labels; both None in plans from before there were any.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -90,11 +91,28 @@ class Plan:
     working_bytes: Count = 0
     lr: Rate | None = None
     trials: tuple[Trial, ...] = ()
+    floor_bytes: Count | None = None
+    batch_bytes: Count | None = None
 
     @property
     def error_per_layer(self) -> float | None:
         """The mean of the layers' expected errors, which tells deeper plans from worse ones."""
         return None if self.expected_error is None or not self.kept else self.expected_error / len(self.kept)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """The device's whole memory in the largest step: see ``device_bytes_at``."""
+        return self.device_bytes_at(self.peak_bytes)
+
+    def device_bytes_at(self, peak_bytes: int | None) -> int | None:
+        """Return a peak with the trained weights, gradients, optimizer state, a strategy's copies and the raw micro-batch.
+
+        Frozen weights may lie in flash. None where the peak or the micro-batch's bytes are not known.
+        """
+        if peak_bytes is None or self.batch_bytes is None:
+            return None
+        trained_weights = self.gradient_bytes
+        return peak_bytes + trained_weights + self.gradient_bytes + self.optimizer_bytes + self.copy_bytes + self.batch_bytes
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""

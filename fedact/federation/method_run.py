@@ -100,8 +100,9 @@ class MethodRun:
         return {
             "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
             "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
-            "trained_layers": plan.layers, "micro_batch": plan.micro_batch,
-            "num_examples": self.examples_of(client), **figures,
+            "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "floor_bytes": plan.floor_bytes,
+            "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client),
+            **figures,
         }  # fmt: skip
 
     def missing_row(self, number: int, client: int) -> Row | None:
@@ -116,13 +117,13 @@ class MethodRun:
         """Return the row of a client whose update counts; simulated lag is added to its seconds."""
         plan, fault = self.plan_of(client, number), self.fault_of(client, number)
         if fault is None:
-            return self.row(number, client, plan.status, plan.reason) | figures
+            return self.row(number, client, plan.status, plan.reason, **figures)
         lag = fault.lag if fault.kind == "slow" else 0.0
         lag_text = f"{lag:.1f} s of simulated lag"
         reason = f"{plan.reason}; {lag_text}" if plan.reason else lag_text
-        return (
-            self.row(number, client, plan.status, reason, fault=fault.kind) | figures | {"seconds": figures["seconds"] + lag}
-        )
+        return self.row(number, client, plan.status, reason, fault=fault.kind, **figures) | {
+            "seconds": figures["seconds"] + lag
+        }
 
     def failure_row(self, number: int, client: int, error: NoReply) -> Row:
         """Return the row of a client without a valid reply; it names a simulated fault where that is the cause."""

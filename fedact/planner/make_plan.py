@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,13 +11,14 @@ from fedact.compression.exact import Vanilla
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
+from fedact.measure.floor import largest_layer
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.surgery import layer_inputs, methods_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
-from fedact.planner.problem import Problem, make_problem
+from fedact.planner.problem import Problem, evaluating, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.step_error import step_error
@@ -143,6 +145,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         by_layer=tuple(memory.by_layer.items()),
         step_flops=flops,
         vanilla_step_flops=batch_flops(problem, dict.fromkeys(methods, Vanilla()), 1),
+        batch_bytes=stored_bytes(problem.examples(solution.micro_batch)),
         **_common_fields(problem, list(methods)),
     )
 
@@ -206,4 +209,10 @@ def _common_fields(problem: Problem, names: list[str]) -> dict[str, Any]:
         "weight_bytes": stored_bytes([*problem.model.parameters(), *problem.model.buffers()]),
         "gradient_bytes": trained,
         "optimizer_bytes": trained if problem.momentum else 0,
+        "floor_bytes": _floor_bytes(problem),
     }
+
+
+def _floor_bytes(problem: Problem) -> int:
+    with evaluating(problem.plain_model) as model, torch.no_grad():
+        return largest_layer(model, problem.x).bytes

@@ -62,9 +62,11 @@ class RunRow(TypedDict, total=False):
 class ClientRow(TypedDict, total=False):
     """One client in one round.
 
-    copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none. Bytes that
-    travelled (see ``fedact.federation.traffic``): download_bytes of the order, the first one with the whole initial model;
-    upload_bytes of the reply, after privacy.
+    floor_bytes: the largest input and output of one layer, one image (see ``fedact.measure.floor``). device_bytes: the peak
+    with trained weights, gradients, optimizer state, copies and the raw micro-batch. Both are null in runs from before there
+    were any. copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none.
+    Bytes that travelled (see ``fedact.federation.traffic``): download_bytes of the order, the first one with the whole
+    initial model; upload_bytes of the reply, after privacy.
     """
 
     kind: Required[Literal["client"]]
@@ -79,6 +81,8 @@ class ClientRow(TypedDict, total=False):
     state_bytes: Count | None
     peak_bytes: Count | None
     paper_bytes: Count | None
+    floor_bytes: Count | None
+    device_bytes: Count | None
     copy_bytes: Count | None
     steps: Count | None
     saved_bytes_mean: Number | None

@@ -7,7 +7,7 @@ import pytest
 
 import fedact
 from fedact.config.plan import Plan
-from tests.support.planned import plan_for
+from tests.support.planned import batch, net, plan_for
 
 # JSON, sizes, errors -------------------------------------------------------------------------------------------------------
 
@@ -20,6 +20,26 @@ def test_a_plan_is_the_same_after_json(method, budget):
     assert again == plan
     assert hash(again) == hash(plan)
     assert "\n" not in plan.to_json()
+
+
+def test_a_plan_says_its_floor_and_what_a_device_must_hold():
+    plan = plan_for(9_000, method="exact", size=4, layers=2)
+    # Net's right convolution: 6 channels of 8 x 8 in, 8 out.
+    assert plan.floor_bytes == (6 + 8) * 64 * 4 == fedact.floor(net(), batch(4)).bytes
+    assert plan.batch_bytes == plan.micro_batch * (3 * 64 * 4 + 8)
+    trained = 4 * (6 * 8 + 8 + 6 * 8 * 9 + 8 + 8 * 4 + 4)
+    assert plan.device_bytes == plan.peak_bytes + 2 * trained + plan.batch_bytes
+    assert plan_for(1, method="exact", size=4).floor_bytes == plan.floor_bytes
+
+
+def test_a_plan_from_before_floors_is_read():
+    plan = plan_for(None, size=2, layers=1)
+    fields = {
+        name: value for name, value in json.loads(plan.to_json()).items() if name not in ("floor_bytes", "batch_bytes")
+    }
+    old = Plan.from_json(json.dumps(fields))
+    assert old == dataclasses.replace(plan, floor_bytes=None, batch_bytes=None)
+    assert old.device_bytes is None
 
 
 def test_a_variance_with_many_digits_survives_its_name():

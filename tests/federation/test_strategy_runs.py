@@ -89,6 +89,10 @@ def test_strategies_change_the_model_and_fedprox_takes_a_copy_and_no_activation_
         plan = fedact.load_run(pulled).plans[other["method"]][other["plan"]]
         assert (one["copy_bytes"], other["copy_bytes"]) == (0, plan["gradient_bytes"])
         assert plan["copy_bytes"] == plan["gradient_bytes"]
+        # The trained weights, their gradients, and momentum's velocity; copies stand beside them.
+        others = 3 * plan["gradient_bytes"] + plan["batch_bytes"]
+        assert [row["device_bytes"] - row["peak_bytes"] for row in (one, other)] == [others, others + plan["copy_bytes"]]
+        assert one["floor_bytes"] == other["floor_bytes"] == plan["floor_bytes"] > 0
 
 
 # Faults --------------------------------------------------------------------------------------------------------------------
