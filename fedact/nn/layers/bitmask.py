@@ -3,16 +3,21 @@
 from collections.abc import Callable, Sequence
 from math import ceil
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from fedact.compression.packing import pack_codes, unpack_codes
+from fedact.compression.packing import pack_codes
 
 CHUNK = 2**18
 """Elements at a time: their intermediate values stay in the cache, those of a whole tensor need new memory pages."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+MASKS = {size: (-(np.arange(256)[:, None] >> np.arange(8) & 1)).astype(f"i{size}") for size in INTEGERS}
+"""By the bytes of an element: the eight masks behind each byte, all bits set or none."""
+ROWS = {size: masks.view(f"V{8 * size}").ravel() for size, masks in MASKS.items()}
+"""The same, a byte's eight masks as one value, which numpy copies at once."""
 
 
 def flattened(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -29,24 +34,51 @@ def restored(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor
 def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor]) -> UInt8[Tensor, " bytes"]:
     """Return the elementwise ``mask`` of x, 8 elements a byte, with the dimensions in this order."""
     flat = flattened(x, order)
-    if len(flat) <= CHUNK:
-        return pack_codes(mask(flat).view(torch.uint8), bits=1)
     packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
+    if len(flat) <= CHUNK:
+        _pack(mask(flat), packed)
+        return packed
     for part, place in zip(torch.split(flat, CHUNK), torch.split(packed, CHUNK // 8), strict=True):
-        place.copy_(pack_codes(mask(part).view(torch.uint8), bits=1))
+        _pack(mask(part), place)
     return packed
+
+
+def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:
+    if mask.device.type == "cpu":
+        # In the ledger for numpy's result.
+        numpys = torch.empty_like(packed)
+        packed.numpy()[:] = np.packbits(mask.numpy(), bitorder="little")
+        del numpys
+    else:
+        packed.copy_(pack_codes(mask.view(torch.uint8), bits=1))
 
 
 def apply_mask(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
     """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order."""
-    flat = flattened(x, order)
-    # As integers, bits times 1 are the same bits, and times 0 are 0, even for an infinity.
-    integers = INTEGERS[x.element_size()]
-    if len(flat) <= CHUNK:
-        masked = flat.view(integers) * unpack_codes(packed, 1, len(flat)).view(torch.bool)
-        return restored(masked.view(x.dtype), x.shape, order)
+    flat, size = flattened(x, order), x.element_size()
     result = torch.empty_like(flat)
-    parts = (torch.split(tensor.view(integers), CHUNK) for tensor in (flat, result))
-    for part, place, mask in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
-        torch.mul(part, unpack_codes(mask, 1, len(part)).view(torch.bool), out=place)
+    # As integers: a mask of no bits makes 0 of an infinity too.
+    whole = flat.view(INTEGERS[size]), result.view(INTEGERS[size])
+    if len(flat) <= CHUNK:
+        _unpack(packed, whole[1])
+        whole[1].bitwise_and_(whole[0])
+        return restored(result, x.shape, order)
+    parts = (torch.split(tensor, CHUNK) for tensor in whole)
+    for part, place, masks in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
+        _unpack(masks, place)
+        place.bitwise_and_(part)
     return restored(result, x.shape, order)
+
+
+def _unpack(packed: UInt8[Tensor, " bytes"], masks: Tensor) -> None:
+    """Write the masks of the elements, in integers of their size."""
+    indices, size = packed.long(), masks.element_size()
+    whole = len(masks) // 8
+    if masks.device.type == "cpu":
+        rows = masks[: 8 * whole].numpy().view(ROWS[size].dtype)
+        ROWS[size].take(indices[:whole].numpy(), out=rows, mode="clip")
+    else:
+        table = torch.from_numpy(MASKS[size]).to(masks.device)
+        torch.index_select(table, 0, indices[:whole], out=masks[: 8 * whole].view(-1, 8))
+    if rest := len(masks) - 8 * whole:
+        masks[-rest:] = torch.from_numpy(MASKS[size][int(indices[-1]), :rest])
