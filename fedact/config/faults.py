@@ -74,10 +74,12 @@ def draw_fault(faults: Faults, seed: int, number: int, client: int) -> Fault | N
 
     One random number says whether and of which kind, so that a client hit at some rates is hit at higher ones too.
     """
+    kinds: tuple[tuple[Kind, float], ...] = (("drop", faults.drop), ("slow", faults.slow), ("corrupt", faults.corrupt))
+    if not any(share for _, share in kinds):
+        return None
     random = generator(seed, Purpose.FAULTS, number, client)
     hit, lag, place = random.random(), random.exponential(faults.lag), random.random()
     damage = list(DAMAGES)[random.integers(len(DAMAGES))]
-    kinds: tuple[tuple[Kind, float], ...] = (("drop", faults.drop), ("slow", faults.slow), ("corrupt", faults.corrupt))
     for kind, share in kinds:
         if hit < share:
             return Fault(kind, lag, damage, place)

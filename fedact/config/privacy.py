@@ -4,6 +4,7 @@ federation/client_mods.py carries it out, through Flower's LocalDpMod.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -51,6 +52,7 @@ PRIVACY: dict[str, type[Privacy]] = {"none": Plain, "local_dp": LocalDp}
 """The one table of privacy mechanisms."""
 
 
+@cache
 def make_privacy(text: str) -> Privacy:
     """Return the rule behind ``NAME:key=value,...``; raises ConfigError for one that is not there."""
     return build("privacy", PRIVACY, text)

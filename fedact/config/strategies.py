@@ -4,6 +4,7 @@ training/server_optimizer.py and federation/aggregation.py carry them out.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -121,6 +122,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 """The one table of strategies."""
 
 
+@cache
 def make_strategy(text: str) -> Strategy:
     """Return the strategy behind ``NAME:key=value,...``; raises ConfigError for one that is not there."""
     return build("strategy", STRATEGIES, text)

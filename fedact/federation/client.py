@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
-from fedact.federation.arrays import tensors_of
+from fedact.federation.arrays import record_of, tensors_of
 from fedact.federation.client_mods import MODS
 from fedact.federation.replies import all_finite
 from fedact.measure.memory import stored_bytes
@@ -66,7 +66,7 @@ def train_on(workspace: Workspace, message: Message) -> Message:
     tensors = {name: parameter.detach() for name, parameter in workspace.trained.items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
-    sent = ArrayRecord({name: tensor.cpu() for name, tensor in tensors.items()})
+    sent = record_of(tensors)
     figures: dict[str, Any] = {
         "num-examples": len(experiment.parts[client][0]),
         "accuracy": nan if outcome.score is None else outcome.score,

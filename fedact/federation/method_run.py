@@ -52,6 +52,11 @@ class MethodRun:
     def faults(self) -> Faults:
         return make_faults(self.config.faults)
 
+    @cached_property
+    def _examples(self) -> list[int]:
+        examples: list[int] = self.experiment.parts.sizes()[0].tolist()
+        return examples
+
     @property
     def classes(self) -> int | None:
         """Number of classes for which a client reports an IoU, None for classification."""
@@ -83,7 +88,7 @@ class MethodRun:
 
     def examples_of(self, client: int) -> int:
         """Return on how many examples a client trains."""
-        return len(self.experiment.parts[client][0])
+        return self._examples[client]
 
     def fault_of(self, client: int, number: int) -> Fault | None:
         """Return the simulated fault of a client in a round."""

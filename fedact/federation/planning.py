@@ -14,13 +14,13 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
 from fedact.data import Loader, center_crop
-from fedact.models.pretraining import one_thread
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, calibrate, convolutions, head, states
 from fedact.planner import expected_error, make_plan
 from fedact.planner.search import USUAL_DEPTH
 from fedact.planner.trial_search import choose, usual_choice
 from fedact.processes.pool import Workers
+from fedact.processes.threads import one_thread
 from fedact.training.experiment import Experiment
 from fedact.training.recipe import keeps_received_weights
 from fedact.training.trial import TrialFleet

@@ -13,7 +13,7 @@ from fedact.config.errors import NoReply
 from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
-from fedact.federation.arrays import tensors_of
+from fedact.federation.arrays import record_of, tensors_of
 from fedact.federation.global_evaluation import evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
@@ -86,7 +86,7 @@ class PartialFedAvg(FedAvg):
             order["noise-seed"] = config.seed
         key = self.run.key_of(client, number)
         if key not in self.states:
-            self.states[key] = ArrayRecord(self.run.book.states(key))
+            self.states[key] = record_of(self.run.book.states(key))
         parts = {"arrays": arrays, "states": self.states[key], "config": ConfigRecord(order)}  # type: ignore[arg-type]
         return RecordDict(parts)  # type: ignore[arg-type]
 
@@ -109,7 +109,7 @@ class PartialFedAvg(FedAvg):
                 self.rows.append(self.run.reply_row(number, client, figures | traffic))
         self.rows.sort(key=lambda row: row["client"])
         self.trained_by = collector.trained_by(before)
-        return ArrayRecord(self.aggregation.next_model(before, collector)), None
+        return record_of(self.aggregation.next_model(before, collector)), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -183,4 +183,4 @@ def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
         return None if resumed_start else strategy.finish_round(server_round, arrays)
 
     rounds, timeout = run.config.rounds - (done or 0), run.config.deadline or REPLY_TIMEOUT
-    strategy.start(grid, ArrayRecord(start), num_rounds=rounds, timeout=timeout, evaluate_fn=after_round)
+    strategy.start(grid, record_of(start), num_rounds=rounds, timeout=timeout, evaluate_fn=after_round)

@@ -4,8 +4,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from fedact.config.errors import ConfigError
 from fedact.data import Examples, Loader, Preprocessing, augmented, in_blocks
 from fedact.data.augmentation import Batches
 from fedact.models.tasks import task_loss
+from fedact.processes.threads import one_thread
 from fedact.storage import checkpoints
 from fedact.storage.disk import sweep
 from fedact.storage.locks import locked
@@ -85,17 +84,6 @@ def pretrained(
         weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         checkpoints.save(file, weights, private=True)
     return weights
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within this context, compute on one thread: sums are split among threads, and other splits round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cached(file: Path, model: nn.Module) -> dict[str, Tensor] | None:

@@ -94,9 +94,9 @@ class FrozenPrefix:
         What it lacks is computed now, for in groups of a batch's missing examples most places would be empty.
         Where the outputs fit in memory, they are read once, at the first batch.
         """
-        places = {int(row): place for place, row in enumerate(rows)}
 
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
+            places = {int(row): place for place, row in enumerate(rows)}
             at = np.array([places[int(row)] for row in missing], np.int64)
             for chosen, values in self._by_group(loader, at):
                 yield rows[chosen], values

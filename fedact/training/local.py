@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import fsum, sqrt
 
 import numpy as np
 import torch
@@ -148,19 +149,27 @@ def client_sgd(parameters: Sequence[Tensor], recipe: Recipe) -> tuple[Sgd, Calla
 def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:
     """Return the batches' losses and the steps' memories as one LocalTraining."""
     most = maximum_memory(memories)
-    saved, paper = (np.array([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes"))
+    (saved, saved_std), (paper, paper_std) = (
+        _mean_and_std([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes")
+    )
     return LocalTraining(
         loss=float(np.mean(losses)),
         steps=len(memories),
         saved_bytes=most.saved_bytes,
-        saved_bytes_mean=float(saved.mean()),
-        saved_bytes_std=float(saved.std()),
+        saved_bytes_mean=saved,
+        saved_bytes_std=saved_std,
         state_bytes=most.state_bytes,
         peak_bytes=most.peak_bytes,
         paper_bytes=most.paper_bytes,
-        paper_bytes_mean=float(paper.mean()),
-        paper_bytes_std=float(paper.std()),
+        paper_bytes_mean=paper,
+        paper_bytes_std=paper_std,
     )
+
+
+def _mean_and_std(values: list[int]) -> tuple[float, float]:
+    """Return the mean and the standard deviation; numpy takes ten times as long for a few numbers."""
+    mean = sum(values) / len(values)
+    return mean, sqrt(fsum((value - mean) ** 2 for value in values) / len(values))
 
 
 def epochs(examples: int, recipe: Recipe, generator: np.random.Generator) -> Iterator[np.ndarray]:

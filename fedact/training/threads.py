@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fedact.models.pretraining import one_thread
+from fedact.processes.threads import one_thread
 
 SMALL_BATCH_PIXELS = 20_000
 """Up to here two threads were no faster than one on a quiet machine, up to 1.6 times slower, and hundreds on a busy one."""

@@ -17,11 +17,11 @@ from fedact.data.partition import PARTITIONS, partition_examples
 from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
-from fedact.models.pretraining import one_thread
 from fedact.models.tasks import TASKS, task_loss
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import install, smooth_activations, trained_layers, trained_parameters
 from fedact.processes.pool import Workers
+from fedact.processes.threads import one_thread
 from fedact.training.averaging import RunningMean
 from fedact.training.judgement import WORST_LOSS, Judgement, clearly_better, finite, tempered_losses
 from fedact.training.local import client_sgd, epochs, micro_step

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedact.federation.arrays import tensor_of, tensors_of
+from fedact.federation.arrays import record_of, tensor_of, tensors_of
 
 TENSORS = [
     torch.randn(3, 4, 1, 2), torch.randn(5), torch.tensor(1.5), torch.empty(0, 3), torch.arange(6).view(2, 3),
@@ -23,6 +23,13 @@ def test_an_array_is_the_tensor_it_was_made_from(tensor):
     # A copy, which may be changed.
     found.zero_()
     assert np.array_equal(array.numpy(), tensor.numpy(), equal_nan=tensor.is_floating_point())
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_a_record_is_what_flower_makes_of_the_same_tensors(tensor):
+    found, expected = record_of({"it": tensor}), ArrayRecord({"it": tensor})
+    assert found == expected
+    assert found["it"].data == expected["it"].data
 
 
 def test_what_is_described_otherwise_is_read_by_numpy():
