@@ -1,7 +1,7 @@
 """The bench in the terminal: the experiment's model and images, every method, a table, a file and a figure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.measure.equal_cosine import BASELINE as PUBLISHED_HOSVD
 from fedact.measure.equal_cosine import bytes_ratios, capture, convolutions_to_compare, least_bytes
+from fedact.measure.floor import floor
 from fedact.measure.methods import BASELINE, compressed_models, measure_methods
 from fedact.reports.bench.figures import error_against_bytes
 from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
@@ -64,8 +65,11 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
         models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch
     )
     title = _title(experiment.config, f"last {config.layers} layers")
-    show(cost_table(title, measurements, options.micro_batch), gradient_table(measurements))
-    _write(options.json, experiment.config, {"methods": [measured.row() for measured in measurements]})
+    least = floor(model, batches[0])
+    show(cost_table(title, measurements, least, options.micro_batch), gradient_table(measurements))
+    _write(
+        options.json, experiment.config, {"methods": [measured.row() for measured in measurements], "floor": asdict(least)}
+    )
     if options.figure:
         write_whole(options.figure, png(error_against_bytes(title, measurements)))
     return 0
@@ -116,6 +120,6 @@ def _title(config: Config, layers: str) -> str:
     return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}, {layers}"
 
 
-def _write(file: Path | None, config: Config, figures: Mapping[str, Sequence[Any]]) -> None:
+def _write(file: Path | None, config: Config, figures: Mapping[str, Any]) -> None:
     if file:
         write_whole(file, json.dumps({"config": config.model_dump(mode="json"), **figures}, indent=1) + "\n")

@@ -174,5 +174,4 @@ def _report(workspace: Workspace, make: Maker, example: Batch, method: str, budg
         time=step_time(workspace.model_with({}), plan, timed, config.train_norm) if trains else None,
         more=None if budget is None else make(method, 2 * budget),
         convolutions=len(convolutions(model)),
-        example_bytes=sum(tensor[0].nbytes for tensor in example),
     )

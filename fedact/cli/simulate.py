@@ -171,7 +171,8 @@ def _run_seed(
     simulation.open_folder()
     score = score_name(dict(simulation.config))
     with ExitStack() as watched:
-        watchers: list[Any] = [report.LiveReport(console, simulation.methods, simulation.config.rounds, done, score)]
+        rounds, scope = simulation.config.rounds, simulation.config.scope
+        watchers: list[Any] = [report.LiveReport(console, simulation.methods, rounds, done, score, scope)]
         if config.tensorboard:
             watchers.append(TensorBoardLog(folder, simulation.methods, done, score))
         for watcher in watchers:

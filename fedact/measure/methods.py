@@ -9,8 +9,9 @@ from torch import nn
 
 from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, time_steps
 from fedact.measure.gradient_error import GradientError, measure_gradient_errors
-from fedact.measure.step import Batch, prefix_outputs, shallow_copy
-from fedact.nn.surgery import compress
+from fedact.measure.memory import stored_bytes
+from fedact.measure.step import Batch, parts, prefix_outputs, shallow_copy
+from fedact.nn.surgery import compress, trained_parameters
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
 """What times and operations are relative to; for methods in micro-batches, vanilla on the whole batch."""
@@ -22,7 +23,8 @@ class MethodMeasurement:
 
     seconds: median over the timed batches. time_ratio: median of the times relative to vanilla's on the same batch;
     time_range: the least and the largest of these ratios. The three are None where no time was measured. flops:
-    floating-point operations; flops_ratio: relative to vanilla's.
+    floating-point operations; flops_ratio: relative to vanilla's. device_bytes: the peak with trained weights, gradients and
+    the raw images of a micro-batch; an optimizer's state comes on top.
     """
 
     gradient_error: GradientError
@@ -31,6 +33,7 @@ class MethodMeasurement:
     time_range: tuple[float, float] | None
     flops: int
     flops_ratio: float
+    device_bytes: int
 
     def row(self) -> dict[str, Any]:
         """Return all figures, by name, in one dictionary."""
@@ -75,12 +78,21 @@ def measure_methods(
     elif timed:
         sizes = {name: (model, micro_batch) for name, model in models.items()}
         rows = time_micro_batches({AT_ONCE: (baseline, None), **sizes}, [warm_up, *timed], seed=seed)
-    return [_measurement(error, rows, reference, flops[error.method], baseline_flops) for error in errors]
+    beside_peak = 2 * stored_bytes(trained_parameters(baseline).values()) + stored_bytes(
+        next(parts(batches[0], micro_batch))
+    )
+    return [_measurement(error, rows, reference, flops[error.method], baseline_flops, beside_peak) for error in errors]
 
 
 def _measurement(
-    error: GradientError, rows: Sequence[Mapping[str, float]], reference: str, flops: int, baseline_flops: int
+    error: GradientError,
+    rows: Sequence[Mapping[str, float]],
+    reference: str,
+    flops: int,
+    baseline_flops: int,
+    beside_peak: int,
 ) -> MethodMeasurement:
+    """Return one method's measurement; beside_peak: bytes of the device's memory that no peak counts."""
     seconds, ratios = [row[error.method] for row in rows], time_ratios(rows, error.method, reference)
     return MethodMeasurement(
         gradient_error=error,
@@ -89,4 +101,5 @@ def _measurement(
         time_range=(min(ratios), max(ratios)) if rows else None,
         flops=flops,
         flops_ratio=flops / baseline_flops,
+        device_bytes=error.peak_bytes + beside_peak,
     )

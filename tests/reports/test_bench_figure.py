@@ -21,7 +21,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(
 
 def measured(method: str, saved: int, error: float) -> MethodMeasurement:
     return MethodMeasurement(
-        GradientError(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0
+        GradientError(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0, saved
     )
 
 

@@ -98,14 +98,18 @@ def test_a_steps_time_is_relative_to_plain_trainings(method):
 
 
 def plan_report(plan: Plan, more: Plan | None = None) -> PlanReport:
-    return PlanReport(plan, (), StepTime(3.0, 2.0), more, convolutions=4, example_bytes=100)
+    return PlanReport(plan, (), StepTime(3.0, 2.0), more, convolutions=4)
 
 
-def test_the_device_needs_its_peak_weights_gradients_optimizer_and_images():
+def test_the_device_needs_its_peak_trained_weights_gradients_optimizer_and_images():
     plan = plan_for(10_000, size=8, layers=2)
     shown = text_of(summary(plan_report(plan)))
-    others = plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + 100 * plan.micro_batch
+    others = 2 * plan.gradient_bytes + plan.optimizer_bytes + plan.batch_bytes
     assert f"{plan.peak_bytes + others:,}: peak" in shown
+    assert f"{plan.peak_bytes:,}; {plan.peak_bytes / plan.floor_bytes:.2f} x floor" in shown
+    # Peak first: what is alive is what a device must have.
+    accounts = [name for name in column(summary(plan_report(plan)), 0) if name.endswith(" bytes")]
+    assert accounts == ["peak bytes", "saved bytes", "device bytes", "paper bytes"]
     assert f"{plan.saved_bytes:,} of 10,000 ({100 * plan.saved_bytes / 10_000:.1f} %)" in shown
     assert f"{plan.vanilla_saved_bytes:,} ({plan.vanilla_saved_bytes / plan.saved_bytes:.1f}x)" in shown
     assert "1.50x plain training's of the whole batch at once (3.00 s to 2.00 s here)" in shown

@@ -8,29 +8,32 @@ from rich.table import Table
 
 from fedact.config.sizes import format_bytes
 from fedact.measure.equal_cosine import LARGE, FamilyRatios, LeastBytes
+from fedact.measure.floor import Floor
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
 
-COSTS = ("saved", "state", "peak", "paper", "time", "GFLOP", "x vanilla")
+COSTS = ("peak", "x floor", "saved", "device", "state", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")
 LAYER_WIDTH = 12
 
 
-def cost_table(title: str, measurements: Sequence[MethodMeasurement], micro_batch: int | None = None) -> Table:
+def cost_table(title: str, measurements: Sequence[MethodMeasurement], floor: Floor, micro_batch: int | None = None) -> Table:
     """Return methods' bytes, time and operations a step; with micro_batch, time relative to vanilla of whole batches."""
     part = "time (of vanilla's) and operations from the first trained layer on"
     whole = (
         f"micro-batches of {micro_batch}; time of the whole step (of vanilla's at once), operations of the trained layers"
     )
-    table = _table(f"{title}\nBytes of a step; {whole if micro_batch else part}")
+    least = f"floor {format_bytes(floor.bytes)} (input and output of {floor.layer}, one image)"
+    table = _table(f"{title}\n{least}\nBytes of a step; {whole if micro_batch else part}")
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
     for row in measurements:
         errors = row.gradient_error
-        sizes = (errors.saved_bytes, errors.state_bytes, errors.peak_bytes, errors.paper_bytes)
+        multiple = f"{errors.peak_bytes / floor.bytes:.2f}" if floor.bytes else "-"
+        sizes = (errors.saved_bytes, row.device_bytes, errors.state_bytes, errors.paper_bytes)
         time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
         operations = (f"{row.flops / 1e9:.2f}", f"{row.flops_ratio:.2f}x")
-        table.add_row(errors.method, *map(format_bytes, sizes), time, *operations)
+        table.add_row(errors.method, format_bytes(errors.peak_bytes), multiple, *map(format_bytes, sizes), time, *operations)
     return table
 
 

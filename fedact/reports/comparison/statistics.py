@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedact.reports.comparison.cases import Case
+from fedact.reports.run.accounts import budget_held
 from fedact.reports.run.scores import last_round, mean, standard_error_of
-from fedact.reports.run.tables import budget_held
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,12 +73,13 @@ def _scores(case: Case, target: float) -> Figures:
 
 def _costs(case: Case) -> Figures:
     """Return bytes, operations and seconds; of the plans of several budgets the largest."""
-    names = ("saved_bytes", "state_bytes", "peak_bytes", "paper_bytes")
+    names = ("peak_bytes", "saved_bytes", "device_bytes", "floor_bytes", "state_bytes", "paper_bytes")
     most = {name: None if case.clients[name].dropna().empty else int(case.clients[name].max()) for name in names}
     vanilla = _of_plans(case, "vanilla_saved_bytes")
     flops, plain = _of_plans(case, "step_flops"), _of_plans(case, "vanilla_step_flops")
     return {
         **most,
+        "times_floor": most["peak_bytes"] / most["floor_bytes"] if most["peak_bytes"] and most["floor_bytes"] else None,
         "vanilla_saved_bytes": vanilla,
         "times_less_than_vanilla": vanilla / most["saved_bytes"] if vanilla and most["saved_bytes"] else None,
         "budget_bytes": _of_plans(case, "budget_bytes"),

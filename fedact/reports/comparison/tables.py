@@ -61,11 +61,14 @@ LEARNING: dict[str, Cell] = {
 }
 COSTS: dict[str, Cell] = {
     "method": lambda figures: str(figures["case"]),
+    "peak bytes": _bytes("peak_bytes"),
+    "x floor": _number("times_floor", ".2f"),
     "saved bytes": _bytes("saved_bytes"),
     "less than vanilla": lambda figures: (
         "-" if figures["times_less_than_vanilla"] is None else f"{figures['times_less_than_vanilla']:.1f}x"
     ),
-    "peak bytes": _bytes("peak_bytes"),
+    "device bytes": _bytes("device_bytes"),
+    "floor bytes": _bytes("floor_bytes"),
     "paper bytes": _bytes("paper_bytes"),
     "budget held": lambda figures: str(figures["budget_held"]),
     "layers": _number("trained_layers", "d"),
@@ -103,9 +106,11 @@ HOW_TO_READ = {
     "forgotten": "the fall of accuracy since round 0, in points, on test examples of classes that no client holds",
     "worst client": "the worst client's model on its own held-out examples after its last training",
     "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
-    "saved bytes": "activation memory: the most that a step of any client held for its backward pass, measured",
+    "peak bytes": "peak activation memory: the most alive at any moment above weights, gradients, optimizer and images",
+    "x floor": "peak bytes over floor bytes: the largest input and output of any one layer, one image",
+    "saved bytes": "of these the most that a step of any client held between operations for its backward pass",
     "less than vanilla": "what plain training of the same layers on a whole batch keeps, over saved bytes",
-    "peak bytes": "the most bytes alive at any moment above weights, gradients, optimizer state and images",
+    "device bytes": "peak bytes with trained weights, gradients, optimizer state, copies and a micro-batch's images",
     "paper bytes": "the papers' figure: 4 bytes x stored elements of the trained convolutions' inputs, nothing else",
     "bytes sent": "by all clients in all rounds, mean over seeds",
     "GFLOP a batch": "forward and backward from the first trained layer on, decompositions included; relative to vanilla",

@@ -16,6 +16,7 @@ from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.plan_cost import InputCost, StepTime
+from fedact.reports.run.accounts import times_floor
 from fedact.reports.saved_tensors import saved_tensors
 
 
@@ -23,7 +24,7 @@ from fedact.reports.saved_tensors import saved_tensors
 class PlanReport:
     """A plan with its measurements; the time of a step and the parts are there where anything is trained.
 
-    more: the plan for twice the budget, where there is a budget. example_bytes: of one image and its label.
+    more: the plan for twice the budget, where there is a budget.
     """
 
     plan: Plan
@@ -31,7 +32,6 @@ class PlanReport:
     time: StepTime | None
     more: Plan | None
     convolutions: int
-    example_bytes: int
 
 
 def summary(report: PlanReport) -> Table:
@@ -43,7 +43,7 @@ def summary(report: PlanReport) -> Table:
     if plan.status == "skipped":
         table.add_row("skipped", f"{plan.reason}; the budget is {format_bytes(plan.budget_bytes)}")
     else:
-        for name, text in (*_training(report), *_memory(plan, report.example_bytes)):
+        for name, text in (*_training(report), *_memory(plan)):
             table.add_row(name, text)
     sizes = [("weights", plan.weight_bytes), ("gradients", plan.gradient_bytes), ("optimizer", plan.optimizer_bytes)]
     sizes += [("copies", plan.copy_bytes)] if plan.copy_bytes else []
@@ -73,7 +73,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
         yield "time of a whole step", f"{ratio} ({time.seconds:.2f} s to {time.plain_seconds:.2f} s here{planned})"
 
 
-def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
+def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield the bytes of a step, with their share of the budget where it bounds them, and those of the device in all."""
 
     def of_budget(scope: str, size: int | None) -> str:
@@ -83,17 +83,15 @@ def _memory(plan: Plan, example_bytes: int) -> Iterator[tuple[str, str]]:
 
     ratio = (plan.vanilla_saved_bytes or 0) / plan.saved_bytes if plan.saved_bytes else None
     vanilla = format_bytes(plan.vanilla_saved_bytes) + (f" ({ratio:.1f}x)" if ratio else "")
-    images = plan.micro_batch * example_bytes
-    total = (
-        (plan.peak_bytes or 0) + plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.copy_bytes + images
-    )
+    floor = f"; {times_floor(plan.peak_bytes, plan.floor_bytes)} (the largest layer, {format_bytes(plan.floor_bytes)})"
+    yield "peak bytes", of_budget("peak", plan.peak_bytes) + (floor if plan.floor_bytes else "")
     yield "saved bytes", f"{of_budget('saved', plan.saved_bytes)}; plain training of the same layers keeps {vanilla}"
     yield "state", f"{format_bytes(plan.state_bytes)} of them, kept between steps"
-    yield "peak bytes", of_budget("peak", plan.peak_bytes)
-    yield "paper bytes", format_bytes(plan.paper_bytes)
     copies = ", copies" if plan.copy_bytes else ""
-    in_all = f"peak, weights, gradients, optimizer{copies}, and {format_bytes(images)} of images and labels"
-    yield "the device in all", f"{format_bytes(total)}: {in_all}"
+    images = f"{format_bytes(plan.batch_bytes)} of images and labels"
+    in_all = f"peak, trained weights, gradients, optimizer{copies}, and {images}"
+    yield "device bytes", f"{format_bytes(plan.device_bytes)}: {in_all}"
+    yield "paper bytes", format_bytes(plan.paper_bytes)
 
 
 def gains(plan: Plan, more: Plan) -> str:

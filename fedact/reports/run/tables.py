@@ -13,14 +13,13 @@ from rich.text import Text
 from fedact.config.choice import Trial, choice_text
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
+from fedact.reports.run.accounts import byte_rows, fullest_client, span, times_floor
 from fedact.reports.run.scores import score_parts
 from fedact.reports.saved_tensors import saved_tensors
 from fedact.storage.rows import Row
 from fedact.storage.run import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from fedact.data.partition.base import HeldOutParts
 
 MOST_CLIENTS, FIRST_CLIENTS = 200, 20
@@ -31,11 +30,17 @@ class LiveReport:
     """One bar a method on a terminal, one plain line a round elsewhere. Use as a context manager."""
 
     def __init__(
-        self, console: Console, methods: Iterable[str], rounds: int, done: dict[str, int], score: str = "accuracy"
+        self,
+        console: Console,
+        methods: Iterable[str],
+        rounds: int,
+        done: dict[str, int],
+        score: str = "accuracy",
+        scope: str = "saved",
     ) -> None:
-        """score: the name of the run's score."""
+        """score: the name of the run's score. scope: of the budgets."""
         self.console = console
-        self.score = score
+        self.score, self.scope = score, scope
         self.rounds = rounds
         self.left = sum(rounds - done.get(method, -1) for method in methods)
         self.times: list[float] = [time.monotonic()]
@@ -61,7 +66,7 @@ class LiveReport:
         self.left -= 1
         self.times.append(time.monotonic())
         reached = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
-        state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest_client(clients)}"
+        state = f"round {row['round']}/{self.rounds}  {self.score} {reached}  {fullest_client(clients, self.scope)}"
         self.progress.update(self.tasks[row["method"]], advance=1, state=state)
         if not self.console.is_terminal:
             left = ""
@@ -70,18 +75,6 @@ class LiveReport:
                 seconds = (self.times[-1] - self.times[1]) / (len(self.times) - 2)
                 left = f"  {seconds * self.left:.0f} s left"
             self.console.print(f"{row['method']}  {state}{left}", soft_wrap=True, highlight=False)
-
-
-def fullest_client(clients: list[Row]) -> str:
-    """Return the activation memory of the client that comes closest to its budget."""
-    measured = [row for row in clients if row.get("saved_bytes") is not None]
-    if not measured:
-        return "activation memory -"
-    bounded = [row for row in measured if row["budget_bytes"]]
-    if not bounded:
-        return f"activation memory {format_bytes(max(row['saved_bytes'] for row in measured))} bytes"
-    row = max(bounded, key=lambda row: row["saved_bytes"] / row["budget_bytes"])
-    return f"activation memory {format_bytes(row['saved_bytes'])} of {format_bytes(row['budget_bytes'])} bytes"
 
 
 def summary(run: Run) -> Table:
@@ -105,42 +98,27 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
     plans = list(by_key.values())
     replanned = sorted({int(key.rpartition("@")[2]) for key in by_key if "@" in key})
     by_round = rounds.dropna(subset=["accuracy"]).groupby("round")["accuracy"].mean() * 100
-    unbounded = " (not bounded by the budget)" if run.config["scope"] == "saved" else ""
     statuses, faults = clients["status"].value_counts(), clients["fault"].value_counts()
     return {
         f"{run.score_name} before": f"{by_round.iloc[0]:.1f} %" if len(by_round) else "no score",
         f"{run.score_name} after": f"{by_round.iloc[-1]:.1f} %" if len(by_round) else "no score",
         **score_parts(run, rounds),
-        "activation memory": format_bytes(_largest(clients["saved_bytes"])),
-        "budget": _span(plans, "budget_bytes", "no bound"),
-        "budget held": budget_held(clients, run.config["scope"]),
-        "plain training of the same layers keeps": _span(plans, "vanilla_saved_bytes"),
+        **byte_rows(clients, plans, run.config.get("scope", "saved")),
+        "plain training of the same layers keeps": span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
-        "trained convolutions": _span(plans, "layers"),
+        "trained convolutions": span(plans, "layers"),
         "learning rate": rates(plans, run.config.get("lr")),
         "chosen": chosen(plans),
-        f"peak bytes{unbounded}": format_bytes(_largest(clients["peak_bytes"])),
-        "weights": _span(plans, "weight_bytes"),
-        "gradients": _span(plans, "gradient_bytes"),
-        "optimizer": _span(plans, "optimizer_bytes"),
-        **({"copies": _span(plans, "copy_bytes")} if any(plan.get("copy_bytes") for plan in plans) else {}),
+        "weights": span(plans, "weight_bytes"),
+        "gradients": span(plans, "gradient_bytes"),
+        "optimizer": span(plans, "optimizer_bytes"),
+        **({"copies": span(plans, "copy_bytes")} if any(plan.get("copy_bytes") for plan in plans) else {}),
         "bytes sent": format_bytes(clients["upload_bytes"].fillna(0).sum()),
         "clients x rounds": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
         "simulated faults": ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "none",
     }
-
-
-def budget_held(clients: "pd.DataFrame", scope: str) -> str:
-    """Return "yes" or "NO" with the count of clients x rounds within their budget, or "no budget"."""
-    bounded = clients.dropna(subset=["budget_bytes"])
-    if bounded.empty:
-        return "no budget"
-    over = bounded[f"{scope}_bytes"].astype(float) > bounded["budget_bytes"].astype(float)
-    stopped = bounded["reason"].astype(str).str.contains("over the budget")
-    held = len(bounded) - int((over | stopped).sum())
-    return f"{'yes' if held == len(bounded) else 'NO'} ({held} of {len(bounded)})"
 
 
 def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text, ...]], lines: bool = False) -> Table:
@@ -156,7 +134,10 @@ def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Tex
 def plan_table(plan: Plan) -> Table:
     """Return a plan as a table, a row for each saved tensor."""
     what = f"{plan.method} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
-    sizes = f"saved {format_bytes(plan.saved_bytes)}, peak {format_bytes(plan.peak_bytes)}, micro-batch {plan.micro_batch}"
+    accounts = (("peak", plan.peak_bytes), ("saved", plan.saved_bytes), ("device", plan.device_bytes))
+    floor = f"floor {format_bytes(plan.floor_bytes)} (the peak is {times_floor(plan.peak_bytes, plan.floor_bytes)})"
+    sizes = ", ".join([*(f"{name} {format_bytes(size)}" for name, size in accounts), floor])
+    sizes += f", micro-batch {plan.micro_batch}"
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
@@ -212,15 +193,3 @@ def _by_budget(plans: list[Row], text: Callable[[Row], str]) -> str:
         return next(iter(last.values()))
     ordered = sorted(last, key=lambda size: (size is None, size))
     return "; ".join(f"at {'no bound' if size is None else format_bytes(size)}: {last[size]}" for size in ordered)
-
-
-def _largest(values: Any) -> float | None:
-    return None if values.dropna().empty else float(values.max())
-
-
-def _span(plans: list[Row], name: str, missing: str = "-") -> str:
-    """Return a plan's bytes, or the span over the plans of several budgets."""
-    values = sorted({plan[name] for plan in plans if plan.get(name) is not None})
-    if not values:
-        return missing
-    return format_bytes(values[0]) + (f" to {format_bytes(values[-1])}" if len(values) > 1 else "")
