@@ -13,7 +13,7 @@ QUICK = [*SMALL, "--layers", "1", "--batches", "1", "--steps", "1", "--draws", "
 WEIGHTS = {"features.18.0.weight", "classifier.1.weight"}
 FIELDS = {
     "method", "saved_bytes", "state_bytes", "peak_bytes", "paper_bytes", "draws", "cosine", "bias", "variance", "error",
-    "total_error", "seconds", "time_ratio", "time_range", "flops", "flops_ratio",
+    "total_error", "seconds", "time_ratio", "time_range", "flops", "flops_ratio", "device_bytes",
 }  # fmt: skip
 
 

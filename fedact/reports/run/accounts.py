@@ -19,7 +19,7 @@ def byte_rows(clients: "pd.DataFrame", plans: list[Row], scope: str) -> dict[str
         "peak bytes" if scope == "peak" else "peak bytes (not bounded by the budget)": format_bytes(peak),
         "saved bytes": format_bytes(saved),
         "device bytes": format_bytes(device),
-        "floor": "-" if floor is None else f"{format_bytes(floor)} (the peak is {times_floor(peak, floor)})",
+        "floor": format_bytes(floor) + (f" (the peak is {peak / floor:.2f} times that)" if peak and floor else ""),
         "budget": span(plans, "budget_bytes", "no bound"),
         "budget held": budget_held(clients, scope),
     }
