@@ -16,8 +16,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
-from fedact.measure.equal_cosine import BASELINE as PUBLISHED_HOSVD
-from fedact.measure.equal_cosine import bytes_ratios, capture, convolutions_to_compare, least_bytes
+from fedact.measure.equal_cosine import BASELINES, bytes_ratios, capture, convolutions_to_compare, least_bytes
 from fedact.measure.floor import floor
 from fedact.measure.methods import BASELINE, compressed_models, measure_methods
 from fedact.reports.bench.figures import error_against_bytes
@@ -83,7 +82,7 @@ def run_equal_cosine(config: Config, methods: list[str] | None, options: Options
         raise ConfigError(f"--equal-cosine: {lacking[0]} has no setting that trades bytes for error")
     # A state that was found on the very batch it is measured on says nothing about the next one.
     bases = [base for base in wanted if len(base.traits.sweep.values) > 1 and (methods or not base.traits.reads_state)]
-    bases = list(dict.fromkeys([make_method(PUBLISHED_HOSVD), *bases]))
+    bases = list(dict.fromkeys([*map(make_method, BASELINES), *bases]))
     workspace = _prepared(config, 1)
     experiment = workspace.experiment
     (batch,) = _batches(experiment, 1)

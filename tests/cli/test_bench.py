@@ -48,7 +48,9 @@ def test_equal_cosine_writes_the_least_bytes_by_layer_and_the_ratios(tmp_path, c
     flags = ["--equal-cosine", "--layers", "1", "--every", "30", "--method", "quantize", "--json", str(file)]
     assert main([*SMALL, *flags]) == 0
     written = json.loads(file.read_text())
-    assert [each["family"] for each in written["ratios"]] == ["hosvd", "quantize"]
+    families = ["hosvd:bits=8", "hosvd", "quantize"]
+    assert [each["family"] for each in written["ratios"]] == families * 2
+    assert [each["baseline"] for each in written["ratios"]] == ["hosvd:bits=8"] * 3 + ["hosvd"] * 3
     assert {each["layer"] for each in written["least"]} == {"features.8.conv.0.0", "features.18.0"}
     printed = capsys.readouterr().out
     assert all(f"{each['bytes']:,}" in printed for each in written["least"] if each["method"])

@@ -70,13 +70,23 @@ def least_table(title: str, rows: Sequence[LeastBytes]) -> Table:
 
 
 def ratio_table(ratios: Sequence[FamilyRatios]) -> Table:
-    """Return each family's bytes relative to published HOSVD's."""
-    table = _table("Bytes relative to published HOSVD's at the same cosine (the exact tensor's, where it is not reached)")
-    table.add_column(f"geometric mean where HOSVD needs over {format_bytes(LARGE)} bytes", justify="right")
-    table.add_column("worst elsewhere", justify="right")
+    """Return each family's bytes relative to every baseline's, side by side in the order of ``ratios``."""
+    what = "Bytes relative to a baseline's at the same cosine (the exact tensor's, where it is not reached)"
+    first = f"First: geometric mean where published HOSVD needs over {format_bytes(LARGE)} bytes"
+    table = _table(f"{what}\n{first}; then the worst elsewhere, and cases with more bytes")
+    by_family: dict[str, list[FamilyRatios]] = {}
     for row in ratios:
-        table.add_row(row.family, *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.typical, row.worst)))
+        by_family.setdefault(row.family, []).append(row)
+    for baseline in dict.fromkeys(row.baseline for row in ratios):
+        for column in (f"of {baseline}", "worst elsewhere", "more in"):
+            table.add_column(column, justify="right", overflow="fold")
+    for name, rows in by_family.items():
+        table.add_row(name, *(cell for row in rows for cell in _ratio_cells(row)))
     return table
+
+
+def _ratio_cells(row: FamilyRatios) -> tuple[str, ...]:
+    return *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.typical, row.worst)), f"{row.more_in} of {row.cases}"
 
 
 def _table(title: str, first: str = "method") -> Table:
