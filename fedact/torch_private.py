@@ -36,8 +36,10 @@ __all__ = [
     "gelu_backward",
     "hardswish_backward",
     "hardtanh_backward",
+    "hardtanh_backward_into",
     "in_backward_pass",
     "in_transform",
+    "is_blind",
     "is_jit_tracing",
     "is_observed",
     "lift_fresh",
@@ -45,6 +47,7 @@ __all__ = [
     "max_pool2d_with_indices_backward",
     "native_layer_norm_backward",
     "ones_like",
+    "post_accumulate_hooks",
     "qr",
     "raw_bytes",
     "saved_tensor_hooks",
@@ -53,7 +56,10 @@ __all__ = [
     "storage_address",
     "svd",
     "threshold_backward",
+    "threshold_backward_into",
     "version",
+    "will_accumulate",
+    "zeros_like",
 ]
 
 COMPILER = ("torch._dynamo", "torch._dynamo.utils")
@@ -75,6 +81,8 @@ avg_pool2d_backward: Kernel = torch.ops.aten.avg_pool2d_backward
 adaptive_avg_pool2d_backward: Kernel = torch.ops.aten._adaptive_avg_pool2d_backward
 threshold_backward: Kernel = torch.ops.aten.threshold_backward
 hardtanh_backward: Kernel = torch.ops.aten.hardtanh_backward
+threshold_backward_into: Kernel = torch.ops.aten.threshold_backward.grad_input
+hardtanh_backward_into: Kernel = torch.ops.aten.hardtanh_backward.grad_input
 hardswish_backward: Kernel = torch.ops.aten.hardswish_backward
 silu_backward: Kernel = torch.ops.aten.silu_backward
 gelu_backward: Kernel = torch.ops.aten.gelu_backward
@@ -90,6 +98,8 @@ convolution: Any = torch.ops.aten.convolution.default
 """Every convolution, as a dispatch mode sees it, of whatever dimensions and padding."""
 ones_like: Any = torch.ops.aten.ones_like.default
 """What makes the gradient that a backward pass begins with."""
+zeros_like: Any = torch.ops.aten.zeros_like.default
+"""What makes a gradient that others are added to."""
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
@@ -152,13 +162,32 @@ def blind(hook: Hook) -> Hook:
     return hook
 
 
+def is_blind(hook: Hook) -> bool:
+    """Tell whether a hook was marked as ``blind``."""
+    return getattr(hook, "fedact_is_blind", False)
+
+
+def post_accumulate_hooks(parameter: Tensor) -> list[Callable[[Tensor], None]]:
+    """Return the hooks that run once a gradient was added to a parameter's."""
+    return [*(parameter._post_accumulate_grad_hooks or {}).values()]
+
+
+def will_accumulate(node: Any) -> bool:
+    """Tell whether the running backward pass adds to the gradient of a leaf, whose node of the graph this is."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # ``torch.autograd.grad`` returns the gradient.
+        return False
+
+
 def is_observed(module: nn.Module) -> bool:
     """Tell whether a hook, of the module or of all modules, may get hold of tensors, or of gradients, of its call."""
     of_all = (_of_all._global_forward_hooks, _of_all._global_forward_pre_hooks)
     gradients = (_of_all._global_backward_hooks, _of_all._global_backward_pre_hooks)
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = (hook for registered in (*of_all, *gradients, *own) for hook in registered.values())
-    return any(not getattr(hook, "fedact_is_blind", False) for hook in hooks)
+    return not all(map(is_blind, hooks))
 
 
 def clear_hooks(module: nn.Module) -> None:

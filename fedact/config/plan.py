@@ -40,6 +40,7 @@ class Plan:
     weight, gradient, optimizer and copy bytes: the device's other memory, copies being the received weights that a strategy
     or privacy keeps beside those being trained. least_bytes: what the least step would need, if skipped.
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
+    room_bytes: for the wide maps of a block that runs in streams (see docs/streams.md); None where none does.
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
@@ -82,6 +83,7 @@ class Plan:
     reason: str | None = None
     least_bytes: Count | None = None
     prefix_chunk: Count = 0
+    room_bytes: Count | None = None
     expected_error: Measure | None = None
     slowdown: Measure | None = None
     step_flops: Count | None = None

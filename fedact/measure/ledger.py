@@ -21,6 +21,7 @@ from fedact.torch_private import (
     ones_like,
     sparse_parts,
     storage_address,
+    zeros_like,
 )
 
 PAPER_BYTES_PER_ELEMENT = 4
@@ -47,6 +48,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.clock = 0
+        self.last_operation: Any = None
         self.backward_times: list[float] = []
         self.lifetimes: list[Lifetime] = []
         self.alive: dict[int, Lifetime] = {}
@@ -80,6 +82,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is convolution and self.possible_inputs:
             self._count_convolution_input(args[0])
         result = func(*args, **(kwargs or {}))
+        self.last_operation = func
         root = func is ones_like and not self.modules
         for tensor in tensors_in(result):
             self.find(tensor, born=True, before_backward=not backward, root=root)
@@ -183,9 +186,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.slots.append(Slot(layer, place, old))
 
     def note_gradient(self, parameter: Tensor) -> None:
-        """Note that a storage has become the parameter's gradient, which is not counted from then on."""
+        """Note that a storage has become the parameter's gradient, which is not counted from then on.
+
+        Zeros that are a gradient as soon as they are made never count.
+        """
         for part in tensors_in(parameter.grad):
-            self._exempt(self.find(part, born=True, before_backward=False))
+            life = self.find(part, born=True, before_backward=False)
+            if life.birth == self.clock and self.last_operation is zeros_like:
+                life.exempt_from(life.birth - 1)
+            self._exempt(life)
 
     def note_weights(self, tensors: Iterable[Tensor | None]) -> None:
         """Note what parameters, buffers and gradients are now; an assignment may have made new storages theirs."""

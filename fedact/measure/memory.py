@@ -159,7 +159,9 @@ def _register_hooks(
         for parameter in module._parameters.values():
             if id(parameter) not in watched and parameter is not None and parameter.requires_grad and not is_lazy(parameter):
                 watched[id(parameter)] = parameter
-                hook = parameter.register_post_accumulate_grad_hook(ledger.note_gradient)  # type: ignore[no-untyped-call]
+                # A function of its own, for a method cannot be marked.
+                note = blind(lambda parameter: ledger.note_gradient(parameter))
+                hook = parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
                 stack.callback(hook.remove)
 
     def note_new_buffers(module: nn.Module) -> None:

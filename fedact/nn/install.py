@@ -30,14 +30,12 @@ from fedact.nn.layers import (
 )
 from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Rematerializations, rematerializations
+from fedact.nn.restoration import TRAINABLE, restore
+from fedact.nn.streams import install as streams
 
 HAVE_CODEC = TRAINED | SMOOTH
 RANDOM = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
 """Layers of torchvision and timm that are off as dropout is."""
-
-_TRAINABLE = "_fedact_trainable"
-_ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment", "chains")
-"""The attributes that ``install`` sets on modules, and ``restore`` deletes."""
 
 SAVES_NOTHING = (
     nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
@@ -59,19 +57,26 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, prefix_chunk: int = 0) -> nn.Module:
+def install(
+    model: nn.Module, methods: Mapping[str, Method], seed: int = 0, prefix_chunk: int = 0, room: int | None = None
+) -> nn.Module:
     """Make the named layers trainable, with their inputs saved by these methods, and freeze the rest; returns the model.
 
     In place, after ``restore``. seed: of the methods' random numbers, plus the layer's place in ``methods``. prefix_chunk:
-    examples at a time in the frozen prefix, 0 for a whole batch. Warns of layers whose activations autograd still saves.
+    examples at a time in the frozen prefix, 0 for a whole batch. room: bytes for the wide maps of an inverted residual that
+    runs in streams; None for none. Warns of layers whose activations autograd still saves. Raises ConfigError for a room
+    with a method that saves everything.
     """
     check_initialized(model)
     restore(model)
     saves_less = all(method.traits.saves_less for method in methods.values())
+    chains = [] if room is None else streams.find(model, methods, room)
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
     with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
+    streamed = {name for chain in chains for name in chain.names()}
+    with_codec = {name: method for name, method in with_codec.items() if name not in streamed}
     rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path)
     saved = {name: method for name, method in methods.items() if name not in rematerialized.inputs}
     maskless = activations_without_mask(model, saved) if saves_less else []
@@ -87,9 +92,11 @@ def install(model: nn.Module, methods: Mapping[str, Method], seed: int = 0, pref
         model.get_submodule(name).output_is_saved = True  # type: ignore[assignment]
     _rematerialize(model, methods, rematerialized)
     _recompute(model, max((method.segment for method in methods.values()), default=0))
+    fuse(model)
+    if room is not None:
+        streams.install(model, chains, methods, room, seed)
     if prefix_chunk:
         chunks.install(model, prefix_chunk)
-    fuse(model)
     if saves_less:
         _warn(model, methods, gradient_path, gradient_path - gates)
     return model
@@ -128,28 +135,6 @@ def _note_in(module: nn.Module, codec: RematerializedCodec, method: Method) -> N
         module.chains = (*chains, provenance)
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Undo ``compress`` or ``apply``, in place: plain layers, the same parameters trainable as before; returns the model.
-
-    What was put into the model since stays as it is.
-
-    >>> import fedact, torch
-    >>> model = fedact.compress(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), "exact", layers=1)
-    >>> type(model[0]).__name__, type(fedact.restore(model)[0]).__name__
-    ('CompressedConv2d', 'Conv2d')
-    """
-    for _, module in named_modules(model):
-        chunks.restore(module)
-        if isinstance(module, Swapped):
-            module.__class__ = _plain_class(type(module))
-            for attribute in _ATTRIBUTES:
-                module.__dict__.pop(attribute, None)
-        for name, trainable in vars(module).pop(_TRAINABLE, {}).items():
-            for parameter in _parameters(module, name):
-                parameter.requires_grad_(trainable)
-    return model
-
-
 def check_initialized(model: nn.Module) -> None:
     """Raise ConfigError for a model with lazy layers that have no weights yet."""
     for name, module in named_modules(model):
@@ -162,31 +147,9 @@ def _freeze(model: nn.Module) -> None:
     """Freeze all parameters, and note on every module which of its own were trainable."""
     for _, module in named_modules(model):
         if own := {name: parameter for name, parameter in module._parameters.items() if parameter is not None}:
-            vars(module)[_TRAINABLE] = {name: parameter.requires_grad for name, parameter in own.items()}
+            vars(module)[TRAINABLE] = {name: parameter.requires_grad for name, parameter in own.items()}
     # Afterwards, for two modules may share a parameter.
     model.requires_grad_(False)
-
-
-def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return a module's own parameter of this name, or those that a parametrization, a norm or a mask put in its place."""
-    own = {place: parameter for place, parameter in module._parameters.items() if parameter is not None}
-    if name in own:
-        return [own[name]]
-    if name in getattr(module, "parametrizations", ()):
-        return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
-    # As in weight_g and weight_v, or in weight_orig.
-    return [parameter for place, parameter in own.items() if place.startswith(f"{name}_")]
-
-
-def _plain_class(kind: Any) -> Any:
-    """Return a class without what ``install`` put in, also under one that was put on since, such as a parametrization's."""
-    if not issubclass(kind, Swapped):
-        return kind
-    if kind.__module__.startswith("fedact."):
-        return kind.plain
-    bases = tuple(map(_plain_class, kind.__bases__))
-    name = kind.__name__.replace(kind.__bases__[0].__name__, bases[0].__name__)
-    return type(name, bases, {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")})
 
 
 def activations_without_mask(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:

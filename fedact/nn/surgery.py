@@ -10,9 +10,11 @@ from fedact.compression import Method, check_for_images, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
+from fedact.config.sizes import parse_bytes
 from fedact.nn.graph import named_modules
-from fedact.nn.install import has_statistics, install, restore, trained_parameters
+from fedact.nn.install import has_statistics, install, trained_parameters
 from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec, RematerializedCodec, SourceConv2d
+from fedact.nn.restoration import restore
 
 __all__ = [
     "apply",
@@ -95,13 +97,16 @@ def compress(
     layers: int = 4,
     train_norm: bool = False,
     seed: int = 0,
+    room: int | str | None = None,
 ) -> nn.Module:
     """Freeze all but the last ``layers`` convolutions and the head, and save their inputs compressed, in place.
 
     train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: of the
-    method's random numbers. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
+    method's random numbers. room: bytes, or a size such as "120KB", for the wide maps of an inverted residual, which is then
+    run a few channels at a time, forward and backward, and keeps its narrow input alone (see docs/streams.md); None runs
+    whole layers, the faster way. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
     What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
-    unknown method or too many layers; warns of layers whose activations autograd goes on saving.
+    unknown method, too many layers or no size; warns of layers whose activations autograd goes on saving.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -113,7 +118,8 @@ def compress(
     """
     codec = make_method(method)
     names = trained_layers(restore(model), layers, train_norm)
-    return install(model, assign(model, names + smooth_activations(model), codec), seed)
+    wide = None if room is None else parse_bytes(room)
+    return install(model, assign(model, names + smooth_activations(model), codec), seed, room=wide)
 
 
 def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, Method]:
@@ -138,7 +144,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']
     """
-    return install(model, methods_of(model, plan), seed, plan.prefix_chunk)
+    return install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes)
 
 
 def reset_states(codecs: Mapping[str, LayerCodec], plan: Plan, seed: int = 0) -> None:

@@ -59,16 +59,21 @@ class Saving(Swapped):
 
 def made_class(make: Callable[[Any], Any], base: Any, name: str, bases: tuple[Any, ...], **members: Any) -> Any:
     """Return a new class, what ``make(base)`` returns; its instances can be pickled, though no module has it by its name."""
+    # The base may be such a class too.
+    root, makers = vars(base).get("made_from", (base, ()))
+    made_from = root, (*makers, make)
 
     def reduce(module: nn.Module, _: Any) -> tuple[Any, ...]:
-        return _empty_instance, (make, base), module.__getstate__()  # type: ignore[no-untyped-call]
+        return _empty_instance, made_from, module.__getstate__()  # type: ignore[no-untyped-call]
 
-    return type(name, bases, {"__reduce_ex__": reduce, **members})
+    return type(name, bases, {"__reduce_ex__": reduce, "made_from": made_from, **members})
 
 
-def _empty_instance(make: Callable[[Any], Any], base: Any) -> Any:
-    """Return an instance of ``make(base)`` without attributes."""
-    kind = make(base)
+def _empty_instance(root: Any, makers: Sequence[Callable[[Any], Any]]) -> Any:
+    """Return an instance, without attributes, of the class that ``makers`` make of a class, one after the other."""
+    kind = root
+    for make in makers:
+        kind = make(kind)
     return kind.__new__(kind)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fedact.nn.graph import traced
-from fedact.nn.install import has_statistics, restore
+from fedact.nn.install import has_statistics
 from fedact.nn.prefix.chunks import ROUNDING
 from fedact.nn.prefix.split import Split
+from fedact.nn.restoration import restore
 from fedact.torch_private import is_observed
 
 Pair = tuple[str, str]

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fedact.nn.graph import forward_graph
 from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
+from fedact.nn.streams.install import StreamEntry
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
@@ -69,6 +70,8 @@ class Parts:
 
 def starts_suffix(module: nn.Module) -> bool:
     """Tell whether the suffix begins at this module: it has trainable parameters, or saves its input for a trained layer."""
+    if isinstance(module, StreamEntry) and module.stream.is_trained:
+        return True
     return isinstance(module, SourceConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 

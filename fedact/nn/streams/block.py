@@ -1,0 +1,113 @@
+"""A block of a model that runs in streams: its modules, and when they run so."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from fedact.compression.operations import Convolution
+from fedact.config.errors import ConfigError
+from fedact.nn.layers.compressed import autocast_type
+from fedact.nn.layers.function import is_recorded, runs_plain
+from fedact.nn.streams import forward
+from fedact.nn.streams.arithmetic import Geometry, StageSettings
+from fedact.nn.streams.function import StreamedBlock, weights
+from fedact.torch_private import is_observed
+
+
+class StageModules(NamedTuple):
+    """The modules of a stage."""
+
+    convolution: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    activation: nn.Module | None
+
+    def settings(self) -> StageSettings:
+        return StageSettings(Convolution.of(self.convolution), 0.0 if self.norm is None else self.norm.eps, self.activation)
+
+    def tensors(self) -> list[Tensor | None]:
+        """Return the stage's tensors as they are now (see ``arithmetic.TENSORS``)."""
+        norm = self.norm
+        of_norm = [None] * 4 if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        return [self.convolution.weight, self.convolution.bias, *of_norm]
+
+
+class Block:
+    """An inverted residual in streams: its first module computes all of it, the others hand its output on.
+
+    That is so within a call of the module that runs all of them, which counts its calls in ``calls``; alone they are the
+    fast engine's layers, and so they are where a hook may see a tensor between them, under autocast, in traces and in the
+    transforms of ``torch.func``. inside: all modules between which a wide tensor goes, containers too.
+    """
+
+    def __init__(self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int) -> None:
+        self.stages, self.inside, self.room, self.calls = tuple(stages), tuple(inside), room, 0
+        self._output: ref[Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_output": None, "calls": 0}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any of its convolutions has trainable parameters."""
+        return any(parameter.requires_grad for stage in self.stages for parameter in stage.convolution.parameters())
+
+    def run(self, x: Tensor, codec: Any) -> Tensor | None:
+        """Return the block's output for its input, None where its layers have to run one by one."""
+        self._output = None
+        tensors = tuple(tensor for stage in self.stages for tensor in stage.tensors())
+        if not self._may_run(x, tensors):
+            return None
+        first, depthwise, project = [None, *(stage.settings() for stage in self.stages)][-3:]
+        assert depthwise is not None
+        assert project is not None
+        geometry = Geometry(first, depthwise, project)
+        if is_recorded(x, *tensors):
+            y: Tensor = StreamedBlock.apply(x, codec, geometry, self.room, *tensors)
+        else:
+            with torch.no_grad():
+                y = forward.run(x, geometry, tensors, geometry.step(x, weights(tensors), self.room))
+        self._output = ref(y)
+        return y
+
+    def hands_on(self, x: Any, is_last: bool) -> bool:
+        """Tell whether x is the block's output on its way through the modules after the first; the last one lets it go.
+
+        Raises ConfigError where something between the modules put another tensor in its place.
+        """
+        output = None if self._output is None else self._output()
+        if output is None:
+            return False
+        if output is not x:
+            raise ConfigError(
+                "a block that runs in streams (room=) got another tensor between its layers than its own output: "
+                "compress without room"
+            )
+        if is_last:
+            self._output = None
+        return True
+
+    def _may_run(self, x: Any, tensors: tuple[Tensor | None, ...]) -> bool:
+        """Tell whether the whole block may run at once on x: nothing else sees its inner tensors, and no norm is trained."""
+        if not self.calls or type(x) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or runs_plain():
+            return False
+        alike = all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in tensors)
+        norms = [tensor for place, tensor in enumerate(tensors) if place % 6 > 1]
+        return (
+            x.dim() == 4
+            and x.numel() > 0
+            and x.layout is torch.strided
+            and x.is_floating_point()
+            and x.shape[1] == self.stages[0].convolution.in_channels
+            and alike
+            and autocast_type(x) is None
+            and not is_recorded(*norms)
+            and not any(map(is_seen, self.inside))
+        )
+
+
+def is_seen(module: nn.Module) -> bool:
+    """Tell whether a hook, or a forward put on a module, may get hold of the tensors that it is called with."""
+    return is_observed(module) or "forward" in vars(module)

@@ -1,0 +1,73 @@
+"""The autograd function of a block in streams, which keeps the block's narrow input through a method."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedact.config.errors import ConfigError
+from fedact.nn.layers.accumulation import gradient_buffer
+from fedact.nn.layers.codec import LayerCodec
+from fedact.nn.layers.compressed import save, saved
+from fedact.nn.streams import forward
+from fedact.nn.streams.arithmetic import TENSORS, Geometry
+from fedact.nn.streams.backward import Backward, Totals
+
+ARGUMENTS = 4
+"""Of the function before the stages' tensors."""
+
+
+class StreamedBlock(torch.autograd.Function):
+    """y = block(x) with ``room`` bytes for its wide maps; the gradients are those of x as the method reconstructs it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codec: LayerCodec, geometry: Geometry, room: int, *tensors: Tensor | None) -> Tensor:
+        ctx.method, compressed, _ = codec.encode(x, x)
+        save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
+        ctx.geometry, ctx.step = geometry, geometry.step(x, weights(tensors), room)
+        return forward.run(x, geometry, tensors, ctx.step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "no second derivatives (create_graph=True) through a block that runs in streams: "
+                "compress without room, or fedact.restore(model) first"
+            )
+        compressed, tensors = saved(ctx)
+        buffers = _buffers(ctx, tensors)
+        sums = [None if buffer is None else buffer.total for buffer in buffers]
+        totals = [Totals(sums[place], sums[place + 1]) for place in range(0, len(sums), TENSORS)]
+        x = ctx.method.reconstruct(compressed)
+        result = Backward(gradient, x, ctx.geometry, tensors, totals).run(ctx.step, ctx.needs_input_grad[0])
+        return result, None, None, None, *(None if buffer is None else buffer.result for buffer in buffers)
+
+
+class _Buffer(NamedTuple):
+    """The tensor that a gradient is added to, and whether it has to be returned to autograd."""
+
+    total: Tensor
+    is_returned: bool
+
+    @property
+    def result(self) -> Tensor | None:
+        return self.total if self.is_returned else None
+
+
+def _buffers(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[_Buffer | None]:
+    """Return, for the stages' tensors, what their gradients are added to; None for what needs none."""
+    buffers: list[_Buffer | None] = []
+    place = 0  # Of x; the functions before this one in the graph are those of its tensors.
+    for tensor, needed in zip(tensors, ctx.needs_input_grad[ARGUMENTS:], strict=True):
+        place += tensor is not None
+        total = gradient_buffer(ctx, place) if needed else None
+        if tensor is None or not needed:
+            buffers.append(None)
+        else:
+            buffers.append(_Buffer(torch.zeros_like(tensor), True) if total is None else _Buffer(total, False))
+    return buffers
+
+
+def weights(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Return the convolutions' weights among the stages' tensors."""
+    return tuple(tensor for tensor in tensors[::TENSORS] if tensor is not None)

@@ -1,0 +1,156 @@
+"""Puts streams into a model: the first module of a block runs it, the others hand its output on."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedact.compression import method_name
+from fedact.compression.exact import Exact
+from fedact.compression.method import Method
+from fedact.config.errors import ConfigError
+from fedact.nn.layers.base import Swapped, made_class
+from fedact.nn.layers.checkpointed import RecomputedSequential
+from fedact.nn.layers.codec import LayerCodec
+from fedact.nn.layers.compressed import CodecLayer
+from fedact.nn.streams.block import Block, StageModules
+from fedact.nn.streams.find import Chain, Stage
+from fedact.nn.streams.find import find as find_chains
+
+ATTRIBUTES = ("stream", "streams_inside", "is_last")
+"""The attributes that ``install`` sets on modules, and ``restore`` deletes."""
+
+
+class StreamEntry(CodecLayer):
+    """The first module of a block in streams; its codec is the block's."""
+
+    stream: Block
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stream.run(x, self.codec)
+        return super().forward(x) if y is None else y
+
+
+class StreamLink(Swapped, nn.Module):
+    """A later module of a block in streams."""
+
+    stream: Block
+    is_last: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.stream.hands_on(x, self.is_last) else super().forward(x)
+
+
+class StreamHost(Swapped, nn.Module):
+    """The innermost module that runs all modules of some blocks, which are in streams while it does."""
+
+    streams_inside: Sequence[Block] = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for block in self.streams_inside:
+            block.calls += 1
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for block in self.streams_inside:
+                block.calls -= 1
+
+
+def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Chain]:
+    """Return a plain model's chains that may run in streams: those whose norms are not trained.
+
+    Warns where there are none. Raises ConfigError for a method that saves everything, and for less than a byte of room.
+    """
+    if room < 1:
+        raise ConfigError(f"room is a positive number of bytes, or None, not {room}")
+    if plain := next((method for method in methods.values() if not method.traits.saves_less), None):
+        raise ConfigError(
+            f"{method_name(plain)} trains the plain layers, which keep everything: room goes with other methods"
+        )
+    chains = [chain for chain in find_chains(model) if not any(stage.norm in methods for stage in chain.stages)]
+    if not chains:
+        warnings.warn("room changes nothing: no inverted residual of this model can run in streams", stacklevel=4)
+    return chains
+
+
+def install(model: nn.Module, chains: Sequence[Chain], methods: Mapping[str, Method], room: int, seed: int) -> None:
+    """Run a model's chains in streams, with ``room`` bytes for the wide maps of a block; in place.
+
+    After the other layers are installed, whose classes remain those that run where streams cannot. methods: by layer; a
+    block keeps its input by that of its first trained layer, exactly if it has none. seed: of the methods' random numbers,
+    plus the layer's place in ``methods``.
+    """
+    seeds = {name: seed + place for place, name in enumerate(methods)}
+    hosts: dict[str, list[Block]] = {}
+    for chain in chains:
+        entry, *links = [model.get_submodule(name) for name in chain.names()]
+        host = common_parent(chain.names())
+        if isinstance(model.get_submodule(host), RecomputedSequential):
+            # A segment may begin inside the block.
+            continue
+        block = Block([_modules(model, stage) for stage in chain.stages], _inside(model, chain, host), room)
+        trained = next((name for name in chain.convolutions if name in methods), "")
+        if not isinstance(entry, CodecLayer):
+            entry.codec = LayerCodec(methods.get(trained, Exact()), seeds.get(trained, 0))  # type: ignore[assignment]
+        _change(entry, entry_class)
+        for module in (entry, *links):
+            module.stream = block  # type: ignore[assignment]
+        for link in links:
+            _change(link, link_class)
+            link.is_last = link is links[-1]  # type: ignore[assignment]
+        hosts.setdefault(host, []).append(block)
+    for name, blocks in hosts.items():
+        module = model.get_submodule(name)
+        _change(module, host_class)
+        module.streams_inside = blocks  # type: ignore[assignment]
+
+
+def _change(module: Any, subclass: Callable[[Any], Any]) -> None:
+    module.__class__ = subclass(type(module))
+
+
+def common_parent(names: Sequence[str]) -> str:
+    """Return the name of the innermost module that has all the named ones in it."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in shared)
+
+
+def _inside(model: nn.Module, chain: Chain, host: str) -> list[nn.Module]:
+    """Return the modules of a chain and their containers below the host."""
+    start = len(host.split(".")) if host else 0
+    names: dict[str, None] = {}
+    for name in (*chain.names(), *chain.identities):
+        parts = name.split(".")
+        names |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(start, len(parts)))
+    return [model.get_submodule(name) for name in names]
+
+
+def _modules(model: nn.Module, stage: Stage) -> StageModules:
+    found: list[Any] = [model.get_submodule(name) if name else None for name in stage]
+    return StageModules(*found)
+
+
+def _plain(base: Any) -> Any:
+    return base.plain if issubclass(base, Swapped) else base
+
+
+@cache
+def entry_class(base: Any) -> Any:
+    """Return the subclass of a module's class that runs a block in streams."""
+    return made_class(entry_class, base, f"Streamed{base.__name__}", (StreamEntry, base), plain=_plain(base))
+
+
+@cache
+def link_class(base: Any) -> Any:
+    """Return the subclass of a module's class that hands on what a block in streams returned."""
+    return made_class(link_class, base, f"Linked{base.__name__}", (StreamLink, base), plain=_plain(base))
+
+
+@cache
+def host_class(base: Any) -> Any:
+    """Return the subclass of a module's class in which blocks are in streams."""
+    return made_class(host_class, base, f"Streaming{base.__name__}", (StreamHost, base), plain=_plain(base))
