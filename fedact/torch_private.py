@@ -37,6 +37,7 @@ __all__ = [
     "hardswish_backward",
     "hardtanh_backward",
     "hardtanh_backward_into",
+    "has_gradient_hooks",
     "in_backward_pass",
     "in_transform",
     "is_blind",
@@ -160,6 +161,11 @@ def blind(hook: Hook) -> Hook:
     """Mark a forward hook that keeps no tensor it is given and changes none, and return it."""
     hook.fedact_is_blind = True  # type: ignore[attr-defined]
     return hook
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Tell whether a hook of a tensor is given its gradient."""
+    return bool(tensor._backward_hooks)
 
 
 def is_blind(hook: Hook) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedact.torch_private import is_blind, post_accumulate_hooks, will_accumulate
+from fedact.torch_private import has_gradient_hooks, is_blind, post_accumulate_hooks, will_accumulate
 
 
 def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
@@ -18,7 +18,7 @@ def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
         return None
     node, _ = ctx.next_functions[place]
     parameter = getattr(node, "variable", None)
-    if not isinstance(parameter, Tensor) or parameter._backward_hooks or not parameter.is_contiguous():
+    if not isinstance(parameter, Tensor) or has_gradient_hooks(parameter) or not parameter.is_contiguous():
         return None
     hooks = post_accumulate_hooks(parameter)
     if not all(map(is_blind, hooks)) or not will_accumulate(node):
