@@ -3,7 +3,8 @@
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -214,6 +215,12 @@ def _argument(node: Node, name: str) -> Any:
     if node.op != "call_function" or node.kwargs.get(name) is not None:
         return node.kwargs.get(name)
     try:
-        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)  # type: ignore[arg-type]
+        return _signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
     except (TypeError, ValueError):
         return None
+
+
+@lru_cache(maxsize=256)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return a function's signature, a built-in one's read from its text once; raises TypeError or ValueError for some."""
+    return inspect.signature(function)

@@ -1,5 +1,6 @@
 """Chooses the inputs that are rematerialized: not saved, but recomputed from another layer's saved input."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -99,8 +100,8 @@ def call_nodes(model: nn.Module) -> dict[str, Node]:
     """Return the graph's node for every module that is called exactly once, by name; empty where tracing fails."""
     graph = traced(model)
     nodes = [node for node in graph.nodes if node.op == "call_module"] if graph else []
-    names = [str(node.target) for node in nodes]
-    return {name: node for name, node in zip(names, nodes, strict=True) if names.count(name) == 1}
+    calls = Counter(str(node.target) for node in nodes)
+    return {str(node.target): node for node in nodes if calls[str(node.target)] == 1}
 
 
 def _siblings(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:

@@ -150,16 +150,27 @@ class ByteAllocation:
         for size in sizes:
             rivals: list[Candidate] = []
             # What the most compact alternative cannot do, the simpler ones cannot either.
+            negligible, compact = NEGLIGIBLE * len(self.problem.trained(depth)), None
             for family in reversed(self.families):
+                if compact and not self._may_do_as_well(family, compact, depth, size, negligible):
+                    break
                 found = list(self._candidates(family, depth, size))
-                rivals = found + rivals
-                if min((each.draft.error for each in found), default=inf) > NEGLIGIBLE * len(self.problem.trained(depth)):
+                rivals, compact = found + rivals, family
+                if min((each.draft.error for each in found), default=inf) > negligible:
                     break
             yield rivals
             error = min((each.draft.error for each in rivals), default=inf)
             if least < error and self.limit.max_slowdown is None:
                 return
             least = error
+
+    def _may_do_as_well(self, family: Family, compact: Family, depth: int, micro_batch: int, most_error: float) -> bool:
+        """Tell whether a simpler family may have no more error than so much, by the errors that a compact one has."""
+        if self._is_too_large(family, depth, micro_batch):
+            return False
+        profile, rival = (self.profiles.of(each, depth, micro_batch) for each in (family, compact))
+        drafts = self._drafts(profile.with_errors(rival.errors), depth, micro_batch, SCAN_STATES)
+        return any(draft.error <= most_error for draft in drafts)
 
     def _mixes(self, depth: int, sizes: Sequence[int]) -> Iterator[Candidate]:
         """Yield the candidates of ``auto``; where exact training fits a peak, of others those that are faster."""

@@ -48,16 +48,17 @@ class Draft:
         return {name: self.options[saved.key].method for saved in self.saved_inputs for name in saved.layers}
 
 
-def method_options(ladder: Sequence[Method], levels: Sequence[GradientErrors]) -> list[MethodOption]:
-    """Return the measured methods of a saved input, then those between two of them, with interpolated errors.
+def method_options(ladder: Sequence[Method], levels: Sequence[GradientErrors], places: Sequence[int]) -> list[MethodOption]:
+    """Return the measured methods of a saved input, then those between two neighbours, with interpolated errors.
 
-    Between two levels errors follow a power law; from none at all they rise in a straight line.
+    places: of the methods in the whole ladder. Between two levels errors follow a power law; from none at all they rise in
+    a straight line.
     """
     measured = [MethodOption(method, errors) for method, errors in zip(ladder, levels, strict=True)]
     between = []
-    for one, other in pairwise(measured):
-        for place in range(1, INTERVALS):
-            share = place / INTERVALS
+    for (here, one), (next_place, other) in pairwise(zip(places, measured, strict=True)):
+        for part in range(1, INTERVALS if next_place == here + 1 else 1):
+            share = part / INTERVALS
             method = one.method.between(other.method, share)
             if method is not None:
                 pairs = zip(one.errors, other.errors, strict=True)

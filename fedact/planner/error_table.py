@@ -4,11 +4,11 @@ There is a table for networks of the usual kind; where there is none (a layer th
 computed), ``measure_sensitivity`` runs the network once for every level.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,23 @@ from fedact.planner.saved_inputs import SavedInput, path_to_activation
 from fedact.planner.sensitivity import (
     ExactGradients,
     GradientErrors,
-    Sensitivity,
     gradients_of,
-    measure_damping,
-    relative_error,
-    squared_norms,
+    length,
+    relative_distance,
 )
 from fedact.torch_private import is_observed
 
-Rows = dict[tuple[SavedInput, tuple[Method, ...]], list[GradientErrors]]
-"""The errors of some methods for a saved input."""
+Rows = dict[tuple[SavedInput, Method], GradientErrors]
+"""The errors of methods for saved inputs."""
 LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d
 """Trained layers whose weight gradient is computed here."""
+
+
+class ExactNorms(NamedTuple):
+    """The lengths of the exact gradients of weights and of outputs, by layer."""
+
+    weights: dict[str, float]
+    outputs: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,33 +63,29 @@ class ErrorTable:
     derived: Rematerializations
     paths: Mapping[str, Sequence[str]]
 
-    def sensitivity(
-        self,
-        batch: Batch,
-        ladders: Mapping[str, Sequence[Method]],
-        spectra: Mapping[str, Any],
-        loss: Loss,
-        rows: Rows,
-    ) -> Sensitivity:
-        """Return the errors of every level, as ``measure_sensitivity`` does; the model's methods are changed.
+    @cached_property
+    def norms(self) -> ExactNorms:
+        """The lengths of the exact gradients."""
+        return ExactNorms(*({name: length(g) for name, g in gradients.items()} for gradients in self.exact))
 
-        batch: the step's. ladders: by a saved input's key, one method a level; spectra: what ``Method.spectra`` returned.
-        rows: those that tables of the same step with other rematerializations have found; extended.
+    def errors(
+        self, wanted: Mapping[str, Sequence[Method]], spectra: Mapping[str, Any], rows: Rows
+    ) -> dict[str, list[GradientErrors]]:
+        """Return the errors of some methods for every saved input, as ``measure_sensitivity`` does.
+
+        wanted: by a saved input's key; spectra: what ``Method.spectra`` returned. rows: those that tables of the same step
+        with other rematerializations have found; extended. The model's methods are changed.
         """
         install_exact(self.model, self.saved_inputs)
-        found = []
-        for saved in self.saved_inputs:
-            place = saved, tuple(map(_coder, ladders[saved.key]))
-            if place not in rows:
-                rows[place] = self._row(saved, ladders[saved.key], spectra[saved.key])
-            found.append(rows[place])
-        levels = [GradientErrors(*map(_united, zip(*row, strict=True))) for row in zip(*found, strict=True)]
-        methods = [
-            {name: ladders[saved.key][place] for saved in self.saved_inputs for name in saved.layers}
-            for place in range(len(levels))
-        ]
-        damping = measure_damping(self.model, batch, methods, levels, self.exact, loss)
-        return Sensitivity(squared_norms(self.exact), levels, damping)
+        inputs = {saved.key: saved for saved in self.saved_inputs}
+        found = {}
+        for key, methods in wanted.items():
+            saved = inputs[key]
+            missing = [each for each in methods if (saved, _coder(each)) not in rows]
+            for method, errors in zip(missing, self._row(saved, missing, spectra[key]), strict=True):
+                rows[saved, _coder(method)] = errors
+            found[key] = [rows[saved, _coder(each)] for each in methods]
+        return found
 
     def _row(self, saved: SavedInput, methods: Sequence[Method], spectra: Any) -> list[GradientErrors]:
         """Return the errors that each of some methods for a saved input makes, by layer that depends on it."""
@@ -104,9 +105,9 @@ class ErrorTable:
             if name in self.exact.weights:
                 module, x = self.model.get_submodule(name), values.of(self._chain(name))
                 gradient = operation_of(module).weight_gradient(x, self.exact.outputs[name], module.weight)  # type: ignore[arg-type]
-                weights[name] = relative_error(gradient, self.exact.weights[name])
+                weights[name] = relative_distance(gradient, self.exact.weights[name], self.norms.weights[name])
         outputs = {
-            name: relative_error(self._output_gradient(name, values), self.exact.outputs[name])
+            name: relative_distance(self._output_gradient(name, values), self.exact.outputs[name], self.norms.outputs[name])
             if name in self.paths
             else 0.0
             for name in saved.slope_layers
@@ -170,10 +171,6 @@ def operation_of(module: nn.Module) -> Operation:
 def install_exact(model: nn.Module, saved_inputs: Sequence[SavedInput]) -> None:
     """Let a model take exact steps that save these inputs, or those of the layers that are rematerialized from them."""
     install(model, dict.fromkeys([name for saved in saved_inputs for name in saved.layers], Exact()))
-
-
-def _united(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    return {name: error for part in parts for name, error in part.items()}
 
 
 def measure_table(

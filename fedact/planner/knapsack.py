@@ -39,16 +39,27 @@ def allocate(groups: Sequence[Sequence[Option]], capacity: int, max_states: int 
     [0, 1]
     """
     least = [min(option.size for option in group) for group in groups]
+    places = [_pareto(group) for group in groups]
     if sum(least) > capacity:
         return None
     stages = [_Stage(*(np.zeros(1, kind) for kind in (np.int64, np.float64, np.int64, np.int64)))]
     for place, group in enumerate(groups):
-        stages.append(_next_stage(stages[-1], group, capacity - sum(least[place + 1 :]), max_states))
+        few = [group[each] for each in places[place]]
+        stages.append(_next_stage(stages[-1], few, capacity - sum(least[place + 1 :]), max_states))
     state, chosen = len(stages[-1].sizes) - 1, []
-    for stage in reversed(stages[1:]):
-        chosen.append(int(stage.option[state]))
+    for stage, kept in zip(reversed(stages[1:]), reversed(places), strict=True):
+        chosen.append(kept[int(stage.option[state])])
         state = int(stage.previous[state])
     return chosen[::-1]
+
+
+def _pareto(group: Sequence[Option]) -> list[int]:
+    """Return the places of a group's options that no other is as small as, with as little error."""
+    found: list[int] = []
+    for place in sorted(range(len(group)), key=lambda each: group[each]):
+        if not found or group[place].error < group[found[-1]].error:
+            found.append(place)
+    return found
 
 
 def _next_stage(last: _Stage, group: Sequence[Option], capacity: int, max_states: int) -> _Stage:

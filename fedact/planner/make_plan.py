@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression import AUTO, Method, choose_method, method_name
-from fedact.compression.exact import Vanilla
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
@@ -22,7 +21,7 @@ from fedact.planner.problem import Problem, evaluating, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.step_error import step_error
-from fedact.planner.step_memory import inference_peak_bytes, measure_step, vanilla_saved_bytes
+from fedact.planner.step_memory import VanillaStep, inference_peak_bytes, measure_step, vanilla_step
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -127,6 +126,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
+    vanilla = vanilla_step(problem, list(methods))
     return Plan(
         status="ok" if solution.depth else "head-only",
         micro_batch=solution.micro_batch,
@@ -144,9 +144,9 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         slowdown=solution.slowdown,
         by_layer=tuple(memory.by_layer.items()),
         step_flops=flops,
-        vanilla_step_flops=batch_flops(problem, dict.fromkeys(methods, Vanilla()), 1),
+        vanilla_step_flops=vanilla.flops,
         batch_bytes=stored_bytes(problem.examples(solution.micro_batch)),
-        **_common_fields(problem, list(methods)),
+        **_common_fields(problem, vanilla),
     )
 
 
@@ -191,13 +191,12 @@ def _skipped(problem: Problem, least: int, depth: int, max_slowdown: float | Non
         reason=reason,
         least_bytes=least,
         **unmeasured,
-        **_common_fields(problem, problem.trained(depth)),
+        **_common_fields(problem, vanilla_step(problem, problem.trained(depth))),
     )
 
 
-def _common_fields(problem: Problem, names: list[str]) -> dict[str, Any]:
+def _common_fields(problem: Problem, vanilla: VanillaStep) -> dict[str, Any]:
     """Return the fields of every plan, skipped or not: the request, plain training's bytes, the device's other memory."""
-    plain = vanilla_saved_bytes(problem, names)
     trained = sum(parameter.nbytes for parameter in trained_parameters(problem.model).values())
     method = problem.method
     return {
@@ -205,7 +204,7 @@ def _common_fields(problem: Problem, names: list[str]) -> dict[str, Any]:
         "budget_bytes": problem.budget,
         "scope": problem.scope,
         "batch_size": problem.batch_size,
-        "vanilla_saved_bytes": plain,
+        "vanilla_saved_bytes": vanilla.saved_bytes,
         "weight_bytes": stored_bytes([*problem.model.parameters(), *problem.model.buffers()]),
         "gradient_bytes": trained,
         "optimizer_bytes": trained if problem.momentum else 0,

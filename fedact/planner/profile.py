@@ -1,7 +1,7 @@
 """The bytes and gradient errors of one family of methods on one model, from which drafts for every micro-batch follow."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from copy import copy
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
@@ -10,14 +10,13 @@ from fedact.planner.drafts import Draft, MethodOption, draft, method_options, op
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
+from fedact.planner.measured_errors import MeasuredErrors
 from fedact.planner.problem import Methods
 from fedact.planner.saved_inputs import SavedInput
-from fedact.planner.sensitivity import GradientErrors, Sensitivity, mean_sensitivity, measure_sensitivity
+from fedact.planner.sensitivity import GradientErrors
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import layers_with_input
 
-FEW, ELEMENTS = 4, 6_000_000
-"""Errors are averaged over micro-batches that have at least so many examples in all, fewer where inputs are large."""
 UNBOUNDED = 2**50
 """More bytes than there will ever be."""
 NO_ERRORS = GradientErrors({}, {})
@@ -38,6 +37,13 @@ class Profile:
         self.keys = {name: saved.key for saved in self.saved_inputs(self.depth) for name in saved.layers}
         self.inputs, self.images, spectra = steps.inputs, self.structure.images, steps.spectra(family, 0)
         self.ladders = {key: family.ladder(self.inputs[key], spectra[key]) for key in spectra}
+        self.errors = MeasuredErrors(family, steps, self.ladders, self.keys)
+
+    def with_errors(self, errors: MeasuredErrors) -> "Profile":
+        """Return this profile with the errors of another one, place by place: what drafts then say is an estimate."""
+        other = copy(self)
+        other.errors, other._drafts = errors, {}
+        return other
 
     def saved_inputs(self, depth: int) -> list[SavedInput]:
         """Return the saved inputs at a depth."""
@@ -47,34 +53,13 @@ class Profile:
         """Tell whether the saved inputs at a depth are among those of this profile."""
         return all(saved.key in self.ladders for saved in self.saved_inputs(depth))
 
-    @cached_property
-    def levels(self) -> list[Methods]:
-        """The methods of every layer at each level, the gentlest first."""
-        count = min(len(ladder) for ladder in self.ladders.values())
-        return [{name: self.ladders[key][place] for name, key in self.keys.items()} for place in range(count)]
-
-    @cached_property
-    def sensitivity(self) -> Sensitivity:
-        """The errors of every level; the mean over several micro-batches where errors depend on their size."""
-        size = self.steps.micro_batch
-        elements = sum(x[0].numel() for x in self.inputs.values())
-        few = min(FEW, self.problem.batch_size, ELEMENTS // max(1, elements))
-        several = 1 if self.family.per_example else max(1, few // size)
-        return mean_sensitivity([self._measured(place) for place in range(several)]).on_grid()
-
-    def _measured(self, place: int) -> Sensitivity:
-        """Return the errors of every level in one of the steps."""
-        problem, table, batch = self.problem, self.steps.table(place), self.steps.batch(place)
-        if table is not None:
-            spectra = self.steps.spectra(self.family, place)
-            return table.sensitivity(batch, self.ladders, spectra, problem.loss, self.steps.rows.setdefault(place, {}))
-        trained = problem.trained_in_order(self.depth)
-        return measure_sensitivity(problem.model, batch, trained, self.levels, problem.loss)
-
-    @cached_property
-    def options(self) -> dict[str, list[MethodOption]]:
-        """The options for each saved input, with their errors in every layer, also those that do not depend on it."""
-        return {key: method_options(ladder, self.sensitivity.levels) for key, ladder in self.ladders.items()}
+    def options(self, places: Mapping[str, Sequence[int]]) -> dict[str, list[MethodOption]]:
+        """Return options for saved inputs: the methods at some places of their ladders, then what is between neighbours."""
+        errors = self.errors.of(places)
+        return {
+            key: method_options([self.ladders[key][place] for place in some], errors[key], some)
+            for key, some in places.items()
+        }
 
     def least_bytes(self, depth: int, micro_batch: int) -> int:
         """Return the predicted saved bytes of a step with the smallest methods."""
@@ -116,17 +101,39 @@ class Profile:
         """Return the draft with the least error whose saved inputs take at most ``room`` bytes, else None."""
         place = (depth, micro_batch, room, max_states)
         if place not in self._drafts:
-            options = {saved.key: self.options[saved.key] for saved in self.saved_inputs(depth)}
-            self._drafts[place] = self._optimum(depth, micro_batch, options, room, max_states)
+            places = self._places_within(depth, micro_batch, room)
+            found = self._optimum(depth, micro_batch, self.options(places), room, max_states) if places else None
+            self._drafts[place] = found
         return self._drafts[place]
+
+    def _places_within(self, depth: int, micro_batch: int, room: int) -> dict[str, list[int]]:
+        """Return, by saved input, the places of the methods that may be in a draft of so many bytes; none where none is.
+
+        What is larger than all other inputs' least bytes leave room for is in none; the next larger than what is not is
+        measured too, for what is between them.
+        """
+        keys = [saved.key for saved in self.saved_inputs(depth)]
+        allowed = {key: self._admissible(key, micro_batch, self.ladders[key]) for key in keys}
+        methods = {key: [self.ladders[key][place] for place in places] for key, places in allowed.items()}
+        sizes = {
+            key: dict(zip(allowed[key], row, strict=True)) for key, row in self._sizes(depth, micro_batch, methods).items()
+        }
+        least = {key: min(row.values()) for key, row in sizes.items()}
+        if (unused := room - sum(least.values())) < 0:
+            return {}
+        found = {}
+        for key, row in sizes.items():
+            fitting = {place for place, size in row.items() if size - least[key] <= unused}
+            found[key] = sorted(fitting | {place - 1 for place in fitting if place})
+        return found
 
     def draft_of(self, depth: int, micro_batch: int, methods: Methods) -> Draft | None:
         """Return the draft with these methods, whatever they take; None where they are not among the options."""
         chosen = {saved.key: methods[saved.layers[0]] for saved in self.saved_inputs(depth)}
-        options = {
-            key: [option for option in self.options[key] if option.method == method] for key, method in chosen.items()
-        }
-        return self._optimum(depth, micro_batch, options, UNBOUNDED, MAX_STATES) if all(options.values()) else None
+        if any(method not in self.ladders[key] for key, method in chosen.items()):
+            return None
+        options = self.options({key: [self.ladders[key].index(method)] for key, method in chosen.items()})
+        return self._optimum(depth, micro_batch, options, UNBOUNDED, MAX_STATES)
 
     def exact(self, depth: int, micro_batch: int) -> Draft:
         """Return the draft that saves every input as it is: no error is to be measured for it."""
@@ -171,7 +178,9 @@ class Profile:
             for key, row in of_input.items()
         }
         sizes = self._sizes(depth, micro_batch, {key: [each.method for each in row] for key, row in of_input.items()})
-        return draft(depth, micro_batch, inputs, of_input, sizes, trained, self.sensitivity.damping, room, max_states)
+        passes_slopes = any(error for row in of_input.values() for option in row for error in option.errors.outputs.values())
+        damping = self.errors.damping if passes_slopes else 0.0
+        return draft(depth, micro_batch, inputs, of_input, sizes, trained, damping, room, max_states)
 
     def _sizes(self, depth: int, micro_batch: int, methods: Mapping[str, Sequence[Method]]) -> dict[str, list[int]]:
         """Return the bytes of each saved input, with the masks saved beside it, under each of its methods."""

@@ -28,6 +28,8 @@ GRID = 1.02
 several times as large."""
 ROUNDING = 1e-12
 """A relative squared difference below this is rounding."""
+LEAST, MOST = 1e-12, 1e18
+"""Norms in float32 between these have lost nothing to the range's ends."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,30 @@ class GradientErrors(NamedTuple):
     weights: dict[str, float]
     outputs: dict[str, float]
 
+    def on_grid(self) -> "GradientErrors":
+        """Return the figures that choices are made with: rounded to a grid on which measurements that hardly differ meet."""
+        return GradientErrors(*({name: on_grid(value) for name, value in figures.items()} for figures in self))
+
+    @classmethod
+    def united(cls, parts: Iterable["GradientErrors"]) -> "GradientErrors":
+        """Return the errors of methods for different saved inputs together."""
+        weights, outputs = dict[str, float](), dict[str, float]()
+        for part in parts:
+            weights |= part.weights
+            outputs |= part.outputs
+        return cls(weights, outputs)
+
 
 @dataclass(frozen=True)
 class Sensitivity:
     """The gradient errors of every level, and what adds them up.
 
-    squared_norms: of each layer's exact weight gradient. damping: the mean share of an error in a layer's output gradient
-    that arrives in the weight gradients of this layer and of those before it.
+    damping: the mean share of an error in a layer's output gradient that arrives in the weight gradients of this layer and
+    of those before it.
     """
 
-    squared_norms: dict[str, float]
     levels: list[GradientErrors]
     damping: float
-
-    def on_grid(self) -> "Sensitivity":
-        """Return the figures that choices are made with: rounded to a grid on which measurements that hardly differ meet."""
-
-        def rounded(figures: Mapping[str, float]) -> dict[str, float]:
-            return {name: on_grid(value) for name, value in figures.items()}
-
-        levels = [GradientErrors(rounded(errors.weights), rounded(errors.outputs)) for errors in self.levels]
-        return Sensitivity(rounded(self.squared_norms), levels, on_grid(self.damping))
 
 
 def on_grid(value: float) -> float:
@@ -88,18 +93,13 @@ def on_grid(value: float) -> float:
     return GRID ** round(log(value) / log(GRID)) if 0 < value < inf else value
 
 
-def mean_sensitivity(batches: Sequence[Sensitivity]) -> Sensitivity:
+def mean_errors(measured: Sequence[GradientErrors]) -> GradientErrors:
     """Return the mean of what was measured on several batches."""
 
     def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
 
-    levels = [
-        GradientErrors(mean([errors.weights for errors in level]), mean([errors.outputs for errors in level]))
-        for level in zip(*(one.levels for one in batches), strict=True)
-    ]
-    damping = sum(one.damping for one in batches) / len(batches)
-    return Sensitivity(mean([one.squared_norms for one in batches]), levels, damping)
+    return GradientErrors(*map(mean, zip(*measured, strict=True)))
 
 
 class ExactGradients(NamedTuple):
@@ -129,30 +129,25 @@ def measure_sensitivity(
         install(model, _round_trips(methods))
         inputs = prefix_outputs(model, batch[0], prefix)
         errors.append(_errors(model, batch, inputs, loss, trained, called_once, exact))
-    return Sensitivity(squared_norms(exact), errors, measure_damping(model, batch, levels, errors, exact, loss))
+    middle = len(levels) // 2
+    damping = measure_damping(model, batch, levels[middle], errors[middle], exact, loss)
+    return Sensitivity(errors, damping)
 
 
 def measure_damping(
-    model: nn.Module,
-    batch: Batch,
-    levels: Sequence[Methods],
-    errors: Sequence[GradientErrors],
-    exact: ExactGradients,
-    loss: Loss,
+    model: nn.Module, batch: Batch, methods: Methods, errors: GradientErrors, exact: ExactGradients, loss: Loss
 ) -> float:
-    """Return how much of the output errors arrives in the weight gradients, by one step with all of them in it.
+    """Return how much of the output errors of some methods arrives in the weight gradients, by one step with all in it.
 
-    The model's methods are changed.
+    errors: of these methods; where no output has any, nothing arrives. The model's methods are changed.
     """
-    middle, layers = len(levels) // 2, list(exact.weights)
-    sent = sum(error * (layers.index(name) + 1) for name, error in errors[middle].outputs.items())
-    if not any(level.outputs and max(level.outputs.values()) > ROUNDING for level in errors):
-        return 1.0
+    layers = list(exact.weights)
+    sent = sum(error * (layers.index(name) + 1) for name, error in errors.outputs.items())
     if not sent:
         return 0.0
-    install(model, _round_trips(levels[middle]))
+    install(model, _round_trips(methods))
     gradients = gradients_of(model, batch, None, loss, layers)
-    arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors[middle].weights.values())
+    arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors.weights.values())
     return max(0.0, arrived / sent)
 
 
@@ -160,11 +155,6 @@ def _round_trips(methods: Methods) -> Methods:
     return {
         name: method if method.traits.keeps_input else _RoundTrip(method, method.derive) for name, method in methods.items()
     }
-
-
-def squared_norms(exact: ExactGradients) -> dict[str, float]:
-    """Return the squared length of each exact weight gradient."""
-    return {name: float(g.square().sum()) for name, g in exact.weights.items()}
 
 
 def _errors(
@@ -231,9 +221,19 @@ def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]
 
 def relative_error(gradient: Tensor, exact: Tensor) -> float:
     """Return ||g' - g||^2 / ||g||^2; 0 for a difference that is rounding, 1 for any other from a gradient of 0."""
+    return relative_distance(gradient, exact, length(exact))
+
+
+def relative_distance(gradient: Tensor, exact: Tensor, norm: float) -> float:
+    """Return ``relative_error`` where the exact gradient's length is known."""
     if exact.dtype.itemsize < torch.float32.itemsize:
         gradient, exact = gradient.float(), exact.float()
-    # Added up in float64 in one pass, without a copy.
-    norm, distance = (float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (exact, gradient - exact))
+    distance = length(gradient - exact)
     relative = (distance / norm) ** 2 if norm else float(distance > 0)
     return relative if relative > ROUNDING else 0.0
+
+
+def length(x: Tensor) -> float:
+    """Return a tensor's Euclidean norm; in float64, which takes twice the time, where float32 may be out of its range."""
+    found = float(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
+    return found if LEAST < found < MOST else float(torch.linalg.vector_norm(x, dtype=torch.float64))

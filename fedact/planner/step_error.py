@@ -63,7 +63,8 @@ def measure_step_error(
     trained, batches = [name for name in methods if has_weights(model.get_submodule(name))], [*parts(batch, micro_batch)]
     install(model, dict.fromkeys(methods, Exact()))
     prefixes = [prefix_outputs(model, x) for x, _ in batches]
-    exact = [gradients_of(model, part, prefix, loss, trained) for part, prefix in zip(batches, prefixes, strict=True)]
+    # Of all examples at once: they are as many as one micro-batch, or few.
+    exact = gradients_of(model, batch, prefixes[0] if len(batches) == 1 else None, loss, trained)
     install(model, methods)
     if calibration is not None:
         calibrate(model, calibration)
@@ -75,7 +76,7 @@ def measure_step_error(
     for part, prefix in zip(batches[1:], prefixes[1:], strict=True):
         compressed.append(gradients_of(model, part, prefix_outputs(model, part[0], prefix), loss, trained))
     shares = [len(y) / len(batch[1]) for _, y in batches]
-    errors = relative_errors(_weighted_sum(compressed, shares), _weighted_sum(exact, shares))
+    errors = relative_errors(_weighted_sum(compressed, shares), exact)
     return StepError(sum(errors.values()), first[1])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,16 +118,24 @@ def _memory(
     return memory
 
 
-def vanilla_saved_bytes(problem: Problem, names: list[str]) -> int:
-    """Return the saved bytes of plain training of these layers on the whole batch at once.
+class VanillaStep(NamedTuple):
+    """What plain training of a whole batch at once takes: saved bytes, and operations from the first trained layer on."""
 
-    They grow by the same number with every example, so that two small steps are measured.
+    saved_bytes: int
+    flops: int
+
+
+def vanilla_step(problem: Problem, names: list[str]) -> VanillaStep:
+    """Return what plain training of these layers takes.
+
+    It grows by the same number with every example, so that two small steps are measured.
     """
-    methods = dict.fromkeys(names, Vanilla())
-    one = measure_step(problem, methods, 1).saved_bytes
-    if problem.batch_size == 1:
-        return one
-    return one + (measure_step(problem, methods, 2).saved_bytes - one) * (problem.batch_size - 1)
+    methods, sizes = dict.fromkeys(names, Vanilla()), list[int]()
+    observed = ObservedStep(methods)
+    for examples in (1, 2)[: problem.batch_size]:
+        (memory,) = _memories(problem, methods, examples, 0, observed if examples == 1 else None)
+        sizes.append(memory.saved_bytes)
+    return VanillaStep(sizes[0] + (sizes[-1] - sizes[0]) * (problem.batch_size - 1), problem.batch_size * observed.flops)
 
 
 def inference_peak_bytes(problem: Problem) -> int:

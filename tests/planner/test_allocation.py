@@ -78,7 +78,7 @@ def _combinations(problem: Problem, depth: int, allocation: ByteAllocation) -> I
         profile = allocation.profiles.of(family, depth, micro_batch)
         inputs, trained = profile.saved_inputs(depth), problem.trained_in_order(depth)
         options = [[option_for(option, saved) for option in _allowed(profile, saved.key, micro_batch)] for saved in inputs]
-        errors = [[_added(option, trained, profile.sensitivity.damping) for option in each] for each in options]
+        errors = [[_added(option, trained, profile.errors.damping) for option in each] for each in options]
         sizes = [
             [profile.size(option.method, saved.key, micro_batch) for option in each]
             for saved, each in zip(inputs, options, strict=True)
@@ -91,7 +91,8 @@ def _allowed(profile: Profile, key: str, micro_batch: int) -> list[MethodOption]
 
     Of a given method only the measured levels, for there would be millions of combinations.
     """
-    options, shape = profile.options[key], (micro_batch, *profile.inputs[key].shape[1:])
+    places, shape = range(len(profile.ladders[key])), (micro_batch, *profile.inputs[key].shape[1:])
+    options = profile.options({key: places})[key]
     if profile.family.method is None:
         return options
     exact, *levels = options[: len(profile.ladders[key])]

@@ -1,6 +1,5 @@
 """A plan's error is that of its step, not of an estimate; of plans that are as fast the one with less error is taken."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,25 +7,22 @@ import pytest
 import fedact
 from fedact.planner.allocation import NEGLIGIBLE
 from fedact.planner.selection import fastest_first
-from fedact.planner.sensitivity import GradientErrors, Sensitivity
+from fedact.planner.sensitivity import GradientErrors
 from tests.support.planned import batch, net
 
 LAYERS = 3
 
 
-def a_thousandth(found: Sensitivity) -> Sensitivity:
-    """Return a sensitivity that says of every method it has hardly any error."""
-    levels = [
-        GradientErrors(*({name: error / 1000 for name, error in each.items()} for each in level)) for level in found.levels
-    ]
-    return replace(found, levels=levels)
+def a_thousandth(found: GradientErrors) -> GradientErrors:
+    """Return errors that say of every method it has hardly any."""
+    return GradientErrors(*({name: error / 1000 for name, error in each.items()} for each in found))
 
 
 @pytest.mark.parametrize("share", [2, 4])
 def test_an_estimate_that_is_too_low_does_not_choose_a_plan(share, monkeypatch):
     """Of a larger micro-batch everything is estimated to fit without error; measured, it has ten times a smaller one's."""
     budget = fedact.make_plan(net(), None, batch(8), "exact", LAYERS).saved_bytes // share
-    monkeypatch.setattr(Sensitivity, "on_grid", a_thousandth)
+    monkeypatch.setattr(GradientErrors, "on_grid", a_thousandth)
     plan = fedact.make_plan(net(), budget, batch(8), "hosvd", LAYERS)
     assert plan.layers == LAYERS
     assert plan.expected_error <= NEGLIGIBLE * (LAYERS + 1)

@@ -217,11 +217,12 @@ class LowRank(Method):
 
     def spectra(self, x: Tensor) -> Spectra:
         rule, centred = self.rank_rule(x.shape), self._centred(x)
-        return {mode: self.factorization.spectrum(centred, mode) for mode in rule.bounds}
+        return {mode: self.factorization.quick_spectrum(centred, mode) for mode in rule.bounds}
 
     def ranks_by_variance(self, x: Tensor, spectra: Spectra | None = None) -> Callable[[float], tuple[int, ...]]:
         """Return a function from an explained variance to the ranks of the truncated modes, for tensors like x."""
-        rule, found = self.rank_rule(x.shape), self.spectra(x) if spectra is None else spectra
+        rule, centred = self.rank_rule(x.shape), self._centred(x) if spectra is None else x
+        found = spectra or {mode: self.factorization.spectrum(centred, mode) for mode in rule.bounds}
         return lambda variance: tuple(rule.rank(mode, each.eigenvalues, variance) for mode, each in found.items())
 
     def reconstructions(self, x: Tensor, methods: Sequence[Method], spectra: Spectra | None = None) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import SOLVERS, Spectrum, factor, full_ranks, mode_product, project
-from fedact.compression.lowrank.leading_vectors import leading_factor
+from fedact.compression.lowrank.leading_vectors import leading_factor, quick_spectrum
 from fedact.compression.lowrank.ranks import RankRule
 from fedact.compression.method import State
 
@@ -62,6 +62,10 @@ class Factorization(ABC):
     def spectrum(self, x: Tensor, mode: int) -> Spectrum:
         """Return the spectrum of one unfolding."""
         return SOLVERS[self.solver](x, mode)
+
+    def quick_spectrum(self, x: Tensor, mode: int) -> Spectrum:
+        """Return the spectrum of one unfolding, good enough to choose ranks by."""
+        return quick_spectrum(x, mode) if self.solver == "gram" else self.spectrum(x, mode)
 
     def leading_factor(self, x: Tensor, mode: int, rule: RankRule) -> Float[Tensor, "dimension rank"]:
         """Return the leading left singular vectors of one unfolding, as many as the rule says."""

@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedact.compression.lowrank.algebra import factor, gram, gram_spectrum, is_tall, matrix, rank_for_variance
+from fedact.compression.lowrank.algebra import (
+    Spectrum,
+    factor,
+    gram,
+    gram_spectrum,
+    is_tall,
+    matrix,
+    rank_for_variance,
+)
 from fedact.compression.lowrank.chebyshev import by_filter
 from fedact.compression.lowrank.eigensolver import eigenpairs
 from fedact.compression.lowrank.krylov import by_iteration, squared_norm
@@ -34,6 +42,15 @@ def leading_factor(x: Tensor, mode: int, most: int, variance: float | None) -> F
     if x.dtype is torch.float32 and variance is not None and variance < 1.0:
         vectors = _in_float32(x, mode, most, variance)
     return _in_float64(x, mode, most, variance) if vectors is None else vectors
+
+
+def quick_spectrum(x: Tensor, mode: int) -> Spectrum:
+    """Return an unfolding's spectrum from products in x's own type, where its squares are in range: to choose ranks by.
+
+    What explains less than 1e-6 of the variance is rounding. Raises FloatingPointError where x holds a NaN or an infinity.
+    """
+    in_range = x.dtype is torch.float32 and _in_range(squared_norm(x))
+    return gram_spectrum(x, mode, x.dtype if in_range else torch.float64)
 
 
 def _in_float64(x: Tensor, mode: int, most: int, variance: float | None) -> Tensor:
