@@ -108,7 +108,8 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     # Loads Triton, which nothing else here needs.
     from torch.utils.flop_counter import flop_registry
 
-    return flop_registry
+    # It knows no operations in place.
+    return flop_registry | {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
 
 
 def in_backward_pass() -> bool:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.operations import Operation
 
 
@@ -113,6 +114,15 @@ class Codec(ABC):
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's weight, in the weight's shape."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        """Add the gradient of the operation's weight to a total of the weight's shape."""
+        if type(self).weight_gradient is Codec.weight_gradient:
+            add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
+        else:
+            total.add(self.weight_gradient(compressed, grad_output, weight, operation))
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, of this shape, which needs no activation."""

@@ -14,7 +14,6 @@ from fedact.torch_private import convolution_backward
 
 FEW = 4
 """Pixels of an output up to which the kernels below are faster than torch's.
-
 At 1 x 1, batch 16 and 960 channels a depthwise weight gradient takes 1.9 ms in oneDNN, 0.03 here."""
 FEW_READ = 9
 """Pixels of its input up to which that is so of a depthwise weight gradient with an output of 2 x 2."""
@@ -51,22 +50,23 @@ def depthwise_weight_gradient(
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return a 1 x 1 convolution with stride 1 as a matrix product: at 1 x 1, batch 16, in half of the time of oneDNN's."""
-    rows = F.linear(_rows(x), weight.flatten(1), bias)
+    rows = F.linear(rows_of(x), weight.flatten(1), bias)
     return rows.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def pointwise_weight_gradient(x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the weight gradient of a 1 x 1 convolution with stride 1 as a matrix product."""
-    return (_rows(grad_output).T @ _rows(x)).view(weight.shape)
+    return (rows_of(grad_output).T @ rows_of(x)).view(weight.shape)
 
 
 def pointwise_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the input gradient of a 1 x 1 convolution with stride 1 as a matrix product."""
-    rows = _rows(grad_output) @ weight.flatten(1)
+    rows = rows_of(grad_output) @ weight.flatten(1)
     return rows.view(len(grad_output), *grad_output.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
+    """Return the pixels of all images as rows of channels."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 

@@ -80,10 +80,15 @@ def _examples_at_once(shape: torch.Size, group: int) -> int:
 
 
 def _quantize(x: Tensor, bits: int, group: int, generator: torch.Generator | None) -> Quantized:
-    values, most = _grouped(x.float(), group), 2**bits - 1
-    lows = -_rounded_up(-values.amin(1))
-    steps = _rounded_up((values.amax(1) - lows.float()) / most)
-    scaled = (values - lows.float()[:, None]).div_(steps.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None])
+    rows, most = _rows(x.float().flatten(), group), 2**bits - 1
+    lows = torch.cat([-_rounded_up(-row.amin(1)) for row in rows])
+    places = torch.split(lows, [len(row) for row in rows])
+    widths = [row.amax(1) - low.float() for row, low in zip(rows, places, strict=True)]
+    steps = _rounded_up(torch.cat(widths) / most)
+    scaled = x.new_empty((len(lows), rows[0].shape[1]), dtype=torch.float32)
+    for row, low, place in zip(rows, places, torch.split(scaled, [len(row) for row in rows]), strict=True):
+        torch.sub(row, low.float()[:, None], out=place)
+    scaled.div_(steps.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None])
     scaled += 0.5
     if generator is not None:
         scaled.add_(_noise(scaled.shape, generator), alpha=2**-16)
@@ -120,6 +125,16 @@ def _rounded_up(x: Tensor) -> Tensor:
     """Return x in the scales' type, never less than it was: a range must take in all its values."""
     rounded = x.to(SCALE_TYPE)
     return torch.where(rounded < x, (x + SCALE_ROUNDING * x.abs()).to(SCALE_TYPE), rounded)
+
+
+def _rows(flat: Tensor, group: int) -> list[Tensor]:
+    """Return what ``_grouped`` does in two parts: the whole groups, without a copy, and the last one that is filled."""
+    group = min(group, len(flat))
+    whole = len(flat) - len(flat) % group
+    if whole == len(flat):
+        return [flat.view(-1, group)]
+    last = torch.cat([flat[whole:], flat[-1:].expand(whole + group - len(flat))])
+    return [flat[:whole].view(-1, group), last[None]]
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:

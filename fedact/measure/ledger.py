@@ -47,8 +47,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.clock = 0
-        self.last_operation: Any = None
+        self.clock, self.last_operation = 0, None
         self.backward_times: list[float] = []
         self.lifetimes: list[Lifetime] = []
         self.alive: dict[int, Lifetime] = {}
@@ -186,15 +185,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.slots.append(Slot(layer, place, old))
 
     def note_gradient(self, parameter: Tensor) -> None:
-        """Note that a storage has become the parameter's gradient, which is not counted from then on.
-
-        Zeros that are a gradient as soon as they are made never count.
-        """
+        """Note that a storage has become the parameter's gradient, not counted from then on; zeros, not even when made."""
         for part in tensors_in(parameter.grad):
             life = self.find(part, born=True, before_backward=False)
-            if life.birth == self.clock and self.last_operation is zeros_like:
-                life.exempt_from(life.birth - 1)
-            self._exempt(life)
+            new = life.birth == self.clock and self.last_operation is zeros_like
+            life.exempt_from(self.clock - 1) if new else self._exempt(life)
 
     def note_weights(self, tensors: Iterable[Tensor | None]) -> None:
         """Note what parameters, buffers and gradients are now; an assignment may have made new storages theirs."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Compressed, Method, State, Traits
+from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.exact import IDENTITY
 from fedact.compression.method import NO_STATE
 from fedact.compression.operations import Operation
@@ -50,7 +51,7 @@ class Decoding(NamedTuple):
 
 
 class GradientCall(NamedTuple):
-    """One weight gradient that a codec computes itself: whose, from when to when, and of what."""
+    """One gradient that a codec computes itself: whose, from when to when, of what, and whether it is added to another."""
 
     layer: str
     start: int
@@ -58,6 +59,7 @@ class GradientCall(NamedTuple):
     grad_output: Geometry
     weight: Tensor
     operation: Operation
+    added: bool = False
 
 
 @dataclass(eq=False)
@@ -68,6 +70,7 @@ class Calls:
     encodings: list[Encoding] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
     gradients: list[GradientCall] = field(default_factory=list)
+    input_gradients: list[GradientCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +108,27 @@ class StandIn(Method):
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         start = self._now()
         gradient = super().weight_gradient(compressed, grad_output, weight, operation)
-        given = Geometry(grad_output.shape, grad_output.stride()), weight.detach(), operation
-        self.calls.gradients.append(GradientCall(self.layer, start, self._now(), *given))
+        self.calls.gradients.append(self._call(start, grad_output, weight, operation))
         return gradient
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        start = self._now()
+        add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
+        self.calls.gradients.append(self._call(start, grad_output, weight, operation, added=True))
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        start = self._now()
+        gradient = super().input_gradient(shape, grad_output, weight, operation)
+        self.calls.input_gradients.append(self._call(start, grad_output, weight, operation))
+        return gradient
+
+    def _call(
+        self, start: int, grad_output: Tensor, weight: Tensor, operation: Operation, added: bool = False
+    ) -> GradientCall:
+        like = Geometry(grad_output.shape, grad_output.stride())
+        return GradientCall(self.layer, start, self._now(), like, weight.detach(), operation, added)
 
     def _now(self) -> int:
         return self.calls.ledger.clock if self.calls.ledger else 0

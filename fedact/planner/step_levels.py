@@ -18,7 +18,7 @@ from fedact.measure.timeline import Levels, Use
 from fedact.nn.graph import consumers
 from fedact.nn.install import activations_without_mask
 from fedact.planner.stand_in import Calls, Geometry, GradientCall
-from fedact.planner.working_memory import WorkingMemory, has_own_gradient
+from fedact.planner.working_memory import WorkingMemory, has_own_gradient, has_own_input_gradient
 
 
 class Part(Enum):
@@ -27,6 +27,7 @@ class Part(Enum):
     STORED: what it stores. STATE: what it keeps from step to step. KEPT: the input itself, after the forward pass has no
     more use for it. MASK: saved by the activation before. ENCODING, DECODING: working memory. REBUILT: the reconstruction.
     CORRELATING: what a weight gradient from the reconstruction works with; GRADIENT: what a method's own does.
+    INPUT_GRADIENT: what a method's own input gradient works with.
     """
 
     STORED = auto()
@@ -38,6 +39,7 @@ class Part(Enum):
     REBUILT = auto()
     CORRELATING = auto()
     GRADIENT = auto()
+    INPUT_GRADIENT = auto()
 
 
 class Slot(NamedTuple):
@@ -97,6 +99,9 @@ class StepLevels:
             call = slot.call
             assert call is not None
             return working.gradient_bytes(method, slot.like, call) if own else 0
+        if part is Part.INPUT_GRADIENT:
+            assert slot.call is not None
+            return working.input_gradient_bytes(method, slot.like, slot.call) if has_own_input_gradient(method) else 0
         if part is Part.STORED:
             return working.stored_bytes(method, slot.like.shape)
         if part is Part.STATE:
@@ -135,6 +140,8 @@ def step_levels(ledger: Ledger, calls: Calls, masked_by: Mapping[str, str], item
             add(kept, start, stored.death)
     for call in calls.gradients:
         add(Slot(Part.GRADIENT, call.layer, inputs[call.layer], 0, inside=True, call=call), call.start + 1, call.stop)
+    for call in calls.input_gradients:
+        add(Slot(Part.INPUT_GRADIENT, call.layer, inputs[call.layer], 0, call=call), call.start + 1, call.stop)
     for decoding in calls.decodings:
         layer, start, stop, result = decoding
         inside = _around(calls.gradients, start, stop) is not None

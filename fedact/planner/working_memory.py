@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Method
-from fedact.compression.method import Codec, State
+from fedact.compression.method import Codec, Compressed, State
 from fedact.compression.transform.transform import MOST_BITS, Transform
 from fedact.measure.ledger import Ledger
 from fedact.measure.lifetimes import peak
@@ -72,17 +72,34 @@ class WorkingMemory:
 
         like: the input.
         """
+
+        def gradient(compressed: Compressed, grad_output: Tensor) -> Tensor:
+            return method.weight_gradient(compressed, grad_output, call.weight, call.operation)
+
+        # What is added to a gradient is a second tensor meanwhile.
+        return self._gradient_bytes(method, like, call, gradient) + (call.weight.nbytes if call.added else 0)
+
+    def input_gradient_bytes(self, method: Method, like: Geometry, call: GradientCall) -> int:
+        """Return what a method that has an input gradient of its own works with, besides the gradient itself."""
+
+        def gradient(_: Compressed, grad_output: Tensor) -> Tensor:
+            return method.input_gradient((len(grad_output), *like.shape[1:]), grad_output, call.weight, call.operation)
+
+        return self._gradient_bytes(method, like, call, gradient)
+
+    def _gradient_bytes(
+        self, method: Method, like: Geometry, call: GradientCall, gradient: Callable[[Compressed, Tensor], Tensor]
+    ) -> int:
         if self.none:
             return 0
         method, examples = _rounded_up(method), _few(like)
-        key = (method, *_each(like), *_each(call.grad_output), call.weight.shape, call.operation, examples)
+        kind = gradient.__qualname__
+        key = (kind, method, *_each(like), *_each(call.grad_output), call.weight.shape, call.operation, examples)
         if key not in self._gradients:
-            x, grad_output, weight = like.noise(examples), call.grad_output.noise(examples), call.weight
+            x, grad_output = like.noise(examples), call.grad_output.noise(examples)
             compressed = method.compress(x, method.start(0))
-            given = [*compressed.tensors, *compressed.state.tensors, grad_output, weight]
-            most, result = _most_bytes(
-                lambda: method.weight_gradient(compressed, grad_output, weight, call.operation), given
-            )
+            given = [*compressed.tensors, *compressed.state.tensors, grad_output, call.weight]
+            most, result = _most_bytes(lambda: gradient(compressed, grad_output), given)
             self._gradients[key] = max(0, most - result.untyped_storage().nbytes())
         return self._gradients[key] * like.shape[0] // examples
 
@@ -90,6 +107,11 @@ class WorkingMemory:
 def has_own_gradient(method: Method) -> bool:
     """Tell whether a method takes the weight gradient in another way than from the reconstruction."""
     return type(method).weight_gradient is not Codec.weight_gradient
+
+
+def has_own_input_gradient(method: Method) -> bool:
+    """Tell whether a method takes the input gradient in another way than the plain layer."""
+    return type(method).input_gradient is not Codec.input_gradient
 
 
 def _rounded_up(method: Method) -> Method:

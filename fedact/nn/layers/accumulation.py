@@ -1,5 +1,6 @@
 """Where a layer's backward pass may add to a parameter's gradient itself, in autograd's place."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +9,36 @@ from torch import Tensor
 from fedact.torch_private import has_gradient_hooks, is_blind, post_accumulate_hooks, will_accumulate
 
 
-def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
-    """Return the parameter's gradient, zeros where it had none, where autograd would do nothing but add to it.
+@dataclass(frozen=True, eq=False)
+class ParameterGradient:
+    """A parameter's gradient, to which autograd would do nothing but add."""
 
-    ctx: of a running backward pass; place: the parameter's, among the function's tensors. None where the gradient has to be
+    parameter: Tensor
+
+    def tensor(self) -> Tensor:
+        """Return the gradient, zeros where there was none."""
+        if self.parameter.grad is None:
+            self._set(torch.zeros_like(self.parameter))
+        assert self.parameter.grad is not None
+        return self.parameter.grad
+
+    def add(self, gradient: Tensor) -> None:
+        """Add a new tensor, or take it where there was none."""
+        if self.parameter.grad is None and gradient.is_contiguous():
+            self._set(gradient)
+        else:
+            self.tensor().add_(gradient)
+
+    def _set(self, gradient: Tensor) -> None:
+        self.parameter.grad = gradient
+        for hook in post_accumulate_hooks(self.parameter):
+            hook(self.parameter)
+
+
+def parameter_gradient(ctx: Any, place: int) -> ParameterGradient | None:
+    """Return a parameter's gradient where a backward pass may add to it in autograd's place.
+
+    ctx: of the running pass; place: the parameter's, among the function's tensors. None where the gradient has to be
     returned: where it is asked for by ``torch.autograd.grad`` or a hook, with ``create_graph=True``, or for what is no leaf.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -20,16 +47,21 @@ def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
     parameter = getattr(node, "variable", None)
     if not isinstance(parameter, Tensor) or has_gradient_hooks(parameter) or not parameter.is_contiguous():
         return None
-    hooks = post_accumulate_hooks(parameter)
-    if not all(map(is_blind, hooks)) or not will_accumulate(node):
+    if not all(map(is_blind, post_accumulate_hooks(parameter))) or not will_accumulate(node):
         return None
-    gradient = parameter.grad
-    if gradient is None:
-        gradient = parameter.grad = torch.zeros_like(parameter)
-        for hook in hooks:
-            hook(parameter)
-    fits = gradient.layout is torch.strided and gradient.dtype == parameter.dtype and gradient.is_contiguous()
-    return gradient if fits and not gradient.requires_grad else None
+    return ParameterGradient(parameter) if parameter.grad is None or _is_alike(parameter.grad, parameter) else None
+
+
+def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
+    """Return the tensor behind ``parameter_gradient``, zeros where there was none; None where there is no such gradient."""
+    gradient = parameter_gradient(ctx, place)
+    return None if gradient is None else gradient.tensor()
+
+
+def _is_alike(gradient: Tensor, parameter: Tensor) -> bool:
+    """Tell whether a gradient is a plain tensor of the parameter's type."""
+    plain = gradient.layout is torch.strided and gradient.is_contiguous() and not gradient.requires_grad
+    return plain and gradient.dtype == parameter.dtype
 
 
 def release(ctx: Any) -> None:

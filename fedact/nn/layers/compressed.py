@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedact.compression.accumulation import add_weight_gradient, is_large
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
+from fedact.nn.layers.accumulation import parameter_gradient, release
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.function import (
@@ -20,6 +22,9 @@ from fedact.nn.layers.function import (
     runs_plain,
     without_autocast,
 )
+
+WEIGHT = 1
+"""The weight's place among the tensors of an operation: input, weight and bias."""
 
 
 class CodecLayer(Saving, nn.Module):
@@ -108,21 +113,40 @@ class _CompressedInput(torch.autograd.Function):
         check_first_derivative(ctx.method, ctx.keeps_graph)
         compressed, (weight,) = saved(ctx)
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        method, operation = ctx.method, ctx.operation
+        operation, handover = ctx.operation, None if torch.is_grad_enabled() or not needs_input else ctx.handover
         with without_autocast(grad_output):
             weight = weight if ctx.dtype is None else weight.to(ctx.dtype)
             grad_bias = operation.bias_gradient(grad_output) if needs_bias else None
-            grad_input = method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
+            # The weight's gradient first: then the input can be freed.
+            x = None if handover is None else ctx.method.reconstruct(compressed)
+            grad_weight = _weight_gradient(ctx, compressed, x, grad_output, weight) if needs_weight else None
+            del compressed
+            release(ctx)
+            grad_input = ctx.method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
             grad_input = None if grad_input is None else grad_input.to(ctx.types[0])
-            if ctx.handover is not None and grad_input is not None and not torch.is_grad_enabled():
+            if handover is not None and grad_input is not None and x is not None:
                 # One reconstruction serves the weight and the mask of the activation before.
-                x = method.reconstruct(compressed)
-                grad_weight = operation.weight_gradient(x, grad_output, weight) if needs_weight else None
-                ctx.handover.give(grad_input, ctx.handover.slope.times(grad_input, x))
-            else:
-                grad_weight = method.weight_gradient(compressed, grad_output, weight, operation) if needs_weight else None
+                handover.give(grad_input, handover.slope.times(grad_input, x))
         gradients = (grad_input, grad_weight, grad_bias)
         return *(g if g is None else g.to(t) for g, t in zip(gradients, ctx.types, strict=True)), None, None, None
+
+
+def _weight_gradient(
+    ctx: Any, compressed: Compressed, x: Tensor | None, grad_output: Tensor, weight: Tensor
+) -> Tensor | None:
+    """Return the weight's gradient, or add it to what the weight has, and return None; x: the input where it is there."""
+    method, operation = ctx.method, ctx.operation
+    large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
+    total = parameter_gradient(ctx, WEIGHT) if large else None
+    if total is None:
+        if x is None:
+            return method.weight_gradient(compressed, grad_output, weight, operation)  # type: ignore[no-any-return]
+        return operation.weight_gradient(x, grad_output, weight)  # type: ignore[no-any-return]
+    if x is None:
+        method.add_weight_gradient(total, compressed, grad_output, weight, operation)
+    else:
+        add_weight_gradient(total, operation, x, grad_output, weight)
+    return None
 
 
 def in_type(

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Convolution, Operation
 from fedact.nn.layers.codec import Encoded, LayerCodec
@@ -55,6 +56,12 @@ class Rematerialization:
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's weight."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        """Add the gradient of the operation's weight to a total of the weight's shape."""
+        add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, which needs no activation."""
