@@ -55,19 +55,30 @@ def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:
 
 def apply_mask(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
     """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order."""
-    flat, size = flattened(x, order), x.element_size()
-    result = torch.empty_like(flat)
     # As integers: a mask of no bits makes 0 of an infinity too.
-    whole = flat.view(INTEGERS[size]), result.view(INTEGERS[size])
-    if len(flat) <= CHUNK:
-        _unpack(packed, whole[1])
-        whole[1].bitwise_and_(whole[0])
-        return restored(result, x.shape, order)
-    parts = (torch.split(tensor, CHUNK) for tensor in whole)
-    for part, place, masks in zip(*parts, torch.split(packed, CHUNK // 8), strict=True):
-        _unpack(masks, place)
-        place.bitwise_and_(part)
-    return restored(result, x.shape, order)
+    integers = INTEGERS[x.element_size()]
+    source = x.view(integers).permute(tuple(order))
+    flat, in_order = torch.empty(x.numel(), dtype=integers, device=x.device), source.is_contiguous()
+    if in_order and len(flat) > CHUNK:
+        parts = (torch.split(each, size) for each, size in ((source.view(-1), CHUNK), (packed, CHUNK // 8), (flat, CHUNK)))
+        for part, masks, place in zip(*parts, strict=True):
+            _unpack(masks, place)
+            place.bitwise_and_(part)
+    else:
+        _unpack(packed, flat)
+        _and(flat.view(source.shape), source)
+    return restored(flat.view(x.dtype), x.shape, order)
+
+
+def _and(result: Tensor, source: Tensor) -> None:
+    """Clear the bits of the result that the source, in another order in memory, has not set."""
+    if source.numel() <= CHUNK or source.dim() < 3 or not source.movedim(-1, 1).is_contiguous():
+        result.bitwise_and_(source)
+        return
+    # An example at a time: PyTorch transposes a large matrix in blocks, but nothing else.
+    transposed = torch.empty_like(result[0].flatten(0, -2))
+    for masked, example in zip(result.flatten(1, -2), source.flatten(1, -2), strict=True):
+        masked.bitwise_and_(transposed.copy_(example))
 
 
 def _unpack(packed: UInt8[Tensor, " bytes"], masks: Tensor) -> None:
