@@ -53,6 +53,19 @@ def test_infinities_and_nans_are_stopped_and_pass_in_every_type_and_size(dtype, 
     assert not found[x <= 0].any()
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 3, 3), (3, 12, 96, 96), (2, 7, 201, 99)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels"])
+def test_large_gradients_are_masked_and_scaled_whatever_their_layout(shape, layout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
+    scale = torch.randn(shape[1], generator=generator)
+    packed = pack_mask(x, [0, 2, 3, 1], lambda part: part > 0)
+    expected = grad.masked_fill(x <= 0, 0)
+    assert torch.equal(apply_mask(grad, packed, [0, 2, 3, 1]), expected)
+    assert torch.equal(apply_mask(grad, packed, [0, 2, 3, 1], scale), expected * scale.view(-1, 1, 1))
+
+
 @pytest.mark.parametrize("function", [F.relu, F.relu6], ids=["relu", "relu6"])
 @pytest.mark.parametrize("kept", [True, False], ids=["from the output", "from the mask"])
 def test_the_gradient_at_bounds_and_through_nans_is_pytorchs(function, kept):

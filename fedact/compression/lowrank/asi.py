@@ -111,6 +111,8 @@ def subspace_step(x: Tensor, last: Float[Tensor, "dimension rank"], mode: int) -
         size = float(torch.linalg.vector_norm(image))
     if size == 0:
         return last
+    if rank == 1:
+        return image / size
     return orthonormal(torch.add(image, last, alpha=size * torch.finfo(x.dtype).eps))
 
 

@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from fedact.compression.packing import pack_codes
@@ -32,7 +32,10 @@ def restored(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor
 
 
 def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor]) -> UInt8[Tensor, " bytes"]:
-    """Return the elementwise ``mask`` of x, 8 elements a byte, with the dimensions in this order."""
+    """Return the elementwise ``mask`` of x, 8 elements a byte, with the dimensions in this order.
+
+    mask: of a part of x; it may change the part, a view of x where the order is x's own in memory, after it has read it.
+    """
     flat = flattened(x, order)
     packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
     if len(flat) <= CHUNK:
@@ -53,21 +56,35 @@ def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:
         packed.copy_(pack_codes(mask.view(torch.uint8), bits=1))
 
 
-def apply_mask(x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int]) -> Tensor:
-    """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order."""
+def apply_mask(
+    x: Tensor, packed: UInt8[Tensor, " bytes"], order: Sequence[int], scale: Float[Tensor, " last"] | None = None
+) -> Tensor:
+    """Return a copy of x with zeros where the mask of ``pack_mask`` is not set, its memory in this order.
+
+    scale: by the place in the last dimension of the order, what the copy is multiplied by; of ones where it is not given.
+    """
     # As integers: a mask of no bits makes 0 of an infinity too.
     integers = INTEGERS[x.element_size()]
     source = x.view(integers).permute(tuple(order))
     flat, in_order = torch.empty(x.numel(), dtype=integers, device=x.device), source.is_contiguous()
     if in_order and len(flat) > CHUNK:
-        parts = (torch.split(each, size) for each, size in ((source.view(-1), CHUNK), (packed, CHUNK // 8), (flat, CHUNK)))
+        # Whole rows of the last dimension, whole bytes.
+        size = 8 * source.shape[-1]
+        size *= max(1, CHUNK // size)
+        parts = (torch.split(each, count) for each, count in ((source.view(-1), size), (packed, size // 8), (flat, size)))
         for part, masks, place in zip(*parts, strict=True):
             _unpack(masks, place)
-            place.bitwise_and_(part)
+            _scale(place.bitwise_and_(part), x.dtype, scale)
     else:
         _unpack(packed, flat)
         _and(flat.view(source.shape), source)
+        _scale(flat, x.dtype, scale)
     return restored(flat.view(x.dtype), x.shape, order)
+
+
+def _scale(masked: Tensor, dtype: torch.dtype, scale: Tensor | None) -> None:
+    if scale is not None:
+        masked.view(dtype).view(-1, len(scale)).mul_(scale)
 
 
 def _and(result: Tensor, source: Tensor) -> None:

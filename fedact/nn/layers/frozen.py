@@ -90,8 +90,15 @@ class _FrozenNormActivation(torch.autograd.Function):
     ) -> Tensor:
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
         ctx.order, ctx.eps = memory_order(y), eps
-        ctx.save_for_backward(pack_mask(y, ctx.order, slope.passes), mean, variance, weight)
-        return torch.relu_(y) if slope.upper == inf else F.hardtanh_(y, slope.lower, slope.upper)
+
+        def activate(part: Tensor) -> Tensor:
+            """Return the mask of a part of y, and write the activation into the part while it is in the cache."""
+            passes = slope.passes(part)
+            _ = torch.relu_(part) if slope.upper == inf else F.hardtanh_(part, slope.lower, slope.upper)
+            return passes
+
+        ctx.save_for_backward(pack_mask(y, ctx.order, activate), mean, variance, weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -100,15 +107,12 @@ class _FrozenNormActivation(torch.autograd.Function):
         if torch.is_grad_enabled():
             passes = apply_mask(torch.ones_like(grad_output), packed, ctx.order).bool()
             return torch.where(passes, grad_output * norm.scale(grad_output, weight), 0), None, None, None, None, None, None
-        return (
-            apply_mask(grad_output, packed, ctx.order).mul_(norm.scale(grad_output, weight)),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        scale = norm.scale(grad_output, weight)
+        if ctx.order[-1] == 1:
+            grad_input = apply_mask(grad_output, packed, ctx.order, scale.flatten())
+        else:
+            grad_input = apply_mask(grad_output, packed, ctx.order).mul_(scale)
+        return grad_input, None, None, None, None, None, None
 
 
 class EvalNorm(FixedStatistics, Swapped, NormWithStatistics):
