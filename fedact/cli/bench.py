@@ -19,6 +19,8 @@ from fedact.data import Loader
 from fedact.measure.equal_cosine import BASELINES, bytes_ratios, capture, convolutions_to_compare, least_bytes
 from fedact.measure.floor import floor
 from fedact.measure.methods import BASELINE, compressed_models, measure_methods
+from fedact.measure.rate_distortion import limit_line
+from fedact.nn.surgery import trained_layers
 from fedact.reports.bench.figures import error_against_bytes
 from fedact.reports.bench.tables import cost_table, gradient_table, least_table, ratio_table
 from fedact.reports.style import png
@@ -70,7 +72,9 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
         options.json, experiment.config, {"methods": [measured.row() for measured in measurements], "floor": asdict(least)}
     )
     if options.figure:
-        write_whole(options.figure, png(error_against_bytes(title, measurements)))
+        captured = capture(model, batches[0], trained_layers(model, layers))
+        limits = limit_line(captured, share=(options.micro_batch or config.batch_size) / config.batch_size)
+        write_whole(options.figure, png(error_against_bytes(title, measurements, limits, least.bytes)))
     return 0
 
 

@@ -86,7 +86,7 @@ def convolutions_to_compare(model: nn.Module, last: int, every: int) -> list[str
 
 
 def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[CapturedConvolution]:
-    """Return the named convolutions as they are in one exact step of the whole model, batch norm frozen.
+    """Return the named layers as they are in one exact step of the whole model, batch norm frozen; linear ones as 1 x 1.
 
     A layer that is called several times is captured at its first call.
     """
@@ -105,8 +105,14 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
     captured = []
     for name in names:
         module, x, grad_output = plain.get_submodule(name), inputs[name], gradients[name]
-        assert isinstance(module, nn.Conv2d)
-        operation, weight = Convolution.of(module), module.weight.detach()
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        weight = module.weight.detach()
+        if isinstance(module, nn.Linear):
+            # It is a 1 x 1 convolution over its rows.
+            x, grad_output = (each.movedim(-1, 1).reshape(len(each), each.shape[-1], -1, 1) for each in (x, grad_output))
+            operation, weight = Convolution((1, 1), (0, 0), (1, 1), 1), weight[:, :, None, None]
+        else:
+            operation = Convolution.of(module)
         exact = operation.weight_gradient(x, grad_output, weight)
         captured.append(CapturedConvolution(name, x, grad_output, weight, operation, exact))
     return captured

@@ -1,6 +1,7 @@
 """The bench's figure: the frontier is the Pareto set, the lines hold the data, no label covers another."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from matplotlib.transforms import Bbox
 from fedact.compression import METHODS, at, families, family, make_method, method_name, swept
 from fedact.measure.gradient_error import GradientError
 from fedact.measure.methods import MethodMeasurement
-from fedact.reports.bench.figures import curves, error_against_bytes
+from fedact.measure.rate_distortion import LimitPoint
+from fedact.reports.bench.figures import LIMIT, RING, curves, error_against_bytes, recomputes
 from fedact.reports.label_placement import AROUND_LINE, AROUND_POINT, obstacles, write
 from fedact.reports.style import frontier
 
@@ -48,7 +50,7 @@ def test_methods_that_differ_in_the_swept_setting_are_one_curve():
 
 
 def test_the_lines_hold_the_data_and_the_rail_the_exact_ones():
-    main, rail = error_against_bytes("a title", FOUND).axes
+    _, main, _, rail = error_against_bytes("a title", FOUND).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in main.lines}
     assert lines["hosvd"] == [[300_000, 0.6], [500_000, 0.3]]
     assert lines["quantize"] == [[800_000, 0.1], [1_600_000, 0.01]]
@@ -61,12 +63,15 @@ def test_the_lines_hold_the_data_and_the_rail_the_exact_ones():
 def test_every_family_is_named_once_and_no_label_covers_another():
     figure = error_against_bytes("a title", FOUND)
     figure.draw_without_rendering()
-    labels = [text for axes in figure.axes for text in axes.texts]
+    peak, saved, peak_rail, saved_rail = figure.axes
+    labels = [text for axes in (saved, saved_rail) for text in axes.texts]
     names = [text.get_text() for text in labels]
     assert all(names.count(name) == 1 for name in curves(FOUND))
-    assert "along the lines: bits 2 to 4; variance 0.5 to 0.8" in figure.axes[0].get_title("left")
+    # Over peak bytes a name is written where there is room.
+    labels += [text for axes in (peak, peak_rail) for text in axes.texts]
     boxes = [Text.get_window_extent(text) for text in labels]
     assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    assert figure.get_suptitle().endswith("along the lines: bits 2 to 4; variance 0.5 to 0.8")
 
 
 @pytest.mark.parametrize("dpi", [50, 100, 300])
@@ -122,8 +127,40 @@ def test_a_label_that_finds_no_room_is_left_out_unless_it_must_be_there():
 
 
 def test_a_variant_has_its_methods_colour_and_another_line():
-    main, _ = error_against_bytes("a title", FOUND).axes
+    _, main, _, _ = error_against_bytes("a title", FOUND).axes
     lines = {line.get_label(): line for line in main.lines}
     plain, variant = lines["hosvd"], lines["hosvd:bits=8"]
     assert plain.get_color() == variant.get_color() != lines["quantize"].get_color()
     assert plain.get_linestyle() != variant.get_linestyle()
+
+
+def test_peak_bytes_stand_before_saved_bytes():
+    found = [measured("quantize", 800_000, 0.1), replace_peak(measured("hosvd", 500_000, 0.3), 9_000_000)]
+    figure = error_against_bytes("a title", found, floor_bytes=200_000)
+    peak, saved, peak_rail, saved_rail = figure.axes
+    assert (peak_rail.get_xlabel(), saved_rail.get_xlabel()) == ("peak bytes of a step", "saved bytes of a step")
+    lines = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in (peak, saved)]
+    assert [each["hosvd"] for each in lines] == [[[9_000_000, 0.3]], [[500_000, 0.3]]]
+    assert [200_000, 200_000] in [list(line.get_xdata()) for line in peak.lines]
+    assert "floor, one image" in [text.get_text() for text in peak.texts]
+
+
+def replace_peak(row: MethodMeasurement, peak: int) -> MethodMeasurement:
+    return replace(row, gradient_error=replace(row.gradient_error, peak_bytes=peak))
+
+
+def test_what_recomputes_has_rings_and_the_limits_say_that_they_are_a_model():
+    found = [*FOUND, measured("exact:derive=2", 900_000, 0.0), measured("checkpoint", 800_000, 0.0)]
+    limits = [LimitPoint(1e3, 1.1e3, 0.5), LimitPoint(1e4, 1.1e4, 0.05), LimitPoint(1e5, 1.1e5, 1e-6)]
+    figure = error_against_bytes("a title", found, limits)
+    _, main, _, rail = figure.axes
+    assert [recomputes(name) for name in ("vanilla", "exact", "exact:derive=2", "checkpoint")] == [False, False, True, True]
+    ringed = [line.get_xydata().tolist() for line in rail.lines if line.get_markersize() == RING]
+    assert ringed == [[[900_000, 0.0]], [[800_000, 0.0]]]
+    # Only where errors were measured: from 0.6 to 0.01.
+    drawn = [line.get_xydata().tolist() for line in main.lines if line.get_gid() == LIMIT]
+    assert drawn == [[[1e3, 0.5], [1e4, 0.05]], [[1.1e3, 0.5], [1.1e4, 0.05]]]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "a model, not a bound" in words[0]
+    assert "0.255 bit" in words[1]
+    assert "again" in words[2]

@@ -1,4 +1,4 @@
-"""The bench's figure: gradient error against bytes, all methods, and the frontier."""
+"""The bench's figure: gradient error against peak and saved bytes, all methods, the frontier, and limit lines of a model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -14,16 +15,17 @@ from fedact.compression import family, make_method, method_name
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
+from fedact.measure.rate_distortion import LimitPoint
 from fedact.reports.label_placement import obstacles, write
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import (
     EXACT,
     FRONTIER,
     GUIDE,
-    TITLE_SIZE,
     Point,
     error_axis,
     frontier,
+    heading,
     line_style,
     plain,
     size_axis,
@@ -32,56 +34,134 @@ from fedact.reports.style import (
 VARIANTS = ("-", "--", ":")
 """Line styles of a method's variants."""
 
+ACCOUNTS = {"peak": "peak bytes of a step", "saved": "saved bytes of a step"}
+"""The panels from left to right: what is counted, and the axis's words."""
+RAIL = "#F4F4F4"
+RING = 11
+"""Size of the ring around a method that recomputes inputs, in points."""
+LIMIT = "limit"
+LIMITS: dict[str, tuple[str, str]] = {
+    "gaussian_bytes": (
+        "-",
+        "Gaussian rate-distortion of the trained layers' inputs: a model, not a bound (axes and variances cost nothing)",
+    ),
+    "scalar_bytes": (":", "entropy-coded scalar quantisation: 0.255 bit a coded coefficient above it"),
+}
+"""Line style and words of the limit lines."""
+
 Curves = dict[str, list[tuple[Point, str]]]
 """By family: its points (bytes, error), each with the value of the setting that the family is swept over."""
 
 
-def curves(measurements: Sequence[MethodMeasurement]) -> Curves:
-    """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0."""
+def curves(measurements: Sequence[MethodMeasurement], account: str = "saved") -> Curves:
+    """Return each family's points with the swept setting's value, the fewest bytes first; rounding is an error of 0.
+
+    account: which bytes, "peak" or "saved".
+    """
     result: Curves = {}
     for row in measurements:
         method, errors = make_method(row.gradient_error.method), row.gradient_error
         error = errors.total_error if errors.total_error > ROUNDING else 0.0
         setting = method.traits.sweep.setting
         value = getattr(method, setting) if setting else None
-        point = ((errors.saved_bytes, error), "" if value is None else spelled(value))
+        point = ((getattr(errors, f"{account}_bytes"), error), "" if value is None else spelled(value))
         result.setdefault(method_name(family(method)), []).append(point)
     return {name: sorted(points) for name, points in result.items()}
 
 
-def error_against_bytes(title: str, measurements: Sequence[MethodMeasurement]) -> Figure:
-    """Return the relative squared error of the whole gradient over saved bytes, a line a family, on logarithmic axes.
+def recomputes(family_name: str) -> bool:
+    """Tell whether a family makes inputs again instead of keeping them all."""
+    method = make_method(family_name)
+    return bool(method.derive or method.segment)
 
-    Exact gradients have a rail of their own below; the frontier of all points is a step line that ends there.
+
+def error_against_bytes(
+    title: str, measurements: Sequence[MethodMeasurement], limits: Sequence[LimitPoint] = (), floor_bytes: int = 0
+) -> Figure:
+    """Return the relative squared error of the whole gradient over peak bytes and over saved bytes, on logarithmic axes.
+
+    A line is a family; what recomputes inputs has a ring around its points. Exact gradients have a rail of their own below;
+    the frontier of all points is a step line that ends there. limits: of what is stored, drawn over saved bytes.
+    floor_bytes: marked over peak bytes, unless 0.
     """
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = Figure(figsize=(14, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    main, rail = figure.subplots(2, 1, sharex=True, height_ratios=[10, 1])
-    families = curves(measurements)
-    styles = _styles(families)
+    panels = figure.subplots(2, len(ACCOUNTS), sharex="col", sharey="row", height_ratios=[10, 1])
+    drawn = {account: curves(measurements, account) for account in ACCOUNTS}
+    styles = _styles(drawn["saved"])
+    best = {}
+    for (account, words), main, rail in zip(ACCOUNTS.items(), *panels, strict=True):
+        _draw_panel(main, rail, drawn[account], styles)
+        if account == "saved":
+            _draw_limits(main, limits, drawn[account])
+        elif floor_bytes:
+            _mark_floor(main, rail, floor_bytes)
+        rail.set_xlabel(words)
+        size_axis(rail, "x")
+        best[account] = frontier(point for points in drawn[account].values() for point, _ in points)
+        _draw_frontier(main, rail, best[account])
+    panels[0][0].set_ylabel("squared error of the gradient, relative to its square")
+    panels[1][0].set_yticks([0], ["exact"])
+    lines = swept_settings(drawn["saved"])
+    along = f"\nalong the lines: {lines}" if lines else ""
+    heading(figure, f"Gradient error against activation memory\n{figure_label(title)}{along}")
+    _legend(figure, limits, any(map(recomputes, styles)))
+    figure.draw_without_rendering()
+    for account, main, rail in zip(ACCOUNTS, *panels, strict=True):
+        _label(main, rail, drawn[account], styles, best[account], must=account == "saved")
+    return figure
+
+
+def _draw_panel(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mapping[str, Any]]) -> None:
     for name, points in families.items():
         for axes in (main, rail):
             if drawn := [point for point, _ in points if bool(point[1]) == (axes is main)]:
                 axes.plot(*zip(*drawn, strict=True), **styles[name], label=name, zorder=3)
-    main.set_ylabel("squared error of the gradient, relative to its square")
-    rail.set(xlabel="saved bytes of a step", ylim=(-1, 1), facecolor="#F4F4F4")
-    rail.set_yticks([0], ["exact"])
+                if recomputes(name):
+                    axes.plot(*zip(*drawn, strict=True), **_ring(styles[name]["color"]), zorder=2.5)
+    rail.set(ylim=(-1, 1), facecolor=RAIL)
     error_axis(main)
     for axes in (main, rail):
         axes.margins(x=0.1, y=0.08)
         axes.yaxis.set_minor_formatter(NullFormatter())
-    size_axis(rail, "x")
     plain(main, rail)
-    best = frontier(point for points in families.values() for point, _ in points)
-    _draw_frontier(main, rail, best)
-    lines = swept_settings(families)
-    heading = f"Gradient error against activation memory\n{figure_label(title)}" + (
-        f"\nalong the lines: {lines}" if lines else ""
-    )
-    main.set_title(heading, loc="left", fontsize=TITLE_SIZE)
-    figure.draw_without_rendering()
-    _label(main, rail, families, styles, best)
-    return figure
+
+
+def _draw_limits(main: Axes, limits: Sequence[LimitPoint], families: Curves) -> None:
+    """Draw the limit lines where measured errors lie."""
+    errors = [point[1] for points in families.values() for point, _ in points if point[1]]
+    if not errors:
+        return
+    inside = [point for point in limits if min(errors) <= point.error <= max(errors) and point.gaussian_bytes >= 1]
+    for name, (dashes, _) in LIMITS.items() if inside else ():
+        sizes = [getattr(point, name) for point in inside]
+        main.plot(sizes, [point.error for point in inside], **_limit_style(dashes), gid=LIMIT, zorder=2)
+
+
+def _mark_floor(main: Axes, rail: Axes, floor_bytes: int) -> None:
+    for axes in (main, rail):
+        axes.axvline(floor_bytes, color="black", linestyle="--", linewidth=1, zorder=1)
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    main.annotate("floor, one image", (floor_bytes, 0), (4, 3), **place, fontsize=9)
+
+
+def _limit_style(dashes: str) -> dict[str, Any]:
+    return {"color": "black", "linestyle": dashes, "linewidth": 1.1, "alpha": 0.7}
+
+
+def _ring(color: str) -> dict[str, Any]:
+    return {
+        "linestyle": "none", "marker": "o", "markersize": RING, "markerfacecolor": "none", "markeredgecolor": color,
+        "markeredgewidth": 0.8,
+    }  # fmt: skip
+
+
+def _legend(figure: Figure, limits: Sequence[LimitPoint], rings: bool) -> None:
+    """Say what the limit lines and the rings are."""
+    handles = [Line2D([], [], **_limit_style(dashes), label=words) for dashes, words in LIMITS.values()] if limits else []
+    handles += [Line2D([], [], **_ring(GUIDE), label="makes inputs again instead of keeping them all")] if rings else []
+    if handles:
+        figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower left")
 
 
 def _styles(families: Curves) -> dict[str, dict[str, Any]]:
@@ -113,19 +193,24 @@ def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:
     main.set_ylim(bottom=bottom)
 
 
-def _label(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mapping[str, Any]], best: Sequence[Point]) -> None:
-    """Write every family's name at one of its points, and the frontier's name."""
+def _label(
+    main: Axes, rail: Axes, families: Curves, styles: Mapping[str, Mapping[str, Any]], best: Sequence[Point], must: bool
+) -> None:
+    """Write every family's name at one of its points, and the frontier's name.
+
+    must: also where there is no room. Not where many peaks are the same: the panel beside it has the same lines.
+    """
 
     def places(points: Iterable[Point]) -> list[tuple[Axes, Point]]:
         return [(main if point[1] else rail, point) for point in points]
 
-    taken: list[Bbox] = []
+    taken: list[Bbox] = [text.get_window_extent() for text in main.texts]
     for points in families.values():
         for axes in (main, rail):
             taken += obstacles(axes, [point for point, _ in points if bool(point[1]) == (axes is main)])
     for name, points in families.items():
         color = styles[name]["color"]
-        write(name, places(point for point, _ in reversed(points)), taken, color=color, fontsize=9.5)
+        write(name, places(point for point, _ in reversed(points)), taken, must, color=color, fontsize=9.5)
     steps = [((first[0] * second[0]) ** 0.5, first[1]) for first, second in pairwise(best)]
     if steps:
         write("frontier", places(reversed(steps)), taken, must=False, color=GUIDE, fontsize=9.5, style="italic")
