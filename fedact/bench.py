@@ -11,7 +11,8 @@ from fedact.config.loading import make_config
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
-    "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device", "threads",
+    "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device",
+    "threads",
 )  # fmt: skip
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size", "workers")
 """Fields of Config about the fleet of ``--rounds``."""
@@ -20,6 +21,8 @@ FIRST_FIELDS = ("model", "method", "layers", "batch_size", "resolution")
 LAYERS, LAYERS_ALONE = 4, 6
 HELPS = {
     "method": "NAME[:key=value,...]; repeat to compare [every method, with the settings that simulate --list says]",
+    "recompute": "how many convolutions back a saved input may be, for others to be made again from it instead of saved [0; "
+    "exact is measured with 3 as well]",
     "layers": f"trained convolutions from the end; 0 is the head alone [{LAYERS}; with --equal-cosine {LAYERS_ALONE}]",
 }
 """Fields of Config whose default is another one here, with their help."""

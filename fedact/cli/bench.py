@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedact.cli.console import show
 from fedact.cli.signals import catch_late
-from fedact.compression import families, make_method, method_name, published, swept
+from fedact.compression import Method, families, make_method, method_name, published, swept
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -30,6 +30,8 @@ from fedact.training.workspace import Workspace, prepare
 
 ALONE = {"clients": 1, "partition": "iid"}
 """Nothing is federated here."""
+RECOMPUTED = "exact:derive=3"
+"""The exact gradient with recompute, the rival of every codec."""
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -51,8 +53,8 @@ class Options:
 def run_bench(config: Config, methods: list[str] | None, options: Options) -> int:
     """Measure the methods (where none is named, every one as it is compared), print the tables, write the files."""
     catch_late()
-    chosen = swept(methods) if options.sweep else methods or published()
-    names = list(dict.fromkeys(method_name(make_method(text)) for text in chosen))
+    chosen = swept(methods) if options.sweep else methods or [*published(), RECOMPUTED]
+    names = list(dict.fromkeys(method_name(scheduled(config, text)) for text in chosen))
     workspace = _prepared(config, options.batches + 1)
     experiment = workspace.experiment
     warm_up, *batches = _batches(experiment, options.batches + 1)
@@ -76,6 +78,11 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
         limits = limit_line(captured, share=(options.micro_batch or config.batch_size) / config.batch_size)
         write_whole(options.figure, png(error_against_bytes(title, measurements, limits, least.bytes)))
     return 0
+
+
+def scheduled(config: Config, text: str) -> Method:
+    """Return the method that a text names, with the recompute that was given where it has none of its own."""
+    return make_method(text).recomputing(0 if config.recompute == "auto" else config.recompute)
 
 
 def run_equal_cosine(config: Config, methods: list[str] | None, options: Options) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from typing import Any
 
 from fedact.compression.exact import Checkpoint, Exact, Vanilla
 from fedact.compression.gradient_filter import GradientFilter
@@ -92,7 +93,7 @@ def family(method: Method) -> Method:
     """Return the method without the setting that it is swept over."""
     setting = method.traits.sweep.setting
     defaults = {field.name: field.default for field in fields(method)}
-    return replace(method, **{setting: defaults[setting]}) if setting else method
+    return with_setting(method, setting, defaults[setting]) if setting else method
 
 
 def families(methods: Iterable[str | Method] | None = None) -> list[Method]:
@@ -104,7 +105,13 @@ def families(methods: Iterable[str | Method] | None = None) -> list[Method]:
 
 def at(method: Method, value: float) -> Method:
     """Return the method with a value for the setting that it is swept over."""
-    return replace(method, **{method.traits.sweep.setting: value})
+    return with_setting(method, method.traits.sweep.setting, value)
+
+
+def with_setting(method: Method, name: str, value: Any) -> Method:
+    """Return the method with another value for one of its settings."""
+    settings: dict[str, Any] = {name: value}
+    return replace(method, **settings)
 
 
 def swept(methods: Iterable[str | Method] | None = None) -> list[str]:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
-    Convolutions,
     Count,
     Method,
     State,
@@ -44,8 +43,6 @@ class Exact(Identity):
     Stores x itself: 4 bytes an element in float32, and an error of 0. What it spares are the tensors of the layers around: a
     frozen batch norm is an affine map, whose gradient needs no activation, and a ReLU needs a mask alone.
 
-    derive: whole number from 0, default 0; an input at most so many convolutions behind another saved one, and no smaller
-    than it, is not saved but rematerialized from that one in the backward pass.
 
     >>> from fedact.compression import METHODS
     >>> METHODS["exact"](derive=2).predicted_bytes((16, 96, 14, 14))
@@ -55,8 +52,6 @@ class Exact(Identity):
     traits: ClassVar[Traits] = replace(
         IDENTITY, source="autograd's gradient without what it need not keep", variants=("", "derive=2")
     )
-
-    derive: Convolutions = 0
 
 
 @settings("vanilla")
@@ -71,6 +66,10 @@ class Vanilla(Identity):
     """
 
     traits: ClassVar[Traits] = replace(IDENTITY, source="PyTorch autograd", saves_less=False)
+    derive: ClassVar[None] = None  # type: ignore[misc]
+
+    def recomputing(self, convolutions: int) -> Self:
+        return self
 
 
 @settings("checkpoint")
@@ -89,7 +88,11 @@ class Checkpoint(Identity):
 
     traits: ClassVar[Traits] = replace(IDENTITY, source="Chen et al., 2016, arXiv 1604.06174, section 4")
 
+    derive: ClassVar[None] = None  # type: ignore[misc]
     children: Count = 1
+
+    def recomputing(self, convolutions: int) -> Self:
+        return self
 
     @property
     def segment(self) -> int:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -139,12 +139,28 @@ class Codec(ABC):
 
 @dataclass(frozen=True)
 class Method(Codec):
-    """A codec whose fields are its settings, with what the planner needs to choose among settings."""
+    """A codec whose fields are its settings, with what the planner needs to choose among settings.
+
+    derive: the recompute that goes with it, whatever the run's (see ``recompute``); None where the run's does.
+    """
 
     traits: ClassVar[Traits]
 
-    derive = 0
-    """How many convolutions before a layer another saved input may be, for its own to be rematerialized from that one."""
+    derive: Convolutions | None = field(default=None, kw_only=True)
+
+    @property
+    def recompute(self) -> int:
+        """How many convolutions before a layer another saved input may be, for its own to be made again from that one."""
+        return self.derive or 0
+
+    def recomputing(self, convolutions: int) -> Self:
+        """Return the method with this recompute, or as it is where it was told another, or knows none."""
+        return self if self.derive is not None or not convolutions else replace(self, derive=convolutions)
+
+    @property
+    def codec(self) -> Self:
+        """The method without a recompute of its own."""
+        return self if self.derive is None else replace(self, derive=None)
 
     @property
     def segment(self) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Convolutions, Count, Method, State, Sweep, Traits, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Count, Method, State, Sweep, Traits, shape_of
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.config.spec import settings
 
@@ -23,8 +23,6 @@ class Quantize(Method):
     ActNN: Chen et al., ICML 2021, arXiv 2104.14129, section 4 (group by group; its mixed precision is not part of this).
 
     bits: of an element, 2 (default), 4 or 8. group: elements that share a scale, whole number from 1, default 256.
-    derive: whole number from 0, default 0; an input at most so many convolutions behind another saved one, and no smaller
-    than it, is not saved but rematerialized from that one in the backward pass.
 
     >>> from fedact.compression import METHODS
     >>> METHODS["quantize"](bits=2).predicted_bytes((16, 96, 14, 14))
@@ -42,7 +40,6 @@ class Quantize(Method):
 
     bits: Literal[8, 4, 2] = 2
     group: Count = 256
-    derive: Convolutions = 0
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         (seed,) = (state if state.tensors else self.start(0)).tensors

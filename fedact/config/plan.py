@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from fedact.config import spec
 from fedact.config.budgets import size_text
 from fedact.config.choice import Count, Measure, Rate, Trial
 from fedact.config.errors import ConfigError
@@ -39,6 +40,7 @@ class Plan:
     fixed: whether every step of the same shape takes the same bytes of the budget's scope, whatever the data.
     weight, gradient, optimizer and copy bytes: the device's other memory, copies being the received weights that a strategy
     or privacy keeps beside those being trained. least_bytes: what the least step would need, if skipped.
+    recompute: how many convolutions back, at most, an input that is not saved is made again from; 0 where nothing is.
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
     room_bytes: for the wide maps of a block that runs in streams (see docs/streams.md); None where none does.
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
@@ -84,6 +86,7 @@ class Plan:
     least_bytes: Count | None = None
     prefix_chunk: Count = 0
     room_bytes: Count | None = None
+    recompute: Count = 0
     expected_error: Measure | None = None
     slowdown: Measure | None = None
     step_flops: Count | None = None
@@ -145,7 +148,14 @@ def _read(text: str) -> Plan:
         raise ConfigError(f"not a plan: {where + ' ' if where else ''}{first['msg']}") from None
     if plan.status != "skipped" and not 1 <= plan.micro_batch <= plan.batch_size:
         raise ConfigError(f"not a plan: its micro-batch is from 1 to {plan.batch_size}, not {plan.micro_batch}")
-    return plan
+    return plan if "recompute" in json.loads(text) else replace(plan, recompute=_recompute_in_names(plan))
+
+
+def _recompute_in_names(plan: Plan) -> int:
+    """Return the recompute of a plan from when it stood in the names of the methods; transform's own was 2 then."""
+    named = [spec.split(kept.method) for kept in plan.kept]
+    found = [settings.get("derive", "2" if name == "transform" else "0") for name, settings in named]
+    return max((int(value) for value in found if value.isdecimal()), default=0)
 
 
 @dataclass(frozen=True)

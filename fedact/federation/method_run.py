@@ -105,7 +105,8 @@ class MethodRun:
         return {
             "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
             "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
-            "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "floor_bytes": plan.floor_bytes,
+            "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "recompute": plan.recompute,
+            "floor_bytes": plan.floor_bytes,
             "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client),
             **figures,
         }  # fmt: skip

@@ -70,6 +70,7 @@ def plan_for(
         train_norm=config.train_norm,
         loss=task_loss,
         most_layers=choice.layers if choice else None,
+        recompute=config.recompute,
     )
     plan = replace(plan, copy_bytes=plan.gradient_bytes if keeps_received_weights(config) else 0)
     if choice is None or plan.status == "skipped":

@@ -1,7 +1,7 @@
 """All measurements of every method on one model: bytes, gradient error, seconds and operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -11,7 +11,7 @@ from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, ti
 from fedact.measure.gradient_error import GradientError, measure_gradient_errors
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, parts, prefix_outputs, shallow_copy
-from fedact.nn.surgery import compress, trained_parameters
+from fedact.nn.surgery import compress, recompute_of, trained_parameters
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
 """What times and operations are relative to; for methods in micro-batches, vanilla on the whole batch."""
@@ -24,7 +24,8 @@ class MethodMeasurement:
     seconds: median over the timed batches. time_ratio: median of the times relative to vanilla's on the same batch;
     time_range: the least and the largest of these ratios. The three are None where no time was measured. flops:
     floating-point operations; flops_ratio: relative to vanilla's. device_bytes: the peak with trained weights, gradients and
-    the raw images of a micro-batch; an optimizer's state comes on top.
+    the raw images of a micro-batch; an optimizer's state comes on top. recompute: see
+    ``nn.surgery.recompute_of``.
     """
 
     gradient_error: GradientError
@@ -34,6 +35,7 @@ class MethodMeasurement:
     flops: int
     flops_ratio: float
     device_bytes: int
+    recompute: int = 0
 
     def row(self) -> dict[str, Any]:
         """Return all figures, by name, in one dictionary."""
@@ -78,10 +80,10 @@ def measure_methods(
     elif timed:
         sizes = {name: (model, micro_batch) for name, model in models.items()}
         rows = time_micro_batches({AT_ONCE: (baseline, None), **sizes}, [warm_up, *timed], seed=seed)
-    beside_peak = 2 * stored_bytes(trained_parameters(baseline).values()) + stored_bytes(
-        next(parts(batches[0], micro_batch))
-    )
-    return [_measurement(error, rows, reference, flops[error.method], baseline_flops, beside_peak) for error in errors]
+    images = stored_bytes(next(parts(batches[0], micro_batch)))
+    beside_peak = 2 * stored_bytes(trained_parameters(baseline).values()) + images
+    made = [_measurement(error, rows, reference, flops[error.method], baseline_flops, beside_peak) for error in errors]
+    return [replace(each, recompute=recompute_of(models[each.gradient_error.method])) for each in made]
 
 
 def _measurement(

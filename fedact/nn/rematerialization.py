@@ -47,30 +47,26 @@ class Rematerializations(NamedTuple):
 def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str]) -> Rematerializations:
     """Return what is rematerialized in a plain model whose layers have these methods.
 
-    A layer's source is, of the ``derive`` convolutions before it and those that read the same input, the one with the
+    A layer's source is, of the ``recompute`` convolutions before it and those that read the same input, the one with the
     smallest input, if that is no larger than the layer's. A source's input is always saved, even if the source is frozen.
     An activation before a rematerialized input defers its mask to that layer; any other takes it from its rematerialized
-    output where a source is near enough. gradient_path: names of the modules on it.
+    output, one convolution farther than an input, where a source is near enough. gradient_path: names of the modules on it.
     """
     methods = {name: method for name, method in methods.items() if name in gradient_path}
-    reach = max((method.derive for method in methods.values()), default=0)
+    reach = max((method.recompute for method in methods.values()), default=0)
     if not reach:
         return Rematerializations({}, {}, {})
     calls, modules = call_nodes(model), dict(named_modules(model))
     inputs = _inputs(calls, modules, methods)
-    saved = {name for name, method in methods.items() if method.derive and name not in inputs}
+    saved = {name for name, method in methods.items() if method.recompute and name not in inputs}
     sources = {name for name in saved if isinstance(modules[name], nn.Conv2d)} | {
         tensor.source for tensor in inputs.values()
     }
     active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in MASK_FROM_OUTPUT}
     deferred = {name: reader for name, node in active.items() if (reader := _only_reader(node)) in inputs}
-    masks = {
-        name: nearest
-        for name, node in active.items()
-        if name not in deferred
-        and (nearest := next((tensor for tensor in _upstream(node, None, reach, modules) if tensor.source in sources), None))
-    }
-    return Rematerializations(inputs, masks, deferred)
+    ways = {name: _upstream(node, None, reach + 1, modules) for name, node in active.items() if name not in deferred}
+    nearest = {name: next((tensor for tensor in found if tensor.source in sources), None) for name, found in ways.items()}
+    return Rematerializations(inputs, {name: tensor for name, tensor in nearest.items() if tensor}, deferred)
 
 
 def _inputs(
@@ -79,15 +75,21 @@ def _inputs(
     """Return the rematerialized inputs by layer, without the layers that are sources themselves."""
     smallest: dict[str, Rematerialized] = {}
     for name, method in methods.items():
-        inputs = calls[name].all_input_nodes if method.derive and name in calls else []
+        inputs = calls[name].all_input_nodes if method.recompute and name in calls else []
         if len(inputs) != 1:
             continue
         layer = calls[name]
-        ways = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.derive, modules)]
+        ways = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.recompute, modules)]
         if possible := [tensor for tensor in ways if tensor.source in calls and tensor.size <= 1]:
             smallest[name] = min(possible, key=lambda tensor: (tensor.size, len(tensor.chain)))
-    sources = {tensor.source for tensor in smallest.values()}
-    return {name: tensor for name, tensor in smallest.items() if name not in sources}
+    found: dict[str, Rematerialized] = {}
+    # From the last layer on: whether others need a layer's input is then known before its own is left out.
+    sources = set[str]()
+    for name in reversed([name for name in calls if name in smallest]):
+        if name not in sources:
+            found[name] = smallest[name]
+            sources.add(smallest[name].source)
+    return {name: found[name] for name in smallest if name in found}
 
 
 def _only_reader(node: Node) -> str:

@@ -14,6 +14,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics, install, trained_parameters
 from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec, RematerializedCodec, SourceConv2d
+from fedact.nn.recompute import recompute_of
 from fedact.nn.restoration import restore
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "layer_inputs",
     "load_states",
     "methods_of",
+    "recompute_of",
     "rematerialized_inputs",
     "reset_states",
     "restore",
@@ -98,13 +100,16 @@ def compress(
     train_norm: bool = False,
     seed: int = 0,
     room: int | str | None = None,
+    recompute: int = 0,
 ) -> nn.Module:
     """Freeze all but the last ``layers`` convolutions and the head, and save their inputs compressed, in place.
 
     train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: of the
     method's random numbers. room: bytes, or a size such as "120KB", for the wide maps of an inverted residual, which is then
     run a few channels at a time, forward and backward, and keeps its narrow input alone (see docs/streams.md); None runs
-    whole layers, the faster way. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
+    whole layers, the faster way. recompute: how many convolutions back another saved input may be, for a layer's own, where
+    that one is no larger, to be made again from it in the backward pass instead of saved; the method's own, if it has one,
+    stays. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
     What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
     unknown method, too many layers or no size; warns of layers whose activations autograd goes on saving.
 
@@ -116,7 +121,9 @@ def compress(
     ['2.weight', '2.bias', '4.weight', '4.bias']
     >>> torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 2, 3])).backward()
     """
-    codec = make_method(method)
+    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0:
+        raise ConfigError(f"recompute is a whole number from 0, not {recompute!r}")
+    codec = make_method(method).recomputing(recompute)
     names = trained_layers(restore(model), layers, train_norm)
     wide = None if room is None else parse_bytes(room)
     return install(model, assign(model, names + smooth_activations(model), codec), seed, room=wide)
@@ -127,7 +134,8 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
     dimensions = {name: 2 if isinstance(model.get_submodule(name), nn.Linear) else 4 for name in names}
     if 4 in dimensions.values():
         check_for_images(method)
-    return {name: method.for_dimensions(2) if count == 2 else method for name, count in dimensions.items()}
+    linear = method.for_dimensions(2).codec.recomputing(method.recompute)
+    return {name: linear if count == 2 else method for name, count in dimensions.items()}
 
 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
@@ -160,7 +168,7 @@ def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
-    return {kept.name: make_method(kept.method) for kept in plan.kept}
+    return {kept.name: make_method(kept.method).recomputing(plan.recompute) for kept in plan.kept}
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:

@@ -18,16 +18,12 @@ from fedact.planner.problem import Methods, Problem
 from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate, Refinement
-from fedact.planner.search import Solution
+from fedact.planner.search import Solution, is_worth_it
 from fedact.planner.selection import ALIKE, Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import measure_step
-from fedact.planner.step_structure import layers_with_input
+from fedact.planner.step_structure import distinct_recomputes, layers_with_input
 
-DERIVE = (3, 5)
-"""The ``derive`` settings of ``auto``: how many convolutions back it looks for an input to rematerialize others from."""
-NO_DERIVE = 0
-"""Tried as well where time is limited: nothing is rematerialized."""
 NEGLIGIBLE = 0.05
 """Errors up to this much a trained layer are as good as none: of such plans the fastest is taken. Relative to its squared
 length, the gradient of a batch of 16 has a sampling error of 0.88 (the main job, 32 layers and 8 alike)."""
@@ -49,15 +45,21 @@ class ByteAllocation:
             return None
         if self.problem.method == AUTO:
             return self._errors(depth, 1, self.families)
-        # What the most compact alternative does with the whole batch is mostly enough, and part of the search anyway.
-        whole = self._errors(depth, self.problem.batch_size, self.families[-1:])
+        found = (self._compact_errors(depth, recompute) for recompute in self._recomputes(depth))
+        return next(filter(is_worth_it, found), None)
+
+    def _compact_errors(self, depth: int, recompute: int) -> Mapping[str, float] | None:
+        """Return the least errors that are expected of a given method's most compact alternative."""
+        family = self._families(recompute)[-1:]
+        # What it does with the whole batch is mostly enough, and part of the search anyway.
+        whole = self._errors(depth, self.problem.batch_size, family)
         if whole and sum(whole.values()) <= NEGLIGIBLE * len(whole):
             return whole
-        return self._errors(depth, 1, self.families[-1:])
+        return self._errors(depth, 1, family)
 
     def _may_fit(self, depth: int) -> bool:
         """Tell whether one example at a time may be within a peak budget."""
-        profiles = [self.profiles.of(family, self.deepest, 1) for family in self.families]
+        profiles = (self.profiles.of(family, self.deepest, 1) for family in self.families)
         return any(self._prefix_chunk(profile, depth, 1) is not None for profile in profiles)
 
     def _errors(self, depth: int, micro_batch: int, families: Sequence[Family]) -> Mapping[str, float] | None:
@@ -79,7 +81,8 @@ class ByteAllocation:
 
     def _exact(self, depth: int) -> Solution | None:
         """Return exact training of the whole batch at once, where budget and slowdown allow it."""
-        methods, size = dict.fromkeys(layers_with_input(self.problem, depth), Exact()), self.problem.batch_size
+        exact, size = Exact().recomputing(self.problem.least_recomputes[0]), self.problem.batch_size
+        methods = dict.fromkeys(layers_with_input(self.problem, depth), exact)
         if self.problem.scope == "peak":
             return self._exact_in_chunks(depth)
         one = measure_step(self.problem, methods, 1)
@@ -92,8 +95,8 @@ class ByteAllocation:
     def _exact_in_chunks(self, depth: int) -> Solution | None:
         """Return exact training of the whole batch, the prefix in chunks, with as little made again as the budget allows."""
         layers, size = layers_with_input(self.problem, depth), self.problem.batch_size
-        for derive in dict.fromkeys([NO_DERIVE, *(family.derive for family in self.families)]):
-            methods = dict.fromkeys(layers, Exact(derive))
+        for recompute in self.problem.least_recomputes:
+            methods = dict.fromkeys(layers, Exact().recomputing(recompute))
             # In chunks, nothing made again is no candidate.
             chunk = self.peaks.prefix_chunk([methods], size)
             if chunk is None:
@@ -131,10 +134,18 @@ class ByteAllocation:
     @cached_property
     def families(self) -> list[Family]:
         """The sets of methods of which a plan may mix one, of a given method the simplest first."""
+        given = isinstance(self.problem.method, Method) or self.limit.max_slowdown is None
+        recomputes = self.problem.recomputes if given else self.problem.least_recomputes
+        return [family for recompute in recomputes for family in self._families(recompute)]
+
+    def _families(self, recompute: int) -> list[Family]:
+        """Return the sets of methods with one recompute."""
         method = self.problem.method
-        if isinstance(method, Method):
-            return [Family(each, each.derive) for each in method.alternatives]
-        return [Family(None, derive) for derive in (DERIVE if self.limit.max_slowdown is None else (NO_DERIVE, *DERIVE))]
+        return [Family(each, recompute) for each in (method.alternatives if isinstance(method, Method) else [None])]
+
+    def _recomputes(self, depth: int) -> Iterator[int]:
+        """Yield what may be made again at a depth, the preferred first, and each but once."""
+        return distinct_recomputes(self.problem, lambda recompute: self.profiles.structure(recompute, depth))
 
     def _rivals(self, depth: int) -> Iterator[list[Candidate]]:
         """Yield candidates: of ``auto`` all together, of a given method those of each micro-batch, the fastest first.
@@ -146,12 +157,17 @@ class ByteAllocation:
         if self.problem.method == AUTO:
             yield list(self._mixes(depth, sizes))
             return
+        for recompute in self._recomputes(depth):
+            yield from self._rivals_with(recompute, depth, sizes)
+
+    def _rivals_with(self, recompute: int, depth: int, sizes: Sequence[int]) -> Iterator[list[Candidate]]:
+        """Yield a given method's candidates with one recompute."""
         least = inf
         for size in sizes:
             rivals: list[Candidate] = []
             # What the most compact alternative cannot do, the simpler ones cannot either.
             negligible, compact = NEGLIGIBLE * len(self.problem.trained(depth)), None
-            for family in reversed(self.families):
+            for family in reversed(self._families(recompute)):
                 if compact and not self._may_do_as_well(family, compact, depth, size, negligible):
                     break
                 found = list(self._candidates(family, depth, size))
@@ -188,18 +204,16 @@ class ByteAllocation:
         """Yield exact training in the largest micro-batch with which its peak fits, the less is made again the sooner."""
         layers, largest = layers_with_input(self.problem, depth), 0
         for family, size in product(self.families, sizes):
-            if (
-                size > largest
-                and (chunk := self.peaks.prefix_chunk([dict.fromkeys(layers, Exact(family.derive))], size)) is not None
-            ):
+            exact = dict.fromkeys(layers, Exact().recomputing(family.recompute))
+            if size > largest and (chunk := self.peaks.prefix_chunk([exact], size)) is not None:
                 profile, largest = self.profiles.of(family, depth, size), size
                 yield Candidate(profile.exact(depth, size), profile, chunk)
 
     def _is_too_large(self, family: Family, depth: int, micro_batch: int) -> bool:
         """Tell whether a step is over the budget whatever lossy methods it has."""
-        if self.profiles.structure(family.derive, depth).least_bytes(depth, micro_batch) > self.capacity:
+        if self.profiles.structure(family.recompute, depth).least_bytes(depth, micro_batch) > self.capacity:
             return True
-        return self.peaks.is_too_large(layers_with_input(self.problem, depth), family.derive, micro_batch)
+        return self.peaks.is_too_large(layers_with_input(self.problem, depth), family.recompute, micro_batch)
 
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
         if self._is_too_large(family, depth, micro_batch):

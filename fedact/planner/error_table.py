@@ -6,7 +6,7 @@ computed), ``measure_sensitivity`` runs the network once for every level.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -153,8 +153,7 @@ class _Values:
 
 def _coder(method: Method) -> Method:
     """Return a method that codes a tensor as this one does: how far back others are rematerialized from it is the same."""
-    given: Any = method
-    return replace(given, derive=1) if method.derive else method
+    return method.codec.recomputing(min(method.recompute, 1))
 
 
 def operation_of(module: nn.Module) -> Operation:

@@ -17,24 +17,24 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that one plan may mix: all with the same ``derive``.
+    """Methods that one plan may mix: all with the same ``recompute``.
 
     method: the one that was given without settings; None for all that ``auto`` mixes.
     """
 
     method: Method | None
-    derive: int
+    recompute: int
 
     def ladder(self, x: Tensor, spectra: Any = None) -> list[Method]:
         """Return the methods for a saved input like x: the exact one, then the others, the gentlest first.
 
         spectra: what ``spectra`` returned for x, of this family or of another alternative of its method.
         """
-        exact = Exact(self.derive)
         if self.method is not None:
-            return [exact, *self.method.for_dimensions(x.dim()).levels(x, spectra).values()]
-        packed = [Quantize(bits=bits, derive=self.derive) for bits in (8, 4)]
-        return [exact, *packed, *Transform(derive=self.derive).levels(x).values()]
+            levels = [Exact(), *self.method.for_dimensions(x.dim()).levels(x, spectra).values()]
+        else:
+            levels = [Exact(), Quantize(bits=8), Quantize(bits=4), *Transform().levels(x).values()]
+        return [method.codec.recomputing(self.recompute) for method in levels]
 
     def spectra(self, x: Tensor) -> Any:
         """Return what of x the ladder and its reconstructions start from, the same for all alternatives of a method."""

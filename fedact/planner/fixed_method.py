@@ -1,6 +1,6 @@
-"""Planner for a method with all its settings given: only micro-batch, depth and rank caps may shrink."""
+"""Planner for a method with all its settings given: only rank caps, micro-batch, recompute and depth give way."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import product
 
@@ -12,10 +12,13 @@ from fedact.planner.saved_prediction import SavedPrediction
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import measure_within_budget
+from fedact.planner.step_structure import distinct_recomputes
 
 
 class FixedMethodSearch:
     """Finds the largest micro-batch that fits the budget, caps on ranks giving way before it, and the gentlest caps for it.
+
+    Inputs are made again only where not even one example at a time fits without.
 
     It remembers the least depth that does not fit.
     """
@@ -32,10 +35,14 @@ class FixedMethodSearch:
         return dict.fromkeys(self.problem.trained_in_order(depth), 0.0) if depth < self.too_deep else None
 
     def solve(self, depth: int) -> Solution | None:
+        found = (self._solve(depth, recompute) for recompute in self._recomputes(depth))
+        return next(filter(None, found), None)
+
+    def _solve(self, depth: int, recompute: int) -> Solution | None:
         for micro_batch in self.problem.micro_batches():
-            if not self._leaves_room(depth, micro_batch):
+            if not self._leaves_room(depth, micro_batch, recompute):
                 continue
-            levels = self._levels(depth, micro_batch)
+            levels = self._levels(depth, micro_batch, recompute)
             sizes = self._chunks(levels[0][1], micro_batch)
             for chunk, (level, methods) in product(sizes, levels):
                 if self._may_fit(depth, methods, micro_batch, chunk):
@@ -46,13 +53,19 @@ class FixedMethodSearch:
         return None
 
     def smallest_methods(self, depth: int) -> list[Methods]:
-        return [methods for _, methods in self._levels(depth, 1)]
+        found = (self._levels(depth, 1, recompute) for recompute in self._recomputes(depth))
+        return [methods for levels in found for _, methods in levels]
+
+    def _recomputes(self, depth: int) -> Iterator[int]:
+        """Yield what may be made again at a depth, the preferred first, and each but once."""
+        return distinct_recomputes(self.problem, self._saved(depth).structure)
 
     def _fits(self, depth: int) -> bool:
         """Tell whether one example at a time fits with the tightest caps."""
-        if self.problem.budget is None:
-            return True
-        _, methods = self._levels(depth, 1)[-1]
+        return self.problem.budget is None or any(self._fits_with(depth, each) for each in self._recomputes(depth))
+
+    def _fits_with(self, depth: int, recompute: int) -> bool:
+        _, methods = self._levels(depth, 1, recompute)[-1]
         chunks = [chunk for chunk in self._chunks(methods, 1) if self._may_fit(depth, methods, 1, chunk)]
         return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, chunk)) for chunk in chunks)
 
@@ -60,12 +73,12 @@ class FixedMethodSearch:
         """Return how many examples at a time the frozen prefix may run on."""
         return [0] if self.problem.scope == "saved" else self.peaks.prefix_chunks(methods, micro_batch)
 
-    def _leaves_room(self, depth: int, micro_batch: int) -> bool:
+    def _leaves_room(self, depth: int, micro_batch: int, recompute: int) -> bool:
         """Tell whether what is saved beside inputs with loss leaves room for them in a budget of saved bytes."""
         method, budget = make_method(self.problem.method), self.problem.budget
         if self.problem.scope != "saved" or budget is None or method.traits.keeps_input:
             return True
-        return self._saved(depth).structure(method.derive).least_bytes(depth, micro_batch) <= budget
+        return self._saved(depth).structure(recompute).least_bytes(depth, micro_batch) <= budget
 
     def _may_fit(self, depth: int, methods: Methods, micro_batch: int, chunk: int) -> bool:
         """Tell whether a step is worth measuring."""
@@ -85,9 +98,9 @@ class FixedMethodSearch:
         """Predicts peak bytes."""
         return PeakPrediction(self.problem)
 
-    def _levels(self, depth: int, micro_batch: int) -> list[tuple[float, Methods]]:
+    def _levels(self, depth: int, micro_batch: int, recompute: int) -> list[tuple[float, Methods]]:
         """Return the methods of all saved inputs at each level of their caps, the gentlest first."""
-        problem, method = self.problem, make_method(self.problem.method)
+        problem, method = self.problem, make_method(self.problem.method).recomputing(recompute)
         inputs = problem.inputs(problem.trained(depth), problem.batch_size if method.traits.calibrated else micro_batch)
         assigned = assign(problem.model, inputs, method)
         methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}

@@ -13,7 +13,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.measure.floor import largest_layer
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
-from fedact.nn.surgery import layer_inputs, methods_of, rematerialized_inputs, trained_parameters
+from fedact.nn.surgery import install, layer_inputs, methods_of, recompute_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
@@ -40,6 +40,7 @@ def make_plan(
     momentum: bool = False,
     train_norm: bool = False,
     most_layers: int | None = None,
+    recompute: int | str = "auto",
 ) -> Plan:
     """Return what a client does under a budget; the model is left as it is.
 
@@ -48,11 +49,13 @@ def make_plan(
     trained convolutions, or "auto" for the last 8, fewer where the budget asks for it. scope: the bytes that the budget
     bounds, "saved" or "peak". max_slowdown: the most time of a batch relative to plain training's. momentum: whether the
     optimizer has any. train_norm: also train the batch norms after the first trained convolution.
-    most_layers: what "auto" trains where a trial chose it, instead of 8.
+    most_layers: what "auto" trains where a trial chose it, instead of 8. recompute: how many convolutions back a saved input
+    may be, for another that is no smaller to be made again from it; "auto" as the budget asks, 0 where it does not. What the
+    method's own settings say of it stays.
 
-    What shrinks to fit, in this order: settings that were not given, micro-batch, layers (not if given), everything but the
-    head, the client itself (status ``skipped``, with the least bytes it would need). Every step's bytes are measured before
-    they are promised.
+    What shrinks to fit, in this order: settings that were not given, micro-batch, recompute, layers (not if given),
+    everything but the head, the client itself (status ``skipped``, with the least bytes it would need). Every step's bytes
+    are measured before they are promised.
 
     Raises ConfigError for an unknown method, scope or size, for layers that the model does not have, or where the model or
     the loss cannot be run on the example.
@@ -69,8 +72,10 @@ def make_plan(
         raise ConfigError(f"unknown scope {scope!r}: allowed are peak, saved")
     if max_slowdown is not None and not (isinstance(max_slowdown, int | float) and max_slowdown > 0):
         raise ConfigError(f"max_slowdown is a number above 0, not {max_slowdown!r}")
+    if recompute != "auto" and (isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0):
+        raise ConfigError(f"recompute is a whole number from 0 or auto, not {recompute!r}")
     size = None if budget is None else parse_bytes(budget)
-    given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm}
+    given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm, "recompute": recompute}
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
         problem = make_problem(model, example, method=choose_method(method), budget=size, scope=scope, **given)
@@ -126,6 +131,9 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
+    recompute, (preferred, *others) = recompute_of(install(problem.model, methods)), problem.recomputes
+    if recompute and others and not preferred:
+        reasons.append(f"recompute 0 to {recompute}")
     vanilla = vanilla_step(problem, list(methods))
     return Plan(
         status="ok" if solution.depth else "head-only",
@@ -140,6 +148,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(reasons) or None,
         prefix_chunk=solution.prefix_chunk,
+        recompute=recompute,
         expected_error=_rounded(found.error) if found else 0.0,
         slowdown=solution.slowdown,
         by_layer=tuple(memory.by_layer.items()),
@@ -163,7 +172,7 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
         stored = rematerialized.get(name, name)
         cap = method.ceiling.predicted_bytes(inputs[stored]) if stored else 0
         error = _rounded(solution.input_errors[stored]) if stored in solution.input_errors else None
-        entries.append(Kept(name, tuple(inputs[name].shape), method_name(method), cap, error))
+        entries.append(Kept(name, tuple(inputs[name].shape), method_name(method.codec), cap, error))
     return tuple(entries)
 
 

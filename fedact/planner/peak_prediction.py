@@ -30,7 +30,7 @@ FEW = 3
 LINEARITY = 1.1
 """A step's bytes are at least those that two smaller ones say, on a straight line, divided by this."""
 Structure = tuple[tuple[str, Method | int], ...]
-"""What of the methods a step's shapes and lifetimes follow from: by layer, ``derive``, or a method where all keep them."""
+"""What of the methods a step's shapes and lifetimes follow from: by layer, its recompute, or a method if all keep them."""
 
 
 @dataclass(eq=False)
@@ -114,9 +114,9 @@ class PeakPrediction:
         sizes = (self.peak_bytes(methods, micro_batch, prefix_chunk, least) for least in (True, False))
         return all(self.problem.within_budget(int(size * SURE)) for size in sizes)
 
-    def is_too_large(self, layers: Iterable[str], derive: int, micro_batch: int) -> bool:
-        """Tell whether a peak is over the budget whatever lossy methods these layers have, with ``derive``."""
-        structure = tuple((name, derive) for name in sorted(layers))
+    def is_too_large(self, layers: Iterable[str], recompute: int, micro_batch: int) -> bool:
+        """Tell whether a peak is over the budget whatever lossy methods these layers have, with ``recompute``."""
+        structure = tuple((name, recompute) for name in sorted(layers))
         return self.problem.scope == "peak" and self._is_too_large(structure, micro_batch)
 
     def _is_too_large(self, structure: Structure, micro_batch: int) -> bool:
@@ -193,7 +193,7 @@ class PeakPrediction:
         return self._steps[key]
 
     def _stand_ins(self, structure: Structure, calls: Calls) -> dict[str, Method]:
-        return {name: StandIn(name, calls, each) if isinstance(each, int) else each for name, each in structure}
+        return {name: StandIn(name, calls, derive=each) if isinstance(each, int) else each for name, each in structure}
 
 
 def powers_below(count: int) -> list[int]:
@@ -208,7 +208,7 @@ def powers_below(count: int) -> list[int]:
 def _structure(methods: Mapping[str, Method]) -> Structure:
     if all(method.traits.keeps_input for method in methods.values()):
         return tuple(sorted(methods.items(), key=itemgetter(0)))
-    return tuple((name, methods[name].derive) for name in sorted(methods))
+    return tuple((name, methods[name].recompute) for name in sorted(methods))
 
 
 def _peak(ledger: Ledger) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import Method
+from fedact.compression import AUTO, Method
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory
 from fedact.models.tasks import Loss
@@ -25,6 +25,8 @@ from fedact.training.step_bytes import bytes_in_scope
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
+REACHES = (3, 5)
+"""How many convolutions back a plan that is free to looks for an input to make others again from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Problem:
 
     x, y: a whole batch. method: "auto" or a given one. budget: bytes in the scope ("saved" or "peak"), None for no bound.
     called: names of the modules that the model calls; others train nothing. momentum: whether the optimizer has any.
+    recompute: "auto" or a given one, for methods that have none of their own.
     """
 
     model: nn.Module
@@ -45,6 +48,22 @@ class Problem:
     called: frozenset[str]
     momentum: bool = False
     train_norm: bool = False
+    recompute: int | str = "auto"
+
+    @property
+    def recomputes(self) -> tuple[int, ...]:
+        """How many convolutions back inputs may be made again from, what is preferred first."""
+        method = self.method
+        if isinstance(method, Method) and method.recomputing(1) is method:
+            return (method.recompute,)
+        if isinstance(self.recompute, int):
+            return (self.recompute,)
+        return REACHES if method == AUTO else (0, *REACHES)
+
+    @property
+    def least_recomputes(self) -> tuple[int, ...]:
+        """The same with nothing made again first, where that was left to the plan."""
+        return tuple(dict.fromkeys([0, *self.recomputes])) if self.recompute == "auto" else self.recomputes
 
     @property
     def batch_size(self) -> int:

@@ -137,7 +137,7 @@ class Profile:
 
     def exact(self, depth: int, micro_batch: int) -> Draft:
         """Return the draft that saves every input as it is: no error is to be measured for it."""
-        inputs, exact = self.saved_inputs(depth), MethodOption(Exact(self.family.derive), NO_ERRORS)
+        inputs, exact = self.saved_inputs(depth), MethodOption(Exact().recomputing(self.family.recompute), NO_ERRORS)
         options = {saved.key: [exact] for saved in inputs}
         sizes = self._sizes(depth, micro_batch, {key: [exact.method] for key in options})
         trained = self.problem.trained_in_order(depth)

@@ -39,21 +39,21 @@ class Profiles:
         deepest_first = family.per_example or (family, self.deepest, count) in self._profiles
         for each in (self.deepest, depth) if deepest_first else (depth,):
             if (family, each, count) not in self._profiles:
-                self._profiles[family, each, count] = Profile(family, self._steps(family.derive, each, count), self.costs)
+                self._profiles[family, each, count] = Profile(family, self._steps(family.recompute, each, count), self.costs)
             profile = self._profiles[family, each, count]
             if profile.covers(depth):
                 break
         return profile
 
-    def _steps(self, derive: int, depth: int, count: int) -> ExactSteps:
-        """Return the exact steps that the profiles of all families with one ``derive`` share."""
-        if (derive, depth, count) not in self._exact_steps:
+    def _steps(self, recompute: int, depth: int, count: int) -> ExactSteps:
+        """Return the exact steps that the profiles of all families with one ``recompute`` share."""
+        if (recompute, depth, count) not in self._exact_steps:
             rows = self._rows.setdefault((depth, count), {})
-            self._exact_steps[derive, depth, count] = ExactSteps(self.structure(derive, depth), count, rows)
-        return self._exact_steps[derive, depth, count]
+            self._exact_steps[recompute, depth, count] = ExactSteps(self.structure(recompute, depth), count, rows)
+        return self._exact_steps[recompute, depth, count]
 
-    def structure(self, derive: int, depth: int) -> StepStructure:
-        """Return what a step saves at the depths up to one, at one ``derive``."""
-        if (derive, depth) not in self._structures:
-            self._structures[derive, depth] = StepStructure(self.problem, derive, depth)
-        return self._structures[derive, depth]
+    def structure(self, recompute: int, depth: int) -> StepStructure:
+        """Return what a step saves at the depths up to one, at one ``recompute``."""
+        if (recompute, depth) not in self._structures:
+            self._structures[recompute, depth] = StepStructure(self.problem, recompute, depth)
+        return self._structures[recompute, depth]

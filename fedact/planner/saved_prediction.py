@@ -27,7 +27,7 @@ class SavedPrediction:
         """Return what the inputs take that are stored with loss, and what is saved beside them; of exact methods a part."""
         if all(method.traits.keeps_input for method in methods.values()):
             return self._of_one(methods) * micro_batch
-        structure = self.structure(max(method.derive for method in methods.values()))
+        structure = self.structure(max(method.recompute for method in methods.values()))
         masks, total = structure.mask_bytes(self.depth), structure.overhead_bytes(self.depth, micro_batch)
         for saved in structure.saved_inputs(self.depth):
             method, x = methods[saved.layers[0]].ceiling, structure.inputs[saved.key]
@@ -44,8 +44,8 @@ class SavedPrediction:
             self._exact_bytes = measure_step(self.problem, methods, 1).saved_bytes
         return self._exact_bytes
 
-    def structure(self, derive: int) -> StepStructure:
-        """Return what steps of one ``derive`` have in common."""
-        if derive not in self._structures:
-            self._structures[derive] = StepStructure(self.problem, derive, self.depth)
-        return self._structures[derive]
+    def structure(self, recompute: int) -> StepStructure:
+        """Return what steps of one ``recompute`` have in common."""
+        if recompute not in self._structures:
+            self._structures[recompute] = StepStructure(self.problem, recompute, self.depth)
+        return self._structures[recompute]

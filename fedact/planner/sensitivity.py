@@ -39,7 +39,6 @@ class _RoundTrip(Identity):
     traits: ClassVar[Traits] = replace(Exact.traits, source="none: for measuring", keeps_input=False)
 
     method: Method
-    derive: int
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return Compressed((self.method.reconstruct(self.method.compress(x, self.method.start(0))),))
@@ -153,7 +152,8 @@ def measure_damping(
 
 def _round_trips(methods: Methods) -> Methods:
     return {
-        name: method if method.traits.keeps_input else _RoundTrip(method, method.derive) for name, method in methods.items()
+        name: method if method.traits.keeps_input else _RoundTrip(method, derive=method.recompute)
+        for name, method in methods.items()
     }
 
 

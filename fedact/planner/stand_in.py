@@ -81,7 +81,6 @@ class StandIn(Method):
 
     layer: str
     calls: Calls
-    derive: int
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         stored = torch.empty(1, dtype=torch.uint8, device=x.device)

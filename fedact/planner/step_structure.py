@@ -1,6 +1,6 @@
-"""What a step saves at each depth, and beside its saved inputs: the same for all methods of one ``derive``."""
+"""What a step saves at each depth, and beside its saved inputs: the same for all methods of one ``recompute``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -26,8 +26,6 @@ class _Nothing(Method):
 
     traits: ClassVar[Traits] = replace(IDENTITY, source="none: for measuring", keeps_input=False)
 
-    derive: int
-
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return Compressed((), (x.shape, x.dtype, x.new_empty(0)))
 
@@ -41,17 +39,17 @@ class _Nothing(Method):
 
 
 class StepStructure:
-    """The saved inputs, the gradient path and the other saved bytes of every depth up to ``depth``, at one ``derive``."""
+    """The saved inputs, the gradient path and the other saved bytes of every depth up to ``depth``, at one ``recompute``."""
 
-    def __init__(self, problem: Problem, derive: int, depth: int) -> None:
-        self.problem, self.derive, self.depth = problem, derive, depth
+    def __init__(self, problem: Problem, recompute: int, depth: int) -> None:
+        self.problem, self.recompute, self.depth = problem, recompute, depth
         self._saved_inputs: dict[int, list[SavedInput]] = {}
         self._paths: dict[int, set[str]] = {}
 
     def saved_inputs(self, depth: int) -> list[SavedInput]:
         """Return the saved inputs at a depth."""
         if depth not in self._saved_inputs:
-            methods = dict.fromkeys(layers_with_input(self.problem, depth), Exact(self.derive))
+            methods = dict.fromkeys(layers_with_input(self.problem, depth), Exact().recomputing(self.recompute))
             self._saved_inputs[depth] = saved_inputs(self.problem.plain_model, methods)
         return self._saved_inputs[depth]
 
@@ -71,13 +69,13 @@ class StepStructure:
     @cached_property
     def rematerializations(self) -> Rematerializations:
         """What is rematerialized at the greatest depth, and how."""
-        methods = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact(self.derive))
+        methods = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact().recomputing(self.recompute))
         return rematerializations(self.problem.plain_model, methods, self.gradient_path(self.depth))
 
     @cached_property
     def other_bytes(self) -> dict[str, int]:
         """The saved bytes of one example's step besides the saved inputs, by module: masks, the loss."""
-        nothing = dict.fromkeys(layers_with_input(self.problem, self.depth), _Nothing(self.derive))
+        nothing = dict.fromkeys(layers_with_input(self.problem, self.depth), _Nothing(derive=self.recompute))
         memory = measure_step(self.problem, nothing, 1)
         # The owner of a saved input is whichever layer reads it last.
         owners = {name for saved in self.saved_inputs(self.depth) for name in (saved.key, *saved.layers, *saved.masks)}
@@ -86,7 +84,7 @@ class StepStructure:
     @cached_property
     def shared_bytes(self) -> int:
         """The bytes of one example's inputs that other modules save too where all are saved as they are: they count once."""
-        exact = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact(self.derive))
+        exact = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact().recomputing(self.recompute))
         saved = measure_step(self.problem, exact, 1).saved_bytes
         inputs = sum(x.nbytes for key, x in self.inputs.items() if key not in self.images)
         return max(0, inputs + self.overhead_bytes(self.depth, 1) - saved)
@@ -137,6 +135,20 @@ class StepStructure:
         for activation, key in self.mask_sources.items():
             sizes[key] += self.other_bytes.get(activation, 0) if activation in path else 0
         return sizes
+
+
+def distinct_recomputes(problem: Problem, structure: Callable[[int], StepStructure]) -> Iterator[int]:
+    """Yield a problem's recomputes in their order, without those that make the same again as one before.
+
+    structure: of the steps with a recompute, at the depth in question.
+    """
+    first, *others = problem.recomputes
+    yield first
+    known = [structure(first).rematerializations] if others else []
+    for recompute in others:
+        if structure(recompute).rematerializations not in known:
+            known.append(structure(recompute).rematerializations)
+            yield recompute
 
 
 def _is_relu(module: nn.Module) -> bool:

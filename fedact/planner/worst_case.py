@@ -38,7 +38,6 @@ class WorstCase(Method):
 
     method: Method
     inputs: WorstCaseInputs
-    derive: int = 0
 
     @property
     def fixed_size(self) -> bool:
@@ -57,7 +56,7 @@ class WorstCase(Method):
 def worst_cases(methods: Mapping[str, Method], index: int) -> dict[str, Method]:
     """Return the methods, by layer, each at its worst case of this index; a method with fewer cases as it is."""
     return {
-        name: WorstCase(method, WorstCaseInputs(method, index), method.derive)
+        name: WorstCase(method, WorstCaseInputs(method, index), derive=method.recompute)
         if index < method.traits.worst_case_count
         else method
         for name, method in methods.items()

@@ -21,6 +21,17 @@ def saved_tensors(methods: Iterable[str]) -> str:
     return ", ".join(f"{len(settings)} of {len(written)} {_way(name, settings)}" for name, settings in ways) or "none"
 
 
+def made_again(recompute: int | None) -> str:
+    """Return what of a step is made again in the backward pass, None for a plan that does not say.
+
+    >>> made_again(3)
+    'inputs from up to 3 convolutions back'
+    """
+    if recompute is None:
+        return "-"
+    return f"inputs from up to {recompute} convolution{'s'[: recompute > 1]} back" if recompute else "nothing"
+
+
 def _way(name: str, settings: list[dict[str, str]]) -> str:
     """Return in which way tensors with these settings of one method are saved."""
     if name not in FACTORS:

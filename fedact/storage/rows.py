@@ -63,8 +63,9 @@ class ClientRow(TypedDict, total=False):
     """One client in one round.
 
     floor_bytes: the largest input and output of one layer, one image (see ``fedact.measure.floor``). device_bytes: the peak
-    with trained weights, gradients, optimizer state, copies and the raw micro-batch. Both are null in runs from before there
-    were any. copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none.
+    with trained weights, gradients, optimizer state, copies and the raw micro-batch. recompute: how many convolutions back,
+    at most, what was made again was computed from (see ``Plan``). All three are null in runs from before there were any.
+    copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none.
     Bytes that travelled (see ``fedact.federation.traffic``): download_bytes of the order, the first one with the whole
     initial model; upload_bytes of the reply, after privacy.
     """
@@ -92,6 +93,7 @@ class ClientRow(TypedDict, total=False):
     plan: str | None
     trained_layers: Count | None
     micro_batch: Count | None
+    recompute: Count | None
     num_examples: Count | None
     train_loss: Number | None
     accuracy: Share | None

@@ -127,11 +127,11 @@ def test_a_derived_layers_gradient_is_that_of_what_the_chain_makes_of_the_recons
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 3), nn.Flatten()).eval()
     x = images()[..., :9, :9].float()
-    model = fedact.compress(copy.deepcopy(plain), "transform:variance=0.9", 2)
+    model = fedact.compress(copy.deepcopy(plain), "transform:variance=0.9,derive=2", 2)
     assert derived(model) == {"3"}
     grad = torch.randn(model(x).shape)
     model(x).backward(grad)
-    method = make_method("transform:variance=0.9")
+    method = make_method("transform:variance=0.9,derive=2")
     # The state of the first forward pass, which the second one started from, changes nothing.
     rebuilt = method.reconstruct(method.compress(x))
     plain(rebuilt).backward(grad)

@@ -46,7 +46,7 @@ def test_a_predicted_peak_is_the_measured_one(network, method):
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_size_is_too_large_only_where_its_peak_is(network, layers):
     problem, methods, peaks = prediction(network, "hosvd:ranks=1x1x1x1", layers)
-    derive = next(iter(methods.values())).derive
+    derive = next(iter(methods.values())).recompute
     for size in (1, 3, 8):
         measured = min(measure_step(problem, methods, size, chunk).peak_bytes for chunk in peaks.all_chunks(methods, size))
         for budget, too_large in ((measured, False), (measured // 4, True)):

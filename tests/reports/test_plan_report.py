@@ -127,7 +127,7 @@ def test_what_more_would_buy_is_said_figure_by_figure():
     less, more = plan_for(4_000, size=8, layers=2), plan_for(60_000, size=8, layers=3)
     assert gains(less, more) == (
         f"layers 2 to 3, micro-batch {less.micro_batch} to {more.micro_batch}, "
-        f"saved bytes {less.saved_bytes:,} to {more.saved_bytes:,}; as now: expected error 0, error a layer 0"
+        f"saved bytes {less.saved_bytes:,} to {more.saved_bytes:,}; as now: recompute 0, expected error 0, error a layer 0"
     )
     assert gains(more, replace(more, budget_bytes=10**9)).startswith("nothing")
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Convolutions, Method, State, Sweep, Traits, Variance, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
 from fedact.compression.operations import Convolution, MatrixProduct, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
@@ -51,8 +51,6 @@ class Transform(Method):
     variance: above 0, at most 1; as many bytes as it takes to keep this share of the weighted coefficients' energy.
     bits: above 0, at most 16; exactly so many bits an element, whatever is in it; with a variance, no more than that.
     With neither a plan's budget chooses bits; where there is none, the variance is 0.96.
-    derive: whole number from 0, default 2; an input at most so many convolutions behind another saved one, and no smaller
-    than it, is not saved but rematerialized from that one in the backward pass.
 
     >>> import torch
     >>> from fedact.compression import METHODS
@@ -70,7 +68,7 @@ class Transform(Method):
         "transform coding: Goyal, IEEE Signal Processing Magazine 18(5), 2001; Golomb 1966, Rice 1979",
         published="variance=0.96",
         sweep=Sweep("variance", (0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.999, 0.9999)),
-        variants=("", "derive=0"),
+        variants=("", "derive=2"),
         per_example=True,
         fixed_workspace=False,
         worst_case_count=4,
@@ -80,7 +78,6 @@ class Transform(Method):
 
     variance: Variance | None = None
     bits: Annotated[float, Field(gt=0, le=MOST_BITS)] | None = None
-    derive: Convolutions = 2
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         images = as_images(x)
@@ -166,7 +163,7 @@ class Transform(Method):
 
     @property
     def _decay(self) -> float:
-        return DECAY_FOR_MASKS if self.derive else DECAY
+        return DECAY_FOR_MASKS if self.recompute else DECAY
 
     def _most(self, shape: Sequence[int]) -> int:
         _, height, width, channels = images_shape(shape)

@@ -18,6 +18,11 @@ class MethodSettings(Settings):
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="trained convolutions from the end; 0 is the head alone"
     )
+    recompute: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="how many convolutions back a saved input may be, for others to be made again from it instead of saved; "
+        "auto: as the budget asks; a method's own derive=N stays",
+    )
     train_norm: Switch = Field(False, description="train the scales and shifts of batch norms too")
 
     @field_validator("method", mode="before")

@@ -37,7 +37,7 @@ class Rematerialization:
                 if weight_marks(module) != weights:
                     raise RuntimeError(
                         f"the weights of a {type(module).__name__} were changed between a forward and its backward pass, "
-                        "which computes another layer's input with them again: change them later, or take derive=0"
+                        "which computes another layer's input with them again: change them later, or recompute nothing"
                     )
                 if x is None and isinstance(module, nn.Conv2d):
                     # Some methods need not decode for it.

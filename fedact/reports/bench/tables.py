@@ -12,7 +12,7 @@ from fedact.measure.floor import Floor
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
 
-COSTS = ("peak", "x floor", "saved", "device", "state", "paper", "time", "GFLOP", "x vanilla")
+COSTS = ("recompute", "peak", "x floor", "saved", "device", "state", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")
 LAYER_WIDTH = 12
 
@@ -33,7 +33,8 @@ def cost_table(title: str, measurements: Sequence[MethodMeasurement], floor: Flo
         sizes = (errors.saved_bytes, row.device_bytes, errors.state_bytes, errors.paper_bytes)
         time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
         operations = (f"{row.flops / 1e9:.2f}", f"{row.flops_ratio:.2f}x")
-        table.add_row(errors.method, format_bytes(errors.peak_bytes), multiple, *map(format_bytes, sizes), time, *operations)
+        peak = (format_bytes(errors.peak_bytes), multiple)
+        table.add_row(errors.method, str(row.recompute), *peak, *map(format_bytes, sizes), time, *operations)
     return table
 
 

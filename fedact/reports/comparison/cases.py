@@ -46,6 +46,16 @@ class Case:
     plans: dict[str, Row]
 
     @property
+    def recompute(self) -> int | None:
+        """How many convolutions back its clients made inputs again from, at most; None of a run that does not say."""
+        return max((plan["recompute"] for plan in self.plans.values() if plan.get("recompute") is not None), default=None)
+
+    @property
+    def is_to_mark(self) -> bool:
+        """Whether its clients made anything again and its method's name does not say so."""
+        return bool(self.recompute) and "derive=" not in self.method and not self.method.startswith("checkpoint")
+
+    @property
     def seeds(self) -> list[int]:
         return sorted(int(seed) for seed in self.rounds["seed"].unique())
 
@@ -176,4 +186,5 @@ def _cases(run: Run, runs: Sequence[Run], differing: dict[str, str]) -> Iterable
         rounds = every[every["seed"].isin(last[last == last.max()].index)]
         clients = run.clients[(run.clients["method"] == method) & run.clients["seed"].isin(rounds["seed"])]
         label = f"{method} ({said})" if len(set(names)) < len(names) else str(method)
-        yield Case(label, str(method), run, rounds, clients, run.plans.get(str(method), {}))
+        case = Case(label, str(method), run, rounds, clients, run.plans.get(str(method), {}))
+        yield replace(case, label=f"{label} + recompute {case.recompute}") if case.is_to_mark else case

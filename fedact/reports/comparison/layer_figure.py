@@ -41,6 +41,7 @@ def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
         positions = [row + (place - (len(deepest) - 1) / 2) * height for row in range(len(rows))]
         name = figure_label(case.label, MOST_LETTERS)
         label = f"{name}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
+        label += f", recompute {plan['recompute']}" if plan.get("recompute") else ""
         axes.barh(positions, [max(size, 0.5) for size in sizes], height, color=PALETTE[place % len(PALETTE)], label=label)
     axes.set_xscale("log")
     axes.set_xlim(left=min(smallest, default=1) / 2)

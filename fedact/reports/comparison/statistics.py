@@ -85,6 +85,7 @@ def _costs(case: Case) -> Figures:
         "budget_bytes": _of_plans(case, "budget_bytes"),
         "trained_layers": _of_plans(case, "layers"),
         "micro_batch": _of_plans(case, "micro_batch"),
+        "recompute": case.recompute,
         "step_flops": flops,
         "flops_ratio": flops / plain if flops and plain else None,
         "expected_error": _of_plans(case, "expected_error"),

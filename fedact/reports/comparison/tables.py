@@ -73,6 +73,7 @@ COSTS: dict[str, Cell] = {
     "budget held": lambda figures: str(figures["budget_held"]),
     "layers": _number("trained_layers", "d"),
     "micro-batch": _number("micro_batch", "d"),
+    "recompute": _number("recompute", "d"),
     "bytes sent": _bytes("upload_bytes"),
     "GFLOP a batch": lambda figures: (
         "-" if figures["flops_ratio"] is None else f"{figures['step_flops'] / 1e9:.3g} ({figures['flops_ratio']:.2f}x)"
@@ -112,6 +113,7 @@ HOW_TO_READ = {
     "less than vanilla": "what plain training of the same layers on a whole batch keeps, over saved bytes",
     "device bytes": "peak bytes with trained weights, gradients, optimizer state, copies and a micro-batch's images",
     "paper bytes": "the papers' figure: 4 bytes x stored elements of the trained convolutions' inputs, nothing else",
+    "recompute": "how many convolutions back inputs were made again from instead of saved, 0 for none: compare at the same",
     "bytes sent": "by all clients in all rounds, mean over seeds",
     "GFLOP a batch": "forward and backward from the first trained layer on, decompositions included; relative to vanilla",
     "peak MB, mean, std": "paper bytes over the steps of all clients; an epoch's steps added up are its total",

@@ -53,7 +53,9 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
     depth.set_title(
         "\n".join(["What a budget buys", *wrap(figure_label(title), TITLE_WIDTH)]), loc="left", fontsize=TITLE_SIZE
     )
-    error.set_title("expected error of a layer's gradient; numbers: trained convolutions", loc="left", fontsize=USUAL)
+    error.set_title(
+        "expected error of a layer's gradient; numbers: trained convolutions, + with recompute", loc="left", fontsize=USUAL
+    )
     for budget in asked:
         for axes in (depth, error, rail):
             axes.axvline(budget, color="black", linestyle="--", linewidth=1, zorder=1)
@@ -142,7 +144,7 @@ def _label(
         color = styles[name]["color"]
         points = _depths(plans) or _skipped(plans, lowest)
         write(name, [(depth, point) for point in reversed(points)], taken, color=color, fontsize=USUAL, near=BESIDE)
-        layers = {plan.budget_bytes or 0: str(plan.layers) for plan in plans}
+        layers = {plan.budget_bytes or 0: f"{plan.layers}{'+'[: plan.recompute]}" for plan in plans}
         for axes in (error, rail):
             for point in panels[axes](plans):
                 write(layers[int(point[0])], [(axes, point)], taken, axes is error, BESIDE, color=color, fontsize=SMALL)

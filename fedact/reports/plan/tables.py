@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -17,7 +18,7 @@ from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.plan_cost import InputCost, StepTime
 from fedact.reports.run.accounts import times_floor
-from fedact.reports.saved_tensors import saved_tensors
+from fedact.reports.saved_tensors import made_again, saved_tensors
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
     bounds += [] if plan.slowdown is None else ["the time that it may take"]
     yield "saved tensors", saved_tensors(kept.method for kept in plan.kept)
+    yield "made again", made_again(plan.recompute)
     yield "what gave way", "nothing" if plan.reason is None else f"{plan.reason}, to fit into {' and '.join(bounds)}"
     errors = f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
     yield "expected error", "not measured" if plan.expected_error is None else errors
@@ -96,13 +98,14 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def gains(plan: Plan, more: Plan) -> str:
     """Return in words which figures another plan changes: ``layers 2 to 3, ...; as now: ...``."""
-    if (plan.status, plan.layers, plan.micro_batch, plan.kept) == (more.status, more.layers, more.micro_batch, more.kept):
+    same = ("status", "layers", "micro_batch", "recompute", "kept")
+    if all(getattr(plan, name) == getattr(more, name) for name in same):
         return "nothing: the plan would be the same" if plan.micro_batch else "nothing: that is too little as well"
-    names = ("layers", "micro-batch", "expected error", "error a layer", f"{plan.scope} bytes")
+    names = ("layers", "micro-batch", "recompute", "expected error", "error a layer", f"{plan.scope} bytes")
     before, after = (
         (
-            str(side.layers), str(side.micro_batch), error(side.expected_error), error(side.error_per_layer),
-            format_bytes(budgeted_bytes(side)),
+            str(side.layers), str(side.micro_batch), str(side.recompute), error(side.expected_error),
+            error(side.error_per_layer), format_bytes(budgeted_bytes(side)),
         )
         for side in (plan, more)
     )  # fmt: skip
@@ -163,7 +166,7 @@ def _saved(part: InputCost) -> list[str]:
     """Return the row of an input that a method keeps, its settings in their columns."""
     method = make_method(part.method)
     ranks, most = getattr(method, "ranks", None), getattr(method, "max_ranks", None)
-    defaults = {field.name: field.default for field in fields(method) if field.name in SETTINGS}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(method) if field.name in SETTINGS}
     return [
         part.name + (" (frozen)" if part.frozen else " (images)" if part.images else ""),
         _shape(part),

@@ -15,7 +15,7 @@ from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
 from fedact.reports.run.accounts import byte_rows, fullest_client, span, times_floor
 from fedact.reports.run.scores import score_parts
-from fedact.reports.saved_tensors import saved_tensors
+from fedact.reports.saved_tensors import made_again, saved_tensors
 from fedact.storage.rows import Row
 from fedact.storage.run import Run
 
@@ -107,6 +107,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "plain training of the same layers keeps": span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
+        "made again": _by_budget(plans, lambda plan: made_again(plan.get("recompute"))),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": span(plans, "layers"),
         "learning rate": rates(plans, run.config.get("lr")),
@@ -137,7 +138,7 @@ def plan_table(plan: Plan) -> Table:
     accounts = (("peak", plan.peak_bytes), ("saved", plan.saved_bytes), ("device", plan.device_bytes))
     floor = f"floor {format_bytes(plan.floor_bytes)} (the peak is {times_floor(plan.peak_bytes, plan.floor_bytes)})"
     sizes = ", ".join([*(f"{name} {format_bytes(size)}" for name, size in accounts), floor])
-    sizes += f", micro-batch {plan.micro_batch}"
+    sizes += f", micro-batch {plan.micro_batch}, recompute {plan.recompute}"
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
     rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
