@@ -25,6 +25,7 @@ __all__ = [
     "TorchDispatchMode",
     "adaptive_avg_pool2d_backward",
     "avg_pool2d_backward",
+    "batch_norm_out",
     "blind",
     "clear_hooks",
     "compiler_on_demand",
@@ -80,6 +81,8 @@ max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.m
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward
 avg_pool2d_backward: Kernel = torch.ops.aten.avg_pool2d_backward
 adaptive_avg_pool2d_backward: Kernel = torch.ops.aten._adaptive_avg_pool2d_backward
+batch_norm_out: Any = torch.ops.aten.native_batch_norm.out
+"""Batch norm that writes its output where it is told, into its input too."""
 threshold_backward: Kernel = torch.ops.aten.threshold_backward
 hardtanh_backward: Kernel = torch.ops.aten.hardtanh_backward
 threshold_backward_into: Kernel = torch.ops.aten.threshold_backward.grad_input

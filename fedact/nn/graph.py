@@ -138,7 +138,7 @@ def product_factors(model: nn.Module) -> set[str]:
 
     def is_product(node: Node) -> bool:
         return (
-            node.op in ("call_function", "call_method") and _operation(node) in PRODUCTS and len(node.all_input_nodes) == 2
+            node.op in ("call_function", "call_method") and operation_name(node) in PRODUCTS and len(node.all_input_nodes) == 2
         )
 
     others = {str(node.target) for node in calls if not (node.users and all(map(is_product, node.users)))}
@@ -193,7 +193,7 @@ def _may_write(user: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Tell whether an operation may change its input in place."""
     if user.op == "call_module":
         return bool(getattr(modules[str(user.target)], "inplace", False))
-    name = _operation(user)
+    name = operation_name(user)
     in_place = (name.endswith("_") and not name.endswith("__")) or name in WRITES
     return in_place or _argument(user, "inplace") is True or "out" in user.kwargs
 
@@ -202,10 +202,10 @@ def _is_view(user: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Tell whether an operation may return a view of its input."""
     if user.op == "call_module":
         return isinstance(modules[str(user.target)], (*IDENTITIES, nn.Flatten, nn.Unflatten))
-    return _operation(user) in VIEWS or (user.target is getattr and user.args[1] in VIEWS)
+    return operation_name(user) in VIEWS or (user.target is getattr and user.args[1] in VIEWS)
 
 
-def _operation(node: Node) -> str:
+def operation_name(node: Node) -> str:
     """Return the name of a node's method or function, an empty one for other nodes."""
     return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
 

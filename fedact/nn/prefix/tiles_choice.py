@@ -1,0 +1,217 @@
+"""How many tiles a frozen prefix is run in and where tiling ends: the peak of every choice, and the least."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from fedact.nn.prefix.split import Split
+from fedact.nn.prefix.tiles_bytes import peak_bytes
+from fedact.nn.prefix.tiles_geometry import Span, tile_spans
+from fedact.nn.prefix.tiles_graph import MapShape, Steps, steps_of
+from fedact.nn.prefix.tiles_operations import Windowed
+from fedact.nn.prefix.tiles_program import Axis, Task, tasks_of, tile_axis, whole_axis
+
+MOST = 8
+"""The most tiles along each axis that are tried."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A way to run a prefix, and what it takes.
+
+    tiles: along each axis. steps: how many of the prefix's first steps run in tiles. last: the module or function they end
+    with. peak_bytes: the most bytes alive, the images left out. recomputed: multiplications that are done again because
+    tiles overlap, as a share of the prefix's. exact: whether the bytes of all that the prefix computes are known.
+    """
+
+    tiles: int
+    steps: int
+    last: str
+    peak_bytes: int
+    recomputed: float
+    exact: bool
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """What the best tiling has the least of: bytes, then multiplications, then tiles."""
+        return self.peak_bytes, self.recomputed, self.tiles
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One tile: its tasks, and its rows and columns in the images and in the assembled map."""
+
+    tasks: tuple[Task, ...]
+    images: tuple[Span, Span]
+    output: tuple[Span, Span]
+
+
+class Programs:
+    """The tasks of every way to run a prefix on images of one shape."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self._rests: dict[int, tuple[Task, ...]] = {}
+        self._rest_peaks: dict[tuple[int, int, int], int] = {}
+        self._axes: dict[tuple[int, int], list[list[tuple[Span, Span, Axis]]]] = {}
+        self._kinds: dict[tuple[Axis, Axis], tuple[Task, ...]] = {}
+
+    def stages(self) -> list[int]:
+        """Return after how many steps tiling may end: one value alone goes on, and the next step is no mere map of it."""
+        steps, places = self.steps.steps, []
+        for stage in range(1, self.steps.local + 1):
+            later = {value for step in steps[stage:] for value in step.inputs} | set(self.steps.outputs)
+            crossing = {step.output for step in steps[:stage]} & later
+            goes_on = stage == len(steps) or isinstance(steps[stage].operation, Windowed | None)
+            windowed = any(isinstance(step.operation, Windowed) for step in steps[:stage])
+            if crossing == {steps[stage - 1].output} and goes_on and windowed:
+                places.append(stage)
+        return places
+
+    def rest(self, stage: int) -> tuple[Task, ...]:
+        """Return the tasks of the steps after a stage, on whole maps."""
+        if stage not in self._rests:
+            rows, columns = (whole_axis(self.steps, stage, axis) for axis in (0, 1))
+            self._rests[stage] = tasks_of(self.steps, stage, rows, columns, self.steps.outputs)
+        return self._rests[stage]
+
+    def rest_peak(self, stage: int, element_bytes: int, examples: int) -> int:
+        """Return the most bytes alive during the steps after a stage; element_bytes: of one element of all examples."""
+        key = stage, element_bytes, examples
+        if key not in self._rest_peaks:
+            last = self.steps.steps[stage - 1].output
+            given = {last: self.steps.shape(last).elements * element_bytes} if stage else {}
+            self._rest_peaks[key] = peak_bytes(self.rest(stage), given, element_bytes, examples)
+        return self._rest_peaks[key]
+
+    def tiles(self, stage: int, count: int) -> Iterator[Tile]:
+        """Yield the tiles of a stage, row by row."""
+        down, across = self._axes_of(stage, count)
+        return (self._tile(stage, *place) for place in product(down, across))
+
+    def middle(self, stage: int, count: int) -> Tile:
+        """Return the tile in the middle, which has others on all sides where there are three in a row."""
+        down, across = self._axes_of(stage, count)
+        return self._tile(stage, down[len(down) // 2], across[len(across) // 2])
+
+    def _axes_of(self, stage: int, count: int) -> list[list[tuple[Span, Span, Axis]]]:
+        """Return, for rows and for columns, the spans of the tiles with what they need of the images, and their steps."""
+        if (stage, count) not in self._axes:
+            sizes = self.steps.shape(self.steps.steps[stage - 1].output)[1:]
+            self._axes[stage, count] = [
+                [(span, *tile_axis(self.steps, stage, axis, span)) for span in tile_spans(size, count)]
+                for axis, size in enumerate(sizes)
+            ]
+        return self._axes[stage, count]
+
+    def _tile(self, stage: int, row: tuple[Span, Span, Axis], column: tuple[Span, Span, Axis]) -> Tile:
+        """Return a tile; those of the same kind share their tasks."""
+        (down, top, rows), (across, left, columns) = row, column
+        if (rows, columns) not in self._kinds:
+            self._kinds[rows, columns] = tasks_of(self.steps, 0, rows, columns, [self.steps.steps[stage - 1].output])
+        return Tile(self._kinds[rows, columns], (top, left), (down, across))
+
+
+def programs_for(split: Split, shape: tuple[int, ...], dtype: torch.dtype) -> Programs:
+    """Return the programs of a prefix for images of this shape (channels, rows, columns) and type."""
+    return Programs(steps_of(split.model, split.parts.before, MapShape(*shape), dtype))
+
+
+def tilings(
+    split: Split, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, counts: Iterable[int] = range(1, MOST + 1)
+) -> list[Tiling]:
+    """Return the ways to run a prefix with their peaks, predicted from shapes and lifetimes.
+
+    shape: of a batch of images. counts: of tiles along each axis; one tile is the whole prefix, with norms and activations
+    in place. Empty but for that one where the first step cannot be tiled.
+    """
+    examples, *one = shape
+    programs = programs_for(split, tuple(one), dtype)
+    return [tiling for count in counts for tiling in tilings_of(programs, examples, dtype.itemsize, count)]
+
+
+def tilings_of(programs: Programs, examples: int, itemsize: int, count: int) -> list[Tiling]:
+    """Return what ``tilings`` does for one number of tiles."""
+    stages = [0] if count == 1 else programs.stages()
+    return [_tiling(programs, stage, count, itemsize * examples, examples) for stage in stages]
+
+
+def least_tiling(programs: Programs, examples: int, itemsize: int, counts: Iterable[int]) -> Tiling | None:
+    """Return the least of what ``tilings`` returns, of which only those are computed that may be it; None of none.
+
+    Of equal peaks, that with the least to compute again.
+    """
+    best, element = None, itemsize * examples
+    for count in counts:
+        stages = [0] if count == 1 else programs.stages()
+        bounds = [(_bound(programs, stage, count, element), stage) for stage in stages]
+        for bound, stage in sorted(bounds):
+            if best is None or (
+                bound <= best.peak_bytes and _middle_peak(programs, stage, count, element, examples) <= best.peak_bytes
+            ):
+                tiling = _tiling(programs, stage, count, element, examples)
+                best = tiling if best is None or tiling.rank < best.rank else best
+    return best
+
+
+def _bound(programs: Programs, stage: int, count: int, element: int) -> int:
+    """Return bytes that a choice hardly goes below: the assembled map and the largest map's share of a tile."""
+    if stage == 0:
+        return 0
+    maps = [programs.steps.shape(step.output).elements for step in programs.steps.steps[:stage]]
+    return (maps[-1] + max(maps) // count**2) * element
+
+
+def _middle_peak(programs: Programs, stage: int, count: int, element: int, examples: int) -> int:
+    """Return bytes that a choice does not go below: those of one tile beside the assembled map, and those of the rest."""
+    if stage == 0 or count == 1:
+        return 0
+    size = programs.steps.shape(programs.steps.steps[stage - 1].output).elements * element
+    middle = peak_bytes(programs.middle(stage, count).tasks, {}, element, examples)
+    return max(size + middle, programs.rest_peak(stage, element, examples))
+
+
+def _tiling(programs: Programs, stage: int, count: int, element: int, examples: int) -> Tiling:
+    """Return what a choice takes; element: bytes of one element of all examples."""
+    steps, peak = programs.steps, programs.rest_peak(stage, element, examples)
+    if stage == 0:
+        return Tiling(1, 0, "", peak, 0.0, steps.known)
+    last, node = steps.steps[stage - 1].output, steps.steps[stage - 1].node
+    tiles = list(programs.tiles(stage, count))
+    peak = max(peak, _stage_peak(tiles, steps.shape(last).elements * element, element, examples))
+    total = max(1, _products(programs.rest(0)))
+    again = sum(_products(tile.tasks) for tile in tiles) + _products(programs.rest(stage)) - total
+    name = str(node.target) if node.op == "call_module" else node.name
+    return Tiling(count, stage, name, peak, again / total, steps.known)
+
+
+def _stage_peak(tiles: Sequence[Tile], size: int, element: int, examples: int) -> int:
+    """Return the most bytes alive while the tiles of a stage are computed and assembled; size: of the assembled map."""
+    first, *others = tiles
+    peaks = {tile.tasks: peak_bytes(tile.tasks, {}, element, examples) for tile in tiles}
+    # The assembled map is allocated once the first tile says of which type it is.
+    assembled = size + first.tasks[-1].output * element
+    return max(peaks[first.tasks], assembled, *(size + peaks[tile.tasks] for tile in others))
+
+
+def _products(tasks: Iterable[Task]) -> int:
+    """Return the multiplications of tasks, an example."""
+    operations = [(task.step.operation, task.result) for task in tasks]
+    return sum(operation.products * result for operation, result in operations if isinstance(operation, Windowed))
+
+
+def best_tiles(split: Split, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
+    """Return the number of tiles along each axis with the least peak; 0 where the whole takes no more.
+
+    >>> from torch import nn
+    >>> from fedact.nn.prefix.split import split
+    >>> layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3, 2), nn.Flatten()
+    >>> model = nn.Sequential(*layers, nn.Linear(4 * 14 * 14, 2))
+    >>> _ = model[:4].requires_grad_(False)
+    >>> best_tiles(split(model), (1, 3, 31, 31))
+    """
+    examples, *one = shape
+    best = least_tiling(programs_for(split, tuple(one), dtype), examples, dtype.itemsize, range(1, MOST + 1))
+    return 0 if best is None or best.tiles == 1 else best.tiles
