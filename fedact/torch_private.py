@@ -6,7 +6,7 @@ The kernels are those that autograd itself runs for a layer: called alone, they 
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Self, TypeVar
@@ -18,6 +18,7 @@ from torch.nn.modules import module as _of_all
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "InstanceNorm",
@@ -62,6 +63,7 @@ __all__ = [
     "version",
     "will_accumulate",
     "zeros_like",
+    "without_dispatch_modes",
 ]
 
 COMPILER = ("torch._dynamo", "torch._dynamo.utils")
@@ -198,6 +200,11 @@ def is_observed(module: nn.Module) -> bool:
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = (hook for registered in (*of_all, *gradients, *own) for hook in registered.values())
     return not all(map(is_blind, hooks))
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """Return a context in which no dispatch mode sees an operation."""
+    return _disable_current_modes()
 
 
 def clear_hooks(module: nn.Module) -> None:

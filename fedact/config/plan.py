@@ -43,6 +43,8 @@ class Plan:
     recompute: how many convolutions back, at most, an input that is not saved is made again from; 0 where nothing is.
     prefix_chunk: how many examples at a time the frozen part before the first trained layer is run on; 0 for all at once.
     room_bytes: for the wide maps of a block that runs in streams (see docs/streams.md); None where none does.
+    tiles: along each axis of the patches in which that part's first stages run, so that their maps never exist whole; 0 for
+    whole maps.
     expected_error: the sum over the trained layers of ||g' - g||^2 / ||g||^2, g the exact gradient and g' the plan's, on the
     server's examples; None where it was not measured. slowdown: a step's time relative to plain training's at once, None
     where none was asked for. step_flops: what a whole batch takes from the first trained layer on, forward and backward,
@@ -87,6 +89,7 @@ class Plan:
     prefix_chunk: Count = 0
     room_bytes: Count | None = None
     recompute: Count = 0
+    tiles: Count = 0
     expected_error: Measure | None = None
     slowdown: Measure | None = None
     step_flops: Count | None = None

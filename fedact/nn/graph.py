@@ -138,7 +138,9 @@ def product_factors(model: nn.Module) -> set[str]:
 
     def is_product(node: Node) -> bool:
         return (
-            node.op in ("call_function", "call_method") and operation_name(node) in PRODUCTS and len(node.all_input_nodes) == 2
+            node.op in ("call_function", "call_method")
+            and operation_name(node) in PRODUCTS
+            and len(node.all_input_nodes) == 2
         )
 
     others = {str(node.target) for node in calls if not (node.users and all(map(is_product, node.users)))}

@@ -58,14 +58,19 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def install(
-    model: nn.Module, methods: Mapping[str, Method], seed: int = 0, prefix_chunk: int = 0, room: int | None = None
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    seed: int = 0,
+    prefix_chunk: int = 0,
+    room: int | None = None,
+    tiles: int = 0,
 ) -> nn.Module:
     """Make the named layers trainable, with their inputs saved by these methods, and freeze the rest; returns the model.
 
-    In place, after ``restore``. seed: of the methods' random numbers, plus the layer's place in ``methods``. prefix_chunk:
-    examples at a time in the frozen prefix, 0 for a whole batch. room: bytes for the wide maps of an inverted residual that
+    In place, after ``restore``. seed: of the methods' random numbers, plus the layer's place in ``methods``. prefix_chunk,
+    tiles: how the frozen prefix runs, see ``chunks.install``. room: bytes for the wide maps of an inverted residual that
     runs in streams; None for none. Warns of layers whose activations autograd still saves. Raises ConfigError for a room
-    with a method that saves everything.
+    with a method that saves everything, and for tiles where nothing can be tiled.
     """
     check_initialized(model)
     restore(model)
@@ -95,8 +100,7 @@ def install(
     fuse(model)
     if room is not None:
         streams.install(model, chains, methods, room, seed)
-    if prefix_chunk:
-        chunks.install(model, prefix_chunk)
+    chunks.install(model, prefix_chunk, tiles)
     if saves_less:
         _warn(model, methods, gradient_path, gradient_path - gates)
     return model
@@ -175,8 +179,7 @@ def _recompute(model: nn.Module, segment: int) -> None:
 def _swap(module: nn.Module, table: Table) -> bool:
     """Change a module's class to its replacement in the table, in place; tell whether there is one."""
     # Changing the class keeps the parameters, the hooks and every reference to the module, shared modules included.
-    replacement = _replacement(module, table)
-    if replacement is not None:
+    if (replacement := _replacement(module, table)) is not None:
         module.__class__ = replacement
     return replacement is not None
 

@@ -152,7 +152,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']
     """
-    return install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes)
+    return install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes, plan.tiles)
 
 
 def reset_states(codecs: Mapping[str, LayerCodec], plan: Plan, seed: int = 0) -> None:

@@ -45,7 +45,7 @@ class _Prefix:
     def first_outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the first examples; computed at the first request of so many."""
         if not self.outputs or len(self.outputs[0]) < len(x):
-            self.outputs = in_chunks(self.split, x, AT_ONCE) or []
+            self.outputs = in_chunks(self.split.prefix, x, AT_ONCE) or []
         return tuple(each[: len(x)] for each in self.outputs)
 
     def peak_bytes(self, examples: int, chunk: int) -> int:

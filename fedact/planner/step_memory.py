@@ -81,7 +81,7 @@ def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, pre
     model, optimizer = _client(problem, methods, prefix_chunk)
     x, y = problem.examples(micro_batch)
     inputs: Inputs = x
-    if prefix_chunk and (parts := split(model)) and (outputs := in_chunks(parts, x, prefix_chunk)):
+    if prefix_chunk and (parts := split(model)) and (outputs := in_chunks(parts.prefix, x, prefix_chunk)):
         inputs = PrefixOutputs(parts, tuple(outputs))
     # The first step makes the inputs.
     micro_step(model, inputs, y, problem.batch_size, problem.loss)

@@ -17,6 +17,7 @@ from fedact.nn.prefix.chunks import in_chunks
 from fedact.nn.prefix.folded import FoldedPrefix, folded_prefix
 from fedact.nn.prefix.outputs import MIN_GROUP, Layout, Positions, group_for, layouts, outputs_by_group
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
+from fedact.nn.prefix.tiles import TiledPrefix
 from fedact.nn.surgery import states
 from fedact.training.prefix_cache import PrefixCache
 
@@ -45,7 +46,7 @@ class BatchOutputs(PrefixOutputs):
 class FrozenPrefix:
     """The frozen prefix of an installed model.
 
-    layouts: how its outputs are stored. prefix_chunk: the plan's examples at a time on a device, 0 for a whole batch.
+    layouts: how its outputs are stored. prefix_chunk, tiles: the plan's, how it runs on a device.
     group: examples at a time in this simulation, which runs its folded copy where there is one; it is made when outputs are
     first computed. Its peak bytes on a device are cached by the number of examples, without the methods' state.
     """
@@ -53,6 +54,7 @@ class FrozenPrefix:
     split: Split
     layouts: tuple[Layout, ...]
     prefix_chunk: int
+    tiles: int
     group: int
     _folded: list[FoldedPrefix | None] = field(default_factory=list, init=False, repr=False)
     _peaks: dict[int, int] = field(default_factory=dict, init=False, repr=False)
@@ -139,7 +141,7 @@ class FrozenPrefix:
         if len(chosen) not in self._peaks:
             state, (x, _) = stored_bytes(states(self.split.model).values()), loader(chosen)
             with measure_memory(self.split.model, inputs=(x,)) as memory, torch.no_grad():
-                _ = in_chunks(self.split, x, self.prefix_chunk) if self.prefix_chunk else self.split.prefix(x)
+                _ = in_chunks(TiledPrefix(self.split, self.tiles), x, self.prefix_chunk)
             self._peaks[len(chosen)] = memory.peak_bytes - state
         return self._peaks[len(chosen)]
 
@@ -155,5 +157,5 @@ def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float)
     stored_layouts = layouts(parts, loader, np.arange(min(len(loader), MIN_GROUP)))
     if stored_layouts is None:
         return None
-    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, MIN_GROUP)
+    small = FrozenPrefix(parts, stored_layouts, plan.prefix_chunk, plan.tiles, MIN_GROUP)
     return replace(small, group=group_for(examples)) if small.fits_in_memory(ceil(examples)) else small

@@ -29,6 +29,12 @@ def chunked(model: nn.Module, chunk: int, method: str = "exact", layers: int = 4
     return install(model, assign(model, names, make_method(method)), prefix_chunk=chunk)
 
 
+def tiled(model: nn.Module, tiles: int, chunk: int = 0, layers: int = 4) -> nn.Module:
+    """Do what ``compress`` does, with the frozen part in tiles."""
+    names = trained_layers(restore(model), layers, False) + smooth_activations(model)
+    return install(model, assign(model, names, make_method("exact")), prefix_chunk=chunk, tiles=tiles)
+
+
 def plain() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5)

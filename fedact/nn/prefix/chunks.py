@@ -1,5 +1,6 @@
-"""Runs a model's frozen prefix a few examples at a time, and the suffix on the whole batch."""
+"""Runs a model's frozen prefix a few examples at a time, or in tiles, and the suffix on the whole batch."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,10 @@ from fedact.nn.graph import structure
 from fedact.nn.layers import Swapped
 from fedact.nn.layers.base import made_class
 from fedact.nn.prefix.split import Split, split
+from fedact.nn.prefix.tiles import TiledPrefix, check_tileable
+
+Prefix = Callable[[Tensor], tuple[Any, ...]]
+"""Returns a frozen prefix's outputs for images."""
 
 _PREFIX = "_fedact_prefix"
 ROUNDING = 1e-3
@@ -18,31 +23,39 @@ ROUNDING = 1e-3
 
 
 class _Prefix:
-    """The state of a model that runs in chunks: examples at a time, and its last split."""
+    """The state of a model that runs in chunks: examples at a time, tiles along each axis, and how its last split runs."""
 
-    def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
+    def __init__(self, chunk: int, tiles: int) -> None:
+        self.chunk, self.tiles = chunk, tiles
         self.structure: Any = None
-        self.last_split: Split | None = None
+        self.last: TiledPrefix | None = None
 
     def __reduce__(self) -> Any:
-        return _Prefix, (self.chunk,)
+        return _Prefix, (self.chunk, self.tiles)
 
-    def split(self, model: nn.Module) -> Split | None:
-        """Return the model's split, cached until its structure or its trainable parameters change."""
+    def of(self, model: nn.Module) -> TiledPrefix | None:
+        """Return the model's prefix, cached until its structure or its trainable parameters change; None where none is."""
         current = structure(model), [parameter.requires_grad for parameter in model.parameters()]
         if current != self.structure:
-            self.structure, self.last_split = current, split(model)
-        return self.last_split
+            parts = split(model)
+            self.structure, self.last = current, None if parts is None else TiledPrefix(parts, self.tiles)
+        return self.last
 
 
-def install(model: nn.Module, chunk: int) -> None:
-    """Run a model's frozen prefix ``chunk`` examples at a time when gradients are enabled; in place."""
-    vars(model)[_PREFIX] = prefix = _Prefix(chunk)
+def install(model: nn.Module, chunk: int, tiles: int = 0) -> None:
+    """Run a model's frozen prefix ``chunk`` examples at a time when gradients are enabled, and in tiles; in place.
+
+    chunk: 0 for the whole batch. tiles: along each axis, 0 for whole maps. Raises ConfigError where nothing can be tiled.
+    """
+    if not (chunk or tiles):
+        return
+    vars(model)[_PREFIX] = prefix = _Prefix(chunk, tiles)
     kind: Any = type(model)
     model.__class__ = _chunked(kind)
     # Trace now, and not in the first step, which may be measured.
-    prefix.split(model)
+    made = prefix.of(model)
+    if tiles:
+        check_tileable(made, tiles)
 
 
 def restore(model: nn.Module) -> None:
@@ -56,35 +69,40 @@ def _chunked(before: Any) -> Any:
     """Return a subclass whose forward runs the prefix in chunks, or as ``before`` where that is not possible."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        split = _split_for(self, args, kwargs)
-        outputs = None if split is None else in_chunks(split, args[0], vars(self)[_PREFIX].chunk)
-        return before.forward(self, *args, **kwargs) if split is None or outputs is None else split.run_suffix(outputs)
+        prefix = _prefix_for(self, args, kwargs)
+        outputs = None if prefix is None else in_chunks(prefix, args[0], vars(self)[_PREFIX].chunk)
+        if prefix is None or outputs is None:
+            return before.forward(self, *args, **kwargs)
+        return prefix.split.run_suffix(outputs)
 
     swapped = issubclass(before, Swapped)
     plain, bases = (before.plain, (before,)) if swapped else (before, (Swapped, before))
     return made_class(_chunked, before, before.__name__, bases, plain=plain, before=before, forward=forward)
 
 
-def _split_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split | None:
-    """Return the model's split for a call with one batch of images and gradients enabled, else None."""
+def _prefix_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TiledPrefix | None:
+    """Return the model's prefix for a call with one batch of images and gradients enabled, else None."""
     x, prefix = args[0] if args else None, vars(model)[_PREFIX]
     if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.dim() != 4:
         return None
     trains = torch.is_grad_enabled() and not x.requires_grad and len(x) > 0
-    return prefix.split(model) if trains else None
+    return prefix.of(model) if trains else None
 
 
 @torch.no_grad()
-def in_chunks(split: Split, x: Tensor, chunk: int) -> list[Tensor] | None:
+def in_chunks(prefix: Prefix, x: Tensor, chunk: int) -> list[Tensor] | None:
     """Return the prefix's outputs for a whole batch, computed ``chunk`` examples at a time, each written into one tensor.
 
-    None where an output is not indexed by example first, or is a different view of another output's memory.
+    prefix: returns them for some images. chunk: 0 for the whole batch at once. None where an output is not indexed by
+    example first, or is a different view of another output's memory.
     """
+    if not chunk:
+        return list(prefix(x))
     wholes: list[Tensor] | None = None
     for start in range(0, len(x), chunk):
         part = x[start : start + chunk]
         # The values have no name here, so that they are freed before the next part's are computed.
-        wholes = _written(wholes, split.prefix(part), part, x, start)
+        wholes = _written(wholes, prefix(part), part, x, start)
         if wholes is None:
             return None
     return wholes
@@ -95,7 +113,7 @@ def examples_are_independent(split: Split, x: Tensor) -> bool:
 
     x: at least two examples. Measured by running the prefix, for a graph cannot decide it for arbitrary code.
     """
-    alone, together = in_chunks(split, x, 1), split.prefix(x)
+    alone, together = in_chunks(split.prefix, x, 1), split.prefix(x)
     if alone is None or len(x) < 2:
         return False
     pairs = zip(alone, together, strict=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.prefix.chunks import examples_are_independent
+from fedact.nn.prefix.chunks import Prefix, examples_are_independent
 from fedact.nn.prefix.split import Split
 
 MIN_GROUP, MAX_GROUP = 16, 64
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
-Prefix = Callable[[Tensor], tuple[Any, ...]]
-"""Returns a frozen prefix's outputs for images."""
-
 Positions = Int[np.ndarray, " examples"]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_bytes import peak_bytes
+from fedact.nn.prefix.tiles_flat import flat_graph
 from fedact.nn.prefix.tiles_geometry import Span, tile_spans
 from fedact.nn.prefix.tiles_graph import MapShape, Steps, steps_of
 from fedact.nn.prefix.tiles_operations import Windowed
@@ -116,7 +117,8 @@ class Programs:
 
 def programs_for(split: Split, shape: tuple[int, ...], dtype: torch.dtype) -> Programs:
     """Return the programs of a prefix for images of this shape (channels, rows, columns) and type."""
-    return Programs(steps_of(split.model, split.parts.before, MapShape(*shape), dtype))
+    graph = flat_graph(split.model, split.parts.before)
+    return Programs(steps_of(split.model, graph, MapShape(*shape), dtype))
 
 
 def tilings(

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
-from torch.func import functional_call
 
-from fedact.nn.graph import forward_graph
-from fedact.nn.layers import Swapped
 from fedact.nn.prefix.tiles_operations import (
     Operation,
     Pointwise,
@@ -22,8 +20,9 @@ from fedact.nn.prefix.tiles_operations import (
     Windowed,
     function_operation,
     module_operation,
+    plain_class,
 )
-from fedact.torch_private import is_observed, storage_address
+from fedact.torch_private import is_observed, storage_address, without_dispatch_modes
 
 IMAGES = 0
 """The number of the value that the prefix is given."""
@@ -94,46 +93,11 @@ class Steps:
         return shape
 
 
-def steps_of(model: nn.Module, prefix: Graph, shape: MapShape, dtype: torch.dtype) -> Steps:
-    """Return the steps of a prefix's graph for images of this shape and type."""
-    graph = Graph()
-    graph.output(_copied(graph, model, prefix, "", graph.placeholder("images")))
-    return _Lowering(model, graph, shape, dtype).steps()
-
-
-def _copied(flat: Graph, model: nn.Module, graph: Graph, name: str, argument: Node) -> Any:
-    """Copy a module's graph into a flat one, the modules that it calls in place of their calls; returns its result."""
-    copies: dict[Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            copies[node] = argument
-        elif node.op == "output":
-            return map_arg(node.args[0], copies.__getitem__)
-        elif node.op in ("call_module", "get_attr"):
-            target = f"{name}.{node.target}" if name else str(node.target)
-            inner = _inner_graph(model, target, node) if node.op == "call_module" else None
-            if inner is None:
-                copies[node] = flat.node_copy(node, copies.__getitem__)
-                copies[node].target = target
-            else:
-                copies[node] = _copied(flat, model, inner, target, copies[node.args[0]])
-        else:
-            copies[node] = flat.node_copy(node, copies.__getitem__)
-    return None
-
-
-def _inner_graph(model: nn.Module, target: str, node: Node) -> Graph | None:
-    """Return the graph of a called module that may be replaced by what it does; None where hooks would miss it."""
-    module = model.get_submodule(target)
-    kind: Any = module.plain if isinstance(module, Swapped) else type(module)
-    of_torch = kind.__module__.startswith("torch.nn") and kind is not nn.Sequential
-    if of_torch or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
-        return None
-    if is_observed(module) or "forward" in vars(module) or module_operation(module) is not None:
-        return None
-    graph = forward_graph(module, kind)
-    result = next(iter(graph.find_nodes(op="output")), None) if graph else None
-    return graph if result is not None and isinstance(result.args[0], Node) else None
+def steps_of(model: nn.Module, graph: Graph, shape: MapShape, dtype: torch.dtype) -> Steps:
+    """Return the steps of a flat graph for images of this shape and type."""
+    # A dispatch mode would see tensors that have no memory.
+    with without_dispatch_modes():
+        return _Lowering(model, graph, shape, dtype).steps()
 
 
 class _Lowering:
@@ -209,7 +173,7 @@ class _Lowering:
             return attrgetter(str(node.target))(self.model).to("meta")
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
-            kind: Any = module.plain if isinstance(module, Swapped) else type(module)
+            kind = plain_class(module)
             observed = any(is_observed(each) for each in module.modules())
             if observed or not kind.__module__.startswith("torch.nn") or "forward" in vars(module):
                 self.known = False
@@ -224,7 +188,7 @@ class _Lowering:
 
 
 def _joined(steps: Sequence[Step], others: Collection[int]) -> tuple[Step, ...]:
-    """Return the steps, those that change one's result in place joined with it; others: values that are also read elsewhere."""
+    """Return the steps, each joined with the maps of its result that may be in place; others: values also read elsewhere."""
     readers = Counter(value for step in steps for value in step.inputs)
     joined, places = list[Step](), dict[int, int]()
     for step in steps:

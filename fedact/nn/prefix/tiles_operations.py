@@ -1,7 +1,7 @@
 """The operations that are local in space, so that a tile of their output needs a tile of their input alone."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -25,9 +25,9 @@ Axes = tuple[Window, Window]
 class Windowed:
     """A convolution or pooling.
 
-    axes: its windows along rows and columns. run: returns the output of an input, with so many rows and columns of padding on
-    each side. outputs: output channels, None for as many as there are in. fill: what pads it. scratch: bytes an element of
-    the output that are alive beside it. products: multiplications an element of the output.
+    axes: its windows along rows and columns. run: returns the output of an input, with so many rows and columns of padding
+    on each side. outputs: output channels, None for as many as there are in. fill: what pads it. Of each element of the
+    output, scratch: bytes that are alive beside it; products: multiplications.
     """
 
     axes: Axes
@@ -77,28 +77,32 @@ _NOT_IN_PLACE = (nn.GELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.PReL
 """Activations with and without an argument to write into their input."""
 _FUNCTIONS = {kind.__name__.lower() for kind in _IN_PLACE} | {"leaky_relu"}
 _METHODS = {"relu", "sigmoid", "tanh", "clamp", "abs", "square"}
-_ARITHMETIC = {"mul": "mul_", "truediv": "div_", "add": "add_", "sub": "sub_", "imul": "mul_", "iadd": "add_", "isub": "sub_"}
+_ARITHMETIC = {"mul": "mul", "truediv": "div", "add": "add", "sub": "sub", "imul": "mul", "iadd": "add", "isub": "sub"}
 """Functions of one tensor: PyTorch's functional activations, methods with a twin in place, and arithmetic with numbers."""
+
+
+def plain_class(module: nn.Module) -> Any:
+    """Return a module's class without what surgery put in."""
+    return module.plain if isinstance(module, Swapped) else type(module)
 
 
 def module_operation(module: nn.Module) -> Operation | None:
     """Return a module as a local operation; None for others, and for those with hooks or a forward of their own."""
-    if is_observed(module) or "forward" in vars(module) or getattr(module, "chains", ()):
+    if is_observed(module) or "forward" in vars(module) or vars(module).get("chains"):
         return None
-    swapped = isinstance(module, Swapped)
-    kind: Any = module.plain if isinstance(module, Swapped) else type(module)
+    swapped, kind = isinstance(module, Swapped), plain_class(module)
     if kind is nn.Identity or (swapped and type(module).__name__ == f"No{kind.__name__}"):
         return Same()
     if kind in DROPOUTS:
         return None if module.training else Same()
-    if kind is nn.Conv2d:
-        return _convolution(module)  # type: ignore[arg-type]
+    if isinstance(module, nn.Conv2d):
+        return _convolution(module) if kind is nn.Conv2d else None
     if kind is nn.BatchNorm2d and module.running_mean is not None and (swapped or not module.training):
         return Pointwise(partial(_normalized, module), partial(_normalized_in_place, module))
-    if kind is nn.MaxPool2d:
-        return _max_pooling(module)  # type: ignore[arg-type]
-    if kind is nn.AvgPool2d:
-        return _average_pooling(module)  # type: ignore[arg-type]
+    if isinstance(module, nn.MaxPool2d):
+        return _max_pooling(module) if kind is nn.MaxPool2d else None
+    if isinstance(module, nn.AvgPool2d):
+        return _average_pooling(module) if kind is nn.AvgPool2d else None
     if kind in _IN_PLACE:
         return Pointwise(_activation(module, kind, False), _activation(module, kind, True), bool(module.inplace))
     return Pointwise(_activation(module, kind, None)) if kind in _NOT_IN_PLACE else None
@@ -107,7 +111,7 @@ def module_operation(module: nn.Module) -> Operation | None:
 def function_operation(node: Node) -> Operation | None:
     """Return a called function or method as a local operation, None for others."""
     name, tensors = operation_name(node), node.all_input_nodes
-    rest = node.args[1:]
+    rest: Any = node.args[1:]
     if name in ("add", "iadd", "add_") and len(tensors) == len(node.args) == 2 and not node.kwargs:
         return Sum(name != "add")
     if len(tensors) != 1 or not node.args or node.args[0] is not tensors[0]:
@@ -118,17 +122,17 @@ def function_operation(node: Node) -> Operation | None:
         run: Any = node.target
         return Pointwise(partial(run, **given), partial(run, **given, inplace=True), bool(bound.get("inplace")))
     if name.rstrip("_") in _METHODS and "out" not in node.kwargs:
-        plain, in_place = (getattr(Tensor, name.rstrip("_") + end) for end in ("", "_"))
-        return Pointwise(_with(plain, rest, node.kwargs), _with(in_place, rest, node.kwargs), name.endswith("_"))
-    if name in _ARITHMETIC and len(rest) == 1 and isinstance(rest[0], int | float) and not node.kwargs:
-        method = _ARITHMETIC[name]
-        run = _with(getattr(Tensor, method[:-1]), rest, {}), _with(getattr(Tensor, method), rest, {})
-        return Pointwise(*run, name.startswith("i"))
+        plain, in_place = (_with(name.rstrip("_") + end, rest, node.kwargs) for end in ("", "_"))
+        return Pointwise(plain, in_place, name.endswith("_"))
+    if name.rstrip("_") in _ARITHMETIC and len(rest) == 1 and isinstance(rest[0], int | float) and not node.kwargs:
+        method = _ARITHMETIC[name.rstrip("_")]
+        return Pointwise(_with(method, rest, {}), _with(f"{method}_", rest, {}), name.startswith("i") or name.endswith("_"))
     return None
 
 
-def _with(method: Any, rest: tuple[Any, ...], settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    return lambda x: method(x, *rest, **settings)  # type: ignore[no-any-return]
+def _with(method: str, rest: Sequence[Any], settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return a tensor's method with the arguments after the tensor."""
+    return lambda x: getattr(x, method)(*rest, **settings)
 
 
 def _activation(module: nn.Module, kind: Any, in_place: bool | None) -> Callable[[Tensor], Tensor]:
@@ -140,13 +144,12 @@ def _activation(module: nn.Module, kind: Any, in_place: bool | None) -> Callable
     return partial(kind.forward, twin)
 
 
-def _normalized(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _normalized(norm: Any, x: Tensor) -> Tensor:
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
-def _normalized_in_place(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _normalized_in_place(norm: Any, x: Tensor) -> Tensor:
     """Return a frozen norm of x, written into x by the kernel that writes elsewhere: the same bits."""
-    assert norm.running_mean is not None
     if x.dtype != norm.running_mean.dtype or x.device.type != "cpu":
         return _normalized(norm, x)
     none = x.new_empty(0), x.new_empty(0)
@@ -158,14 +161,14 @@ def _normalized_in_place(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 def _convolution(module: nn.Conv2d) -> Windowed | None:
     if module.padding_mode != "zeros":
         return None
-    axes = tuple(_convolution_window(module, axis) for axis in (0, 1))
+    axes = _convolution_window(module, 0), _convolution_window(module, 1)
     if any(max(axis.before, axis.after) >= axis.extent for axis in axes):
         return None
 
     def run(x: Tensor, padding: tuple[int, int]) -> Tensor:
         return F.conv2d(x, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
 
-    return Windowed(axes, run, module.out_channels, products=module.weight[0].numel())  # type: ignore[arg-type]
+    return Windowed(axes, run, module.out_channels, products=module.weight[0].numel())
 
 
 def _convolution_window(module: nn.Conv2d, axis: int) -> Window:
@@ -186,12 +189,12 @@ def _max_pooling(module: nn.MaxPool2d) -> Windowed | None:
     def run(x: Tensor, margin: tuple[int, int]) -> Tensor:
         return F.max_pool2d(x, kernel, stride, margin, dilation)
 
-    axes = tuple(
-        Window(kernel[axis], stride[axis], padding[axis], padding[axis], dilation[axis], module.ceil_mode, kernel[axis] // 2)
-        for axis in (0, 1)
+    windows = (
+        Window(size, step, margin, margin, spread, module.ceil_mode, size // 2)
+        for size, step, margin, spread in zip(kernel, stride, padding, dilation, strict=True)
     )
     # PyTorch also makes the maxima's places, of 8 bytes each.
-    return Windowed(axes, run, fill=-inf, scratch=8)  # type: ignore[arg-type]
+    return Windowed((next(windows), next(windows)), run, fill=-inf, scratch=8)
 
 
 def _average_pooling(module: nn.AvgPool2d) -> Windowed | None:
@@ -203,6 +206,7 @@ def _average_pooling(module: nn.AvgPool2d) -> Windowed | None:
         return F.avg_pool2d(x, kernel, stride, margin, divisor_override=module.divisor_override)
 
     axes = tuple(
-        Window(kernel[axis], stride[axis], padding[axis], padding[axis], largest_padding=kernel[axis] // 2) for axis in (0, 1)
+        Window(kernel[axis], stride[axis], padding[axis], padding[axis], largest_padding=kernel[axis] // 2)
+        for axis in (0, 1)
     )
     return Windowed(axes, run)  # type: ignore[arg-type]
