@@ -62,8 +62,8 @@ __all__ = [
     "threshold_backward_into",
     "version",
     "will_accumulate",
-    "zeros_like",
     "without_dispatch_modes",
+    "zeros_like",
 ]
 
 COMPILER = ("torch._dynamo", "torch._dynamo.utils")

@@ -101,14 +101,14 @@ def test_the_tail_of_the_prefix_is_the_model(build, trained):
     parts = split(model)
     assert torch.equal(parts.suffix(*parts.prefix(X)), model(X))
     assert all(not value.requires_grad for value in parts.prefix(X))
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(in_chunks(parts, X, 2), parts.prefix(X), strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(in_chunks(parts.prefix, X, 2), parts.prefix(X), strict=True))
 
 
 def test_memory_formats_and_autocast_stay_as_they_are():
     model = chunked(built(narrow), 0)
     x = X.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        at_once, pieces = split(model).prefix(x)[0], in_chunks(split(model), x, 2)[0]
+        at_once, pieces = split(model).prefix(x)[0], in_chunks(split(model).prefix, x, 2)[0]
     assert (pieces.dtype, pieces.stride()) == (torch.bfloat16, at_once.stride())
     assert pieces.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(pieces, at_once) < 0.05

@@ -154,6 +154,18 @@ def test_tiles_and_chunks_together_take_less():
     assert step < measure(tiled(model, 0), lambda: train(model, x, y), (x, y)).peak_bytes
 
 
+def test_blocks_that_run_in_streams_run_in_tiles_too():
+    torch.manual_seed(0)
+    whole = NETWORKS["mobilenet_v2"]()
+    model = copy.deepcopy(whole)
+    train(tiled(whole, 0), X, Y)
+    train(tiled(model, 2, room=10_000), X, Y)
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            assert float((one.grad - other.grad).norm()) <= 1e-4 * float(other.grad.norm())
+
+
 def test_what_needs_whole_maps_ends_the_tiles():
     torch.manual_seed(0)
     model = tiled(mobilenet_v3_small(num_classes=4, width_mult=0.25), 2)

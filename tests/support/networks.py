@@ -29,10 +29,10 @@ def chunked(model: nn.Module, chunk: int, method: str = "exact", layers: int = 4
     return install(model, assign(model, names, make_method(method)), prefix_chunk=chunk)
 
 
-def tiled(model: nn.Module, tiles: int, chunk: int = 0, layers: int = 4) -> nn.Module:
+def tiled(model: nn.Module, tiles: int, chunk: int = 0, layers: int = 4, room: int | None = None) -> nn.Module:
     """Do what ``compress`` does, with the frozen part in tiles."""
     names = trained_layers(restore(model), layers, False) + smooth_activations(model)
-    return install(model, assign(model, names, make_method("exact")), prefix_chunk=chunk, tiles=tiles)
+    return install(model, assign(model, names, make_method("exact")), prefix_chunk=chunk, room=room, tiles=tiles)
 
 
 def plain() -> nn.Module:
