@@ -5,6 +5,7 @@ follow the data, and for what it works with meanwhile.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,6 +56,23 @@ class Levels:
         given = [(number, use.slot) for number, use in enumerate(uses) if use.slot is not None]
         self._given = np.array([number for number, _ in given], int)
         self._slots = np.array([slot for _, slot in given], int)
+
+    def grown(self, other: "Levels", times: int) -> "Levels | None":
+        """Return the other's levels with each use so many times further from its size here than the other's is.
+
+        None where they do not have the same uses. Of steps on one and two examples, this is one on ``times + 1``.
+        """
+        if len(self._sizes) != len(other._sizes) or not np.array_equal(self._slots, other._slots):
+            return None
+        result = copy(other)
+        result._sizes = self._sizes + times * (other._sizes - self._sizes)
+        return result
+
+    def during(self, totals: Int64[np.ndarray, " moments"]) -> dict[int, int]:
+        """Return the largest of the totals while each slot is in use, by slot; totals: of ``at``."""
+        edges = np.argsort(self._uses, kind="stable").reshape(-1, 2)[self._given]
+        spans = zip(self._slots.tolist(), edges.tolist(), strict=True)
+        return {slot: int(totals[start:stop].max()) for slot, (start, stop) in spans}
 
     def at(self, sizes: Sizes) -> Int64[np.ndarray, " moments"]:
         """Return the total after each of ``times``."""

@@ -95,7 +95,10 @@ class ByteAllocation:
     def _exact_in_chunks(self, depth: int) -> Solution | None:
         """Return exact training of the whole batch, the prefix in chunks, with as little made again as the budget allows."""
         layers, size = layers_with_input(self.problem, depth), self.problem.batch_size
-        for recompute in self.problem.least_recomputes:
+        recomputes = self.problem.least_recomputes
+        if self.peaks.rules_out(dict.fromkeys(layers, Exact().recomputing(max(recomputes))), size):
+            return None
+        for recompute in recomputes:
             methods = dict.fromkeys(layers, Exact().recomputing(recompute))
             # In chunks, nothing made again is no candidate.
             chunk = self.peaks.prefix_chunk([methods], size)
@@ -194,11 +197,11 @@ class ByteAllocation:
         yield from exact
         enough = min((each.profile.seconds(each.draft) for each in exact), default=inf) / ALIKE
         for family, size in product(self.families, sizes):
-            if self._is_too_large(family, depth, size):
-                continue
-            profile = self.profiles.of(family, depth, size)
-            if self.limit.max_slowdown is not None or not exact or profile.seconds(profile.exact(depth, size)) < enough:
-                yield from self._candidates(family, depth, size)
+            if exact and self.limit.max_slowdown is None:
+                profile = self.profiles.of(family, depth, size)
+                if profile.seconds(profile.exact(depth, size)) >= enough:
+                    continue
+            yield from self._candidates(family, depth, size)
 
     def _exact_candidates(self, depth: int, sizes: Sequence[int]) -> Iterator[Candidate]:
         """Yield exact training in the largest micro-batch with which its peak fits, the less is made again the sooner."""
@@ -211,9 +214,9 @@ class ByteAllocation:
 
     def _is_too_large(self, family: Family, depth: int, micro_batch: int) -> bool:
         """Tell whether a step is over the budget whatever lossy methods it has."""
-        if self.profiles.structure(family.recompute, depth).least_bytes(depth, micro_batch) > self.capacity:
-            return True
-        return self.peaks.is_too_large(layers_with_input(self.problem, depth), family.recompute, micro_batch)
+        if self.problem.scope == "peak":
+            return self.peaks.is_too_large(layers_with_input(self.problem, depth), family.recompute, micro_batch)
+        return self.profiles.structure(family.recompute, depth).least_bytes(depth, micro_batch) > self.capacity
 
     def _candidates(self, family: Family, depth: int, micro_batch: int) -> Iterator[Candidate]:
         if self._is_too_large(family, depth, micro_batch):

@@ -17,6 +17,7 @@ from fedact.nn.surgery import install, layer_inputs, methods_of, recompute_of, r
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
+from fedact.planner.garbage import older_objects_left_out
 from fedact.planner.problem import Problem, evaluating, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
@@ -77,7 +78,7 @@ def make_plan(
     size = None if budget is None else parse_bytes(budget)
     given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm, "recompute": recompute}
     example = valid_example(example)
-    with fixed_randomness(example[0].device), threads_for(example[0]):
+    with fixed_randomness(example[0].device), threads_for(example[0]), older_objects_left_out():
         problem = make_problem(model, example, method=choose_method(method), budget=size, scope=scope, **given)
         limit = SlowdownLimit(problem, max_slowdown)
         if problem.has_head and scope == "peak" and not problem.within_budget(inference_peak_bytes(problem)):

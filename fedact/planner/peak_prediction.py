@@ -29,6 +29,8 @@ FEW = 3
 """So many examples' step is not run where one's and two's say that it is over the budget."""
 LINEARITY = 1.1
 """A step's bytes are at least those that two smaller ones say, on a straight line, divided by this."""
+PARTS = 1.5
+"""A step takes at least what one and two examples say of every storage, divided by this: some kernels work part by part."""
 Structure = tuple[tuple[str, Method | int], ...]
 """What of the methods a step's shapes and lifetimes follow from: by layer, its recompute, or a method if all keep them."""
 
@@ -129,12 +131,19 @@ class PeakPrediction:
             return False
         if key not in self._too_large:
             chunked = self._prefix(structure) is not None
-            first = self._levels(structure, 1, chunked).least_bytes
+            one = self._levels(structure, 1, chunked)
+            first = one.least_bytes
             self._too_large[key] = int(first * SURE) > budget
             if not self._too_large[key] and micro_batch >= FEW and first * micro_batch > budget:
-                growth = self._levels(structure, 2, chunked).least_bytes - first
-                self._too_large[key] = first + growth * (micro_batch - 1) > LINEARITY * budget
+                two = self._levels(structure, 2, chunked)
+                most = one.least_bytes_of(micro_batch, two) or 0
+                least = first + (two.least_bytes - first) * (micro_batch - 1)
+                self._too_large[key] = least > LINEARITY * budget or most > PARTS * budget
         return self._too_large[key]
+
+    def rules_out(self, methods: Methods, micro_batch: int) -> bool:
+        """Tell whether one and two examples' steps say that so many are over the budget."""
+        return self._is_too_large(_structure(methods), micro_batch)
 
     def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
         """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""

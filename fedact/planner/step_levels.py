@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 from torch import nn
@@ -42,6 +43,13 @@ class Part(Enum):
     INPUT_GRADIENT = auto()
 
 
+WORKING = (Part.ENCODING, Part.DECODING, Part.GRADIENT)
+"""What a method works with, and does not keep."""
+COPIES, SQUARES = 12, 8
+"""A method is taken to work with no more than so many tensors like its input, its output gradient and its weight, and so
+many squares, in float64, of a dimension of the input."""
+
+
 class Slot(NamedTuple):
     """A number of bytes that a method decides on: of a layer's input of this shape; size: without any method.
 
@@ -56,6 +64,14 @@ class Slot(NamedTuple):
     call: GradientCall | None = None
     others: tuple[str, ...] = ()
 
+    @property
+    def working_bound(self) -> int:
+        """About the most bytes that any method works with."""
+        shapes = [self.like.shape] + ([self.call.grad_output.shape, self.call.weight.shape] if self.call else [])
+        elements = prod(self.like.shape)
+        sides = [min(side, elements // max(1, side)) for side in self.like.shape]
+        return COPIES * 4 * sum(map(prod, shapes)) + SQUARES * 8 * max(sides, default=0) ** 2
+
 
 @dataclass(frozen=True, eq=False)
 class StepLevels:
@@ -69,8 +85,29 @@ class StepLevels:
     itemsize: int
 
     def peak_bytes(self, methods: Mapping[str, Method], working: WorkingMemory) -> int:
-        """Return the most bytes alive at any moment with these methods, by layer."""
-        return self.levels.most([self._size(slot, methods, working) for slot in self.slots])
+        """Return the most bytes alive at any moment with these methods, by layer.
+
+        What a method works with is found where it may make a difference, and taken to be nothing elsewhere.
+        """
+        sizes = [0 if slot.part in WORKING else self._size(slot, methods, working) for slot in self.slots]
+        totals = self.levels.at(sizes)
+        best, reach = int(totals.max(initial=0)), self.levels.during(totals)
+        bounds = {place: reach[place] + slot.working_bound for place, slot in enumerate(self.slots) if slot.part in WORKING}
+        for place in sorted(bounds, key=bounds.__getitem__, reverse=True):
+            if working.none or bounds[place] <= best:
+                break
+            sizes[place] = self._size(self.slots[place], methods, working)
+            best = max(best, reach[place] + sizes[place])
+        return self.levels.most(sizes)
+
+    def least_bytes_of(self, examples: int, two: "StepLevels") -> int | None:
+        """Return ``least_bytes`` of a step on more examples, where this one is on one; None where it is of another kind.
+
+        two: the step on two. Every storage grows by the same number with every example; where a kernel works on a part at a
+        time, it is less.
+        """
+        grown = self.levels.grown(two.levels, examples - 1)
+        return None if grown is None else grown.most([0] * len(self.slots))
 
     @cached_property
     def least_bytes(self) -> int:
