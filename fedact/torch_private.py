@@ -198,6 +198,8 @@ def is_observed(module: nn.Module) -> bool:
     of_all = (_of_all._global_forward_hooks, _of_all._global_forward_pre_hooks)
     gradients = (_of_all._global_backward_hooks, _of_all._global_backward_pre_hooks)
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if not any((*of_all, *gradients, *own)):
+        return False
     hooks = (hook for registered in (*of_all, *gradients, *own) for hook in registered.values())
     return not all(map(is_blind, hooks))
 

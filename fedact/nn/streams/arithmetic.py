@@ -1,17 +1,24 @@
-"""The arithmetic of a stream: one group of channels through a stage, with nothing larger than its maps."""
+"""The arithmetic of a stream: one group of channels through a stage, with nothing larger than its maps.
 
-from collections.abc import Iterator
+A map is a matrix with a row a position and a column a channel: so products, norms and sums need no copies.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.operations import Convolution
 from fedact.nn.layers.activations import Masked
 from fedact.torch_private import hardtanh_backward_into, threshold_backward_into
+
+Images = Float[Tensor, "examples channels rows columns"]
+Map = Float[Tensor, "positions channels"]
 
 TENSORS = 6
 """Of every stage: weight, bias, and the norm's mean, variance, scale and shift."""
@@ -39,62 +46,32 @@ class StageSettings:
         )
         return rows, columns
 
-
-class Stage(NamedTuple):
-    """A stage with its weights: ``activation(scale * convolution(x) + shift)``, scale and shift with a bias in them.
-
-    scale, shift: (channels, 1, 1), None where there is neither norm nor bias.
-    """
-
-    settings: StageSettings
-    weight: Tensor
-    scale: Tensor | None
-    shift: Tensor | None
-
-    @classmethod
-    def of(cls, settings: StageSettings, tensors: tuple[Tensor | None, ...]) -> "Stage":
-        """Return the stage of a module's tensors (see ``TENSORS``)."""
-        weight, bias, mean, variance, gamma, beta = tensors
-        assert weight is not None
-        scale = shift = None
-        if mean is not None and variance is not None:
-            scale = (variance + settings.eps).rsqrt_()
-            scale = scale if gamma is None else scale.mul_(gamma)
-            centre = mean if bias is None else mean - bias
-            shift = torch.addcmul(torch.zeros_like(mean) if beta is None else beta, centre, scale, value=-1)
-        elif bias is not None:
-            shift = bias
-        return cls(
-            settings,
-            weight,
-            scale if scale is None else scale.view(-1, 1, 1),
-            shift if shift is None else shift.view(-1, 1, 1),
-        )
-
-    def affine_(self, z: Tensor, j: slice) -> Tensor:
-        """Scale and shift the convolution's outputs of some channels in place."""
-        if self.scale is not None and self.shift is not None:
-            return torch.addcmul(self.shift[j], z, self.scale[j], out=z)
-        return z if self.shift is None else z.add_(self.shift[j])
+    def affine(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the norm multiplies the convolution's channels by and adds to them, a bias in it; None for nothing."""
+        _, bias, mean, variance, gamma, beta = tensors
+        if mean is None or variance is None:
+            return None, bias
+        scale = (variance + self.eps).rsqrt_()
+        scale = scale if gamma is None else scale.mul_(gamma)
+        centre = mean if bias is None else mean - bias
+        return scale, torch.addcmul(torch.zeros_like(mean) if beta is None else beta, centre, scale, value=-1)
 
     def activate(self, z: Tensor) -> Tensor:
         """Return the activation of z, in place where its gradient does not need z."""
-        activation = self.settings.activation
-        if activation is None:
+        if self.activation is None:
             return z
-        if self.settings.is_smooth:
-            return activation.activate(z)  # type: ignore[no-any-return]
-        lower, upper, _ = activation.slope()
+        if self.is_smooth:
+            return self.activation.activate(z)  # type: ignore[no-any-return]
+        lower, upper, _ = self.activation.slope()
         return F.relu_(z) if upper == float("inf") else F.hardtanh_(z, lower, upper)
 
     def slope_times_(self, gradient: Tensor, z: Tensor) -> Tensor:
         """Return the gradient times the activation's slope at z, in place where possible; a ReLU's z may be its output."""
-        activation = self.settings.activation
-        if activation is None:
+        if self.activation is None:
             return gradient
-        if self.settings.is_smooth:
-            return activation.slope_times(gradient, z)  # type: ignore[no-any-return]
-        lower, upper, _ = activation.slope()
+        if self.is_smooth:
+            return self.activation.slope_times(gradient, z)  # type: ignore[no-any-return]
+        lower, upper, _ = self.activation.slope()
         if upper == float("inf"):
             return threshold_backward_into(gradient, z, lower, grad_input=gradient)
         return hardtanh_backward_into(gradient, z, lower, upper, grad_input=gradient)
@@ -109,59 +86,98 @@ class Geometry:
     project: StageSettings
 
     @cached_property
-    def expands_pointwise(self) -> bool:
-        """Whether the first convolution is a matrix product."""
+    def may_be_product(self) -> bool:
+        """Whether the first convolution is a matrix product if its kernel is 1 x 1."""
         c = None if self.first is None else self.first.convolution
         return c is not None and c.stride == (1, 1) and c.padding == (0, 0)
-
-    def stages(self, tensors: tuple[Tensor | None, ...]) -> tuple[Stage | None, Stage, Stage]:
-        """Return the stages with their tensors, which come in this order."""
-        parts = [tensors[place : place + TENSORS] for place in range(0, len(tensors), TENSORS)]
-        first = None if self.first is None else Stage.of(self.first, parts[0])
-        return first, Stage.of(self.depthwise, parts[-2]), Stage.of(self.project, parts[-1])
 
     def step(self, x: Tensor, weights: tuple[Tensor, ...], room: int) -> int:
         """Return how many channels at a time have their maps in ``room`` bytes, backward as well, at least one.
 
-        Alive at once are two maps of the depthwise input and one of its output, or one and two.
+        Alive at once are two maps of the depthwise input and one of its output, or one and two, and the kernels' gradients.
         """
         rows, columns = x.shape[2], x.shape[3]
         if self.first is not None:
             rows, columns = self.first.size((rows, columns), weights[0])
         after = self.depthwise.size((rows, columns), weights[-2])
-        wide, narrow = rows * columns, after[0] * after[1]
+        wide, narrow = len(x) * rows * columns, len(x) * after[0] * after[1]
         before = wide * (2 if self.first is not None and self.first.is_smooth else 1)
-        elements = before + max((3 if self.depthwise.is_smooth else 2) * narrow, wide + narrow)
-        return max(1, min(len(weights[-2]), room // (len(x) * elements * x.element_size())))
+        elements = before + max((3 if self.depthwise.is_smooth else 2) * narrow, wide + narrow) + 2 * weights[-2][0].numel()
+        channels = len(weights[-2])
+        most = max(1, min(channels, room // (elements * x.element_size())))
+        # As even as they can be.
+        return -(-channels // -(-channels // most))
 
 
-def groups(channels: int, step: int) -> Iterator[slice]:
-    """Yield the channels in groups of ``step``, as even as they can be."""
-    count = -(-channels // step)
-    bounds = [channels * place // count for place in range(count + 1)]
-    yield from map(slice, bounds[:-1], bounds[1:])
+class Group(NamedTuple):
+    """Some channels of a block: the rows of its tensors that are theirs.
+
+    weight, kernels, columns: of the first, the depthwise and the last convolution, the last one transposed (channels,
+    outputs). scale, shift: of the first; kernel_scale (channels, 1, 1, 1), kernel_shift: of the depthwise one.
+    """
+
+    j: slice
+    weight: Any
+    scale: Any
+    shift: Any
+    kernels: Any
+    kernel_scale: Any
+    kernel_shift: Any
+    columns: Any
 
 
-def product(weight: Tensor, x: Tensor) -> Tensor:
-    """Return a matrix (outputs, inputs) times every example of x (examples, inputs, positions)."""
-    return torch.mm(weight, x[0]).unsqueeze(0) if len(x) == 1 else torch.bmm(weight.expand(len(x), -1, -1), x)
+class Tensors(NamedTuple):
+    """A block's tensors, as ``groups`` deals them out; scale, shift: of the last convolution's outputs."""
+
+    parts: tuple[Tensor | None, ...]
+    scale: Tensor | None
+    shift: Tensor | None
+
+    @classmethod
+    def of(cls, geometry: Geometry, tensors: tuple[Tensor | None, ...]) -> "Tensors":
+        """Return the tensors of a block's stages (see ``TENSORS``) with their norms' factors."""
+        depthwise, project = tensors[-2 * TENSORS : -TENSORS], tensors[-TENSORS:]
+        weight = scale = shift = None
+        if geometry.first is not None:
+            weight, (scale, shift) = tensors[0], geometry.first.affine(tensors[:TENSORS])
+        kernel_scale, kernel_shift = geometry.depthwise.affine(depthwise)
+        kernel_scale = None if kernel_scale is None else kernel_scale.view(-1, 1, 1, 1)
+        assert project[0] is not None
+        columns = project[0].flatten(1).t()
+        parts = weight, scale, shift, depthwise[0], kernel_scale, kernel_shift, columns
+        return cls(parts, *geometry.project.affine(project))
+
+    def groups(self, step: int) -> Iterator[Group]:
+        """Yield all channels, at most ``step`` at a time."""
+        columns = self.parts[-1]
+        assert columns is not None
+        count = -(-len(columns) // step)
+        yield from map(Group, slices(len(columns), count), *(split(part, count) for part in self.parts))
 
 
-def add_product_(total: Tensor, weight: Tensor, x: Tensor) -> None:
-    """Add a matrix times every example of x to a tensor (examples, outputs, positions)."""
-    if len(x) == 1:
-        total[0].addmm_(weight, x[0])
-    else:
-        total.baddbmm_(weight.expand(len(x), -1, -1), x)
+def slices(channels: int, count: int) -> list[slice]:
+    """Return the places of the channels that ``split`` puts together."""
+    step = -(-channels // count)
+    return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
 
 
-def add_outer_(total: Tensor, gradient: Tensor, x: Tensor, scale: Tensor | None = None) -> None:
-    """Add the sum over examples of gradient times x transposed to a matrix, its rows times ``scale`` (rows, 1)."""
-    if scale is None and len(x) == 1:
-        total.addmm_(gradient[0], x[0].t())
-        return
-    sums = torch.mm(gradient[0], x[0].t()) if len(x) == 1 else torch.bmm(gradient, x.transpose(1, 2)).sum(0)
-    if scale is None:
-        total.add_(sums)
-    else:
-        total.addcmul_(sums, scale)
+def split(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """Return a tensor's rows in ``count`` parts, or so many times None."""
+    return [None] * count if tensor is None else tensor.chunk(count)
+
+
+def affine_(z: Map, scale: Tensor | None, shift: Tensor | None) -> Map:
+    """Scale and shift a map's channels in place."""
+    if scale is not None and shift is not None:
+        return torch.addcmul(shift, z, scale, out=z)
+    return z if shift is None else z.add_(shift)
+
+
+def map_of(x: Images) -> Map:
+    """Return images as a map: a view of one image, and where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_images(rows: Map, shape: Sequence[int]) -> Images:
+    """Return a map as images of this shape but for the channels, which are last in memory."""
+    return rows.view(shape[0], shape[2], shape[3], -1).permute(0, 3, 1, 2)

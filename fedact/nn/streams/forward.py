@@ -2,48 +2,43 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from fedact.nn.streams.arithmetic import Geometry, Stage, add_product_, groups, product
-
-Images = Float[Tensor, "batch channels rows columns"]
+from fedact.nn.streams.arithmetic import Geometry, Group, Images, Map, Tensors, affine_, as_images, map_of
 
 
 def run(x: Images, geometry: Geometry, tensors: tuple[Tensor | None, ...], step: int) -> Images:
     """Return the block's output for x, with ``step`` of its wide channels at a time."""
-    first, depthwise, project = geometry.stages(tensors)
-    weight = project.weight.flatten(1)
-    y: Tensor | None = None
-    for j in groups(len(depthwise.weight), step):
-        z = before_filter(x, geometry, first, j)
-        z = depthwise.activate(filtered(z if first is None else first.activate(z), depthwise, j))
-        if y is None:
-            y = z.new_empty(len(z), len(weight), *z.shape[2:])
-            torch.bmm(weight[:, j].expand(len(z), -1, -1), z.flatten(2), out=y.view(len(z), len(weight), -1))
-        else:
-            add_product_(y.view(len(z), len(weight), -1), weight[:, j], z.flatten(2))
+    block, positions = Tensors.of(geometry, tensors), map_of(x)
+    total: Map | None = None
+    for group in block.groups(step):
+        z = before_filter(x, positions, geometry, group)
+        z = filtered(z if geometry.first is None else geometry.first.activate(z), geometry, group)
+        shape, z = z.shape, geometry.depthwise.activate(map_of(z))
+        total = torch.mm(z, group.columns) if total is None else total.addmm_(z, group.columns)
         del z
-    assert y is not None
-    return project.affine_(y, slice(None))
+    assert total is not None
+    return as_images(affine_(total, block.scale, block.shift), shape)
 
 
-def before_filter(x: Images, geometry: Geometry, first: Stage | None, j: slice) -> Images:
-    """Return some channels of the depthwise convolution's input before the activation; a slice of x without expansion."""
-    if first is None:
-        return x[:, j]
-    weight = first.weight[j]
-    if geometry.expands_pointwise and weight.shape[2:] == (1, 1):
-        z = product(weight.flatten(1), x.flatten(2)).view(len(x), len(weight), *x.shape[2:])
+def before_filter(x: Images, positions: Map, geometry: Geometry, group: Group) -> Images:
+    """Return some channels of the depthwise convolution's input before the activation; a slice of x without expansion.
+
+    positions: x as a map.
+    """
+    if geometry.first is None:
+        return x[:, group.j]
+    if geometry.may_be_product and group.weight.shape[2:] == (1, 1):
+        z, shape = torch.mm(positions, group.weight.flatten(1).t()), x.shape
     else:
-        c = first.settings.convolution
-        z = F.conv2d(x, weight, None, c.stride, c.padding, c.dilation)
-    return first.affine_(z, j)
+        c = geometry.first.convolution
+        images = F.conv2d(x, group.weight, None, c.stride, c.padding, c.dilation)
+        z, shape = map_of(images).contiguous(), images.shape
+    return as_images(affine_(z, group.scale, group.shift), shape)
 
 
-def filtered(z: Images, depthwise: Stage, j: slice) -> Images:
+def filtered(z: Images, geometry: Geometry, group: Group) -> Images:
     """Return the depthwise convolution's output with its norm, which is in the kernels, for some channels."""
-    c, weight = depthwise.settings.convolution, depthwise.weight[j]
-    weight = weight if depthwise.scale is None else weight * depthwise.scale[j].unsqueeze(1)
-    shift = None if depthwise.shift is None else depthwise.shift[j].flatten()
-    return F.conv2d(z, weight, shift, c.stride, c.padding, c.dilation, len(weight))
+    c = geometry.depthwise.convolution
+    kernels = group.kernels if group.kernel_scale is None else group.kernels * group.kernel_scale
+    return F.conv2d(z, kernels, group.kernel_shift, c.stride, c.padding, c.dilation, len(kernels))

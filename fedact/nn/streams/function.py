@@ -9,6 +9,7 @@ from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import gradient_buffer
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import save, saved
+from fedact.nn.layers.function import as_output
 from fedact.nn.streams import forward
 from fedact.nn.streams.arithmetic import TENSORS, Geometry
 from fedact.nn.streams.backward import Backward, Totals
@@ -25,7 +26,7 @@ class StreamedBlock(torch.autograd.Function):
         ctx.method, compressed, _ = codec.encode(x, x)
         save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
         ctx.geometry, ctx.step = geometry, geometry.step(x, weights(tensors), room)
-        return forward.run(x, geometry, tensors, ctx.step)
+        return as_output(forward.run(x, geometry, tensors, ctx.step))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 import fedact
-from fedact.nn.streams.arithmetic import groups
 from tests.support.inverted_residuals import (
     ACTIVATIONS,
     InvertedResidual,
@@ -138,10 +137,3 @@ def test_channels_last_weights_and_inputs():
     model.to(memory_format=torch.channels_last)
     fedact.compress(model, "exact", layers=12, room=2000)
     assert_close(gradients(model, x.contiguous(memory_format=torch.channels_last), y), want)
-
-
-@given(st.integers(1, 50), st.integers(1, 60))
-def test_groups_are_all_channels_and_at_most_a_step(channels, step):
-    found = [range(channels)[group] for group in groups(channels, step)]
-    assert [place for group in found for place in group] == list(range(channels))
-    assert max(map(len, found)) <= step
