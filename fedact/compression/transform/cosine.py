@@ -1,8 +1,9 @@
 """Cosine transforms in space, and how much a spatial frequency matters for a weight gradient."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import ceil, prod, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +19,15 @@ RINGS = 64
 """Groups of frequencies that share a level."""
 SMALL_MAP = 16
 """Positions of a map that one matrix transforms at once; of larger ones rows and columns are transformed in turn."""
+SMALL_SIDE = 32
+"""Rows and columns of a map up to which its tables, 17 kB at most, are kept."""
 MADE_BYTES = 32
 """Of numpy's memory at most, for an element of a square of the larger size while matrices and rings are made."""
 CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 """Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
+
+
+Table = NDArray[np.float32]
 
 
 class Frequencies(NamedTuple):
@@ -57,18 +63,33 @@ def from_images(images: Float[Tensor, "batch height width channels"], shape: Seq
 
 def frequencies(height: int, width: int, decay: float) -> Frequencies:
     """Return the transform of maps of a size; decay: how fast the weights decay towards the higher frequencies."""
+    if height * width == 1:
+        return Frequencies((), (), np.zeros(1, dtype=np.uint8))
     # Arithmetic on a few numbers is several times faster in numpy; what it makes on the way ends with this function.
     numpys = in_ledger(MADE_BYTES * max(height, width) ** 2)
+    *matrices, rings = (_constants if max(height, width) <= SMALL_SIDE else _tables)(height, width, decay)
+    # In memory that the ledger sees.
+    forward, back = (tuple(map(_single, each)) for each in matrices)
+    ledgers = torch.empty(len(rings), dtype=torch.uint8).numpy()
+    ledgers[:] = rings
+    del numpys
+    return Frequencies(forward, back, ledgers)
+
+
+def _tables(height: int, width: int, decay: float) -> tuple[tuple[Table, ...], tuple[Table, ...], UInt8[np.ndarray, " n"]]:
+    """Return the fields of ``Frequencies``."""
     rows = _weighted(height, decay)
     columns = rows if width == height else _weighted(width, decay)
     pairs = zip(rows, columns, strict=True)
     forward, back = ((_of_positions(*pair),) if height * width <= SMALL_MAP else pair for pair in pairs)
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
-    # In memory that the ledger sees, as the matrices.
-    rings = torch.empty(len(radius), dtype=torch.uint8).numpy()
+    rings = np.empty(len(radius), dtype=np.uint8)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    del numpys
-    return Frequencies(forward, back, rings) if len(rings) > 1 else Frequencies((), (), rings)
+    return forward, back, rings
+
+
+_constants = lru_cache(maxsize=16)(_tables)
+"""The tables of small maps: constants of the program, made once; what a step works with is a copy that the ledger counts."""
 
 
 def transform(images: Tensor, by: Frequencies, out: Tensor | None = None) -> Tensor:
@@ -113,7 +134,7 @@ def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Te
     return product.view(batch, height, width, channels)
 
 
-def _weighted(size: int, decay: float) -> tuple[Tensor, Tensor]:
+def _weighted(size: int, decay: float) -> tuple[Table, Table]:
     """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
 
     A frequency f weighs (1 + f^2)^-decay, along rows and along columns. A weight gradient correlates the activation with the
@@ -124,16 +145,16 @@ def _weighted(size: int, decay: float) -> tuple[Tensor, Tensor]:
     matrix = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
     matrix[0] /= sqrt(2)
     weights = (1 + _scaled(size) ** 2) ** -decay
-    return _single(weights[:, None] * matrix), _single(matrix.T / weights)
+    return (weights[:, None] * matrix).astype(np.float32), (matrix.T / weights).astype(np.float32)
 
 
-def _of_positions(rows: Tensor, columns: Tensor) -> Tensor:
+def _of_positions(rows: Table, columns: Table) -> Table:
     """Return the matrix of all positions of a map, row by row: Kronecker's product."""
-    return _single((rows.numpy()[:, None, :, None] * columns.numpy()[:, None]).reshape(len(rows) * len(columns), -1))
+    return (rows[:, None, :, None] * columns[:, None]).reshape(len(rows) * len(columns), -1)
 
 
-def _single(matrix: NDArray[Any]) -> Tensor:
-    """Return a matrix in float32, in memory that the ledger sees."""
+def _single(matrix: Table) -> Tensor:
+    """Return a matrix in memory that the ledger sees."""
     single = torch.empty(matrix.shape)
     single.numpy()[:] = matrix
     return single
