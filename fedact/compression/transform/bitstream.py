@@ -5,12 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 
-from fedact.compression.transform.coefficients import Levels, order_of
+from fedact.compression.transform.coefficients import Levels, in_ledger, order_of
 from fedact.compression.transform.order import CLASSES, Order, rows_and_channels
 from fedact.compression.transform.rice import read_fields, read_unary, write_fields, write_unary
 from fedact.compression.transform.step_size import MEAN_STEPS, Symbols, from_zigzag, remainder_bits
 
+DECODED_BYTES = 56
+"""Of numpy's memory at most, for a coefficient that is read."""
 COUNTS = 4 + 4
 TABLE = COUNTS + 4 * CLASSES
 HEADER = TABLE + CLASSES + 1 + 3
@@ -18,12 +21,16 @@ HEADER = TABLE + CLASSES + 1 + 3
 
 
 class Decoded(NamedTuple):
-    """The nonzero coefficients, their rows (example, position) and channels, and the channels' means."""
+    """The nonzero coefficients, their rows (example, position) and channels, and the channels' means.
+
+    entry: stands in the ledger for these arrays.
+    """
 
     values: Float[np.ndarray, " n"]
     rows: Int[np.ndarray, " n"]
     channels: Int[np.ndarray, " n"]
     means: Float[np.ndarray, " channels"]
+    entry: UInt8[Tensor, " bytes"]
 
 
 def levels_end(channels: int, rings: int) -> int:
@@ -64,7 +71,7 @@ def _fields(symbols: Symbols) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " 
 
 def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: UInt8[np.ndarray, " positions"]) -> Decoded:
     """Return the coefficients and means that ``write`` wrote; rings: the group of every position."""
-    ring_count = int(rings.max()) + 1
+    entry, ring_count = in_ledger(DECODED_BYTES * nonzeros(packed)), int(rings.max()) + 1
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)
     step = float(packed[:4].view(np.float32)[0])
     counts, table = packed[COUNTS:TABLE].view(np.int32), packed[TABLE : TABLE + CLASSES + 1]
@@ -82,7 +89,7 @@ def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: 
     sizes |= fields >> bits.of_gaps
     values = (((sizes >> 1) + 1) * (1 - 2 * (sizes & 1))).astype(np.float32)
     values *= np.float32(step)
-    return Decoded(values, *rows_and_channels(by, _places(gaps, counts, by)), means)
+    return Decoded(values, *rows_and_channels(by, _places(gaps, counts, by)), means, entry)
 
 
 def _places(gaps: Int[np.ndarray, " n"], counts: Int[np.ndarray, " classes"], by: Order) -> Int[np.ndarray, " n"]:

@@ -13,10 +13,10 @@ from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep
 from fedact.compression.operations import Convolution, MatrixProduct, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
-from fedact.compression.transform.decoder import decode
+from fedact.compression.transform.decoder import coefficients, decode, images_behind
 from fedact.compression.transform.encoder import Target, encode
+from fedact.compression.transform.few_frequencies import pointwise_gradient
 from fedact.compression.transform.sparse import output as pointwise_output
-from fedact.compression.transform.sparse import weight_gradient as pointwise_weight_gradient
 from fedact.config.spec import settings
 
 MOST_BITS = 16
@@ -96,13 +96,18 @@ class Transform(Method):
         return from_images(images, shape).to(dtype)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        if is_pointwise(operation, weight) and self._in_float32(compressed, grad_output):
-            sizes = images_shape(compressed.metadata.shape)
-            grads = grad_output.permute(0, 2, 3, 1) if grad_output.dim() == 4 else grad_output.reshape(*sizes[:3], -1)
-            gradient = pointwise_weight_gradient(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]), grads)
-            if gradient is not None:
-                return gradient.view(weight.shape)
-        return super().weight_gradient(compressed, grad_output, weight, operation)
+        if not is_pointwise(operation, weight) or not self._in_float32(compressed, grad_output):
+            return super().weight_gradient(compressed, grad_output, weight, operation)
+        shape = images_shape(compressed.metadata.shape)
+        by = self._frequencies(*shape[1:3])
+        grads = grad_output.permute(0, 2, 3, 1) if grad_output.dim() == 4 else grad_output.reshape(*shape[:3], -1)
+        found = pointwise_gradient(compressed.tensors[0], shape, by, grads)
+        if isinstance(found, Tensor):
+            return found.view(weight.shape)
+        images = coefficients(found, shape)
+        del found
+        x = from_images(images_behind(images, by), compressed.metadata.shape)
+        return operation.weight_gradient(x, grad_output, weight)
 
     def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         if is_pointwise(operation, weight) and self._in_float32(compressed, weight):
@@ -155,7 +160,10 @@ class Transform(Method):
         return replace(self, variance=None, bits=self.bits or MOST_BITS)
 
     def _in_float32(self, compressed: Compressed, *others: Tensor) -> bool:
-        return {compressed.metadata.dtype, *(other.dtype for other in others)} == {torch.float32}
+        """Tell whether all are in float32, on a CPU."""
+        tensors = (*compressed.tensors, *others)
+        types = {compressed.metadata.dtype, *(other.dtype for other in others)}
+        return types == {torch.float32} and all(tensor.device.type == "cpu" for tensor in tensors)
 
     def _frequencies(self, height: int, width: int) -> Frequencies:
         """Return the cosine transform of maps of a size: made where it is used, for what was kept would count as saved."""
