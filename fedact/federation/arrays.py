@@ -28,16 +28,43 @@ def _array(values: np.ndarray) -> Array:
     return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
 
 
-def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Return a record's arrays as tensors by name, each a copy."""
-    return {name: tensor_of(array) for name, array in arrays.items()}
+Plain = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
+"""A record's arrays by name: type, shape, kind of serialization, and the bytes."""
 
 
-def tensor_of(array: Array) -> Tensor:
-    """Return an array as a tensor, a copy; raises what numpy does where its bytes are no array.
+def plain(record: ArrayRecord) -> Plain:
+    """Return a record whose bytes can be sent beside the rest, or lie in a file."""
+    return {
+        name: (array.dtype, array.shape, array.stype, np.frombuffer(array.data, np.uint8)) for name, array in record.items()
+    }
 
-    numpy's reader evaluates every array's description as Python; one that is what numpy writes for this type and shape
-    need not be read.
+
+def record_from(plain: Plain) -> ArrayRecord:
+    """Return the record again, whose arrays share the bytes."""
+    record = ArrayRecord()
+    for name, (dtype, shape, stype, content) in plain.items():
+        array = Array(dtype, shape, stype, b"")
+        # Flower takes nothing but bytes there, which nothing can share.
+        array.data = content.data  # type: ignore[assignment]
+        record[name] = array
+    return record
+
+
+def of_bytes(array: Array) -> Array:
+    """Return an array whose data are bytes of its own, as Flower's own functions want it."""
+    return Array(array.dtype, array.shape, array.stype, bytes(array.data))
+
+
+def tensors_of(arrays: Mapping[str, Array], copy: bool = True) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors by name; copy: as in ``tensor_of``."""
+    return {name: tensor_of(array, copy) for name, array in arrays.items()}
+
+
+def tensor_of(array: Array, copy: bool = True) -> Tensor:
+    """Return an array as a tensor; raises what numpy does where its bytes are no array.
+
+    copy: if False, the tensor may share the array's bytes, and nobody may change it. numpy's reader evaluates every array's
+    description as Python; one that is what numpy writes for this type and shape need not be read.
     """
     dtype, data = np.dtype(array.dtype), array.data
     if array.stype != "numpy.ndarray" or data[: len(MAGIC)] != MAGIC or dtype.hasobject:
@@ -46,8 +73,10 @@ def tensor_of(array: Array) -> Tensor:
     end = begin + int.from_bytes(data[begin - 2 : begin], "little")
     description = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
     if (
-        data[begin:end].decode("latin1").rstrip(" \n") != description
+        bytes(data[begin:end]).decode("latin1").rstrip(" \n") != description
         or len(data) - end != prod(array.shape) * dtype.itemsize
     ):
         return torch.from_numpy(np.asarray(array.numpy()))
-    return torch.from_numpy(np.frombuffer(data, dtype, offset=end).reshape(array.shape).copy())
+    values = np.frombuffer(data, dtype, offset=end).reshape(array.shape)
+    # torch knows no tensor that may not be changed.
+    return torch.from_numpy(values.copy() if copy or not values.flags.writeable else values)

@@ -60,7 +60,7 @@ def train_on(workspace: Workspace, message: Message) -> Message:
     assert isinstance(arrays, ArrayRecord)
     assert isinstance(states, ArrayRecord)
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
-    model = workspace.model_under(plan, tensors_of(arrays), seed)
+    model = workspace.model_under(plan, tensors_of(arrays, copy=False), seed)
     load_states(model, plan, tensors_of(states))
     trained, outcome = _train(workspace, plan, client, number, list(arrays))
     tensors = {name: parameter.detach() for name, parameter in workspace.trained.items()}

@@ -11,6 +11,7 @@ from flwr.clientapp.mod import LocalDpMod
 from fedact.config.faults import damage_update
 from fedact.config.privacy import LocalDp, make_privacy
 from fedact.config.seeds import Purpose, generator, numpy_seed
+from fedact.federation.arrays import of_bytes
 from fedact.federation.replies import FAILURE
 
 Train = Callable[[Message, Context], Message]
@@ -47,7 +48,8 @@ def privatize_update(message: Message, context: Context, train: Train) -> Messag
     received, sent = message.content["arrays"], _arrays(reply)
     assert isinstance(received, ArrayRecord)
     # The mod compares all that was received with all that is sent: it is shown no more than what this client trains.
-    trained = ArrayRecord({name: received[name] for name in sent})
+    # And it takes arrays apart, which must be bytes for that.
+    trained = ArrayRecord({name: of_bytes(received[name]) for name in sent})
     if all(trained[name].data == sent[name].data for name in sent):
         raise ValueError("training changed nothing: an update of nothing but zeros cannot be clipped")
     asked = Message(RecordDict({"arrays": trained}), reply_to=message)

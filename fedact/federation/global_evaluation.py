@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedact.config.plan import Plan
+from fedact.federation.arrays import tensors_of
+from fedact.federation.shared_records import Sent, SharedRecords, received
 from fedact.models.tasks import Count, Outcome
-from fedact.processes.pool import Workers
 from fedact.training.batches import test_batches
 from fedact.training.evaluation import counted, portions
 from fedact.training.workspace import Workspace, workspace_of
@@ -19,29 +21,30 @@ class Portion:
     """A model to evaluate on some of the test examples.
 
     key: of the workspace, by which a process finds its own. plan: under which the most layers are trained: what is frozen
-    then is so under every plan; None for a model that nobody trains. tensors: the model's trained ones. positions: of the
+    then is so under every plan; None for a model that nobody trains. arrays: the model's trained tensors. positions: of the
     examples.
     """
 
     key: str
     plan: Plan | None
-    tensors: Mapping[str, Tensor]
+    arrays: Sent
     positions: np.ndarray
 
 
 def evaluate_on_test_set(
-    workspace: Workspace, key: str, plan: Plan | None, tensors: Mapping[str, Tensor], workers: Workers
+    workspace: Workspace, key: str, plan: Plan | None, arrays: ArrayRecord, records: SharedRecords
 ) -> Outcome:
     """Return a model's metrics on the whole test set, the same to the bit for any number of workers.
 
-    key: of the workspace. Other arguments as of ``Portion``.
+    key: of the workspace. records: by which workers, if there are any, get the arrays. Other arguments as of ``Portion``.
     """
     examples = len(workspace.experiment.test)
-    if workers.count == 1:
-        return count_in(workspace, plan, tensors, np.arange(examples)).outcome()
+    if records.workers.count == 1:
+        return count_in(workspace, plan, tensors_of(arrays), np.arange(examples)).outcome()
     parts = portions(examples, workspace.experiment.config.task)
     total: Count
-    total, *others = workers.results(count_portion, (Portion(key, plan, tensors, positions) for positions in parts))
+    asked = (Portion(key, plan, records.share(arrays), positions) for positions in parts)
+    total, *others = records.workers.results(count_portion, asked)
     for count in others:
         total.join(count)
     return total.outcome()
@@ -49,11 +52,12 @@ def evaluate_on_test_set(
 
 def count_portion(portion: Portion) -> Count:
     """Return the count of a portion, made in this process's workspace."""
-    return count_in(workspace_of(portion.key), portion.plan, portion.tensors, portion.positions)
+    tensors = tensors_of(received(portion.arrays), copy=False)
+    return count_in(workspace_of(portion.key), portion.plan, tensors, portion.positions)
 
 
 def count_in(workspace: Workspace, plan: Plan | None, tensors: Mapping[str, Tensor], positions: np.ndarray) -> Count:
-    """Return the count of some test examples in a workspace; arguments as of ``Portion``."""
+    """Return the count of some test examples in a workspace; tensors: the model's trained ones, others as of ``Portion``."""
     experiment = workspace.experiment
     model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
     batches = test_batches(workspace, plan, tensors, positions)

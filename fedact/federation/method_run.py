@@ -13,7 +13,7 @@ from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.replanning import PlanBook
-from fedact.processes.pool import Workers
+from fedact.federation.shared_records import SharedRecords
 from fedact.storage.rows import Row
 from fedact.storage.run_folder import RunFolder
 from fedact.training.experiment import Experiment
@@ -27,7 +27,7 @@ class MethodRun:
     """What every round of a method needs and none changes.
 
     experiment_key: the config as JSON, by which workers find their workspace. on_round: called with a round's row and its
-    clients' rows once they are written. workers: evaluate the model.
+    clients' rows once they are written. records: for the workers that evaluate the model.
     """
 
     method: str
@@ -37,7 +37,7 @@ class MethodRun:
     book: PlanBook
     folder: RunFolder
     on_round: OnRound
-    workers: Workers
+    records: SharedRecords
 
     @property
     def experiment(self) -> Experiment:

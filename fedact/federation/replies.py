@@ -76,7 +76,7 @@ def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
     if len(array.data) > like.nbytes + HEADER_BYTES:
         raise BadReply(f"tensor {name!r} has {len(array.data):,} bytes, not {like.nbytes:,}")
     try:
-        tensor = tensor_of(array)
+        tensor = tensor_of(array, copy=False)
     except Exception as error:
         raise BadReply(f"tensor {name!r} cannot be read: {error}") from None
     if tensor.shape != like.shape:

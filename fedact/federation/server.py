@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -122,14 +123,16 @@ class PartialFedAvg(FedAvg):
         number, tensors = server_round + self.offset, tensors_of(arrays)
         config = self.run.config
         due = number % config.evaluate_every == 0 or number == config.rounds
-        measured = self._evaluate(number, tensors) if due else {}
+        # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
+        folder, method = self.run.folder, self.run.method
+        with ThreadPoolExecutor(1) as aside:
+            saved = aside.submit(checkpoints.save, folder.checkpoint(method, number), tensors)
+            measured = self._evaluate(number, arrays) if due else {}
+            saved.result()
         row = {
             "kind": "round", "method": self.run.method, "seed": config.seed, "round": number, **measured,
             **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
         }  # fmt: skip
-        # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
-        folder, method = self.run.folder, self.run.method
-        checkpoints.save(folder.checkpoint(method, number), tensors)
         if self.aggregation.optimizer is not None:
             checkpoints.save(folder.server_state(method, number), self.aggregation.optimizer.state())
         folder.append([*self.rows, row])
@@ -138,11 +141,11 @@ class PartialFedAvg(FedAvg):
         self.run.on_round(row, self.rows)
         return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if measured.get(name) is not None})
 
-    def _evaluate(self, number: int, tensors: dict[str, torch.Tensor]) -> Row:
+    def _evaluate(self, number: int, arrays: ArrayRecord) -> Row:
         """Return the global model's scores after a round, on the whole test set and on its parts."""
         held = self.run.experiment.held
         found = evaluate_on_test_set(
-            self.run.workspace, self.run.experiment_key, self.run.deepest_plan, tensors, self.run.workers
+            self.run.workspace, self.run.experiment_key, self.run.deepest_plan, arrays, self.run.records
         )
         unheld = unheld_accuracy(found, held)
         if number == 0:

@@ -21,6 +21,7 @@ from fedact.federation.planning import canonical_methods
 from fedact.federation.ray_grid import RayGrid, check_ray
 from fedact.federation.replanning import PlanBook
 from fedact.federation.server import MethodRun, OnRound, run_method
+from fedact.federation.shared_records import SharedRecords
 from fedact.federation.worker_grid import WorkerGrid
 from fedact.processes.pool import Workers
 from fedact.storage.disk import write_whole
@@ -47,6 +48,7 @@ class Simulation:
     ) -> None:
         """Prepare a seed; done: each method's last finished round in the folder; workers: by default this process alone."""
         self.workers = workers or Workers(1)
+        self.records = SharedRecords(self.workers)
         if config.runtime == "ray":
             check_ray(config)
         self.methods = canonical_methods(config)
@@ -116,7 +118,7 @@ class Simulation:
         def main(grid: Grid, context: Context) -> None:
             for method in self.methods:
                 book = PlanBook(method, self.workspace, self.folder, self.plans, self.key, self.workers)
-                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.workers)
+                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.records)
                 run_method(grid, job, self.done.get(method))
 
         with open_grid(self.experiment) if open_grid else self._grid() as grid:
@@ -127,7 +129,7 @@ class Simulation:
         config = self.experiment.config
         if config.runtime == "ray":
             return RayGrid(config)
-        return WorkerGrid(config, self.workers, self.experiment.parts.sizes()[0].tolist())
+        return WorkerGrid(config, self.records, self.experiment.parts.sizes()[0].tolist())
 
 
 def command(config: Config) -> str:

@@ -1,16 +1,20 @@
 """The messages of a run in worker processes of this machine, or in this process where there is one worker."""
 
+import copy
 import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.federation import client
+from fedact.federation.arrays import Plain, plain, record_from
 from fedact.federation.local_grid import SERVER_NODE, LocalGrid, answer, failure, identify
+from fedact.federation.shared_records import Sent, SharedRecords, received
 from fedact.processes.pool import AHEAD, Workers
 from fedact.processes.worker import Outcome
 from fedact.storage.system import processors
@@ -72,10 +76,39 @@ def cores() -> int:
     return int(given)
 
 
-def answer_in_worker(order: tuple[Message, Context]) -> Message:
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """A message between this process and a worker, without its arrays, and these by the names of their records."""
+
+    message: Message
+    sent: dict[str, Sent] = field(default_factory=dict)
+    plain: dict[str, Plain] = field(default_factory=dict)
+
+    def opened(self) -> Message:
+        """Return the message with its arrays; call it once."""
+        for name, record in self.sent.items():
+            self.message.content[name] = received(record)
+        for name, arrays in self.plain.items():
+            self.message.content[name] = record_from(arrays)
+        return self.message
+
+
+def without_arrays(message: Message) -> tuple[Message, dict[str, ArrayRecord]]:
+    """Return a copy of a message without its arrays, and these by the names of their records; errors have none."""
+    if not message.has_content():
+        return message, {}
+    arrays = {name: record for name, record in message.content.items() if isinstance(record, ArrayRecord)}
+    rest = copy.copy(message)
+    rest.content = RecordDict({name: record for name, record in message.content.items() if name not in arrays})
+    return rest, arrays
+
+
+def answer_in_worker(order: tuple[Parcel, Context]) -> Parcel:
     """Answer a message in this process, whose workspace is open."""
     identify()
-    return answer(client.app, *order)
+    parcel, context = order
+    reply, arrays = without_arrays(answer(client.app, parcel.opened(), context))
+    return Parcel(reply, plain={name: plain(record) for name, record in arrays.items()})
 
 
 class WorkerGrid(LocalGrid):
@@ -83,12 +116,13 @@ class WorkerGrid(LocalGrid):
 
     What a client does depends on its message alone: replies are the same whoever makes them, and however many do.
 
-    examples: how many each client trains on.
+    records: those that all workers need, and the workers. examples: how many each client trains on.
     """
 
-    def __init__(self, config: Config, workers: Workers, examples: Sequence[int]) -> None:
+    def __init__(self, config: Config, records: SharedRecords, examples: Sequence[int]) -> None:
         super().__init__(client.app, config.clients)
-        self.workers = workers
+        self.records = records
+        self.workers = records.workers
         self.examples = examples
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -100,14 +134,19 @@ class WorkerGrid(LocalGrid):
             yield from super().send_and_receive(messages, timeout=timeout)
             return
         sent: deque[Message] = deque()
+        used: dict[int, ArrayRecord] = {}
 
-        def orders() -> Iterator[tuple[Message, Context]]:
+        def orders() -> Iterator[tuple[Parcel, Context]]:
             for message in self._largest_first(list(messages)):
                 sent.append(message)
-                yield message, self.context_of(message)
+                rest, arrays = without_arrays(message)
+                used.update((id(record), record) for record in arrays.values())
+                parcel = Parcel(rest, {name: self.records.share(record) for name, record in arrays.items()})
+                yield parcel, self.context_of(message)
 
         for outcome in self.workers.map(answer_in_worker, orders()):
             yield _reply(sent.popleft(), outcome)
+        self.records.keep(used.values())
 
     def _largest_first(self, messages: list[Message]) -> list[Message]:
         """Return the messages with the last few, as many as are under way at once, by their clients' examples."""
@@ -118,7 +157,7 @@ class WorkerGrid(LocalGrid):
 
 def _reply(message: Message, outcome: Outcome) -> Message:
     if outcome.error is None:
-        reply: Message = outcome.value
-        return reply
+        parcel: Parcel = outcome.value
+        return parcel.opened()
     logging.getLogger(__name__).debug("\n".join(getattr(outcome.error, "__notes__", [])))
     return failure(message, f"{type(outcome.error).__name__}: {outcome.error}")

@@ -68,6 +68,10 @@ class Workers:
         """
         return self._files.share(value) if self._workers else Shared(value)
 
+    def remove(self, shared: Shared) -> None:
+        """Remove a shared value that nobody will open or read any more, before the end of the block."""
+        self._files.remove(shared)
+
     def first(self, function: Function, argument: Any) -> None:
         """Let each worker call this before its next call, also one that takes a dead one's place.
 
@@ -145,7 +149,11 @@ class Workers:
         return worker.call(function, argument)
 
     def _new(self) -> Worker:
-        return Worker(self._threads, self._preload)
+        try:
+            folder = self._files.folder()
+        except OSError:
+            folder = None
+        return Worker(self._threads, self._preload, folder)
 
 
 def _awaited(future: "Future[Outcome]") -> Outcome:

@@ -40,6 +40,14 @@ class Shared:
             content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
         return unpack(self.head, [content[start:end] for start, end in self.places])
 
+    def read(self) -> Any:
+        """Return the value, for one that will not last: its arrays are copies, and the file may be removed after."""
+        if self.file is None:
+            return self.kept
+        with self.file.open("rb") as opened:
+            content = memoryview(bytearray(opened.read()))
+        return unpack(self.head, [content[start:end] for start, end in self.places])
+
 
 @dataclass(eq=False)
 class SharedFolder(AbstractContextManager["SharedFolder"]):
@@ -58,7 +66,7 @@ class SharedFolder(AbstractContextManager["SharedFolder"]):
         """Return a value whose arrays are in a new file; raises OSError where there is no room for it."""
         buffers: list[memoryview] = []
         head = pack(value, lambda buffer: buffers.append(buffer.raw()))
-        file, places, end = self._folder() / secrets.token_hex(8), [], 0
+        file, places, end = self.folder() / secrets.token_hex(8), [], 0
         with create(file) as opened:
             for buffer in buffers:
                 opened.write(bytes(-end % ALIGNMENT))
@@ -70,13 +78,21 @@ class SharedFolder(AbstractContextManager["SharedFolder"]):
             opened.write(b"\0")
         return Shared(head=head, file=file, places=tuple(places))
 
+    def remove(self, shared: Shared) -> None:
+        """Remove the file of a value that nobody will open or read any more."""
+        if shared.file is not None:
+            # Windows removes no file that another process has open; it goes with the folder.
+            with suppress(OSError):
+                shared.file.unlink()
+
     def __exit__(self, *_: object) -> None:
         """Remove the folder; under Windows nobody may have its files open any more."""
         if self._made is not None and self._lock is not None:
             self._lock.release()
             shutil.rmtree(self._made, ignore_errors=True)
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Return the folder, made where it is not there yet; raises OSError where it cannot be."""
         if self._made is None:
             make_private(root := self.root or cache_folder() / "shared")
             with locked(root):

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from threading import Lock, RLock, Thread
 from types import ModuleType
 from typing import Any
 
 from fedact.processes.transfer import pack, unpack
+from fedact.processes.tray import Packed, Tray, TrayReader
 
 SPAWN = multiprocessing.get_context("spawn")
 _STARTING = Lock()
@@ -56,13 +58,15 @@ class Worker:
     """A process that is started at once and answers once it is up.
 
     threads: of its computation. preload: names of modules that it imports while nothing is asked of it yet. prepared: what
-    its owner let it call before all else, and with which argument.
+    its owner let it call before all else, and with which argument. folder: for what is large of its answers, None where
+    there is none.
     """
 
-    def __init__(self, threads: int, preload: Sequence[str]) -> None:
+    def __init__(self, threads: int, preload: Sequence[str], folder: Path | None = None) -> None:
         self.connection, theirs = SPAWN.Pipe()
+        self.tray = TrayReader()
         self.prepared: dict[Callable[[Any], Any], Any] = {}
-        arguments = (theirs, threads, tuple(preload))
+        arguments = (theirs, threads, tuple(preload), folder)
         self.process = SPAWN.Process(target=_work, args=arguments, name="fedact worker", daemon=True)
         with _hidden_main(), _interrupts_blocked():
             self.process.start()
@@ -75,12 +79,19 @@ class Worker:
             self.connection.send_bytes(pack((function, argument)))
             # Under Windows the pipe of a child that dies early stays open.
             if self.connection in wait([self.connection, self.process.sentinel]):
-                outcome: Outcome = unpack(self.connection.recv_bytes())
-                return outcome
+                return self._outcome(self.connection.recv_bytes())
         except (EOFError, OSError):
             pass
         self.process.join()
         return Outcome(error=WorkerDied(f"the worker died: {end_text(self.process.exitcode)}"))
+
+    def _outcome(self, answer: bytes) -> Outcome:
+        try:
+            outcome: Outcome = self.tray.unpack(unpack(answer))
+        except Exception as error:
+            # Whoever waits for it must not wait for ever.
+            return Outcome(error=error)
+        return outcome
 
     @property
     def alive(self) -> bool:
@@ -100,6 +111,7 @@ class Worker:
             self.process.kill()
             self.process.join()
             self.process.close()
+            self.tray.close()
 
 
 def end_text(code: int | None) -> str:
@@ -143,7 +155,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, threads: int, preload: Sequence[str]) -> None:
+def _work(connection: Connection, threads: int, preload: Sequence[str], folder: Path | None) -> None:
     """Be a worker: answer calls until the parent closes the connection, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -155,12 +167,13 @@ def _work(connection: Connection, threads: int, preload: Sequence[str]) -> None:
     if progress := sys.modules.get("tqdm"):
         # Its lock between processes, which torch.fx has it make, would be left behind by a worker that is killed.
         progress.tqdm.set_lock(RLock())
+    tray = Tray(folder)
     while True:
         try:
             content = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        connection.send_bytes(_answer(content))
+        connection.send_bytes(pack(_answer(content, tray)))
 
 
 def _end_with_parent() -> None:
@@ -171,20 +184,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(content: bytes) -> bytes:
+def _answer(content: bytes, tray: Tray) -> Packed:
     """Return the outcome of a call, both as bytes; what no bytes can hold is an error too."""
     outcome = call(_called, content)
     try:
         if outcome.error is None:
-            return pack(outcome)
+            return tray.pack(outcome)
         outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
         answer = pack(outcome)
         # An exception whose class asks for more than one argument becomes bytes, and nothing becomes it again.
         unpack(answer)
     except Exception as error:
         reason = outcome.error or error
-        return pack(Outcome(error=RuntimeError(f"{type(reason).__name__}: {reason}")))
-    return answer
+        return Packed(pack(Outcome(error=RuntimeError(f"{type(reason).__name__}: {reason}"))))
+    return Packed(answer)
 
 
 def _called(content: bytes) -> Any:

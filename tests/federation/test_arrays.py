@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedact.federation.arrays import record_of, tensor_of, tensors_of
+from fedact.federation.arrays import of_bytes, plain, record_from, record_of, tensor_of, tensors_of
 
 TENSORS = [
     torch.randn(3, 4, 1, 2), torch.randn(5), torch.tensor(1.5), torch.empty(0, 3), torch.arange(6).view(2, 3),
@@ -30,6 +30,18 @@ def test_a_record_is_what_flower_makes_of_the_same_tensors(tensor):
     found, expected = record_of({"it": tensor}), ArrayRecord({"it": tensor})
     assert found == expected
     assert found["it"].data == expected["it"].data
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_a_record_shares_the_bytes_it_was_sent_with(tensor):
+    sent = {name: (*rest, content.copy()) for name, (*rest, content) in plain(record_of({"it": tensor})).items()}
+    array = record_from(sent)["it"]
+    own, shared = tensor_of(array), tensor_of(array, copy=False)
+    assert np.array_equal(shared.numpy(), tensor.numpy(), equal_nan=tensor.is_floating_point())
+    sent["it"][3][:] = 0
+    assert np.array_equal(own.numpy(), tensor.numpy(), equal_nan=tensor.is_floating_point())
+    assert not tensor.is_contiguous() or not tensor.numel() or not shared.any()
+    assert isinstance(of_bytes(array).data, bytes)
 
 
 def test_what_is_described_otherwise_is_read_by_numpy():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fedact.config.loading import make_config
+from fedact.federation.arrays import record_of
 from fedact.federation.global_evaluation import count_in, evaluate_on_test_set
 from fedact.federation.plan_tasks import make_all_plans, replan_all
+from fedact.federation.shared_records import SharedRecords
 from fedact.federation.worker_grid import PRELOAD
 from fedact.models import pretraining
 from fedact.processes.pool import Workers
@@ -52,7 +54,7 @@ def test_plans_of_a_choice_by_trials_and_scores_are_the_same_to_the_bit_for_one_
     tensors = {name: workspace.experiment.start[name] + 0.01 for name in workspace.trained_by(first)}
     for plan in (first, None):
         whole = count_in(workspace, plan, tensors, np.arange(len(workspace.experiment.test))).outcome()
-        assert evaluate_on_test_set(workspace, key, plan, tensors, workers) == whole
+        assert evaluate_on_test_set(workspace, key, plan, record_of(tensors), SharedRecords(workers)) == whole
     assert len(workspace.experiment.test) > 256
     aged = [replace(plan, expected_error=1e-9) for plan in plans["hosvd:variance=0.8"].values()]
     again = replan_all(workspace, key, [*aged, first], tensors, workers)

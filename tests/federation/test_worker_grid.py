@@ -14,6 +14,7 @@ from flwr.app import Message, RecordDict
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.federation import worker_grid
+from fedact.federation.shared_records import SharedRecords
 from fedact.federation.simulation import Simulation
 from fedact.federation.worker_grid import FEWEST_IMAGES, PRELOAD, WorkerGrid, images_trained, worker_count
 from fedact.processes.pool import AHEAD, Workers
@@ -113,7 +114,7 @@ def group_lives(group: int) -> bool:
 
 
 def test_the_last_few_clients_begin_with_the_largest():
-    grid = WorkerGrid(make_config({"clients": 12}), Workers(1), [5, 9, 1, 2, 8, 3, 4, 7, 6, 0, 11, 10])
+    grid = WorkerGrid(make_config({"clients": 12}), SharedRecords(Workers(1)), [5, 9, 1, 2, 8, 3, 4, 7, 6, 0, 11, 10])
     messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
     clients = [message.metadata.dst_node_id - 2 for message in grid._largest_first(messages)]
     assert clients == [*range(12 - AHEAD), *sorted(range(12 - AHEAD, 12), key=lambda client: -grid.examples[client])]
