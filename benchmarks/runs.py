@@ -44,6 +44,15 @@ class Bench:
             raise RuntimeError(f"fedact.{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
         return seconds
 
+    def script(self, name: str, *arguments: object) -> Any:
+        """Run a script that lies beside this file and return the JSON that it prints; raises RuntimeError where it fails."""
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / name), *map(str, arguments)]
+        settings = os.environ | {"PYTHONPATH": str(self.tree)}
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return json.loads(done.stdout)
+
     def simulate(self, name: str, *arguments: object) -> tuple[float, Rows]:
         """Return the seconds of a run of ``fedact.simulate`` and the rows of its records."""
         seconds = self.command("simulate", *arguments, "--out", self.folder / name)

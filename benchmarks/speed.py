@@ -41,6 +41,11 @@ from results import write_result
 ANCHOR = 0.030
 """Seconds of the anchor on the machine that the figures to reach were set on: two quiet cores."""
 BUSY = "while True: pass"
+PLANS: dict[str, tuple[float, tuple[str, ...], tuple[tuple[str, str], ...]]] = {
+    "224 px": (5, ("hosvd", "auto"), (("saved", "4MB"), ("peak", "32MB"))),
+    "digits": (1.5, ("hosvd", "auto", "transform", "asi"), (("saved", "512KB"), ("peak", "4MB"))),
+}
+"""By images: seconds to reach, methods, and budgets with their scopes."""
 
 TO_REACH: dict[str, dict[str, float]] = {
     "main job": {"seconds, first time": 45, "seconds, then": 30},
@@ -55,6 +60,12 @@ TO_REACH: dict[str, dict[str, float]] = {
         f"{layers} layers, {method}": ratio
         for layers in (2, 4, 6)
         for method, ratio in (("hosvd:variance=0.8", 1.5), ("asi", 0.9), ("transform:variance=0.96", 1.2))
+    },
+    "plans, 52 layers": {
+        f"seconds, {name}, {method}, {budget} {scope}": goal
+        for name, (goal, methods, budgets) in PLANS.items()
+        for method in methods
+        for scope, budget in budgets
     },
     "command to first round, tiny model": {"seconds": 2.5},
     "1,000 clients, 100 a round, 100 rounds, 2 workers": {
@@ -132,6 +143,12 @@ def large_images(bench: Bench) -> Figures:
     return figures
 
 
+def plans(bench: Bench) -> Figures:
+    """Processor seconds of plans for all 52 convolutions of MobileNetV2 with ImageNet weights, batch 32, one thread."""
+    found = bench.script("plan_seconds.py", photographs()[3].parent)
+    return {f"seconds, {name}": seconds for name, seconds in found.items()}
+
+
 def first_round(bench: Bench) -> Figures:
     """From the command to the row of the first round, with two clients and few examples; the median of five."""
     seconds = []
@@ -178,8 +195,8 @@ def busy_machine(bench: Bench) -> Figures:
 CASES: dict[str, Callable[[Bench], Figures]] = dict(
     zip(
         TO_REACH,
-        (main_job, six_methods, cifar10, steady_round, given_variance, two_workers, large_images, first_round, many_clients,
-         busy_machine),
+        (main_job, six_methods, cifar10, steady_round, given_variance, two_workers, large_images, plans, first_round,
+         many_clients, busy_machine),
         strict=True,
     )
 )  # fmt: skip
