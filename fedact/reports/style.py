@@ -21,6 +21,8 @@ PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
 EXACT, FRONTIER, GUIDE = "#555555", "#D0D0D0", "#777777"
 """Colours of exact gradients, of the frontier, and of lines and words that are no data."""
 MARKERS = "osD^vP*Xp<"
+ACCOUNTS = ("peak", "saved")
+"""Accounts of bytes that figures show, what is alive first."""
 PERCENT = 100
 FEW_DECADES = 1000
 """A logarithmic axis whose largest value is less than this many times the least has room for more marks."""
@@ -62,6 +64,16 @@ def frontier(points: Iterable[Point], highest: bool = False) -> list[Point]:
         if not best or sign * y < sign * best[-1][1]:
             best.append((x, y))
     return best
+
+
+def case_styles(count: int) -> list[dict[str, Any]]:
+    """Return a line for each of so many, later ones thinner, so that one which lies upon another leaves it in sight."""
+    return [line_style(place, max(1.1, 2.6 - 0.25 * place)) for place in range(count)]
+
+
+def measured_accounts(clients: "pd.DataFrame") -> list[str]:
+    """Return which accounts of bytes clients' rows have, peak before saved; saved alone where they have none."""
+    return [name for name in ACCOUNTS if clients[f"{name}_bytes"].notna().any()] or ["saved"]
 
 
 def plain(*panels: Axes, grid: str = "both") -> None:

@@ -309,8 +309,9 @@ def test_each_figure_shows_every_case(runs):
     for case, line in zip(cases, accuracy.lines, strict=True):
         mean = case.rounds.groupby("round")["accuracy"].mean() * 100
         assert list(line.get_ydata()) == pytest.approx(list(mean))
-    memory = compare_plots.memory_by_round(cases).axes[0]
-    assert [max(line.get_ydata()) for line in memory.lines] == [case.clients["saved_bytes"].max() for case in cases]
+    # What is alive comes first.
+    for axes, name in zip(compare_plots.memory_by_round(cases).axes, ("peak_bytes", "saved_bytes"), strict=True):
+        assert [max(line.get_ydata()) for line in axes.lines] == [case.clients[name].max() for case in cases]
     clients = compare_plots.clients_spread(cases).axes[0]
     names = ["".join(label.get_text().split()) for label in clients.get_yticklabels()]
     assert names == ["".join(case.label.split()) for case in cases]

@@ -145,6 +145,18 @@ def test_budgets_far_apart_are_drawn_on_a_logarithmic_axis(tmp_path, budgets, sc
     assert ("by budget" in axes.get_title(loc="left")) == (len(budgets) > 1)
 
 
+def test_peaks_stand_above_with_the_floor_and_the_budget_where_it_bounds(tmp_path):
+    row = client(1, 0, budget_bytes=60_000, saved_bytes=50_000, peak_bytes=400_000, floor_bytes=100_000)
+    for scope, marked in (("saved", 1), ("peak", 0)):
+        (tmp_path / scope).mkdir()
+        RunFolder(tmp_path / scope).append([{**HEADER, "config": {"scope": scope}}, round_(0), row, round_(1)])
+        panels = plots.memory_by_round(fedact.load_run(tmp_path / scope)).axes
+        assert [axes.get_ylabel() for axes in panels] == ["peak bytes of a client (KB)", "saved bytes of a client (KB)"]
+        words = [{text.get_text() for text in axes.texts} for axes in panels]
+        assert "floor 100,000 bytes" in words[0]
+        assert ["budget 60,000 bytes" in each for each in words] == [place == marked for place in range(2)]
+
+
 def shown(run) -> dict[str, str]:
     names, figures = (list(column.cells) for column in report.summary(run).columns)
     return dict(zip(names, figures, strict=True))

@@ -151,15 +151,16 @@ def replace_peak(row: MethodMeasurement, peak: int) -> MethodMeasurement:
 
 def test_what_recomputes_has_rings_and_the_limits_say_that_they_are_a_model():
     found = [*FOUND, measured("exact:derive=2", 900_000, 0.0), measured("checkpoint", 800_000, 0.0)]
-    limits = [LimitPoint(1e3, 1.1e3, 0.5), LimitPoint(1e4, 1.1e4, 0.05), LimitPoint(1e5, 1.1e5, 1e-6)]
+    sizes_and_errors = ((1e3, 0.55), (1e5, 0.5), (2e5, 0.05), (1e6, 1e-6))
+    limits = [LimitPoint(size, 1.1 * size, error) for size, error in sizes_and_errors]
     figure = error_against_bytes("a title", found, limits)
     _, main, _, rail = figure.axes
     assert [recomputes(name) for name in ("vanilla", "exact", "exact:derive=2", "checkpoint")] == [False, False, True, True]
     ringed = [line.get_xydata().tolist() for line in rail.lines if line.get_markersize() == RING]
     assert ringed == [[[900_000, 0.0]], [[800_000, 0.0]]]
-    # Only where errors were measured: from 0.6 to 0.01.
+    # Only where errors were measured, from 0.6 to 0.01, and bytes from a tenth of 300,000.
     drawn = [line.get_xydata().tolist() for line in main.lines if line.get_gid() == LIMIT]
-    assert drawn == [[[1e3, 0.5], [1e4, 0.05]], [[1.1e3, 0.5], [1.1e4, 0.05]]]
+    assert drawn == [[[factor * 1e5, 0.5], [factor * 2e5, 0.05]] for factor in (1, 1.1)]
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "a model, not a bound" in words[0]
     assert "0.255 bit" in words[1]

@@ -13,7 +13,7 @@ from fedact.cli.compare import run_compare
 from fedact.config.errors import ConfigError
 from fedact.reports.comparison import figures as compare_plots
 from fedact.reports.comparison.cases import compare_runs
-from fedact.reports.comparison.figures import MOST_NAMED
+from fedact.reports.comparison.frontier_figure import MOST_NAMED
 from fedact.reports.run import figures as plots
 from fedact.reports.run.class_figure import MOST_CLASSES, last_class_iou
 from fedact.reports.style import png, size_axis

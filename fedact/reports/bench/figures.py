@@ -39,7 +39,7 @@ ACCOUNTS = {"peak": "peak bytes of a step", "saved": "saved bytes of a step"}
 RAIL = "#F4F4F4"
 RING = 11
 """Size of the ring around a method that recomputes inputs, in points."""
-LIMIT = "limit"
+LIMIT, FARTHEST = "limit", 10
 LIMITS: dict[str, tuple[str, str]] = {
     "gaussian_bytes": (
         "-",
@@ -128,11 +128,12 @@ def _draw_panel(main: Axes, rail: Axes, families: Curves, styles: Mapping[str, M
 
 
 def _draw_limits(main: Axes, limits: Sequence[LimitPoint], families: Curves) -> None:
-    """Draw the limit lines where measured errors lie."""
-    errors = [point[1] for points in families.values() for point, _ in points if point[1]]
-    if not errors:
+    """Draw the limit lines where measured errors lie, not so far left that they press what was measured together."""
+    measured = [point for points in families.values() for point, _ in points if point[1]]
+    if not measured:
         return
-    inside = [point for point in limits if min(errors) <= point.error <= max(errors) and point.gaussian_bytes >= 1]
+    least, errors = min(size for size, _ in measured) / FARTHEST, [error for _, error in measured]
+    inside = [point for point in limits if min(errors) <= point.error <= max(errors) and point.gaussian_bytes >= least]
     for name, (dashes, _) in LIMITS.items() if inside else ():
         sizes = [getattr(point, name) for point in inside]
         main.plot(sizes, [point.error for point in inside], **_limit_style(dashes), gid=LIMIT, zorder=2)

@@ -1,41 +1,31 @@
 """Figures of a comparison: functions that take cases and return a Figure."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from fedact.reports.comparison.cases import Case, score_of
-from fedact.reports.comparison.statistics import figures_of
-from fedact.reports.label_placement import obstacles, write
+from fedact.reports.comparison.frontier_figure import accounts_of, accuracy_against_memory
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.safe_text import figure_label, wrapped
 from fedact.reports.style import (
-    FRONTIER,
     GUIDE,
-    LETTERS,
     PALETTE,
     PERCENT,
-    Point,
+    case_styles,
     draw_by_round,
-    frontier,
     heading,
     legend_below,
-    line_style,
     plain,
     size_axis,
 )
 
 LEAST_SPAN = 5
 """Points of the score that an axis shows at least."""
-MOST_NAMED = 12
-"""Points with their names beside them; more have a legend."""
 ROW_LETTERS = 40
 Cases = Sequence[Case]
 
@@ -44,7 +34,7 @@ def accuracy_by_round(cases: Cases) -> Figure:
     """Return the global model's score on the test set by round: the mean over seeds, with a standard deviation as a band."""
     title = "The global model on the whole test set (band: one standard deviation)"
     figure, axes = _by_round(f"test {score_of(cases)} (%)", title)
-    for case, style in zip(cases, _styles(cases), strict=True):
+    for case, style in zip(cases, case_styles(len(cases)), strict=True):
         measured = case.rounds.dropna(subset=["accuracy"])
         if measured.empty:
             continue
@@ -63,7 +53,7 @@ def forgetting_by_round(cases: Cases) -> Figure | None:
         return None
     title = "The global model on test examples of classes that no client holds: what falls is forgotten"
     figure, axes = _by_round(f"test {score_of(cases)} on these classes (%)", title)
-    for case, style in zip(cases, _styles(cases), strict=True):
+    for case, style in zip(cases, case_styles(len(cases)), strict=True):
         mean = case.rounds.dropna(subset=["unheld_accuracy"]).groupby("round")["unheld_accuracy"].mean() * PERCENT
         if len(mean):
             draw_by_round(axes, mean, style, figure_label(case.label))
@@ -72,50 +62,21 @@ def forgetting_by_round(cases: Cases) -> Figure | None:
 
 
 def memory_by_round(cases: Cases) -> Figure:
-    """Return the activation memory of the largest client by round."""
-    figure, axes = _by_round("saved bytes", "Activation memory of the largest client")
-    for case, style in zip(cases, _styles(cases), strict=True):
-        largest = case.clients.dropna(subset=["saved_bytes"]).groupby("round")["saved_bytes"].max().astype(float)
-        if len(largest):
-            draw_by_round(axes, largest, style, figure_label(case.label))
-    size_axis(axes, "y")
+    """Return the activation memory of the largest client by round: peak bytes above saved bytes."""
+    accounts = accounts_of(cases)
+    figure = Figure(figsize=(9, 1.2 + 3.4 * len(accounts)), layout="constrained")
+    panels = figure.subplots(len(accounts), sharex=True, squeeze=False)[:, 0]
+    for axes, account in zip(panels, accounts, strict=True):
+        _prepare(axes, f"{account} bytes")
+        for case, style in zip(cases, case_styles(len(cases)), strict=True):
+            name = f"{account}_bytes"
+            largest = case.clients.dropna(subset=[name]).groupby("round")[name].max().astype(float)
+            if len(largest):
+                draw_by_round(axes, largest, style, figure_label(case.label) if account == accounts[-1] else "")
+        size_axis(axes, "y")
+    panels[-1].set_xlabel("round")
+    heading(figure, "Activation memory of the largest client")
     legend_below(figure)
-    return figure
-
-
-def accuracy_against_memory(cases: Cases) -> Figure:
-    """Return the final score over saved bytes, a point a case, with the frontier of cases that no other beats in both."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, score = figure.add_subplot(), score_of(cases)
-    axes.set(xlabel="saved bytes (the largest client)", ylabel=f"test {score} at the end (%)")
-    plain(axes)
-    points: list[tuple[Case, Point, float, str]] = []
-    for case, style in zip(cases, _styles(cases), strict=True):
-        figures = figures_of(case, 1)
-        if figures["saved_bytes"] and figures["accuracy"] is not None:
-            point, spread = (float(figures["saved_bytes"]), PERCENT * figures["accuracy"]), figures["accuracy_std"] or 0
-            points.append((case, point, PERCENT * spread, style["color"]))
-            style = {**style, "linewidth": 1.2, "markersize": 7, "capsize": 3, "zorder": 3}
-            axes.errorbar(*point, yerr=PERCENT * spread or None, label=figure_label(case.label), **style)
-    best = frontier((point for _, point, _, _ in points), highest=True)
-    if best:
-        axes.step(*zip(*best, strict=True), where="post", color=FRONTIER, linewidth=5, zorder=1, label="frontier")
-    size_axis(axes, "x")
-    axes.margins(x=0.12, y=0.12)
-    heading(figure, f"{score[0].upper()}{score[1:]} against activation memory (bars: one standard deviation over seeds)")
-    if len(points) > MOST_NAMED or any(len(case.label) > LETTERS // 2 for case, *_ in points):
-        legend_below(figure)
-        return figure
-    figure.draw_without_rendering()
-    taken: list[Bbox] = []
-    for _, (size, accuracy), spread, _ in points:
-        taken += obstacles(axes, [(size, accuracy - spread), (size, accuracy), (size, accuracy + spread)])
-    for case, point, _, color in points:
-        write(figure_label(case.label), [(axes, point)], taken, color=color, fontsize=9)
-    for first, second in list(pairwise(best))[:1]:
-        middle = ((first[0] * second[0]) ** 0.5, first[1])
-        write("frontier", [(axes, middle)], taken, must=False, color=GUIDE, fontsize=9, style="italic")
     return figure
 
 
@@ -128,7 +89,7 @@ def clients_spread(cases: Cases) -> Figure:
     axes.set_xlabel(f"{score_of(cases)} of a client on its own held-out examples (%)")
     plain(axes)
     random = np.random.default_rng(np.random.SeedSequence([0]))
-    for place, (case, style) in enumerate(zip(cases, _styles(cases), strict=True)):
+    for place, (case, style) in enumerate(zip(cases, case_styles(len(cases)), strict=True)):
         measured = case.clients.dropna(subset=["accuracy"])
         last = measured.loc[measured.groupby(["seed", "client"])["round"].idxmax()]["accuracy"].astype(float) * PERCENT
         if last.empty:
@@ -164,11 +125,16 @@ FIGURES: dict[str, Callable[[Cases], Figure]] = {
 def _by_round(ylabel: str, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xlabel="round", ylabel=ylabel)
-    plain(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _prepare(axes, ylabel)
+    axes.set_xlabel("round")
     heading(figure, title)
     return figure, axes
+
+
+def _prepare(axes: Axes, ylabel: str) -> None:
+    axes.set_ylabel(ylabel)
+    plain(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _cut_off_the_start(axes: Axes, cases: Cases) -> None:
@@ -187,8 +153,3 @@ def _cut_off_the_start(axes: Axes, cases: Cases) -> None:
         text = f"before training: {lowest} %" if lowest == highest else f"before training: {lowest} to {highest} %"
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
         axes.annotate(text, (1, 0), (-6, 5), **place, fontsize=9, color=GUIDE)
-
-
-def _styles(cases: Cases) -> list[dict[str, Any]]:
-    """Return a line for each case, later ones thinner, so that one which lies upon another leaves it in sight."""
-    return [line_style(place, max(1.1, 2.6 - 0.25 * place)) for place in range(len(cases))]

@@ -3,32 +3,26 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
+from fedact.reports.run.memory_figure import axes_by_round, memory_by_round, width_of_line
 from fedact.reports.run.partition_figure import partition_figure
 from fedact.reports.safe_text import figure_label
-from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, draw_by_round, line_style, plain, png
+from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, draw_by_round, line_style, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
 
-BYTES_PER_KB = 1000
-LEGEND_COLUMNS = 3
-FAR_APART = 8
-"""Budgets with a larger ratio than this do not show beside each other on a linear axis."""
-
 
 def accuracy_by_round(run: Run) -> Figure:
     """Return the global model's score on the test set by round, a line a method, the mean over seeds."""
-    figure, axes = _by_round(f"test {run.score_name} (%)")
+    figure, axes = axes_by_round(f"test {run.score_name} (%)")
     measured = run.rounds.dropna(subset=["accuracy"])
     for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
         mean = rows.groupby("round")["accuracy"].mean() * PERCENT
         draw_by_round(
-            axes, mean, line_style(place, _width(place)), figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end")
+            axes, mean, line_style(place, width_of_line(place)), figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end")
         )
     axes.set_title("The global model on the whole test set", loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
@@ -37,47 +31,15 @@ def accuracy_by_round(run: Run) -> Figure:
 
 def forgetting_by_round(run: Run) -> Figure:
     """Return by round what the score is made of: on classes that clients hold (lines), and that none holds (dashed)."""
-    figure, axes = _by_round(f"test {run.score_name} (%)")
+    figure, axes = axes_by_round(f"test {run.score_name} (%)")
     for place, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
         for name, dashes in (("client_accuracy", "-"), ("unheld_accuracy", "--")):
             mean = rows.dropna(subset=[name]).groupby("round")[name].mean() * PERCENT
             label = figure_label(method) if name == "client_accuracy" else ""
-            draw_by_round(axes, mean, line_style(place, _width(place)) | {"linestyle": dashes}, label)
+            draw_by_round(axes, mean, line_style(place, width_of_line(place)) | {"linestyle": dashes}, label)
     title = "The clients' classes (lines) and those that no client holds (dashed)"
     axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
     axes.legend(frameon=False, loc="best")
-    return figure
-
-
-def memory_by_round(run: Run) -> Figure:
-    """Return measured activation memory by round: of each budget the largest client as a line, all as a band."""
-    figure, axes = _by_round("saved bytes of a client (KB)")
-    clients = run.clients.dropna(subset=["saved_bytes"])
-    for place, (method, rows) in enumerate(clients.groupby("method", sort=False)):
-        style = line_style(place, _width(place))
-        for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
-            saved = same.groupby("round")["saved_bytes"].agg(["min", "max"]) / BYTES_PER_KB
-            draw_by_round(axes, saved["max"], style, "" if number else figure_label(method))
-            axes.fill_between(saved.index, saved["min"], saved["max"], color=style["color"], alpha=0.15, linewidth=0)
-    budgets = sorted({int(size) for size in run.clients["budget_bytes"].dropna()})
-    for budget in budgets:
-        axes.axhline(budget / BYTES_PER_KB, color="black", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"budget {budget:,} bytes", (0, budget / BYTES_PER_KB), (4, 3), textcoords="offset points",
-            xycoords=("axes fraction", "data"), fontsize=9,
-        )  # fmt: skip
-    top = max([axes.get_ylim()[1], *(budget / BYTES_PER_KB for budget in budgets)])
-    if budgets and budgets[-1] > FAR_APART * budgets[0]:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-        axes.set_ylim(top=1.6 * top)
-    else:
-        axes.set_ylim(bottom=0, top=1.15 * top)
-    by_budget = " by budget" if len(budgets) > 1 else ""
-    title = f"Activation memory{by_budget}: the largest client (line), all clients (band)"
-    axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
-    if not clients.empty:
-        figure.legend(frameon=False, loc="outside lower right", ncols=LEGEND_COLUMNS)
     return figure
 
 
@@ -137,17 +99,3 @@ def save_figures(run: Run, folder: Path) -> dict[str, str]:
             continue
         write_whole(file, content)
     return failed
-
-
-def _by_round(ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xlabel="round", ylabel=ylabel)
-    plain(axes, grid="y")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, axes
-
-
-def _width(place: int) -> float:
-    """Return the width of a line, later ones thinner, so that one which lies upon another leaves it in sight."""
-    return max(1.5, 5 - 1.5 * place)
