@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +23,8 @@ SMALL_SIDE = 32
 """Rows and columns of a map up to which its tables, 17 kB at most, are kept."""
 MADE_BYTES = 32
 """Of numpy's memory at most, for an element of a square of the larger size while matrices and rings are made."""
+FEW = 2
+"""Times rows and columns: frequencies up to which each by itself takes less time than all of them by rows and columns."""
 CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 """Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
 
@@ -108,6 +110,15 @@ def inverse(coefficients: Tensor, by: Frequencies, out: Tensor | None = None) ->
 def adjoint(images: Tensor, by: Frequencies) -> Tensor:
     """Return images under the adjoint of ``inverse``."""
     return _product(images, tuple(matrix.T.contiguous() for matrix in by.back), None)
+
+
+def images_of(frequencies: Int[np.ndarray, " n"], by: Frequencies) -> Float[Tensor, "n positions"]:
+    """Return what ``inverse`` makes of a one at each of these frequencies."""
+    if len(by.back) == 1:
+        return by.back[0].T[torch.from_numpy(frequencies)]
+    pairs = zip(by.back, divmod(frequencies, len(by.back[1])), strict=True)
+    rows, columns = (matrix.T[torch.from_numpy(each)] for matrix, each in pairs)
+    return (rows[:, :, None] * columns[:, None]).flatten(1)
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedact.compression.transform.bitstream import Decoded, read
 from fedact.compression.transform.coefficients import in_ledger
-from fedact.compression.transform.cosine import Frequencies, adjoint
+from fedact.compression.transform.cosine import FEW, Frequencies, adjoint, images_of
 from fedact.compression.transform.decoder import Shape
 from fedact.compression.transform.sparse import FEWEST_OUTPUTS, Sums, sums_of
 
@@ -39,7 +39,7 @@ def pointwise_gradient(
     used[:, 0] = 1
     count = int(used.sum(1, dtype=np.int32).max())
     # Each frequency by itself, as many of every example; or all of them, by rows and columns.
-    alone = count * positions < positions * (height + width) or positions == 1
+    alone = count <= FEW * (height + width) or positions == 1
     rows = batch * count if alone else most
     products = TERM_COST * len(decoded.values) + (rows * positions if alone else 2 * most * (height + width))
     # Decoding takes a tensor of all channels, and a quarter at least for the transform on the way.
@@ -67,14 +67,8 @@ def _basis(
 ) -> Float[Tensor, "batch count positions"]:
     """Return what the inverse transform makes of the used frequencies of each example, zeros in the place of the others."""
     examples, frequencies = used.nonzero()
-    if len(by.back) == 1:
-        images = by.back[0].T[torch.from_numpy(frequencies)]
-    else:
-        pairs = zip(by.back, divmod(frequencies, len(by.back[1])), strict=True)
-        rows, columns = (matrix.T[torch.from_numpy(each)] for matrix, each in pairs)
-        images = (rows[:, :, None] * columns[:, None]).flatten(1)
-    basis = torch.zeros(len(used) * count, images.shape[1])
-    basis[torch.from_numpy(numbers[examples, frequencies])] = images
+    basis = torch.zeros(len(used) * count, used.shape[1])
+    basis[torch.from_numpy(numbers[examples, frequencies])] = images_of(frequencies, by)
     return basis.view(len(used), count, -1)
 
 

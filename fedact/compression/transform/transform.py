@@ -13,7 +13,7 @@ from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep
 from fedact.compression.operations import Convolution, MatrixProduct, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
-from fedact.compression.transform.decoder import coefficients, decode, images_behind
+from fedact.compression.transform.decoder import decode, images_behind
 from fedact.compression.transform.encoder import Target, encode
 from fedact.compression.transform.few_frequencies import pointwise_gradient
 from fedact.compression.transform.sparse import output as pointwise_output
@@ -104,9 +104,8 @@ class Transform(Method):
         found = pointwise_gradient(compressed.tensors[0], shape, by, grads)
         if isinstance(found, Tensor):
             return found.view(weight.shape)
-        images = coefficients(found, shape)
+        x = from_images(images_behind(found, shape, by), compressed.metadata.shape)
         del found
-        x = from_images(images_behind(images, by), compressed.metadata.shape)
         return operation.weight_gradient(x, grad_output, weight)
 
     def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
