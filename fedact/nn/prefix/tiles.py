@@ -6,6 +6,7 @@ Source: the patches of MCUNetV2 (Lin et al., 2021), here each with the least reg
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.fx import Graph
 
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.config.errors import ConfigError
+from fedact.nn.graph import structure
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_choice import Programs, least_tiling
 from fedact.nn.prefix.tiles_flat import flat_graph
@@ -24,20 +26,31 @@ PROBE = 256
 """The side of the images for which it is asked whether a prefix can be tiled at all."""
 
 
+# A client puts its plan into the same model every round.
+_KNOWN: WeakKeyDictionary[nn.Module, "_Known"] = WeakKeyDictionary()
+
+
+@dataclass(eq=False)
+class _Known:
+    """What is known of a model's prefix while ``key`` stays: its flat graph, programs by shape and type, their stages."""
+
+    key: Any
+    graph: Graph
+    programs: dict[Any, Programs] = field(default_factory=dict)
+    stages: dict[tuple[Programs, int], int | None] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class TiledPrefix:
     """A frozen prefix in ``tiles`` x ``tiles`` patches, up to the step that makes its peak least.
 
-    tiles: 0 for ``split.prefix``, 1 for whole maps in place.
-    Programs are cached by the images' shape and type, and by the modules with hooks, which run whole. What cannot be tiled
-    runs as ``split.prefix`` does, under autocast too.
+    tiles: 0 for ``split.prefix``, 1 for whole maps in place. Modules with hooks run whole. What cannot be tiled runs as
+    ``split.prefix`` does, under autocast too.
     """
 
     split: Split
     tiles: int
-    _graph: tuple[tuple[bool, ...], Graph] | None = field(default=None, init=False, repr=False)
-    _programs: dict[Any, Programs] = field(default_factory=dict, init=False, repr=False)
-    _stages: dict[Programs, int | None] = field(default_factory=dict, init=False, repr=False)
+    _known: tuple[list[bool], _Known] | None = field(default=None, init=False, repr=False)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Any, ...]:
@@ -65,21 +78,30 @@ class TiledPrefix:
 
     def programs(self, shape: tuple[int, ...], dtype: torch.dtype) -> Programs:
         """Return the programs for images of this shape and type, with the hooks that are there now."""
-        observed = tuple(map(is_observed, self.modules))
-        if self._graph is None or self._graph[0] != observed:
-            self._graph = observed, flat_graph(self.split.model, self.split.parts.before)
-            self._programs.clear()
-        key = shape, dtype
-        if key not in self._programs:
-            self._programs[key] = Programs(steps_of(self.split.model, self._graph[1], MapShape(*shape), dtype))
-        return self._programs[key]
+        known, model = self._up_to_date(), self.split.model
+        if (shape, dtype) not in known.programs:
+            known.programs[shape, dtype] = Programs(steps_of(model, known.graph, MapShape(*shape), dtype))
+        return known.programs[shape, dtype]
+
+    def _up_to_date(self) -> _Known:
+        """Return what is known of the prefix, anew where the model or its hooks have changed."""
+        observed, model = [is_observed(module) for module in self.modules], self.split.model
+        if self._known is None or self._known[0] != observed:
+            before = self.split.parts.before
+            key = structure(model), [str(node.target) for node in before.nodes], observed
+            known = _KNOWN.get(model)
+            if known is None or known.key != key:
+                known = _KNOWN[model] = _Known(key, flat_graph(model, before))
+            self._known = observed, known
+        return self._known[1]
 
     def _stage(self, programs: Programs, x: Tensor) -> int | None:
         """Return after how many steps tiling ends, None where nothing can be tiled."""
-        if programs not in self._stages:
+        stages = self._up_to_date().stages
+        if (programs, self.tiles) not in stages:
             best = least_tiling(programs, 1, x.element_size(), [self.tiles])
-            self._stages[programs] = None if best is None else best.steps
-        return self._stages[programs]
+            stages[programs, self.tiles] = None if best is None else best.steps
+        return stages[programs, self.tiles]
 
     def _assembled(self, programs: Programs, stage: int, x: Tensor) -> Tensor:
         """Return the map at the end of a stage, computed tile by tile."""

@@ -213,6 +213,7 @@ def best_tiles(split: Split, shape: tuple[int, ...], dtype: torch.dtype = torch.
     >>> model = nn.Sequential(*layers, nn.Linear(4 * 14 * 14, 2))
     >>> _ = model[:4].requires_grad_(False)
     >>> best_tiles(split(model), (1, 3, 31, 31))
+    7
     """
     examples, *one = shape
     best = least_tiling(programs_for(split, tuple(one), dtype), examples, dtype.itemsize, range(1, MOST + 1))

@@ -59,6 +59,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     plan, time = report.plan, report.time
     depth = f"the last {plan.layers} of {report.convolutions} convolutions and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
+    frozen += f", that part in {plan.tiles} x {plan.tiles} tiles" if plan.tiles else ""
     if plan.trials:
         yield "chosen", choice_text(plan.trials, plan.layers)
     yield "trained", f"{depth}; {plan.micro_batch} of {plan.batch_size} examples at a time{frozen}"
