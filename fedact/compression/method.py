@@ -99,6 +99,15 @@ class Codec(ABC):
     def reconstruct(self, compressed: Compressed) -> Tensor:
         """Return the tensor of x's shape and type that the backward pass sees."""
 
+    def reconstruct_channels(self, compressed: Compressed, channels: range) -> Tensor:
+        """Return some consecutive channels of ``reconstruct``; a codec that need not decode the others says how."""
+        return self.reconstruct(compressed)[:, channels.start : channels.stop]
+
+    @property
+    def reconstructs_channels(self) -> bool:
+        """Whether it decodes some channels without the others."""
+        return type(self).reconstruct_channels is not Codec.reconstruct_channels
+
     @abstractmethod
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         """Return the bytes that ``compress`` stores for a tensor in a first step; for a shape (in float32), the most."""

@@ -15,6 +15,8 @@ SCALE_ROUNDING = torch.finfo(SCALE_TYPE).eps
 
 CONVERTED = 2**18
 """Elements that are converted at a time."""
+CONVERTED_OF_ONE = 2**14
+"""Of one example, whose step is to have a low peak."""
 
 WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16, 8: torch.uint8}
 """Integers of as many bytes as there are codes in one, by the codes' bits."""
@@ -68,15 +70,16 @@ def quantize(x: Tensor, bits: int, group: int, generator: torch.Generator | None
     With a generator values are rounded up or down at random, so that the mean is right; without, to the nearest.
     A NaN or an infinity makes its whole group NaN when it is read back.
     """
-    parts = [_quantize(part, bits, group, generator) for part in torch.split(x, _examples_at_once(x.shape, group))]
+    parts = [_quantize(part, bits, group, generator) for part in _parts(x, group)]
     return parts[0] if len(parts) == 1 else Quantized(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
-def _examples_at_once(shape: torch.Size, group: int) -> int:
-    """Return how many examples to convert together: whole groups, whole bytes, and no copy of a large tensor."""
-    elements = max(1, shape.numel() // max(1, shape[0]))
+def _parts(x: Tensor, group: int) -> tuple[Tensor, ...]:
+    """Return views of some examples, or of some channels of one: whole groups, whole bytes, no copy of a large tensor."""
+    x, most = (x[0], CONVERTED_OF_ONE) if x.dim() > 1 and len(x) == 1 else (x, CONVERTED)
+    elements = max(1, x.numel() // max(1, len(x)))
     step = lcm(elements, group, 8) // elements
-    return step * max(1, CONVERTED // (step * elements))
+    return torch.split(x, step * max(1, most // (step * elements)))
 
 
 def _quantize(x: Tensor, bits: int, group: int, generator: torch.Generator | None) -> Quantized:
@@ -105,15 +108,33 @@ def _noise(shape: torch.Size, generator: torch.Generator) -> Shaped[Tensor, "*sh
 def dequantize(quantized: Quantized, bits: int, group: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return the values behind ``quantize``, in the given shape and type."""
     values = torch.empty(shape, dtype=dtype, device=quantized.packed.device)
-    examples = _examples_at_once(shape, group)
-    count = values[:examples].numel()
+    places = _parts(values, group)
+    count = places[0].numel()
     sizes = (ceil(count * bits / 8), ceil(count / group), ceil(count / group))
     stored = [torch.split(part, max(1, size)) for part, size in zip(quantized, sizes, strict=True)]
-    for place, packed, lows, steps in zip(torch.split(values, examples), *stored, strict=True):
+    for place, packed, lows, steps in zip(places, *stored, strict=True):
         codes = _grouped(unpack_codes(packed, bits, place.numel()), group)
+        if dtype is torch.float32 and codes.numel() == place.numel():
+            place.view(codes.shape).copy_(codes).mul_(steps.float()[:, None]).add_(lows.float()[:, None])
+            continue
         restored = codes.float().mul_(steps.float()[:, None]).add_(lows.float()[:, None])
         place.copy_(restored.flatten()[: place.numel()].view(place.shape))
     return values
+
+
+def dequantize_some(
+    quantized: Quantized, bits: int, group: int, elements: range, count: int, dtype: torch.dtype
+) -> Shaped[Tensor, " elements"]:
+    """Return some consecutive elements, in row-major order, of the ``count`` values behind ``quantize``.
+
+    Only where the groups are whole bytes.
+    """
+    first, last = elements.start // group, ceil(elements.stop / group)
+    start, stop = first * group, min(last * group, count)
+    packed = quantized.packed[start * bits // 8 : ceil(stop * bits / 8)]
+    part = Quantized(packed, quantized.lows[first:last], quantized.steps[first:last])
+    values = dequantize(part, bits, group, torch.Size([1, stop - start]), dtype)[0]
+    return values[elements.start - start : elements.stop - start]
 
 
 def quantized_bytes(count: int, bits: int, group: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Count, Method, State, Sweep, Traits, shape_of
-from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
+from fedact.compression.packing import Quantized, dequantize, dequantize_some, packed_elements, quantize, quantized_bytes
 from fedact.config.spec import settings
 
 
@@ -50,6 +50,18 @@ class Quantize(Method):
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.metadata)
+
+    def reconstruct_channels(self, compressed: Compressed, channels: range) -> Tensor:
+        shape, dtype = compressed.metadata
+        if self.group * self.bits % 8:
+            return super().reconstruct_channels(compressed, channels)
+        size = prod(shape[2:])
+        starts = [(example * shape[1] + channels.start) * size for example in range(shape[0])]
+        parts = [range(start, start + len(channels) * size) for start in starts]
+        quantized, common = Quantized(*compressed.tensors), (prod(shape), dtype)
+        values = [dequantize_some(quantized, self.bits, self.group, part, *common) for part in parts]
+        whole = values[0] if len(values) == 1 else torch.stack(values)
+        return whole.view(shape[0], len(channels), *shape[2:])
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         return quantized_bytes(prod(shape_of(x)), self.bits, self.group)

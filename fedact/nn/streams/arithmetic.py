@@ -3,7 +3,7 @@
 A map is a matrix with a row a position and a column a channel: so products, norms and sums need no copies.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -86,10 +86,13 @@ class Geometry:
     project: StageSettings
 
     @cached_property
-    def may_be_product(self) -> bool:
-        """Whether the first convolution is a matrix product if its kernel is 1 x 1."""
+    def _moves_nothing(self) -> bool:
         c = None if self.first is None else self.first.convolution
         return c is not None and c.stride == (1, 1) and c.padding == (0, 0)
+
+    def is_product(self, weight: Tensor) -> bool:
+        """Tell whether the first convolution, with this weight, is a matrix product."""
+        return self._moves_nothing and weight.shape[2:] == (1, 1)
 
     def step(self, x: Tensor, weights: tuple[Tensor, ...], room: int) -> int:
         """Return how many channels at a time have their maps in ``room`` bytes, backward as well, at least one.
@@ -109,6 +112,26 @@ class Geometry:
         return -(-channels // -(-channels // most))
 
 
+class Input(NamedTuple):
+    """A block's input, whole or decoded some channels at a time.
+
+    channels: returns those of a range. parts: the channels in ranges that may be decoded together.
+    """
+
+    shape: torch.Size
+    channels: Callable[[range], Images]
+    parts: Sequence[range]
+
+    @classmethod
+    def whole(cls, x: Images) -> "Input":
+        """Return an input that is there."""
+
+        def channels(part: range) -> Images:
+            return x if len(part) == x.shape[1] else x[:, part.start : part.stop]
+
+        return cls(x.shape, channels, [range(x.shape[1])])
+
+
 class Group(NamedTuple):
     """Some channels of a block: the rows of its tensors that are theirs.
 
@@ -116,7 +139,7 @@ class Group(NamedTuple):
     outputs). scale, shift: of the first; kernel_scale (channels, 1, 1, 1), kernel_shift: of the depthwise one.
     """
 
-    j: slice
+    channels: range
     weight: Any
     scale: Any
     shift: Any
@@ -152,13 +175,13 @@ class Tensors(NamedTuple):
         columns = self.parts[-1]
         assert columns is not None
         count = -(-len(columns) // step)
-        yield from map(Group, slices(len(columns), count), *(split(part, count) for part in self.parts))
+        yield from map(Group, ranges(len(columns), count), *(split(part, count) for part in self.parts))
 
 
-def slices(channels: int, count: int) -> list[slice]:
+def ranges(channels: int, count: int) -> list[range]:
     """Return the places of the channels that ``split`` puts together."""
     step = -(-channels // count)
-    return [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
+    return [range(start, min(start + step, channels)) for start in range(0, channels, step)]
 
 
 def split(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedact.nn.streams.arithmetic import Geometry, Group, Images, Map, Tensors, as_images, map_of, split
+from fedact.nn.streams.arithmetic import Geometry, Group, Images, Input, Map, Tensors, as_images, map_of, split
 from fedact.nn.streams.forward import before_filter, filtered
 from fedact.torch_private import convolution_backward
 
@@ -31,9 +31,9 @@ class Backward:
     """One backward pass; made for a gradient, run once. totals: of first, depthwise and project."""
 
     def __init__(
-        self, gradient: Images, x: Images, geometry: Geometry, tensors: tuple[Tensor | None, ...], totals: list[Totals]
+        self, gradient: Images, source: Input, geometry: Geometry, tensors: tuple[Tensor | None, ...], totals: list[Totals]
     ) -> None:
-        self.gradient, self.x, self.positions = map_of(gradient), x, map_of(x)
+        self.gradient, self.source = map_of(gradient), source
         self.geometry, self.block, self.totals = geometry, Tensors.of(geometry, tensors), totals
         self.scale = self.block.scale
 
@@ -46,21 +46,25 @@ class Backward:
         if self.scale is not None and len(self.gradient) <= 2 * step:
             # Smaller than what scaled weights and their gradients of so many channels take.
             self.gradient, self.scale = self.gradient * self.scale, None
-        empty = torch.empty_like if self.geometry.first is None else torch.zeros_like
-        result = empty(self.x, memory_format=torch.channels_last) if needs_input else None
+        result = self._empty_input_gradient() if needs_input else None
         below = None if result is None else map_of(result)
         groups = list(self.block.groups(step))
         for group, totals in zip(groups, self._group_totals(len(groups)), strict=True):
-            z = before_filter(self.x, self.positions, self.geometry, group)
+            z = before_filter(self.source, self.geometry, group)
             e = z if self.geometry.first is None else self.geometry.first.activate(z)
             gradient = self._through_depthwise(self._through_project(e, group, totals), e, group, totals, needs_input)
             del e
             if self.geometry.first is not None and gradient is not None:
                 self._through_first(map_of(self.geometry.first.slope_times_(gradient, z)), below, group, totals)
             elif result is not None and gradient is not None:
-                result[:, group.j] = gradient
+                result[:, group.channels.start : group.channels.stop] = gradient
             del z, gradient
         return result
+
+    def _empty_input_gradient(self) -> Images:
+        examples, channels, rows, columns = self.source.shape
+        make = self.gradient.new_empty if self.geometry.first is None else self.gradient.new_zeros
+        return make(examples, rows, columns, channels).permute(0, 3, 1, 2)
 
     def _group_totals(self, count: int) -> list[GroupTotals]:
         first = self.totals[0] if self.geometry.first is not None else Totals(None, None)
@@ -110,19 +114,30 @@ class Backward:
         gradient = gradient if group.scale is None else gradient.mul_(group.scale)
         if totals.bias is not None:
             totals.bias.add_(gradient.sum(0))
-        if self.geometry.may_be_product and group.weight.shape[2:] == (1, 1):
-            if totals.weight is not None:
-                totals.weight[:, :, 0, 0].addmm_(gradient.t(), self.positions)
-            if below is not None:
-                below.addmm_(gradient, group.weight[:, :, 0, 0])
+        weight, add = group.weight, self._add_product if self.geometry.is_product(group.weight) else self._add_convolution
+        if totals.weight is None and below is None:
             return
-        c, mask = self.geometry.first.convolution, [below is not None, totals.weight is not None, False]
-        if any(mask):
-            common = c.stride, c.padding, c.dilation, False, [0, 0], 1, mask
-            size = self.geometry.first.size((self.x.shape[2], self.x.shape[3]), group.weight)
-            images = as_images(gradient, (len(self.x), 0, *size))
-            input_gradient, sums, _ = convolution_backward(images, self.x, group.weight, None, *common)
-            if below is not None:
-                below.add_(map_of(input_gradient))
-            if totals.weight is not None:
-                totals.weight.add_(sums)
+        for part in self.source.parts:
+            j = slice(part.start, part.stop)
+            total = None if totals.weight is None else totals.weight[:, j]
+            add(gradient, part, weight[:, j], total, None if below is None else below[:, j])
+
+    def _add_product(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
+        """Add to some input channels' totals, of a 1 x 1 convolution."""
+        if total is not None:
+            total[:, :, 0, 0].addmm_(gradient.t(), map_of(self.source.channels(part)))
+        if below is not None:
+            below.addmm_(gradient, weight[:, :, 0, 0])
+
+    def _add_convolution(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
+        """Add to some input channels' totals, of any convolution."""
+        assert self.geometry.first is not None
+        c, x = self.geometry.first.convolution, self.source.channels(part)
+        images = as_images(gradient, (len(x), 0, *self.geometry.first.size((x.shape[2], x.shape[3]), weight)))
+        mask = [below is not None, total is not None, False]
+        common = c.stride, c.padding, c.dilation, False, [0, 0], 1, mask
+        input_gradient, sums, _ = convolution_backward(images, x, weight, None, *common)
+        if below is not None:
+            below.add_(map_of(input_gradient))
+        if total is not None:
+            total.add_(sums)

@@ -29,12 +29,14 @@ class Chain(NamedTuple):
     """An inverted residual: [a dense convolution], a depthwise one, a 1 x 1 one, each with its norm and activation.
 
     first: None where the depthwise convolution reads the block's input. identities: the modules between that do nothing.
+    reads_images: whether its input is the model's own.
     """
 
     first: Stage | None
     depthwise: Stage
     project: Stage
     identities: tuple[str, ...] = ()
+    reads_images: bool = False
 
     @property
     def stages(self) -> list[Stage]:
@@ -89,7 +91,10 @@ class _Walk:
         chain = Chain(first, depthwise, stage)
         if taken.intersection(chain.names()):
             return None
-        return chain._replace(identities=tuple(name for name in seen if isinstance(self.modules[name], IDENTITIES)))
+        start = next(call for call in self.once if str(call.target) == chain.names()[0])
+        reads_images = start.all_input_nodes[0].op == "placeholder"
+        identities = tuple(name for name in seen if isinstance(self.modules[name], IDENTITIES))
+        return chain._replace(identities=identities, reads_images=reads_images)
 
     def stage(self, node: Node, seen: list[str], activated: bool = True) -> tuple[Stage, Node]:
         """Return the stage that begins at a convolution, and its last node; adds the modules passed to ``seen``."""

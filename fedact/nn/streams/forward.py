@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedact.nn.streams.arithmetic import Geometry, Group, Images, Map, Tensors, affine_, as_images, map_of
+from fedact.nn.streams.arithmetic import Geometry, Group, Images, Input, Map, Tensors, affine_, as_images, map_of
 
 
 def run(x: Images, geometry: Geometry, tensors: tuple[Tensor | None, ...], step: int) -> Images:
     """Return the block's output for x, with ``step`` of its wide channels at a time."""
-    block, positions = Tensors.of(geometry, tensors), map_of(x)
+    block, source = Tensors.of(geometry, tensors), Input.whole(x)
     total: Map | None = None
     for group in block.groups(step):
-        z = before_filter(x, positions, geometry, group)
+        z = before_filter(source, geometry, group)
         z = filtered(z if geometry.first is None else geometry.first.activate(z), geometry, group)
         shape, z = z.shape, geometry.depthwise.activate(map_of(z))
         total = torch.mm(z, group.columns) if total is None else total.addmm_(z, group.columns)
@@ -21,20 +21,36 @@ def run(x: Images, geometry: Geometry, tensors: tuple[Tensor | None, ...], step:
     return as_images(affine_(total, block.scale, block.shift), shape)
 
 
-def before_filter(x: Images, positions: Map, geometry: Geometry, group: Group) -> Images:
-    """Return some channels of the depthwise convolution's input before the activation; a slice of x without expansion.
-
-    positions: x as a map.
-    """
+def before_filter(source: Input, geometry: Geometry, group: Group) -> Images:
+    """Return some channels of the depthwise convolution's input before the activation; those of x without expansion."""
     if geometry.first is None:
-        return x[:, group.j]
-    if geometry.may_be_product and group.weight.shape[2:] == (1, 1):
-        z, shape = torch.mm(positions, group.weight.flatten(1).t()), x.shape
-    else:
-        c = geometry.first.convolution
-        images = F.conv2d(x, group.weight, None, c.stride, c.padding, c.dilation)
-        z, shape = map_of(images).contiguous(), images.shape
+        return source.channels(group.channels)
+    convolved = _product if geometry.is_product(group.weight) else _convolution
+    z, shape = convolved(source, geometry, group)
     return as_images(affine_(z, group.scale, group.shift), shape)
+
+
+def _product(source: Input, geometry: Geometry, group: Group) -> tuple[Map, torch.Size]:
+    """Return the 1 x 1 convolution of the input, and the shape of its images."""
+    weight = group.weight.flatten(1)
+    first, *others = source.parts
+    z = torch.mm(map_of(source.channels(first)), weight[:, : first.stop].t())
+    for part in others:
+        z.addmm_(map_of(source.channels(part)), weight[:, part.start : part.stop].t())
+    return z, source.shape
+
+
+def _convolution(source: Input, geometry: Geometry, group: Group) -> tuple[Map, torch.Size]:
+    """Return the convolution of the input, and the shape of its images."""
+    assert geometry.first is not None
+    c, images = geometry.first.convolution, None
+    for part in source.parts:
+        weight = group.weight[:, part.start : part.stop]
+        some = F.conv2d(source.channels(part), weight, None, c.stride, c.padding, c.dilation)
+        images = some if images is None else images.add_(some)
+        del some
+    assert images is not None
+    return map_of(images).contiguous(), images.shape
 
 
 def filtered(z: Images, geometry: Geometry, group: Group) -> Images:

@@ -1,17 +1,20 @@
 """The autograd function of a block in streams, which keeps the block's narrow input through a method."""
 
+from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedact.compression.method import Compressed, Method
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import gradient_buffer
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import save, saved
 from fedact.nn.layers.function import as_output
 from fedact.nn.streams import forward
-from fedact.nn.streams.arithmetic import TENSORS, Geometry
+from fedact.nn.streams.arithmetic import TENSORS, Geometry, Input, ranges
 from fedact.nn.streams.backward import Backward, Totals
 
 ARGUMENTS = 4
@@ -25,7 +28,7 @@ class StreamedBlock(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, codec: LayerCodec, geometry: Geometry, room: int, *tensors: Tensor | None) -> Tensor:
         ctx.method, compressed, _ = codec.encode(x, x)
         save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
-        ctx.geometry, ctx.step = geometry, geometry.step(x, weights(tensors), room)
+        ctx.shape, ctx.room, ctx.geometry, ctx.step = x.shape, room, geometry, geometry.step(x, weights(tensors), room)
         return as_output(forward.run(x, geometry, tensors, ctx.step))
 
     @staticmethod
@@ -39,9 +42,18 @@ class StreamedBlock(torch.autograd.Function):
         buffers = _buffers(ctx, tensors)
         sums = [None if buffer is None else buffer.total for buffer in buffers]
         totals = [Totals(sums[place], sums[place + 1]) for place in range(0, len(sums), TENSORS)]
-        x = ctx.method.reconstruct(compressed)
-        result = Backward(gradient, x, ctx.geometry, tensors, totals).run(ctx.step, ctx.needs_input_grad[0])
+        source = _source(ctx.method, compressed, ctx.shape, ctx.room)
+        result = Backward(gradient, source, ctx.geometry, tensors, totals).run(ctx.step, ctx.needs_input_grad[0])
         return result, None, None, None, *(None if buffer is None else buffer.result for buffer in buffers)
+
+
+def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int) -> Input:
+    """Return the reconstructed input; where the method can, channels of a quarter of ``room`` bytes at a time."""
+    size = 4 * prod(shape) * torch.float32.itemsize
+    if size <= room or not method.reconstructs_channels:
+        return Input.whole(method.reconstruct(compressed))
+    parts = ranges(shape[1], min(shape[1], -(-size // room)))
+    return Input(shape, partial(method.reconstruct_channels, compressed), parts)
 
 
 class _Buffer(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.compression import method_name
 from fedact.compression.exact import Exact
-from fedact.compression.method import Method
+from fedact.compression.method import NO_STATE, Compressed, Method, State
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.base import Swapped, made_class
 from fedact.nn.layers.checkpointed import RecomputedSequential
@@ -22,6 +22,13 @@ from fedact.nn.streams.find import find as find_chains
 
 ATTRIBUTES = ("stream", "streams_inside", "is_last")
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
+
+
+class Images(Exact):
+    """The model's own input, kept as it is, and not copied out of a batch: whoever calls the model has it anyway."""
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        return Compressed((x,))
 
 
 class StreamEntry(CodecLayer):
@@ -80,8 +87,8 @@ def install(model: nn.Module, chains: Sequence[Chain], methods: Mapping[str, Met
     """Run a model's chains in streams, with ``room`` bytes for the wide maps of a block; in place.
 
     After the other layers are installed, whose classes remain those that run where streams cannot. methods: by layer; a
-    block keeps its input by that of its first trained layer, exactly if it has none. seed: of the methods' random numbers,
-    plus the layer's place in ``methods``.
+    block keeps its input by that of its first trained layer, exactly if it has none, and images as they are. seed: of the
+    methods' random numbers, plus the layer's place in ``methods``.
     """
     seeds = {name: seed + place for place, name in enumerate(methods)}
     hosts: dict[str, list[Block]] = {}
@@ -93,7 +100,9 @@ def install(model: nn.Module, chains: Sequence[Chain], methods: Mapping[str, Met
             continue
         block = Block([_modules(model, stage) for stage in chain.stages], _inside(model, chain, host), room)
         trained = next((name for name in chain.convolutions if name in methods), "")
-        if not isinstance(entry, CodecLayer):
+        if chain.reads_images:
+            entry.codec = LayerCodec(Images(), 0)  # type: ignore[assignment]
+        elif not isinstance(entry, CodecLayer):
             entry.codec = LayerCodec(methods.get(trained, Exact()), seeds.get(trained, 0))  # type: ignore[assignment]
         _change(entry, entry_class)
         for module in (entry, *links):

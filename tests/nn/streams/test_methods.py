@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fedact
-from fedact.compression import METHODS
+from fedact.compression import METHODS, make_method
 from tests.support.inverted_residuals import assert_close, batch, gradients, plain_gradients, small
 from tests.support.laws import GENTLEST, ROUNDING
 
@@ -55,3 +55,25 @@ def test_the_bytes_of_a_block_are_its_narrow_inputs(name):
         blocks = sum(size for layer, size in memory.by_layer.items() if ".conv" in layer)
         assert blocks == narrow
     assert memory.paper_bytes > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (2, 6, 5, 5), (1, 300, 3, 3)])
+@pytest.mark.parametrize("name", [*KEEPING, "quantize:bits=8", "quantize:bits=4,group=64", "quantize:group=5"])
+def test_some_channels_are_those_of_the_whole_reconstruction(name, shape):
+    torch.manual_seed(0)
+    method = make_method(name)
+    compressed = method.compress(torch.rand(shape).to(memory_format=torch.channels_last), method.start(1))
+    whole = method.reconstruct(compressed)
+    for part in (range(shape[1]), range(1), range(2, 5), range(shape[1] - 1, shape[1])):
+        found = method.reconstruct_channels(compressed, part)
+        torch.testing.assert_close(found, whole[:, part.start : part.stop], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("room", [300, 10**9])
+def test_decoding_some_channels_at_a_time_changes_nothing(room):
+    torch.manual_seed(0)
+    model, (x, y) = small(), batch(1, pixels=24, dtype=torch.float32)
+    fedact.compress(model, "quantize:bits=8", layers=12, room=10**9)
+    want = gradients(model, x, y)
+    found = gradients(fedact.compress(model, "quantize:bits=8", layers=12, room=room), x, y)
+    assert_close(found, want, rtol=1e-5)
