@@ -29,6 +29,8 @@ NEGLIGIBLE = 0.05
 length, the gradient of a batch of 16 has a sampling error of 0.88 (the main job, 32 layers and 8 alike)."""
 SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
+READERS = 4
+"""So many layers at most read one input, on average, which is kept once."""
 LINEARITY = 1.1
 """The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
 
@@ -85,6 +87,10 @@ class ByteAllocation:
         methods = dict.fromkeys(layers_with_input(self.problem, depth), exact)
         if self.problem.scope == "peak":
             return self._exact_in_chunks(depth)
+        if not self.problem.least_recomputes[0]:
+            kept = sum(x.nbytes for x in self.problem.inputs(self.problem.trained(depth), 1).values())
+            if kept * size > READERS * self.capacity:
+                return None
         one = measure_step(self.problem, methods, 1)
         if self.problem.bytes_in_scope(one) * size > LINEARITY * self.capacity:
             return None

@@ -13,7 +13,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.measure.floor import largest_layer
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
-from fedact.nn.surgery import install, layer_inputs, methods_of, recompute_of, rematerialized_inputs, trained_parameters
+from fedact.nn.surgery import install, methods_of, recompute_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
@@ -165,8 +165,12 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     methods = solution.methods
     rematerialized = rematerialized_inputs(problem.model, methods)
     origins = [origin for origin in rematerialized.values() if origin]
-    x, _ = problem.examples(solution.micro_batch)
-    inputs = layer_inputs(problem.model, [*problem.trained(solution.depth), *origins], x)
+    names, size = [*problem.trained(solution.depth), *origins], solution.micro_batch
+    # What does not follow the data is the same for one example as often as there are examples.
+    one = all(method.ceiling.fixed_size for method in methods.values())
+    inputs = problem.inputs(names, 1 if one else size)
+    if one:
+        inputs = {name: x.expand(size, *x.shape).flatten(0, 1) for name, x in inputs.items()}
     entries = []
     for name, method in methods.items():
         # "" where another layer's entry has the bytes.

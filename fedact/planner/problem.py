@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Problem:
     momentum: bool = False
     train_norm: bool = False
     recompute: int | str = "auto"
+    _inputs: dict[tuple[frozenset[str], int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def recomputes(self) -> tuple[int, ...]:
@@ -120,7 +121,14 @@ class Problem:
 
     def inputs(self, names: list[str], count: int) -> dict[str, Tensor]:
         """Return the first examples' inputs of these layers, and of smooth activations on the gradient path, by name."""
-        return layer_inputs(self.model, names, self.x[:count])
+        place = frozenset(names), count
+        if place not in self._inputs:
+            found = layer_inputs(self.model, names, self.x[:count])
+            # Of one example they are asked for time and again; of many they would take memory.
+            if count > 1:
+                return found
+            self._inputs[place] = found
+        return dict(self._inputs[place])
 
     def example_count(self, trained: list[str], most: int, elements: int, least: int = 1) -> int:
         """Return how many examples to measure on: at most ``most``, with so many elements in the trained layers' inputs."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.compression.exact import Vanilla
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
-from fedact.models.micro_batch import Inputs
+from fedact.models.micro_batch import Inputs, scores_of
 from fedact.models.sgd import Sgd
 from fedact.nn.layers.stored_sizes import StoredSizes
 from fedact.nn.prefix.chunks import in_chunks
@@ -83,9 +83,8 @@ def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, pre
     inputs: Inputs = x
     if prefix_chunk and (parts := split(model)) and (outputs := in_chunks(parts.prefix, x, prefix_chunk)):
         inputs = PrefixOutputs(parts, tuple(outputs))
-    # The first step makes the inputs.
-    micro_step(model, inputs, y, problem.batch_size, problem.loss)
-    model.zero_grad()
+    # The first forward pass makes the inputs.
+    scores_of(model, inputs)
     return _memory(problem, model, optimizer, inputs, y, worst_case_tensors(methods))
 
 
