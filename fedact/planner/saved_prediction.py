@@ -16,7 +16,7 @@ class SavedPrediction:
     def __init__(self, problem: Problem, depth: int) -> None:
         self.problem, self.depth = problem, depth
         self._structures: dict[int, StepStructure] = {}
-        self._exact_bytes: int | None = None
+        self._exact_bytes: dict[int, int] = {}
 
     def may_fit(self, methods: Methods, micro_batch: int) -> bool:
         """Tell whether a step, in which methods store as much as their caps allow, may be within the budget."""
@@ -40,9 +40,10 @@ class SavedPrediction:
 
     def _of_one(self, methods: Methods) -> int:
         """Return the measured bytes of one example's step under methods that keep their inputs."""
-        if self._exact_bytes is None:
-            self._exact_bytes = measure_step(self.problem, methods, 1).saved_bytes
-        return self._exact_bytes
+        recompute = max(method.recompute for method in methods.values())
+        if recompute not in self._exact_bytes:
+            self._exact_bytes[recompute] = measure_step(self.problem, methods, 1).saved_bytes
+        return self._exact_bytes[recompute]
 
     def structure(self, recompute: int) -> StepStructure:
         """Return what steps of one ``recompute`` have in common."""
