@@ -49,6 +49,8 @@ WORKING = (Part.ENCODING, Part.DECODING, Part.GRADIENT)
 COPIES, LOW_RANK_COPIES, SQUARES = 20, 6, 4
 """A method is taken to work with no more than so many tensors like its input, its output gradient and its weight, and so
 many squares, in float64, of a dimension of the input; measured are 14 (``transform``) and 4.3 (``hosvd``)."""
+SMALL = 16_384
+"""Bytes that a method works with on tensors so small that the number of its own tensors counts, not their sizes."""
 
 
 class Slot(NamedTuple):
@@ -71,7 +73,7 @@ class Slot(NamedTuple):
         elements = prod(self.like.shape)
         sides = [min(side, elements // max(1, side)) for side in self.like.shape]
         copies = LOW_RANK_COPIES if isinstance(method, LowRank) else COPIES
-        return copies * 4 * sum(map(prod, shapes)) + SQUARES * 8 * max(sides, default=0) ** 2
+        return copies * 4 * sum(map(prod, shapes)) + SQUARES * 8 * max(sides, default=0) ** 2 + SMALL
 
 
 @dataclass(frozen=True, eq=False)
