@@ -32,6 +32,7 @@ __all__ = [
     "compiler_on_demand",
     "convolution",
     "convolution_backward",
+    "convolution_pointwise",
     "eigh",
     "embedding_bag",
     "flop_formulas",
@@ -50,6 +51,7 @@ __all__ = [
     "max_pool2d_with_indices_backward",
     "native_layer_norm_backward",
     "ones_like",
+    "packed_weight",
     "post_accumulate_hooks",
     "qr",
     "raw_bytes",
@@ -97,6 +99,9 @@ eigh: Any = torch.ops.aten._linalg_eigh
 qr: Any = torch.ops.aten.linalg_qr
 svd: Any = torch.ops.aten._linalg_svd
 """Decompositions, as a dispatch mode sees them."""
+
+convolution_pointwise: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+"""oneDNN's convolution with what follows it, of a packed weight; None where torch was built without oneDNN."""
 
 lift_fresh: Any = torch.ops.aten.lift_fresh.default
 """What a dispatch mode sees of a tensor made from a number, a list or an array."""
@@ -156,6 +161,17 @@ def sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return a contiguous CPU tensor's memory, by no operation that a dispatch mode would see."""
     return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+
+
+def packed_weight(convolution: nn.Conv2d, shape: list[int]) -> Tensor:
+    """Return a convolution's weight in the order that oneDNN prefers for an input of this shape.
+
+    Raises what torch does where it was built without oneDNN.
+    """
+    pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    weight = convolution.weight.detach().contiguous().to_mkldnn()
+    packed: Tensor = pack(weight, convolution.padding, convolution.stride, convolution.dilation, convolution.groups, shape)
+    return packed
 
 
 def version(tensor: Tensor) -> int:

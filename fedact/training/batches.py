@@ -68,13 +68,16 @@ def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions,
     if part is None:
         return loader
     # A prefix that another plan trains changes from round to round, so its outputs are not cached.
-    if not part.reads(moving):
+    steady = not part.reads(moving)
+    if steady:
         if (plan, which) not in workspace.caches:
             workspace.caches[plan, which] = _cache(experiment, part, which)
         cache = workspace.caches[plan, which]
         if cache is not None:
             return part.from_cache(loader, cache, positions)
-    return part.from_memory(loader) if which == "train" and part.fits_in_memory(len(positions)) else part.on_demand(loader)
+    if which == "train" and part.fits_in_memory(len(positions)):
+        return part.from_memory(loader, steady)
+    return part.on_demand(loader, steady)
 
 
 def _cache(experiment: Experiment, part: FrozenPrefix, which: str) -> PrefixCache | None:
@@ -99,7 +102,7 @@ def _prefix_key(experiment: Experiment, part: FrozenPrefix) -> str:
         *(f"{module!r} {[type(layer).__name__ for layer in module.modules()]}" for module in called),
         repr(experiment.preprocessing),
         str(part.group),
-        "norms folded, channels last",
+        "norms folded, channels last, packed",
     ]
     machine = [arithmetic(), str(torch.get_num_threads()), experiment.config.device]
     return fingerprint(*code, *machine, *part.tensors.values())

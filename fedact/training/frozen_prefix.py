@@ -56,7 +56,7 @@ class FrozenPrefix:
     prefix_chunk: int
     tiles: int
     group: int
-    _folded: list[FoldedPrefix | None] = field(default_factory=list, init=False, repr=False)
+    _folded: dict[bool, FoldedPrefix | None] = field(default_factory=dict, init=False, repr=False)
     _peaks: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -81,14 +81,17 @@ class FrozenPrefix:
         """Tell whether the outputs for this many examples take at most ``MAX_MEMORY_BYTES``."""
         return examples * sum(layout.nbytes for layout in self.layouts) <= MAX_MEMORY_BYTES
 
-    def from_memory(self, loader: Loader) -> Batches:
-        """Return batches of the loader's examples as BatchOutputs, from outputs that are computed now and stay in memory."""
-        outputs = self._computed(loader, np.arange(len(loader)))
+    def from_memory(self, loader: Loader, steady: bool = False) -> Batches:
+        """Return batches of the loader's examples as BatchOutputs, from outputs that are computed now and stay in memory.
+
+        steady: whether the prefix's weights never change; what is made of them once then pays.
+        """
+        outputs = self._computed(loader, steady, np.arange(len(loader)))
         return partial(self._batch, loader, lambda chosen: [value[torch.from_numpy(chosen)] for value in outputs])
 
-    def on_demand(self, loader: Loader) -> Batches:
-        """Return batches of the loader's examples as BatchOutputs, computed for every batch."""
-        return partial(self._batch, loader, partial(self._computed, loader))
+    def on_demand(self, loader: Loader, steady: bool = False) -> Batches:
+        """Return batches of the loader's examples as BatchOutputs, computed for every batch; steady: as in from_memory."""
+        return partial(self._batch, loader, partial(self._computed, loader, steady))
 
     def from_cache(self, loader: Loader, cache: PrefixCache, rows: Positions) -> Batches:
         """Return batches of the loader's examples as BatchOutputs, from a cache; rows: the examples' rows in it.
@@ -100,7 +103,7 @@ class FrozenPrefix:
         def make(missing: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
             places = {int(row): place for place, row in enumerate(rows)}
             at = np.array([places[int(row)] for row in missing], np.int64)
-            for chosen, values in self._by_group(loader, at):
+            for chosen, values in self._by_group(loader, True, at):
                 yield rows[chosen], values
 
         cache.fill(rows, make)
@@ -114,16 +117,17 @@ class FrozenPrefix:
 
         return partial(self._batch, loader, read)
 
-    def _computed(self, loader: Loader, chosen: Positions) -> list[Tensor]:
+    def _computed(self, loader: Loader, steady: bool, chosen: Positions) -> list[Tensor]:
         """Return the prefix outputs of these examples in memory order, a tensor a layout."""
-        groups = [values for _, values in self._by_group(loader, chosen)]
+        groups = [values for _, values in self._by_group(loader, steady, chosen)]
         return [torch.cat(parts) for parts in zip(*groups, strict=True)]
 
-    def _by_group(self, loader: Loader, chosen: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
+    def _by_group(self, loader: Loader, steady: bool, chosen: Positions) -> Iterator[tuple[Positions, list[Tensor]]]:
         """Return what ``outputs_by_group`` does of these examples, with the model's weights as they are now."""
-        if len(chosen) and not self._folded:
-            self._folded.append(folded_prefix(self.split, loader(chosen[:MIN_GROUP])[0]))
-        folded = next(iter(self._folded), None)
+        if len(chosen) and steady not in self._folded:
+            group = self.group if steady else 0
+            self._folded[steady] = folded_prefix(self.split, loader(chosen[:MIN_GROUP])[0], group)
+        folded = self._folded.get(steady)
         if folded is not None:
             folded.refresh()
         return outputs_by_group(folded or self.split.prefix, loader, chosen, self.layouts, self.group)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedact.config.choice import Choice
@@ -81,8 +82,10 @@ class Workspace:
         """
         if plan == self.plan:
             # Nothing but these tensors can have changed since.
-            for name, tensor in tensors.items():
-                self.model.get_parameter(name).data.copy_(tensor)
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    # Not by its data: an operation is counted, so that copies of the weights are known to be old.
+                    self.model.get_parameter(name).copy_(tensor)
             reset_states(self.codecs, plan, seed)
             return self.model
         apply(self.model_with(tensors), plan, seed)

@@ -65,6 +65,49 @@ def test_outputs_are_the_prefixs_and_follow_its_weights(build, layers, folds):
     assert names == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
+class Sums(nn.Module):
+    """Sums that may be fused with a convolution, and those that may not: of what changes between, and into what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.c, self.d = (nn.Conv2d(3 if k == 0 else 6, 6, 3, padding=1) for k in range(5))
+        self.relu, self.capped, self.identity = nn.ReLU(), nn.ReLU6(), nn.Identity()
+        self.last, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        x = self.relu(x + self.identity(self.a(x)))
+        x = self.capped(torch.add(self.b(x), x))
+        y = self.c(x)
+        x = y + x.mul_(2)
+        z = x * 1
+        z += self.d(x)
+        return self.head(self.last(self.capped(z - x)).mean((2, 3)))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize(
+    ("build", "layers", "kernels"), [(mobilenet_v2, 4, 48), (resnet18, 3, 17), (Tied, 1, 5), (Sums, 1, 5)]
+)
+def test_packed_kernels_are_the_prefix_too_and_packed_again_only_for_new_weights(build, layers, kernels):
+    torch.manual_seed(0)
+    model = trained(build, layers) if build is not Sums else fedact.compress(Sums().eval(), "exact", layers=1)
+    folded = folded_prefix(split(model), X, group=8)
+    assert len(folded.packed.convolutions) == kernels
+    assert max(errors(model, folded)) < 1e-5
+    weights = [getattr(folded.model, name) for name in folded.packed.convolutions]
+    folded.refresh()
+    assert all(
+        getattr(folded.model, name) is weight for name, weight in zip(folded.packed.convolutions, weights, strict=True)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    assert max(errors(model, folded)) > 1e-3
+    folded.refresh()
+    assert max(errors(model, folded)) < 1e-5
+
+
 def test_there_is_none_where_a_hook_would_not_run_or_the_code_needs_other_strides():
     model = trained(densenet121, 2)
     handle = model.features.denseblock1.register_forward_hook(lambda *_: None)

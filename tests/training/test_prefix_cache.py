@@ -131,7 +131,7 @@ def test_what_becomes_of_an_example_does_not_depend_on_the_others(memory_format)
 
 
 def test_groups_are_neither_small_nor_much_larger_than_what_a_client_holds():
-    assert [group_for(count) for count in (3, 16, 17, 33, 1000)] == [16, 16, 32, 64, 64]
+    assert [group_for(count) for count in (3, 16, 17, 33, 52.6, 65, 100, 1000)] == [16, 16, 24, 40, 56, 40, 56, 64]
 
 
 def test_a_fingerprint_tells_parts_apart():

@@ -2,7 +2,9 @@
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +14,10 @@ from torch.fx import Node
 from fedact.nn.graph import traced
 from fedact.nn.install import has_statistics
 from fedact.nn.prefix.chunks import ROUNDING
+from fedact.nn.prefix.packed import PackedPrefix, packed_prefix
 from fedact.nn.prefix.split import Split
 from fedact.nn.restoration import restore
-from fedact.torch_private import is_observed
+from fedact.torch_private import is_observed, version
 
 Pair = tuple[str, str]
 """The names of a convolution and of the batch norm that alone reads its output."""
@@ -32,22 +35,35 @@ class Fold(NamedTuple):
 class FoldedPrefix:
     """``split.prefix``, up to rounding, from a plain copy of the model.
 
-    twins: the other tensors of the prefix, each with its copy.
+    twins: the other tensors of the prefix, each with its copy. packed: the copy in oneDNN's kernels, if there is one.
     """
 
     split: Split
     model: nn.Module
     folds: tuple[Fold, ...]
     twins: tuple[tuple[Tensor, Tensor], ...]
+    packed: PackedPrefix | None = None
+    _versions: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the prefix's outputs for images."""
-        return self.split.parts.code(self.model, [_channels_last(x)])  # type: ignore[no-any-return]
+        code = self.split.parts.code if self.packed is None else self.packed.code
+        return code(self.model, [_channels_last(x)])  # type: ignore[no-any-return]
+
+    @cached_property
+    def _sources(self) -> list[Tensor]:
+        """The model's tensors that this was made from."""
+        folded = [tensor for fold in self.folds for module in fold[:2] for tensor in _tensors_of(module)]
+        return [*folded, *(tensor for tensor, _ in self.twins)]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the model's weights as they are now."""
+        """Take over the model's weights as they are now; nothing is done where no operation has changed them since."""
+        versions = [(tensor.data_ptr(), version(tensor)) for tensor in self._sources]
+        if versions == self._versions:
+            return
+        self._versions[:] = versions
         for convolution, norm, folded in self.folds:
             assert isinstance(norm.running_mean, Tensor)
             assert isinstance(norm.running_var, Tensor)
@@ -61,12 +77,15 @@ class FoldedPrefix:
                 folded.bias.add_(norm.bias)
         for tensor, twin in self.twins:
             twin.copy_(tensor)
+        if self.packed is not None:
+            self.packed.refresh(self.model)
 
 
-def folded_prefix(split: Split, x: Tensor) -> FoldedPrefix | None:
+def folded_prefix(split: Split, x: Tensor, group: int = 0) -> FoldedPrefix | None:
     """Return the fast copy of a model's frozen prefix; None where hooks are on it, or where it computes something else.
 
-    x: some images, on which its outputs are compared with the prefix's.
+    x: some images, on which its outputs are compared with the prefix's. group: how many its kernels are packed for, 0 for a
+    copy whose weights change often: packing takes longer than one run.
     """
     called = [str(node.target) for node in split.parts.before.find_nodes(op="call_module")]
     modules = [module for name in called for module in split.model.get_submodule(name).modules()]
@@ -78,11 +97,28 @@ def folded_prefix(split: Split, x: Tensor) -> FoldedPrefix | None:
         expected, found = split.prefix(x), made(x)
     except Exception:
         return None
-    alike = [
+    if not _alike(found, expected):
+        return None
+    if not group:
+        return made
+    with suppress(Exception), torch.no_grad():
+        faster = replace(made, packed=packed_prefix(made.model, split.parts.before, _channels_last(x), group))
+        if _alike(faster(x), expected):
+            faster.refresh()
+            return faster
+    return made
+
+
+def _alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Tell whether outputs are the same up to rounding."""
+    return all(
         value.shape == other.shape and value.dtype == other.dtype and bool((value - other).norm() <= ROUNDING * other.norm())
         for value, other in zip(found, expected, strict=True)
-    ]
-    return made if all(alike) else None
+    )
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _made(split: Split, called: tuple[str, ...]) -> FoldedPrefix:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from fedact.compression.lowrank.algebra import memory_order
 from fedact.nn.prefix.chunks import Prefix, examples_are_independent
 from fedact.nn.prefix.split import Split
 
-MIN_GROUP, MAX_GROUP = 16, 64
+MIN_GROUP, MAX_GROUP, GROUP_STEP = 16, 64, 8
 
 Load = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 Positions = Int[np.ndarray, " examples"]
@@ -41,12 +42,13 @@ class Layout:
 
 
 def group_for(examples: float) -> int:
-    """Return the prefix's fixed batch size, 16 to 64, for clients with so many examples.
+    """Return the prefix's fixed batch size, 16 to 64, for clients with so many examples: few groups, few padded places.
 
     Kernels are chosen by the batch size, so at one size an example's output is bit-identical in any batch. Larger groups
     take less time an example; a client's last group is padded.
     """
-    return next((size for size in (MIN_GROUP, 2 * MIN_GROUP) if examples <= size), MAX_GROUP)
+    each = examples / ceil(examples / MAX_GROUP)
+    return min(MAX_GROUP, max(MIN_GROUP, GROUP_STEP * ceil(each / GROUP_STEP)))
 
 
 def layouts(split: Split, load: Load, positions: Positions) -> tuple[Layout, ...] | None:
