@@ -45,7 +45,7 @@ def packed_prefix(model: nn.Module, before: Graph, x: Tensor, group: int) -> Pac
     """
     if (
         convolution_pointwise is None
-        or not torch.backends.mkldnn.is_available()
+       
         or x.device.type != "cpu"
         or x.dtype != torch.float32
     ):
