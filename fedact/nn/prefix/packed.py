@@ -43,12 +43,7 @@ def packed_prefix(model: nn.Module, before: Graph, x: Tensor, group: int) -> Pac
 
     x: some images, on which the shapes are measured. group: images at a time.
     """
-    if (
-        convolution_pointwise is None
-       
-        or x.device.type != "cpu"
-        or x.dtype != torch.float32
-    ):
+    if convolution_pointwise is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return None
     graph = flat_graph(model, before)
     _without_identities(graph, model)
