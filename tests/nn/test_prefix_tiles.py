@@ -15,7 +15,7 @@ from fedact.models.mcunet import MCUNet
 from fedact.nn.prefix.chunks import in_chunks
 from fedact.nn.prefix.split import Split, split
 from fedact.nn.prefix.tiles import TiledPrefix
-from fedact.nn.prefix.tiles_choice import best_tiles, tilings
+from fedact.nn.prefix.tiles_choice import best_tiles, least_tilings, tilings
 from fedact.planner import make_plan
 from tests.support import planned
 from tests.support.networks import measure, tiled, train
@@ -136,6 +136,15 @@ def test_real_networks_in_tiles_train_as_they_do_whole_in_less(build):
     assert least.peak_bytes < 0.5 * peak(model, parts.prefix, X)
     assert peak(model, TiledPrefix(parts, 3), X) == least.peak_bytes
     assert best_tiles(parts, tuple(X.shape)) > 1
+
+
+def test_the_best_of_each_number_of_tiles_is_found_without_the_others():
+    model = tiled(NETWORKS["mcunet"](), 2)
+    parts, shape = split(model), (2, 3, 64, 64)
+    assert parts is not None
+    counts = [1, 2, 3]
+    least = [min(tilings(parts, shape, counts=[count]), key=lambda choice: choice.rank) for count in counts]
+    assert least_tilings(parts, shape, counts=counts) == least
 
 
 def test_tiles_and_chunks_together_take_less():

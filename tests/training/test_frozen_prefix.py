@@ -1,5 +1,7 @@
 """Training from where the frozen part ends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,17 @@ def test_the_peak_is_that_of_as_many_examples(loader, planned):
     whole, part = outputs.peak_bytes(), outputs[:4].peak_bytes()
     assert whole == 4 * part
     assert part >= 4 * 8 * 36 * 4
+
+
+def test_the_peak_is_that_of_the_plans_tiles(loader, planned):
+    model, plan = planned
+    peaks = [
+        frozen_prefix(model, replace(plan, tiles=tiles), loader, EXAMPLES).from_memory(loader)(np.arange(4))[0].peak_bytes()
+        for tiles in (0, 1, 2)
+    ]
+    whole = 4 * 8 * 36 * 4
+    # One by one 3 x 3 outputs, beside all of them, and the region of the image that they need.
+    assert peaks == [2 * whole, whole, whole + 4 * (8 * 9 + 3 * 25) * 4]
 
 
 def test_nothing_is_cut_where_every_layer_is_trained(loader):

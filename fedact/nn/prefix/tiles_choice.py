@@ -111,7 +111,8 @@ class Programs:
         """Return a tile; those of the same kind share their tasks."""
         (down, top, rows), (across, left, columns) = row, column
         if (rows, columns) not in self._kinds:
-            self._kinds[rows, columns] = tasks_of(self.steps, 0, rows, columns, [self.steps.steps[stage - 1].output])
+            last = self.steps.steps[stage - 1].output
+            self._kinds[rows, columns] = tasks_of(self.steps, 0, rows, columns, [last], whole=False)
         return Tile(self._kinds[rows, columns], (top, left), (down, across))
 
 
@@ -202,6 +203,16 @@ def _products(tasks: Iterable[Task]) -> int:
     """Return the multiplications of tasks, an example."""
     operations = [(task.step.operation, task.result) for task in tasks]
     return sum(operation.products * result for operation, result in operations if isinstance(operation, Windowed))
+
+
+def least_tilings(
+    split: Split, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, counts: Iterable[int] = range(1, MOST + 1)
+) -> list[Tiling]:
+    """Return, for each number of tiles, the way that ``Plan.tiles`` with this number runs: that with the least peak."""
+    examples, *one = shape
+    programs = programs_for(split, tuple(one), dtype)
+    found = [least_tiling(programs, examples, dtype.itemsize, [count]) for count in counts]
+    return [tiling for tiling in found if tiling is not None]
 
 
 def best_tiles(split: Split, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:

@@ -100,8 +100,10 @@ class Task:
     output: int = 0
 
 
-def tasks_of(steps: Steps, first: int, rows: Axis, columns: Axis, kept: Sequence[int]) -> tuple[Task, ...]:
-    """Return the tasks of the steps from ``first`` on; kept: the values that are wanted at the end."""
+def tasks_of(
+    steps: Steps, first: int, rows: Axis, columns: Axis, kept: Sequence[int], whole: bool = True
+) -> tuple[Task, ...]:
+    """Return the tasks of the steps from ``first`` on; kept: the values that are wanted at the end. whole: of the images."""
     chosen = steps.steps[first : first + len(rows)]
     last_use = {value: place for place, step in enumerate(chosen, first) for value in step.inputs}
     last_use |= dict.fromkeys(kept, len(steps.steps))
@@ -112,15 +114,17 @@ def tasks_of(steps: Steps, first: int, rows: Axis, columns: Axis, kept: Sequence
         if step.operation is None:
             tasks.append(Task(step, frees=frees))
         elif row is not None and column is not None:
-            tasks.append(_task(steps, step, row, column, frees))
+            tasks.append(_task(steps, step, row, column, frees, whole))
     return tuple(tasks)
 
 
-def _task(steps: Steps, step: Step, row: AxisStep, column: AxisStep, frees: tuple[int, ...]) -> Task:
+def _task(steps: Steps, step: Step, row: AxisStep, column: AxisStep, frees: tuple[int, ...], whole: bool) -> Task:
     crops = tuple(map(_crop, row.pieces, column.pieces))
     output = steps.shape(step.output).channels * row.rows * column.rows
     if isinstance(step.operation, Windowed):
-        padding = _padding(step.operation, row, column, steps.shape(step.inputs[0]).channels, output, crops[0] is not None)
+        # A part of the images is copied as any other part of a map is.
+        cropped = crops[0] is not None or (step.inputs[0] == IMAGES and not whole)
+        padding = _padding(step.operation, row, column, steps.shape(step.inputs[0]).channels, output, cropped)
         return Task(step, crops, *padding, frees=frees, output=output)
     # What unknown code reads may be a view of something else.
     writable = [v in frees and v not in steps.exposed and crop is None for v, crop in zip(step.inputs, crops, strict=True)]
