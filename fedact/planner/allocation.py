@@ -11,6 +11,7 @@ from math import inf
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.planner.drafts import Draft
+from fedact.planner.exact_batch import exact_batch
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.peak_prediction import PeakPrediction
@@ -21,7 +22,6 @@ from fedact.planner.refinement import Candidate, Refinement
 from fedact.planner.search import Solution, is_worth_it
 from fedact.planner.selection import ALIKE, Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit
-from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import distinct_recomputes, layers_with_input
 
 NEGLIGIBLE = 0.05
@@ -29,10 +29,6 @@ NEGLIGIBLE = 0.05
 length, the gradient of a batch of 16 has a sampling error of 0.88 (the main job, 32 layers and 8 alike)."""
 SCAN_STATES = 300
 """A coarser allocation is good enough to compare depths."""
-READERS = 4
-"""So many layers at most read one input, on average, which is kept once."""
-LINEARITY = 1.1
-"""The bytes of a whole batch are at least those of one example times the batch size, divided by this."""
 
 
 class ByteAllocation:
@@ -71,7 +67,7 @@ class ByteAllocation:
         return min(drafts, key=lambda draft: draft.error).layer_errors if drafts else None
 
     def solve(self, depth: int) -> Solution | None:
-        if self.problem.method == AUTO and (exact := self._exact(depth)):
+        if self.problem.method == AUTO and (exact := exact_batch(self.problem, self.peaks, self.limit, depth)):
             return exact
         negligible, candidates = NEGLIGIBLE * len(self.problem.trained(depth)), list[Candidate]()
         for rivals in self._rivals(depth):
@@ -80,41 +76,6 @@ class ByteAllocation:
                 return found
             candidates += rivals
         return self.selection.least_error(candidates, negligible)
-
-    def _exact(self, depth: int) -> Solution | None:
-        """Return exact training of the whole batch at once, where budget and slowdown allow it."""
-        exact, size = Exact().recomputing(self.problem.least_recomputes[0]), self.problem.batch_size
-        methods = dict.fromkeys(layers_with_input(self.problem, depth), exact)
-        if self.problem.scope == "peak":
-            return self._exact_in_chunks(depth)
-        if not self.problem.least_recomputes[0]:
-            kept = sum(x.nbytes for x in self.problem.inputs(self.problem.trained(depth), 1).values())
-            if kept * size > READERS * self.capacity:
-                return None
-        one = measure_step(self.problem, methods, 1)
-        if self.problem.bytes_in_scope(one) * size > LINEARITY * self.capacity:
-            return None
-        memory = measure_step(self.problem, methods, size)
-        solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0))
-        return self.limit.admit(solution) if self.problem.fits(memory) else None
-
-    def _exact_in_chunks(self, depth: int) -> Solution | None:
-        """Return exact training of the whole batch, the prefix in chunks, with as little made again as the budget allows."""
-        layers, size = layers_with_input(self.problem, depth), self.problem.batch_size
-        recomputes = self.problem.least_recomputes
-        if self.peaks.rules_out(dict.fromkeys(layers, Exact().recomputing(max(recomputes))), size):
-            return None
-        for recompute in recomputes:
-            methods = dict.fromkeys(layers, Exact().recomputing(recompute))
-            # In chunks, nothing made again is no candidate.
-            chunk = self.peaks.prefix_chunk([methods], size)
-            if chunk is None:
-                continue
-            memory = measure_step(self.problem, methods, size, chunk)
-            solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0), chunk)
-            if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
-                return admitted
-        return None
 
     def smallest_methods(self, depth: int) -> list[Methods]:
         profiles = (self.profiles.of(family, depth, 1) for family in self.families)

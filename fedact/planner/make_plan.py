@@ -1,5 +1,6 @@
 """The planner's two questions: which plan a budget gets, and how much gradient error a plan has by now."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.measure.floor import largest_layer
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
+from fedact.nn.streams.install import find
 from fedact.nn.surgery import install, methods_of, recompute_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
@@ -23,6 +25,7 @@ from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import VanillaStep, inference_peak_bytes, measure_step, vanilla_step
+from fedact.planner.streamed import streamed
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -85,10 +88,17 @@ def make_plan(
             # There is hardly a need to search: whatever is trained, the model is run forward.
             least = _least_bytes(problem, _solver(problem, 0, limit), 0)
             if not problem.within_budget(least):
-                return _skipped(problem, least, 0, max_slowdown)
+                depths = depths_for(problem, layers, most_layers)
+                found = streamed(problem, depths, limit) if problem.method == AUTO else None
+                if found is None:
+                    return _skipped(problem, least, 0, max_slowdown)
+                return _plan(problem, found, depths.requested)
         depths = depths_for(problem, layers, most_layers)
         solver = _solver(problem, depths.requested, limit)
         solution = search(problem, depths, solver)
+        if problem.method == AUTO and (solution is None or solution.depth == 0):
+            # What the fast engine leaves untrained may be trained in streams.
+            solution = streamed(problem, depths, limit) or solution
         if solution is None:
             depth = 0 if problem.has_head else depths.candidates[0]
             return _skipped(problem, _least_bytes(problem, solver, depth), depth, max_slowdown)
@@ -120,7 +130,8 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
 
 
 def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
-    methods, memory = solution.methods, solution.memory
+    methods, memory, whole = solution.methods, solution.memory, problem
+    problem = replace(problem, room=solution.room)
     found = solution.step_error or step_error(problem, methods, solution.micro_batch, solution.observed)
     # The first step alone has the operations that start a method's state.
     if found is None or any(method.traits.reads_state for method in methods.values()):
@@ -130,12 +141,14 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
     if solution.caps is not None:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
+    if solution.room is not None:
+        reasons.append(f"blocks in streams with {solution.room:,} bytes of room")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
     recompute, (preferred, *others) = recompute_of(install(problem.model, methods)), problem.recomputes
     if recompute and others and not preferred:
         reasons.append(f"recompute 0 to {recompute}")
-    vanilla = vanilla_step(problem, list(methods))
+    vanilla = vanilla_step(whole, list(methods))
     return Plan(
         status="ok" if solution.depth else "head-only",
         micro_batch=solution.micro_batch,
@@ -152,6 +165,7 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
         recompute=recompute,
         expected_error=_rounded(found.error) if found else 0.0,
         slowdown=solution.slowdown,
+        room_bytes=solution.room,
         by_layer=tuple(memory.by_layer.items()),
         step_flops=flops,
         vanilla_step_flops=vanilla.flops,
@@ -171,7 +185,8 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     inputs = problem.inputs(names, 1 if one else size)
     if one:
         inputs = {name: x.expand(size, *x.shape).flatten(0, 1) for name, x in inputs.items()}
-    entries = []
+    entries, chains = [], find(problem.plain_model, methods, solution.room) if solution.room else []
+    rematerialized |= {name: "" for chain in chains for name in chain.convolutions[1:]}
     for name, method in methods.items():
         # "" where another layer's entry has the bytes.
         stored = rematerialized.get(name, name)

@@ -161,7 +161,7 @@ class PeakPrediction:
     def _prefix(self, structure: Structure) -> _Prefix | None:
         """Return the frozen prefix, None where there is none that may run in chunks."""
         if structure not in self._prefixes:
-            parts = split(install(self.problem.model, self._stand_ins(structure, Calls())))
+            parts = split(install(self.problem.model, self._stand_ins(structure, Calls()), room=self.problem.room))
             cut = () if parts is None else tuple(str(node.target) for node in parts.parts.before.nodes)
             cut += tuple(str(each) for _, each in structure if isinstance(each, Method))
             if cut not in self._by_cut:
@@ -187,7 +187,7 @@ class PeakPrediction:
             calls, problem = Calls(), self.problem
             prefix = self._prefix(structure)
             masked_by = mask_readers(problem.plain_model, dict(structure))
-            model = install(problem.model, self._stand_ins(structure, calls))
+            model = install(problem.model, self._stand_ins(structure, calls), room=problem.room)
             x, y = problem.examples(micro_batch)
             inputs: Inputs = x
             if chunked:

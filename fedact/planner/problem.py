@@ -35,7 +35,8 @@ class Problem:
 
     x, y: a whole batch. method: "auto" or a given one. budget: bytes in the scope ("saved" or "peak"), None for no bound.
     called: names of the modules that the model calls; others train nothing. momentum: whether the optimizer has any.
-    recompute: "auto" or a given one, for methods that have none of their own.
+    recompute: "auto" or a given one, for methods that have none of their own. room: bytes for the wide maps of a block, of
+    steps that run in streams; None for the fast engine.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Problem:
     momentum: bool = False
     train_norm: bool = False
     recompute: int | str = "auto"
+    room: int | None = None
     _inputs: dict[tuple[frozenset[str], int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property

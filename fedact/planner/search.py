@@ -23,6 +23,7 @@ class Solution(NamedTuple):
     the frozen prefix, 0 for all of a micro-batch. slowdown: relative to plain training, where it was timed. caps: the share
     of the examples' variance that the ranks of a given variance are capped at, None where they are not. step_error: of the
     step itself, where it was measured: the inputs' parts are an estimate. observed: what else the measured step showed.
+    room: bytes for the wide maps of blocks in streams, None where none are.
     """
 
     depth: int
@@ -35,6 +36,7 @@ class Solution(NamedTuple):
     caps: float | None = None
     step_error: StepError | None = None
     observed: ObservedStep | None = None
+    room: int | None = None
 
     @property
     def error(self) -> float:

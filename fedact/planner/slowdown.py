@@ -1,7 +1,7 @@
 """The time of a batch under a plan, relative to plain training of the same layers at once; and its operations."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
@@ -35,12 +35,13 @@ class SlowdownLimit:
         """Return the seconds of a batch in micro-batches, divided by plain training's, all at once."""
         names, size = list(solution.methods), self.problem.batch_size
         plain = _batch_seconds(self.problem, dict.fromkeys(names, Vanilla()), size, 0)
-        return _batch_seconds(self.problem, solution.methods, solution.micro_batch, solution.prefix_chunk) / plain
+        problem = replace(self.problem, room=solution.room)
+        return _batch_seconds(problem, solution.methods, solution.micro_batch, solution.prefix_chunk) / plain
 
 
 def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> float:
     """Return the seconds of a batch, from the fastest of a few steps on one micro-batch."""
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk)
+    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
     x, y = problem.examples(micro_batch)
     seconds = []
     for _ in range(1 + REPETITIONS):
@@ -53,7 +54,8 @@ def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_
 
 def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
     """Return the floating-point operations of a batch in micro-batches, from the first trained layer on."""
-    model, examples = install(problem.model, methods, prefix_chunk=prefix_chunk), problem.examples(micro_batch)
+    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
+    examples = problem.examples(micro_batch)
     if any(method.traits.reads_state for method in methods.values()):
         # The first step alone has the operations that start a method's state.
         count_flops(model, examples, loss=problem.loss)

@@ -90,7 +90,7 @@ def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, pre
 
 def _client(problem: Problem, methods: Methods, prefix_chunk: int) -> tuple[nn.Module, Sgd]:
     """Return the model with methods installed, and its optimizer."""
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk)
+    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
     if any(method.traits.calibrated for method in methods.values()):
         calibrate(model, problem.x)
     parameters = list(trained_parameters(model).values())

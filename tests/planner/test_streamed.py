@@ -1,0 +1,58 @@
+"""Below what the fast engine needs, a plan of all methods trains in streams, and peaks as it says to the byte."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fedact
+from tests.support.inverted_residuals import InvertedResidual, batch, gradients, network, plain_gradients
+
+LAYERS = 6
+
+
+def wide():
+    torch.manual_seed(0)
+    return network(InvertedResidual(8, 64, 8), InvertedResidual(8, 64, 8), stem=8, out=8), batch(4, 32, torch.float32)
+
+
+def peak_bytes(model, x, y, layers, method="exact"):
+    """Return the ledger's peak of one example's step in the fast engine."""
+    model, x, y = fedact.compress(copy.deepcopy(model), method, layers=layers), x[:1].clone(), y[:1].clone()
+    with fedact.measure_memory(model, (x, y)) as memory:
+        F.cross_entropy(model(x), y).backward()
+    return memory.peak_bytes
+
+
+@pytest.mark.parametrize("layers", [LAYERS, 2])
+def test_a_budget_below_the_fast_engine_is_trained_in_streams(layers):
+    model, (x, y) = wide()
+    budget = peak_bytes(model, x, y, layers, "transform:bits=0.1") // 2
+    plan = fedact.make_plan(model, budget, (x, y), "auto", layers, "peak")
+    assert (plan.status, plan.layers) == ("ok", layers)
+    assert plan.room_bytes
+    assert plan.peak_bytes <= budget
+    assert "in streams" in plan.reason
+    assert fedact.Plan.from_json(plan.to_json()) == plan
+    applied = fedact.apply(copy.deepcopy(model), plan)
+    some, labels = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
+    with fedact.measure_memory(applied, (some, labels)) as memory:
+        F.cross_entropy(applied(some), labels).backward()
+    assert memory.peak_bytes == plan.peak_bytes
+    applied.zero_grad()
+    found, exact = gradients(applied, x, y), plain_gradients(copy.deepcopy(model), x, y, layers)
+    assert found.keys() == exact.keys()
+    for name, gradient in exact.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_what_the_fast_engine_can_do_is_not_in_streams():
+    model, (x, y) = wide()
+    plan = fedact.make_plan(model, peak_bytes(model, x, y, LAYERS), (x, y), "auto", LAYERS, "peak")
+    assert (plan.status, plan.room_bytes) == ("ok", None)
+
+
+def test_less_than_streams_need_is_skipped():
+    model, example = wide()
+    assert fedact.make_plan(model, 1000, example, "auto", LAYERS, "peak").status == "skipped"
