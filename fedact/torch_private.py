@@ -49,6 +49,7 @@ __all__ = [
     "lift_fresh",
     "max_pool2d_with_indices",
     "max_pool2d_with_indices_backward",
+    "native_batch_norm_into",
     "native_layer_norm_backward",
     "ones_like",
     "packed_weight",
@@ -80,6 +81,7 @@ InstanceNorm = _InstanceNorm
 
 convolution_backward: Kernels = torch.ops.aten.convolution_backward
 embedding_bag: Kernels = torch.ops.aten._embedding_bag
+native_batch_norm_into: Callable[..., Any] = torch.ops.aten.native_batch_norm.out
 native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
 max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward

@@ -109,3 +109,58 @@ def test_it_is_restored_copied_pickled_and_sliced():
     x = images()
     torch.testing.assert_close(model[0][:2](x), model[0][1](model[0][0](x)))
     assert type(fedact.restore(model)[0]) is nn.Sequential
+
+
+@pytest.mark.parametrize("method", ["exact", "exact:derive=2", "quantize:bits=8"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_norm_over_a_convolutions_output_computes_the_same(method, layers):
+    fused = fedact.compress(network(), method, layers=layers)
+    apart = copy.deepcopy(fused)
+    apart[0].__class__ = nn.Sequential
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert torch.equal(fused(images()), apart(images()))
+    actual, expected = gradients(fused), gradients(apart)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_hooks_are_given_is_not_overwritten(enabled, place, before):
+    model, seen = fedact.compress(network(), "exact", layers=2), []
+    block = model[0]
+
+    def keep(module, args, output=None):
+        seen.append((kept := args[0] if before else output, kept.detach().clone()))
+
+    register = block[place].register_forward_pre_hook if before else block[place].register_forward_hook
+    register(keep)
+    with torch.set_grad_enabled(enabled):
+        model(images())
+    ((kept, copied),) = seen
+    assert (place == 1 and not before) or torch.equal(kept, copied)
+
+
+def test_a_layer_that_is_called_by_itself_leaves_its_input_alone():
+    model = fedact.compress(network(), "exact", layers=1)
+    convolved = model[0][0](images())
+    before = convolved.clone()
+    model[0][1](convolved)
+    assert torch.equal(convolved, before)
+
+
+@pytest.mark.parametrize(("enabled", "layers"), [(False, 1), (True, 1), (True, 2)])
+def test_a_convolution_and_its_norm_have_two_large_tensors_alive(enabled, layers):
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(4, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(True))
+    model = fedact.compress(
+        nn.Sequential(nn.Conv2d(3, 4, 1), block, nn.AvgPool2d(40), nn.Conv2d(16, 4, 1)), "exact", layers=layers
+    )
+    x = torch.randn(1, 3, 40, 40)
+    with fedact.measure_memory(model, x) as memory, torch.set_grad_enabled(enabled):
+        model(x)
+    # The block's input, 4 x 40 x 40 x 4 = 25,600 bytes, and one tensor of its output's size, 102,400. Under autograd also the
+    # mask, 3,200 bytes, made of 16,384 elements at a time: 5 bytes each.
+    mask = 0 if layers == 1 else 5 * 16_384 + 3_200
+    assert memory.peak_bytes == 25_600 + 102_400 + mask

@@ -98,10 +98,13 @@ class Masked(Saving, nn.Module):
         """Return the activation's slope, and the interval in which it has it."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, norm: FrozenNorm | None = None) -> Tensor:
-        """Return the activation of x; norm: one that has not run yet, to run in one operation with the activation."""
+    def forward(self, x: Tensor, norm: FrozenNorm | None = None, overwrites: bool = False) -> Tensor:
+        """Return the activation of x.
+
+        norm: one that has not run yet, to run in one operation with the activation; overwrites: written over x.
+        """
         if norm is not None:
-            return norm.activated(x, self.slope())
+            return norm.activated(x, self.slope(), overwrites)
         # Before it runs, for it may change x in place.
         origins = [provenance.origin(x) for provenance in self.chains]
         handover = None

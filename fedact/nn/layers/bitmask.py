@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedact.compression.packing import pack_codes
 
-CHUNK = 2**18
-"""Elements at a time: their intermediate values stay in the cache, those of a whole tensor need new memory pages."""
+CHUNK, LEAST = 2**16, 2**14
+"""The most elements at a time, and how many at least: their intermediate values stay in the cache, and count as alive."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 MASKS = {size: (-(np.arange(256)[:, None] >> np.arange(8) & 1)).astype(f"i{size}") for size in INTEGERS}
@@ -38,12 +38,15 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
     """
     flat = flattened(x, order)
     packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
-    if len(flat) <= CHUNK:
-        _pack(mask(flat), packed)
-        return packed
-    for part, place in zip(torch.split(flat, CHUNK), torch.split(packed, CHUNK // 8), strict=True):
+    chunk = _at_once(len(flat))
+    for part, place in zip(torch.split(flat, chunk), torch.split(packed, chunk // 8), strict=True):
         _pack(mask(part), place)
     return packed
+
+
+def _at_once(count: int) -> int:
+    """Return how many of so many elements to convert at a time, in whole bytes: about a quarter."""
+    return min(CHUNK, max(LEAST, count // 4 // 8 * 8))
 
 
 def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:

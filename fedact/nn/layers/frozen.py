@@ -1,6 +1,6 @@
 """Frozen layers: convolutions that save no activation, and batch norms in eval mode, which save none either."""
 
-from functools import cache
+from functools import cache, partial
 from math import inf
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from fedact.nn.layers.base import FixedStatistics, Saving, Slope, Swapped, made_
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.compressed import autocast_type, in_type
 from fedact.nn.layers.function import apply, as_output, is_recorded, runs_plain, without_autocast
-from fedact.torch_private import NormWithStatistics
+from fedact.torch_private import NormWithStatistics, native_batch_norm_into
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -53,22 +53,48 @@ class FrozenConv2d(Saving, nn.Conv2d):
         return apply(_FrozenConvolution, x, weight, bias, operation, autocast_type(x))  # type: ignore[no-any-return]
 
 
+def normalized(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, overwrites: bool
+) -> Tensor:
+    """Return the norm of x by fixed statistics, written over x where ``overwrites``: the same bits."""
+    if not overwrites:
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+    none = mean.new_empty(0)
+    with torch.no_grad():
+        native_batch_norm_into(x, weight, bias, mean, variance, False, 0.0, eps, out=x, save_mean=none, save_invstd=none)
+    return x
+
+
+def may_be_overwritten(x: Tensor, norm: "FrozenNorm") -> bool:
+    """Tell whether a norm's output may be written over its input, where nothing else reads that."""
+    return x.device.type == "cpu" and not x._is_view() and isinstance(m := norm.running_mean, Tensor) and x.dtype == m.dtype
+
+
 class _FrozenNorm(torch.autograd.Function):
     """Batch norm with fixed statistics, scale and shift: an affine map, whose gradient needs no activation."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        overwrites: bool,
     ) -> Tensor:
         ctx.save_for_backward(mean, variance, weight)
         ctx.eps = eps
-        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        if overwrites:
+            ctx.mark_dirty(x)
+        return normalized(x, mean, variance, weight, bias, eps, overwrites)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         mean, variance, weight = ctx.saved_tensors
         operation = Normalization(mean, variance, ctx.eps)
-        return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None
+        return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None, None
 
 
 class _FrozenNormActivation(torch.autograd.Function):
@@ -87,8 +113,11 @@ class _FrozenNormActivation(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
         slope: Slope,
+        overwrites: bool,
     ) -> Tensor:
-        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        if overwrites:
+            ctx.mark_dirty(x)
+        y = normalized(x, mean, variance, weight, bias, eps, overwrites)
         ctx.order, ctx.eps = memory_order(y), eps
 
         def activate(part: Tensor) -> Tensor:
@@ -106,13 +135,13 @@ class _FrozenNormActivation(torch.autograd.Function):
         norm = Normalization(mean, variance, ctx.eps)
         if torch.is_grad_enabled():
             passes = apply_mask(torch.ones_like(grad_output), packed, ctx.order).bool()
-            return torch.where(passes, grad_output * norm.scale(grad_output, weight), 0), None, None, None, None, None, None
+            return torch.where(passes, grad_output * norm.scale(grad_output, weight), 0), *[None] * 7
         scale = norm.scale(grad_output, weight)
         if ctx.order[-1] == 1:
             grad_input = apply_mask(grad_output, packed, ctx.order, scale.flatten())
         else:
             grad_input = apply_mask(grad_output, packed, ctx.order).mul_(scale)
-        return grad_input, None, None, None, None, None, None
+        return grad_input, *[None] * 7
 
 
 class EvalNorm(FixedStatistics, Swapped, NormWithStatistics):
@@ -127,17 +156,22 @@ class FrozenNorm(Saving, EvalNorm):
     """Batch norm that uses its running statistics, and saves no activation (while its scale and shift are frozen)."""
 
     @noted
-    def forward(self, x: Tensor) -> Tensor:
-        if not is_recorded(x) or is_recorded(self.weight, self.bias) or runs_plain():
+    def forward(self, x: Tensor, overwrites: bool = False) -> Tensor:
+        """Return the norm of x; overwrites: written over x, which nothing else reads (see ``FusedSequential``)."""
+        if is_recorded(self.weight, self.bias) or runs_plain():
             return super().forward(x)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        return apply(_FrozenNorm, x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
+        settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
+        overwrites = overwrites and may_be_overwritten(x, self)
+        run = partial(apply, _FrozenNorm) if is_recorded(x) else normalized
+        return run(x, *settings, overwrites)  # type: ignore[arg-type]
 
-    def activated(self, x: Tensor, slope: Slope) -> Tensor:
+    def activated(self, x: Tensor, slope: Slope, overwrites: bool) -> Tensor:
         """Return the activation with this slope of the norm of x, as one operation (see ``FusedSequential``)."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        return apply(_FrozenNormActivation, x, *settings, slope)  # type: ignore[no-any-return]
+        overwrites = overwrites and may_be_overwritten(x, self)
+        return apply(_FrozenNormActivation, x, *settings, slope, overwrites)  # type: ignore[no-any-return]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A Sequential that runs a frozen batch norm and the ReLU after it as one operation."""
+"""A Sequential that runs a frozen batch norm and the ReLU after it as one operation, over a convolution's output."""
 
 from functools import cache
 from itertools import starmap, zip_longest
@@ -7,31 +7,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedact.nn.layers.activations import Masked, MaskedReLU, MaskedReLU6
+from fedact.nn.layers.activations import MaskedReLU, MaskedReLU6
 from fedact.nn.layers.base import Saving, made_class
-from fedact.nn.layers.frozen import FrozenNorm
+from fedact.nn.layers.compressed import CompressedConv2d
+from fedact.nn.layers.frozen import FrozenConv2d, FrozenNorm
 from fedact.nn.layers.function import is_recorded, runs_plain
+from fedact.nn.layers.rematerialized import SourceConv2d
 from fedact.torch_private import is_observed
 
 
 class FusedSequential(Saving, nn.Sequential):
-    """A Sequential in which a norm and the activation after it are one operation, where nothing else sees the norm's output.
+    """A Sequential in which a norm and the activation after it are one operation, and write over a convolution's output.
 
-    Only here that is known for certain: what a Sequential's child returns is read by the next one, and by hooks.
+    Where nothing else sees what is overwritten or left out. Only here that is known for certain: what a Sequential's child
+    returns is read by the next one, and by hooks.
     """
 
     def forward(self, input: Any) -> Any:
-        if not isinstance(input, Tensor) or not torch.is_grad_enabled() or torch.compiler.is_compiling() or runs_plain():
+        if not isinstance(input, Tensor) or torch.compiler.is_compiling() or runs_plain():
             return super().forward(input)  # type: ignore[no-untyped-call]
-        x, norm = input, None
+        # Of the convolution before, nothing else reads x; the norm is still to run.
+        x, alone, norm = input, False, None
         for module, after in pairs(self):
             if norm is not None:
-                x, norm = module(x, norm), None
+                x, alone, norm = module(x, norm, alone), False, None
             elif after is not None and isinstance(module, FrozenNorm) and _may_be_fused(module, after, x):
                 norm = module
+            elif alone and isinstance(module, FrozenNorm) and not is_observed(module) and _is_itself(module):
+                x, alone = module(x, True), False
             else:
                 x = module(x)
+                alone = is_plain_convolution(module) and isinstance(x, Tensor)
         return x
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution that nothing observes, whose output is new, and in no saved tensor."""
+    known = isinstance(module, FrozenConv2d | CompressedConv2d | SourceConv2d)
+    return known and _is_itself(module) and not is_observed(module)
+
+
+def _is_itself(module: nn.Module) -> bool:
+    """Tell whether a layer runs fedact's code, and no other that was put on since."""
+    return type(module).forward.__module__.startswith("fedact.nn.layers.") and "forward" not in vars(module)
 
 
 def pairs(module: nn.Sequential) -> list[tuple[nn.Module, nn.Module | None]]:
@@ -50,6 +68,11 @@ def is_pair(norm: nn.Module, activation: nn.Module | None) -> bool:
     )
 
 
+def _are_neighbours(module: nn.Module, after: nn.Module | None) -> bool:
+    """Tell whether a norm may run as one with the activation after it, or write over a convolution's output."""
+    return is_pair(module, after) or (isinstance(module, nn.Conv2d) and isinstance(after, FrozenNorm))
+
+
 def _may_be_fused(norm: FrozenNorm, activation: nn.Module, x: Any) -> bool:
     """Tell whether to run a norm and an activation as one operation on x: no hook and no other code is in between."""
     return (
@@ -58,9 +81,8 @@ def _may_be_fused(norm: FrozenNorm, activation: nn.Module, x: Any) -> bool:
         and is_recorded(x)
         and not is_recorded(norm.weight, norm.bias)
         and not (is_observed(norm) or is_observed(activation))
-        and type(norm).forward is FrozenNorm.forward
-        and type(activation).forward is Masked.forward
-        and not ("forward" in vars(norm) or "forward" in vars(activation))
+        and _is_itself(norm)
+        and _is_itself(activation)
     )
 
 
@@ -71,9 +93,9 @@ def fused_class(plain: Any) -> Any:
 
 
 def fuse(model: nn.Module) -> None:
-    """Change the classes of a model's Sequentials that have a norm and an activation to run as one, in place."""
+    """Change the classes of a model's Sequentials in which a norm may run with its neighbours, in place."""
     for module in model.modules():
         kind: Any = type(module)
         plain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
-        if plain and any(starmap(is_pair, pairs(module))):  # type: ignore[arg-type]
+        if plain and any(starmap(_are_neighbours, pairs(module))):  # type: ignore[arg-type]
             module.__class__ = fused_class(kind)

@@ -11,7 +11,7 @@ from fedact.compression.method import Compressed, Method
 from fedact.compression.operations import Convolution, Operation
 from fedact.nn.layers.codec import Encoded, LayerCodec
 from fedact.nn.layers.compressed import CodecLayer
-from fedact.nn.layers.frozen import FrozenConv2d
+from fedact.nn.layers.frozen import FrozenConv2d, FrozenNorm
 from fedact.nn.layers.function import eagerly, runs_plain
 from fedact.nn.layers.provenance import Chain, Handover, weight_marks
 
@@ -32,6 +32,7 @@ class Rematerialization:
         Raises RuntimeError where a layer's weights were changed since the forward pass, as autograd does for what it saves.
         """
         x: Tensor | None = None
+        alone = False
         with torch.no_grad():
             for module, weights in self.chain:
                 if weight_marks(module) != weights:
@@ -41,7 +42,7 @@ class Rematerialization:
                     )
                 if x is None and isinstance(module, nn.Conv2d):
                     # Some methods need not decode for it.
-                    x = self.method.output(compressed, module.weight, module.bias, Convolution.of(module))
+                    x, alone = self.method.output(compressed, module.weight, module.bias, Convolution.of(module)), True
                     continue
                 if x is None:
                     x = self.method.reconstruct(compressed)
@@ -49,7 +50,9 @@ class Rematerialization:
                 # In the weights' type, whatever autocast chose.
                 x = next((x.to(weight.dtype) for weight in module.parameters()), x)
                 # Not by a call, so that hooks do not run.
-                x = type(module).forward(module, x)
+                # A norm writes over what a convolution of this chain computed.
+                x = type(module).forward(module, x, *[True] * (alone and isinstance(module, FrozenNorm)))
+                alone = isinstance(module, nn.Conv2d)
         x = self.method.reconstruct(compressed) if x is None else x
         return x.to(self.dtype)
 
