@@ -160,7 +160,7 @@ def test_a_convolution_and_its_norm_have_two_large_tensors_alive(enabled, layers
     x = torch.randn(1, 3, 40, 40)
     with fedact.measure_memory(model, x) as memory, torch.set_grad_enabled(enabled):
         model(x)
-    # The block's input, 4 x 40 x 40 x 4 = 25,600 bytes, and one tensor of its output's size, 102,400. Under autograd also the
-    # mask, 3,200 bytes, made of 16,384 elements at a time: 5 bytes each.
+    # The block's input, 4 x 40 x 40 x 4 = 25,600 bytes, and one tensor of its output's size, 102,400. Under autograd also
+    # the mask, 3,200 bytes, made of 16,384 elements at a time: 5 bytes each.
     mask = 0 if layers == 1 else 5 * 16_384 + 3_200
     assert memory.peak_bytes == 25_600 + 102_400 + mask
