@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from fedact.compression import Method
 from fedact.config.errors import ConfigError
+from fedact.nn import blocks
 from fedact.nn.graph import consumers, downstream, named_modules, product_factors
 from fedact.nn.layers import (
     NORMS,
@@ -98,6 +99,7 @@ def install(
     _rematerialize(model, methods, rematerialized)
     _recompute(model, max((method.segment for method in methods.values()), default=0))
     fuse(model)
+    blocks.install(model)
     if room is not None:
         streams.install(model, chains, methods, room, seed)
     chunks.install(model, prefix_chunk, tiles)

@@ -33,7 +33,7 @@ class FusedSequential(Saving, nn.Sequential):
                 x, alone, norm = module(x, norm, alone), False, None
             elif after is not None and isinstance(module, FrozenNorm) and _may_be_fused(module, after, x):
                 norm = module
-            elif alone and isinstance(module, FrozenNorm) and not is_observed(module) and _is_itself(module):
+            elif alone and isinstance(module, FrozenNorm) and not is_observed(module) and is_layer_itself(module):
                 x, alone = module(x, True), False
             else:
                 x = module(x)
@@ -44,10 +44,10 @@ class FusedSequential(Saving, nn.Sequential):
 def is_plain_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution that nothing observes, whose output is new, and in no saved tensor."""
     known = isinstance(module, FrozenConv2d | CompressedConv2d | SourceConv2d)
-    return known and _is_itself(module) and not is_observed(module)
+    return known and is_layer_itself(module) and not is_observed(module)
 
 
-def _is_itself(module: nn.Module) -> bool:
+def is_layer_itself(module: nn.Module) -> bool:
     """Tell whether a layer runs fedact's code, and no other that was put on since."""
     return type(module).forward.__module__.startswith("fedact.nn.layers.") and "forward" not in vars(module)
 
@@ -81,8 +81,8 @@ def _may_be_fused(norm: FrozenNorm, activation: nn.Module, x: Any) -> bool:
         and is_recorded(x)
         and not is_recorded(norm.weight, norm.bias)
         and not (is_observed(norm) or is_observed(activation))
-        and _is_itself(norm)
-        and _is_itself(activation)
+        and is_layer_itself(norm)
+        and is_layer_itself(activation)
     )
 
 

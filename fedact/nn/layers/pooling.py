@@ -21,6 +21,8 @@ from fedact.torch_private import (
 
 MAX_PLACES = 2 ** max(WORDS)
 """The largest window, in elements, whose places can be packed."""
+WORK_BYTES, LEAST_BYTES = 48, 2**17
+"""What the places of one maximum are computed with, and what may be used for some of them at once."""
 
 
 def _of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -94,6 +96,16 @@ class Windows(NamedTuple):
         """The bits for a place in a window: the smallest of the packable sizes that has room for all places."""
         return next(bits for bits in WORDS if prod(self.kernel) <= 2**bits)
 
+    def output_size(self, size: Sequence[int]) -> list[int]:
+        """Return the rows and columns of the output for an input of so many."""
+        sizes = []
+        for side, kernel, stride, padding, dilation in zip(size, *self[:4], strict=True):
+            last = side + 2 * padding - dilation * (kernel - 1) - 1
+            count = -(-last // stride) + 1 if self.ceil_mode else last // stride + 1
+            # No window begins behind the input and its padding before it.
+            sizes.append(count - 1 if self.ceil_mode and (count - 1) * stride >= side + padding else count)
+        return sizes
+
     def pool(self, x: Tensor) -> tuple[Tensor, Int64[Tensor, "batch channels rows columns"]]:
         """Return the pooled x, and every maximum's index in its plane, as torch's."""
         return max_pool2d_with_indices(x, *self)
@@ -124,23 +136,58 @@ class Windows(NamedTuple):
         return rows[:, None], columns
 
 
+def _parts(y: Sequence[int], element_size: int) -> list[slice]:
+    """Return slices of the channels of a max pooling's output, whose work takes half of its bytes, or ``LEAST_BYTES``."""
+    batch, channels, rows, columns = y
+    room = max(LEAST_BYTES, prod(y) * element_size // 2)
+    count = max(1, room // max(1, WORK_BYTES * batch * rows * columns))
+    return [slice(start, start + count) for start in range(0, channels, count)]
+
+
+def in_rows(x: Tensor) -> bool:
+    """Tell whether a channel after another lies in memory, row by row, on a CPU."""
+    return x.device.type == "cpu" and x.is_contiguous() and not torch.compiler.is_compiling()
+
+
+def _pooled(x: Tensor, windows: Windows, keeps_places: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the pooled x, and every maximum's place where they are to be kept, a few channels at a time."""
+    if not in_rows(x):
+        y, indices = windows.pool(x)
+        return y, windows.places(indices, x.shape[3]) if keeps_places else None
+    y = x.new_empty((*x.shape[:2], *windows.output_size(x.shape[2:])))
+    places = torch.empty_like(y, dtype=torch.uint8) if keeps_places else None
+    for part in _parts(y.shape, y.element_size()):
+        y[:, part], indices = windows.pool(x[:, part])
+        if places is not None:
+            places[:, part] = windows.places(indices, x.shape[3])
+        del indices
+    return y, places
+
+
 class _MaxPooling(torch.autograd.Function):
     """y = max pooling of x, saving the maxima's places; autograd would save x, and 8 bytes for every maximum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, windows: Windows) -> Tensor:
-        y, indices = windows.pool(x)
-        ctx.save_for_backward(pack_codes(windows.places(indices, x.shape[3]), windows.bits))
+        y, places = _pooled(x, windows, keeps_places=True)
+        assert places is not None
+        ctx.save_for_backward(pack_codes(places, windows.bits))
         ctx.shape, ctx.windows = x.shape, windows
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,), windows = ctx.saved_tensors, ctx.windows
+        (packed,), windows, shape = ctx.saved_tensors, ctx.windows, ctx.shape
         places = unpack_codes(packed, windows.bits, grad_output.numel()).view(grad_output.shape)
-        indices = windows.indices(places, ctx.shape[3])
-        like = _of_shape(ctx.shape, grad_output)
-        return max_pool2d_with_indices_backward(grad_output, like, *windows, indices), None
+        if torch.is_grad_enabled() or not in_rows(grad_output):
+            like = _of_shape(shape, grad_output)
+            return max_pool2d_with_indices_backward(grad_output, like, *windows, windows.indices(places, shape[3])), None
+        grad_input = grad_output.new_empty(shape)
+        for part in _parts(grad_output.shape, grad_output.element_size()):
+            gradient, indices = grad_output[:, part], windows.indices(places[:, part], shape[3])
+            like = _of_shape((len(gradient), gradient.shape[1], *shape[2:]), gradient)
+            grad_input[:, part] = max_pool2d_with_indices_backward(gradient, like, *windows, indices)
+        return grad_input, None
 
 
 class PlacedMaxPool2d(Saving, nn.MaxPool2d):
@@ -151,6 +198,9 @@ class PlacedMaxPool2d(Saving, nn.MaxPool2d):
     def forward(self, x: Tensor) -> Any:
         windows = Windows.of(self)
         unsupported = self.return_indices or x.dim() != 4 or prod(windows.kernel) > MAX_PLACES
-        if unsupported or not is_recorded(x) or runs_plain():
+        if unsupported or runs_plain():
             return super().forward(x)
-        return apply(_MaxPooling, x, windows)
+        if is_recorded(x):
+            return apply(_MaxPooling, x, windows)
+        # The plain layer computes every maximum's index too, in 8 bytes.
+        return _pooled(x, windows, keeps_places=False)[0] if in_rows(x) else super().forward(x)

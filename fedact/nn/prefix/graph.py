@@ -1,39 +1,20 @@
 """Cuts a model's code before its first trained layer into the graphs of the prefix and of the suffix."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
+from fedact.nn.code import Code, code_of
 from fedact.nn.graph import forward_graph
 from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
 from fedact.nn.streams.install import StreamEntry
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
-
-
-Code = Callable[[nn.Module, list[Any]], Any]
-"""A graph as a function of a module and of a list of its inputs, which it empties."""
-
-
-def code_of(graph: Graph) -> Code:
-    """Return a graph as one Python function: several times as fast as ``torch.fx.Interpreter``.
-
-    Every value is freed after its last use, an input too.
-    """
-    emptied, copies = Graph(), dict[Node, Node]()
-    values = emptied.placeholder("values")
-    for node in graph.nodes:
-        copied = emptied.call_method("pop", (values, 0)) if node.op == "placeholder" else None
-        copies[node] = copied or emptied.node_copy(node, copies.__getitem__)
-    # Only the function is wanted, which finds its modules in the one that it is called with.
-    named = {str(node.target): nn.Identity() for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    return type(GraphModule(named, emptied)).forward
 
 
 @dataclass(frozen=True, eq=False)
