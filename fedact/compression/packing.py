@@ -113,13 +113,22 @@ def dequantize(quantized: Quantized, bits: int, group: int, shape: torch.Size, d
     sizes = (ceil(count * bits / 8), ceil(count / group), ceil(count / group))
     stored = [torch.split(part, max(1, size)) for part, size in zip(quantized, sizes, strict=True)]
     for place, packed, lows, steps in zip(places, *stored, strict=True):
-        codes = _grouped(unpack_codes(packed, bits, place.numel()), group)
-        if dtype is torch.float32 and codes.numel() == place.numel():
-            place.view(codes.shape).copy_(codes).mul_(steps.float()[:, None]).add_(lows.float()[:, None])
-            continue
-        restored = codes.float().mul_(steps.float()[:, None]).add_(lows.float()[:, None])
-        place.copy_(restored.flatten()[: place.numel()].view(place.shape))
+        codes, flat = unpack_codes(packed, bits, place.numel()), place.view(-1)
+        width = min(group, len(flat))
+        whole = len(flat) // max(1, width)
+        # The last group may have fewer elements.
+        for part, groups in ((slice(whole * width), slice(whole)), (slice(whole * width, None), slice(whole, None))):
+            if count := len(lows[groups]):
+                _write(flat[part].view(count, -1), codes[part], lows[groups], steps[groups])
     return values
+
+
+def _write(rows: Tensor, codes: Tensor, lows: Tensor, steps: Tensor) -> None:
+    """Write the values behind the codes of some groups, a row each."""
+    numbers = rows if rows.dtype is torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+    numbers.copy_(codes.view(rows.shape)).mul_(steps.float()[:, None]).add_(lows.float()[:, None])
+    if numbers is not rows:
+        rows.copy_(numbers)
 
 
 def dequantize_some(
@@ -149,18 +158,10 @@ def _rounded_up(x: Tensor) -> Tensor:
 
 
 def _rows(flat: Tensor, group: int) -> list[Tensor]:
-    """Return what ``_grouped`` does in two parts: the whole groups, without a copy, and the last one that is filled."""
+    """Return the elements in rows of one group: whole ones, a view, and a last one, filled with its own last element."""
     group = min(group, len(flat))
     whole = len(flat) - len(flat) % group
     if whole == len(flat):
         return [flat.view(-1, group)]
     last = torch.cat([flat[whole:], flat[-1:].expand(whole + group - len(flat))])
     return [flat[:whole].view(-1, group), last[None]]
-
-
-def _grouped(x: Tensor, group: int) -> Tensor:
-    """Return the elements in rows of one group; the last row is filled with its own last element, which widens nothing."""
-    flat = x.flatten()
-    group = min(group, len(flat))
-    missing = -len(flat) % group
-    return torch.cat([flat, flat[-1:].expand(missing)]).view(-1, group) if missing else flat.view(-1, group)
