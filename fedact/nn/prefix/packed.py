@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from fedact.nn.prefix.graph import Code, code_of
+from fedact.nn.code import Code, code_of
 from fedact.nn.prefix.tiles_flat import flat_graph
 from fedact.torch_private import convolution_pointwise, packed_weight
 
