@@ -39,9 +39,10 @@ def parameter_gradient(ctx: Any, place: int) -> ParameterGradient | None:
     """Return a parameter's gradient where a backward pass may add to it in autograd's place.
 
     ctx: of the running pass; place: the parameter's, among the function's tensors. None where the gradient has to be
-    returned: where it is asked for by ``torch.autograd.grad`` or a hook, with ``create_graph=True``, or for what is no leaf.
+    returned: where it is asked for by ``torch.autograd.grad`` or a hook, with ``create_graph=True``, or for what is no leaf,
+    and in a process group, whose hooks on gradients PyTorch does not show.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _in_process_group():
         return None
     node, _ = ctx.next_functions[place]
     parameter = getattr(node, "variable", None)
@@ -56,6 +57,10 @@ def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
     """Return the tensor behind ``parameter_gradient``, zeros where there was none; None where there is no such gradient."""
     gradient = parameter_gradient(ctx, place)
     return None if gradient is None else gradient.tensor()
+
+
+def _in_process_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_alike(gradient: Tensor, parameter: Tensor) -> bool:

@@ -6,12 +6,13 @@ A map is a matrix with a row a position and a column a channel: so products, nor
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedact.compression.operations import Convolution
 from fedact.nn.layers.activations import Masked
@@ -26,16 +27,26 @@ TENSORS = 6
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What of a stage is no tensor: the convolution's geometry, the norm's eps, the activation's module or None."""
+    """What of a stage is no tensor: the convolution's geometry, the norm's eps, the activation's module or None.
+
+    bounds: between which the slope of a piecewise linear activation is 1.
+    """
 
     convolution: Convolution
     eps: float
     activation: Any
+    bounds: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: nn.Module | None) -> "StageSettings":
+        """Return the settings of a stage's modules."""
+        bounds = activation.slope()[:2] if isinstance(activation, Masked) else None
+        return cls(Convolution.of(convolution), 0.0 if norm is None else norm.eps, activation, bounds)
 
     @property
     def is_smooth(self) -> bool:
         """Whether the activation's gradient needs its input."""
-        return self.activation is not None and not isinstance(self.activation, Masked)
+        return self.bounds is None and self.activation is not None
 
     def size(self, shape: tuple[int, int], weight: Tensor) -> tuple[int, int]:
         """Return the rows and columns that the convolution makes of an image of these."""
@@ -58,23 +69,17 @@ class StageSettings:
 
     def activate(self, z: Tensor) -> Tensor:
         """Return the activation of z, in place where its gradient does not need z."""
-        if self.activation is None:
-            return z
-        if self.is_smooth:
-            return self.activation.activate(z)  # type: ignore[no-any-return]
-        lower, upper, _ = self.activation.slope()
-        return F.relu_(z) if upper == float("inf") else F.hardtanh_(z, lower, upper)
+        if self.bounds is None:
+            return z if self.activation is None else self.activation.activate(z)
+        return F.relu_(z) if self.bounds[1] == inf else F.hardtanh_(z, *self.bounds)
 
     def slope_times_(self, gradient: Tensor, z: Tensor) -> Tensor:
         """Return the gradient times the activation's slope at z, in place where possible; a ReLU's z may be its output."""
-        if self.activation is None:
-            return gradient
-        if self.is_smooth:
-            return self.activation.slope_times(gradient, z)  # type: ignore[no-any-return]
-        lower, upper, _ = self.activation.slope()
-        if upper == float("inf"):
-            return threshold_backward_into(gradient, z, lower, grad_input=gradient)
-        return hardtanh_backward_into(gradient, z, lower, upper, grad_input=gradient)
+        if self.bounds is None:
+            return gradient if self.activation is None else self.activation.slope_times(gradient, z)
+        if self.bounds[1] == inf:
+            return threshold_backward_into(gradient, z, self.bounds[0], grad_input=gradient)
+        return hardtanh_backward_into(gradient, z, *self.bounds, grad_input=gradient)
 
 
 @dataclass(frozen=True)

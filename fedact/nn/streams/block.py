@@ -7,7 +7,6 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from fedact.compression.operations import Convolution
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.compressed import autocast_type
 from fedact.nn.layers.function import is_recorded, runs_plain
@@ -23,9 +22,6 @@ class StageModules(NamedTuple):
     convolution: nn.Conv2d
     norm: nn.BatchNorm2d | None
     activation: nn.Module | None
-
-    def settings(self) -> StageSettings:
-        return StageSettings(Convolution.of(self.convolution), 0.0 if self.norm is None else self.norm.eps, self.activation)
 
     def tensors(self) -> list[Tensor | None]:
         """Return the stage's tensors as they are now (see ``arithmetic.TENSORS``)."""
@@ -44,6 +40,10 @@ class Block:
 
     def __init__(self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int) -> None:
         self.stages, self.inside, self.room, self.calls = tuple(stages), tuple(inside), room, 0
+        first, depthwise, project = [None, *(StageSettings.of(*stage) for stage in self.stages)][-3:]
+        assert depthwise is not None
+        assert project is not None
+        self.geometry = Geometry(first, depthwise, project)
         self._output: ref[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,15 +60,11 @@ class Block:
         tensors = tuple(tensor for stage in self.stages for tensor in stage.tensors())
         if not self._may_run(x, tensors):
             return None
-        first, depthwise, project = [None, *(stage.settings() for stage in self.stages)][-3:]
-        assert depthwise is not None
-        assert project is not None
-        geometry = Geometry(first, depthwise, project)
         if is_recorded(x, *tensors):
-            y: Tensor = StreamedBlock.apply(x, codec, geometry, self.room, *tensors)
+            y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.room, *tensors)
         else:
             with torch.no_grad():
-                y = forward.run(x, geometry, tensors, geometry.step(x, weights(tensors), self.room))
+                y = forward.run(x, self.geometry, tensors, self.geometry.step(x, weights(tensors), self.room))
         self._output = ref(y)
         return y
 
