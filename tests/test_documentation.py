@@ -107,7 +107,7 @@ def test_code_that_needs_a_run_compiles(page):
 def test_the_training_loop_of_the_readme_saves_the_memory_it_says(capsys):
     (block,) = blocks(TEXTS["README.md"], "python")
     exec(compile(block, "README", "exec"), {})
-    saved = {line.split()[0]: int(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    saved = {line.split()[0]: int(line.split()[2]) for line in capsys.readouterr().out.splitlines()}
     said = {method: int(size.replace(",", "")) for method, size in re.findall(r"^# (\S+) +([\d,]+)", block, re.MULTILINE)}
     assert said.keys() == saved.keys()
     assert all(said[method] == pytest.approx(saved[method], rel=0.1) for method in said)

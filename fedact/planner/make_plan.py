@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +10,6 @@ from fedact.compression import AUTO, Method, choose_method, method_name
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
-from fedact.measure.floor import largest_layer
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.streams.install import find
@@ -20,11 +18,12 @@ from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
 from fedact.planner.garbage import older_objects_left_out
-from fedact.planner.problem import Problem, evaluating, make_problem
+from fedact.planner.problem import Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
+from fedact.planner.smaller_images import skipped_reason
 from fedact.planner.step_error import step_error
-from fedact.planner.step_memory import VanillaStep, inference_peak_bytes, measure_step, vanilla_step
+from fedact.planner.step_memory import VanillaStep, floor_bytes, inference_peak_bytes, measure_step, vanilla_step
 from fedact.planner.streamed import streamed
 from fedact.training.threads import threads_for
 
@@ -91,8 +90,8 @@ def make_plan(
                 depths = depths_for(problem, layers, most_layers)
                 found = streamed(problem, depths, limit) if problem.method == AUTO else None
                 if found is None:
-                    return _skipped(problem, least, 0, max_slowdown)
-                return _plan(problem, found, depths.requested)
+                    return _skipped(problem, least, 0, limit)
+                return _plan(problem, found, depths.requested, limit)
         depths = depths_for(problem, layers, most_layers)
         solver = _solver(problem, depths.requested, limit)
         solution = search(problem, depths, solver)
@@ -101,8 +100,8 @@ def make_plan(
             solution = streamed(problem, depths, limit) or solution
         if solution is None:
             depth = 0 if problem.has_head else depths.candidates[0]
-            return _skipped(problem, _least_bytes(problem, solver, depth), depth, max_slowdown)
-        return _plan(problem, solution, depths.requested)
+            return _skipped(problem, _least_bytes(problem, solver, depth), depth, limit)
+        return _plan(problem, solution, depths.requested, limit)
 
 
 def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
@@ -129,7 +128,7 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
     return ByteAllocation(problem, deepest, limit) if free else FixedMethodSearch(problem, limit)
 
 
-def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
+def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownLimit) -> Plan:
     methods, memory, whole = solution.methods, solution.memory, problem
     problem = replace(problem, room=solution.room)
     found = solution.step_error or step_error(problem, methods, solution.micro_batch, solution.observed)
@@ -139,6 +138,10 @@ def _plan(problem: Problem, solution: Solution, requested: int) -> Plan:
     else:
         flops = round(found.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
+    if reasons and not solution.depth and problem.scope == "peak" and problem.method != AUTO:
+        first = problem.depths("auto")[0]
+        least = _least_bytes(problem, _solver(problem, first, limit), first)
+        reasons[0] += "" if problem.within_budget(least) else f" (one layer needs at least {least:,} bytes)"
     if solution.caps is not None:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
     if solution.room is not None:
@@ -203,13 +206,10 @@ def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
     return min(problem.bytes_in_scope(measure_step(problem, methods, 1, chunk)) for methods, chunk in options)
 
 
-def _skipped(problem: Problem, least: int, depth: int, max_slowdown: float | None) -> Plan:
-    what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
-    reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
-    if problem.budget is None or least <= problem.budget:
-        reason = f"even {what} takes more than {max_slowdown:g} times as long as plain training"
-    if problem.scope == "peak":
-        reason += f"; inference alone peaks at {inference_peak_bytes(problem):,} bytes"
+def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:
+    reason = skipped_reason(
+        problem, least, depth, limit, lambda other: _least_bytes(other, _solver(other, depth, limit), depth)
+    )
     unmeasured: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
     return Plan(
         status="skipped",
@@ -237,10 +237,5 @@ def _common_fields(problem: Problem, vanilla: VanillaStep) -> dict[str, Any]:
         "weight_bytes": stored_bytes([*problem.model.parameters(), *problem.model.buffers()]),
         "gradient_bytes": trained,
         "optimizer_bytes": trained if problem.momentum else 0,
-        "floor_bytes": _floor_bytes(problem),
+        "floor_bytes": floor_bytes(problem),
     }
-
-
-def _floor_bytes(problem: Problem) -> int:
-    with evaluating(problem.plain_model) as model, torch.no_grad():
-        return largest_layer(model, problem.x).bytes

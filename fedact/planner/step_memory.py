@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.exact import Vanilla
+from fedact.measure.floor import largest_layer
 from fedact.measure.memory import Memory, maximum_memory, measure_memory
 from fedact.models.micro_batch import Inputs, scores_of
 from fedact.models.sgd import Sgd
@@ -143,3 +144,9 @@ def inference_peak_bytes(problem: Problem) -> int:
     with evaluating(problem.plain_model) as model, measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
         model(x)
     return memory.peak_bytes
+
+
+def floor_bytes(problem: Problem) -> int:
+    """Return the largest input and output of any one layer of the model, one image."""
+    with evaluating(problem.plain_model) as model, torch.no_grad():
+        return largest_layer(model, problem.x).bytes

@@ -3,16 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from fedact.compression.exact import Exact
-from fedact.measure.floor import largest_layer
 from fedact.nn.streams.find import find
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem, evaluating
+from fedact.planner.problem import Methods, Problem
 from fedact.planner.search import Depths, Solution
 from fedact.planner.slowdown import SlowdownLimit
-from fedact.planner.step_memory import measure_step
+from fedact.planner.step_memory import floor_bytes, measure_step
 from fedact.planner.step_structure import layers_with_input
 
 SHARES = (2, 4, 8, 16, 32)
@@ -37,8 +34,7 @@ def streamed(problem: Problem, depths: Depths, limit: SlowdownLimit) -> Solution
 
 def rooms_for(problem: Problem) -> Sequence[int]:
     """Return the rooms that are tried, in bytes, the largest first."""
-    with evaluating(problem.plain_model) as model, torch.no_grad():
-        floor = largest_layer(model, problem.x).bytes
+    floor = floor_bytes(problem)
     return [max(1, floor // share) for share in SHARES]
 
 
