@@ -222,6 +222,21 @@ def test_memory_formats_stay_as_they_are():
         assert one.stride() == other.stride()
 
 
+def test_autocast_and_transforms_run_whole_maps():
+    torch.manual_seed(0)
+    model = tiled(NETWORKS["mobilenet_v2"](), 2)
+    whole = tiled(copy.deepcopy(model), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(X), whole(X))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def loss(model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, weights, X).square().sum()
+
+    one, other = (torch.func.grad(loss, argnums=1)(each, weights) for each in (model, whole))
+    assert all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-5) for name in weights)
+
+
 def test_restore_leaves_no_trace():
     model = NETWORKS["mobilenet_v2"]()
     before, keys = [(type(each), sorted(vars(each))) for each in model.modules()], list(model.state_dict())

@@ -15,6 +15,7 @@ from torch.fx import Graph
 from fedact.compression.lowrank.algebra import memory_order
 from fedact.config.errors import ConfigError
 from fedact.nn.graph import structure
+from fedact.nn.layers.function import runs_plain
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_choice import Programs, least_tiling
 from fedact.nn.prefix.tiles_flat import flat_graph
@@ -45,7 +46,7 @@ class TiledPrefix:
     """A frozen prefix in ``tiles`` x ``tiles`` patches, up to the step that makes its peak least.
 
     tiles: 0 for ``split.prefix``, 1 for whole maps in place. Modules with hooks run whole. What cannot be tiled runs as
-    ``split.prefix`` does, under autocast too.
+    ``split.prefix`` does, under autocast, in traces and in transforms too.
     """
 
     split: Split
@@ -55,7 +56,7 @@ class TiledPrefix:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Any, ...]:
         """Return the prefix's outputs for images."""
-        if not self.tiles or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
+        if not self.tiles or x.dim() != 4 or torch.is_autocast_enabled(x.device.type) or runs_plain():
             return self.split.prefix(x)
         programs = self.programs(tuple(x.shape[1:]), x.dtype)
         stage = self._stage(programs, x)
