@@ -133,7 +133,7 @@ def test_real_networks_in_tiles_train_as_they_do_whole_in_less(build):
     assert parts is not None
     check_all(parts, 1, X, 1e-4)
     least = min(check_all(parts, 3, X, 1e-4, every=6), key=lambda choice: choice.rank)
-    assert least.peak_bytes < 0.5 * peak(model, parts.prefix, X)
+    assert least.peak_bytes < 0.6 * peak(model, parts.prefix, X)
     assert peak(model, TiledPrefix(parts, 3), X) == least.peak_bytes
     assert best_tiles(parts, tuple(X.shape)) > 1
 
