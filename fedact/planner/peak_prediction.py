@@ -159,7 +159,9 @@ class PeakPrediction:
         return [0, *powers_below(micro_batch)]
 
     def _prefix(self, structure: Structure) -> _Prefix | None:
-        """Return the frozen prefix, None where there is none that may run in chunks."""
+        """Return the frozen prefix, None where there is none that may run in chunks; blocks in streams are run whole."""
+        if self.problem.room is not None:
+            return None
         if structure not in self._prefixes:
             parts = split(install(self.problem.model, self._stand_ins(structure, Calls()), room=self.problem.room))
             cut = () if parts is None else tuple(str(node.target) for node in parts.parts.before.nodes)

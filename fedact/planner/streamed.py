@@ -25,7 +25,7 @@ def streamed(problem: Problem, depths: Depths, limit: SlowdownLimit) -> Solution
         return None
     rooms = rooms_for(problem)
     for depth in depths.candidates:
-        if depth and _may_fit(replace(problem, room=rooms[-1]), depth):
+        if _may_fit(replace(problem, room=rooms[-1]), depth):
             for room in rooms:
                 if found := next(_solutions(replace(problem, room=room), depth, limit), None):
                     return found
