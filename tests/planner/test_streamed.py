@@ -56,3 +56,10 @@ def test_what_the_fast_engine_can_do_is_not_in_streams():
 def test_less_than_streams_need_is_skipped():
     model, example = wide()
     assert fedact.make_plan(model, 1000, example, "auto", LAYERS, "peak").status == "skipped"
+
+
+def test_the_head_alone_is_trained_in_streams_where_the_fast_engine_cannot_run_forward():
+    model, (x, y) = wide()
+    plan = fedact.make_plan(model, peak_bytes(model, x, y, 0) // 2, (x, y), "auto", 0, "peak")
+    assert (plan.status, plan.layers) == ("head-only", 0)
+    assert plan.room_bytes

@@ -87,6 +87,11 @@ def test_nothing_is_cut_where_every_layer_is_trained(loader):
     assert frozen_prefix(apply(model, plan), plan, loader, EXAMPLES) is None
 
 
+def test_nothing_is_cut_from_what_runs_in_streams(loader, planned):
+    model, plan = planned
+    assert frozen_prefix(model, replace(plan, room_bytes=1000), loader, EXAMPLES) is None
+
+
 def test_the_frozen_part_reads_what_lies_before_the_cut_and_nothing_after(loader, planned):
     part = frozen_prefix(*planned, loader, EXAMPLES)
     assert set(part.tensors) == {"0.weight", "0.bias"}
