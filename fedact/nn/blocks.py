@@ -1,4 +1,4 @@
-"""Blocks of known networks that run their traced code, in which a frozen norm writes over a convolution's output."""
+"""Blocks of known networks that run their traced code: norms write over convolutions' outputs, no call keeps its input."""
 
 from functools import cache
 from typing import Any
@@ -13,6 +13,7 @@ from fedact.nn.graph import forward_graph, named_modules
 from fedact.nn.layers.base import Saving, Swapped, made_class
 from fedact.nn.layers.frozen import FrozenNorm
 from fedact.nn.layers.function import runs_plain
+from fedact.torch_private import is_observed
 
 PACKAGES = "torchvision", "timm", "segmentation_models_pytorch", "fedact"
 """Packages whose networks compute what torch.fx sees, and keep no tensor besides."""
@@ -34,9 +35,9 @@ class Block(Saving):
 
 
 def install(model: nn.Module) -> None:
-    """Change the classes of a model's blocks that have a convolution and its frozen norm, in place."""
+    """Change the classes of a model's blocks to which it makes a difference, in place."""
     for _, module in named_modules(model):
-        if _has_a_pair(module) and _code(module) is not None:
+        if _gains(module) and _code(module) is not None:
             kind: Any = type(module)
             module.__class__ = block_class(kind)
 
@@ -47,13 +48,20 @@ def block_class(plain: Any) -> Any:
     return made_class(block_class, plain, plain.__name__, (Block, plain), plain=plain)
 
 
-def _has_a_pair(module: nn.Module) -> bool:
-    """Tell whether a module of a known network has convolutions and frozen norms of its own."""
+def _gains(module: nn.Module) -> bool:
+    """Tell whether a module of a known network has convolutions and frozen norms of its own, or calls a Sequential."""
     kind: Any = type(module)
     if isinstance(module, Swapped | nn.Sequential) or kind.__module__.partition(".")[0] not in PACKAGES:
         return False
     children = [each for each in module._modules.values() if each is not None]
-    return any(isinstance(each, nn.Conv2d) for each in children) and any(isinstance(each, FrozenNorm) for each in children)
+    kinds = {base for each in children for base in (nn.Conv2d, FrozenNorm) if isinstance(each, base)}
+    return len(kinds) == 2 or any(map(_called, children))
+
+
+def _called(module: nn.Module | None) -> tuple[str, ...]:
+    """Return the names of a plain Sequential's children, which may be called in its place; none of other modules."""
+    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return tuple(module._modules) if module is not None and plain and not is_observed(module) else ()
 
 
 def _code(module: nn.Module) -> Code | None:
@@ -62,7 +70,9 @@ def _code(module: nn.Module) -> Code | None:
     if settings not in codes:
         kind: Any = type(module)
         graph = forward_graph(module, kind.plain if isinstance(module, Swapped) else kind)
-        codes[settings] = code_of(graph) if graph is not None and _takes_one(graph) else None
+        _, children = settings
+        inlined = {name: called for name, _, called in children if called}
+        codes[settings] = code_of(graph, inlined) if graph is not None and _takes_one(graph) else None
     return codes[settings]
 
 
@@ -71,6 +81,6 @@ def _takes_one(graph: Graph) -> bool:
 
 
 def _settings(module: nn.Module) -> Any:
-    """Return what a block's code depends on: its plain attributes, and which modules it has."""
+    """Return what a block's code depends on: its plain attributes, which modules it has, and what to call in their place."""
     own = tuple((name, value) for name, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
-    return own, tuple((name, child is None) for name, child in module._modules.items())
+    return own, tuple((name, child is None, _called(child)) for name, child in module._modules.items())

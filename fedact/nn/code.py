@@ -1,7 +1,8 @@
 """A torch.fx graph as a Python function that frees values after their last use, and lets norms write over convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import add
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,18 +17,27 @@ Code = Callable[[nn.Module, list[Any]], Any]
 """A graph as a function of a module and of a list of its inputs, which it empties."""
 
 
-def code_of(graph: Graph) -> Code:
+def code_of(graph: Graph, inlined: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Code:
     """Return a graph as one Python function: several times as fast as ``torch.fx.Interpreter``.
 
     Every value is freed after its last use, an input too. A frozen norm writes over the output of a convolution that
-    nothing else reads.
+    nothing else reads. inlined: Sequentials with the names of their children, which are called in their place: a call of a
+    Sequential would keep its input until it is done.
     """
     emptied, copies = Graph(), dict[Node, Node]()
     values = emptied.placeholder("values")
     for node in graph.nodes:
         if node.op == "placeholder":
             copies[node] = emptied.call_method("pop", (values, 0))
+        elif node.op == "call_module" and str(node.target) in inlined:
+            value = copies[node.all_input_nodes[0]]
+            for child in inlined[str(node.target)]:
+                value = emptied.call_module(f"{node.target}.{child}", (value,))
+            copies[node] = value
         elif (before := _only_source(node)) is not None:
+            if str(before.target) in inlined:
+                copies[node] = emptied.node_copy(node, copies.__getitem__)
+                continue
             source, *others = [emptied.get_attr(str(each.target)) for each in (before, node) if each.op == "call_module"]
             if others:
                 copies[node] = emptied.call_function(run_after, (source, *others, copies[before]))
@@ -36,7 +46,7 @@ def code_of(graph: Graph) -> Code:
         else:
             copies[node] = emptied.node_copy(node, copies.__getitem__)
     # Only the function is wanted, which finds its modules in the one that it is called with.
-    named = {str(node.target): nn.Identity() for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    named = {str(node.target): nn.Identity() for node in emptied.nodes if node.op in ("call_module", "get_attr")}
     return type(GraphModule(named, emptied)).forward
 
 

@@ -10,7 +10,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import fedact
+from fedact.compression import make_method
+from fedact.models import make_model
 from fedact.nn.blocks import Block
+from fedact.nn.install import install
 
 X, Y = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 3])
 
@@ -98,3 +101,28 @@ def test_a_networks_first_convolution_has_nothing_of_its_size_beside_it():
     # Its output, 64 x 32 x 32 x 4 = 262,144 bytes, the pooled 65,536, and the maxima of ten of its 64 channels, so many as
     # take 131,072 bytes of 48 a maximum: 10 x 16 x 16 x (4 + 8) = 30,720.
     assert memory.peak_bytes == 262_144 + 65_536 + 30_720
+
+
+def test_a_sequential_keeps_its_input_only_where_it_is_observed():
+    torch.manual_seed(0)
+    model, x = fedact.compress(make_model("mcunet", 4), "exact", layers=1), torch.randn(1, 3, 32, 32)
+    expected, peaks = model(x), []
+    for observed in (False, True):
+        handle = model.blocks.register_forward_hook(lambda *_: None) if observed else None
+        with torch.no_grad(), fedact.measure_memory(model, x) as memory:
+            assert torch.equal(model(x), expected)
+        peaks.append(memory.peak_bytes)
+        if handle is not None:
+            handle.remove()
+    # In the second block: its input, 8 x 16 x 16 x 4 = 8,192 bytes, 32 channels of it, 32,768, and of half a side, 8,192.
+    # A hook gets the input of all blocks, the first convolution's 16 channels, 16,384 bytes.
+    assert peaks == [8_192 + 32_768 + 8_192, 8_192 + 32_768 + 8_192 + 16_384]
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_block_runs_its_prefix_in_chunks(chunk):
+    methods = {"layer4.0.conv2": make_method("exact"), "fc": make_method("exact")}
+    model = install(network(), methods, prefix_chunk=chunk)
+    expected = gradients(network())
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
