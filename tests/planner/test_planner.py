@@ -103,6 +103,7 @@ class Convolutional(nn.Sequential):
 
 
 def test_a_network_without_a_linear_head_is_skipped_where_nothing_fits():
-    plan = fedact.make_plan(Convolutional(), 20, batch(4), "exact")
+    # With its second layer's input made again from the images it takes 20 bytes.
+    plan = fedact.make_plan(Convolutional(), 19, batch(4), "exact")
     assert plan.status == "skipped"
-    assert plan.least_bytes > 20
+    assert plan.least_bytes > 19
