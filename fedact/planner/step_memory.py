@@ -139,9 +139,10 @@ def vanilla_step(problem: Problem, names: list[str]) -> VanillaStep:
 
 
 def inference_peak_bytes(problem: Problem) -> int:
-    """Return the peak bytes of the model's forward pass on one example when nothing is trained."""
+    """Return the peak bytes of the forward pass on one example, every layer frozen as in a plan that trains nothing."""
     x, y = problem.examples(1)
-    with evaluating(problem.plain_model) as model, measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
+    model = install(problem.model, {})
+    with evaluating(model), measure_memory(model, inputs=(x, y)) as memory, torch.no_grad():
         model(x)
     return memory.peak_bytes
 

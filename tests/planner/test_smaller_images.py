@@ -28,6 +28,8 @@ def test_a_skipped_plan_names_the_largest_images_that_fit_and_their_bytes():
     plan = plan_at(32, budget)
     assert plan.status == "skipped"
     assert f"needs {plan.least_bytes:,} peak bytes" in plan.reason
+    # Norms and activations write in place: what runs the model is what its largest layer takes.
+    assert f"inference alone peaks at {plan.floor_bytes:,} bytes" in plan.reason
     found = re.search(r"with images of (\d+) px that would take ([\d,]+)$", plan.reason)
     side, needed = int(found[1]), int(found[2].replace(",", ""))
     assert (side % 8, needed <= budget) == (0, True)
