@@ -48,8 +48,8 @@ class StreamedBlock(torch.autograd.Function):
 
 
 def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int) -> Input:
-    """Return the reconstructed input; where the method can, channels of a quarter of ``room`` bytes at a time."""
-    size = 4 * prod(shape) * torch.float32.itemsize
+    """Return the reconstructed input; where the method can, channels of half of ``room`` bytes at a time."""
+    size = 2 * prod(shape) * torch.float32.itemsize
     if size <= room or not method.reconstructs_channels:
         return Input.whole(method.reconstruct(compressed))
     parts = ranges(shape[1], min(shape[1], -(-size // room)))
