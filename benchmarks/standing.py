@@ -26,7 +26,7 @@ from runs import ROOT, THREADS, Bench, Figures, Rows, Skipped, anchor_seconds, p
 RESULTS = ROOT / "results" / "standing.json"
 EXACT = ("exact", "vanilla", "checkpoint")  # methods that store an input as it is
 METHODS = ("vanilla", "hosvd:variance=0.8", "svd", "asi", "quantize", "gradient_filter")
-STEP_METHODS = ("hosvd:variance=0.8", "asi", "transform")
+STEP_METHODS = ("hosvd:variance=0.8", "asi", "transform", "exact:derive=3", "checkpoint")
 PARTS = {"accuracy on the clients' classes": "client_accuracy", "forgotten": "forgotten", "test examples": "test_examples"}
 
 

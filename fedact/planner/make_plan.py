@@ -148,10 +148,12 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
         reasons.append(f"blocks in streams with {solution.room:,} bytes of room")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
-    recompute, (preferred, *others) = recompute_of(install(problem.model, methods)), problem.recomputes
+    recompute, (preferred, *others) = recompute_of(install(problem.model, methods, room=solution.room)), problem.recomputes
     if recompute and others and not preferred:
         reasons.append(f"recompute 0 to {recompute}")
     vanilla = vanilla_step(whole, list(methods))
+    # While these layers and no others are trainable.
+    common = _common_fields(problem, vanilla)
     return Plan(
         status="ok" if solution.depth else "head-only",
         micro_batch=solution.micro_batch,
@@ -173,7 +175,7 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
         step_flops=flops,
         vanilla_step_flops=vanilla.flops,
         batch_bytes=stored_bytes(problem.examples(solution.micro_batch)),
-        **_common_fields(problem, vanilla),
+        **common,
     )
 
 

@@ -114,6 +114,7 @@ def test_a_plans_bytes_are_those_of_its_steps(method, budget, scope):
     read = Plan.from_json(plan.to_json())
     model = fedact.apply(blocks(), read)
     assert recompute_of(model) == plan.recompute
+    assert sum(p.nbytes for p in model.parameters() if p.requires_grad) == plan.gradient_bytes
     assert all("derive" not in kept.method for kept in plan.kept)
     part = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
     memory = measure(model, lambda: F.cross_entropy(model(part[0]), part[1]).backward(), part)
