@@ -25,6 +25,9 @@ def skipped_reason(
     least: bytes of the least step at this depth; least_bytes: measures them for another problem.
     """
     what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
+    if problem.within_budget(least) and limit.max_slowdown is None:
+        # Then nothing but gradients of more error than signal was left.
+        return f"no plan of {what} was found, though {least:,} {problem.scope} bytes are enough for one example at a time"
     if problem.within_budget(least):
         return f"even {what} takes more than {limit.max_slowdown:g} times as long as plain training"
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"

@@ -1,5 +1,7 @@
 """How many layers to train, and how fast: the depths that a plan may have, and the limit on a step's time."""
 
+from importlib import import_module
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,3 +99,11 @@ def test_a_mix_has_no_more_micro_batches_than_there_is_time_for(monkeypatch, bou
 def test_without_a_bound_nothing_is_timed(monkeypatch):
     set_clock(monkeypatch, lambda model, size: pytest.fail("timed"))
     assert planned(9_000, "hosvd", None).slowdown is None
+
+
+@pytest.mark.parametrize(("bound", "reason"), [(None, "no plan of the head alone was found"), (2.0, "more than 2 times")])
+def test_a_plan_is_skipped_with_a_reason_with_a_limit_or_without_where_the_bytes_were_enough(monkeypatch, bound, reason):
+    monkeypatch.setattr(import_module("fedact.planner.make_plan"), "search", lambda *_: None)
+    plan = fedact.make_plan(net(), "1MB", batch(8), "exact", 2, max_slowdown=bound)
+    assert plan.status == "skipped"
+    assert reason in plan.reason
