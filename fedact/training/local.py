@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedact.compression.method import owned
 from fedact.config.plan import Plan
-from fedact.measure.memory import Memory, maximum_memory, stored_bytes
+from fedact.measure.memory import Memory, stored_bytes
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.sgd import Sgd
 from fedact.models.tasks import Loss, task_loss
@@ -148,20 +148,20 @@ def client_sgd(parameters: Sequence[Tensor], recipe: Recipe) -> tuple[Sgd, Calla
 
 def _summary(losses: list[float], memories: list[Memory]) -> LocalTraining:
     """Return the batches' losses and the steps' memories as one LocalTraining."""
-    most = maximum_memory(memories)
-    (saved, saved_std), (paper, paper_std) = (
-        _mean_and_std([getattr(memory, name) for memory in memories]) for name in ("saved_bytes", "paper_bytes")
+    saved, state, peak, paper = (
+        [getattr(memory, f"{name}_bytes") for memory in memories] for name in ("saved", "state", "peak", "paper")
     )
+    (saved_mean, saved_std), (paper_mean, paper_std) = _mean_and_std(saved), _mean_and_std(paper)
     return LocalTraining(
         loss=float(np.mean(losses)),
         steps=len(memories),
-        saved_bytes=most.saved_bytes,
-        saved_bytes_mean=saved,
+        saved_bytes=max(saved),
+        saved_bytes_mean=saved_mean,
         saved_bytes_std=saved_std,
-        state_bytes=most.state_bytes,
-        peak_bytes=most.peak_bytes,
-        paper_bytes=most.paper_bytes,
-        paper_bytes_mean=paper,
+        state_bytes=max(state),
+        peak_bytes=max(peak),
+        paper_bytes=max(paper),
+        paper_bytes_mean=paper_mean,
         paper_bytes_std=paper_std,
     )
 
