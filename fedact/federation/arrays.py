@@ -78,5 +78,17 @@ def tensor_of(array: Array, copy: bool = True) -> Tensor:
     ):
         return torch.from_numpy(np.asarray(array.numpy()))
     values = np.frombuffer(data, dtype, offset=end).reshape(array.shape)
-    # torch knows no tensor that may not be changed.
-    return torch.from_numpy(values.copy() if copy or not values.flags.writeable else values)
+    return torch.from_numpy(values.copy() if copy else _changeable(values))
+
+
+def _changeable(values: np.ndarray) -> np.ndarray:
+    """Return an array that shares the values, as torch wants it: it knows no tensor that nobody may change."""
+    return values if values.flags.writeable else np.asarray(_Changeable(values))
+
+
+class _Changeable:
+    """An array that says it may be changed; see NumPy's array interface."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        interface = values.__array_interface__
+        self.values, self.__array_interface__ = values, {**interface, "data": (interface["data"][0], False)}

@@ -40,7 +40,7 @@ def evaluate_on_test_set(
     """
     examples = len(workspace.experiment.test)
     if records.workers.count == 1:
-        return count_in(workspace, plan, tensors_of(arrays), np.arange(examples)).outcome()
+        return count_in(workspace, plan, tensors_of(arrays, copy=False), np.arange(examples)).outcome()
     parts = portions(examples, workspace.experiment.config.task)
     total: Count
     asked = (Portion(key, plan, records.share(arrays), positions) for positions in parts)

@@ -85,7 +85,8 @@ class Workspace:
             with torch.no_grad():
                 for name, tensor in tensors.items():
                     # Not by its data: an operation is counted, so that copies of the weights are known to be old.
-                    self.model.get_parameter(name).copy_(tensor)
+                    parameter = self.trained.get(name)
+                    (self.model.get_parameter(name) if parameter is None else parameter).copy_(tensor)
             reset_states(self.codecs, plan, seed)
             return self.model
         apply(self.model_with(tensors), plan, seed)
