@@ -104,6 +104,17 @@ def test_nothing_is_left_behind_by_a_step_or_without_gradients():
     assert all(not len(module.codec.provenance) for module in model.modules() if isinstance(module, CodecLayer))
 
 
+@pytest.mark.parametrize("method", ["exact:derive=2", "transform:bits=2,derive=2"])
+def test_a_saved_input_is_freed_where_a_hook_keeps_its_readers_away(method):
+    model, x = fedact.compress(network(), method, 4), images()
+    readers = derived(model)
+    assert readers
+    for name in readers:
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args: (args[0].clone(),))
+    gradients(model, x)
+    assert all(not len(module.codec.provenance) for module in model.modules() if isinstance(module, CodecLayer))
+
+
 def test_a_part_that_runs_without_its_origin_saves_its_input_itself():
     model, x = network(), torch.randn(2, 960, 2, 2, dtype=torch.float64)
     found = []
@@ -156,15 +167,27 @@ def test_a_layer_that_runs_twice_is_no_origin_and_is_not_made_again():
     assert all(relative_error(ours[name], theirs[name]) < 1e-12 for name in theirs)
 
 
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.left(x) * self.right(x)).mean((2, 3))
+
+
+def test_branches_with_the_same_exact_input_have_second_derivatives():
+    torch.manual_seed(0)
+    plain, found = Branches().double(), []
+    for model in (plain, fedact.compress(copy.deepcopy(plain), "exact:derive=1", 2)):
+        x = images().requires_grad_()
+        (first,) = torch.autograd.grad(model(x).pow(2).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.pow(2).sum(), [x, *model.parameters()]))
+    assert derived(model) == {"right"}
+    assert all(relative_error(ours, theirs) < 1e-12 for theirs, ours in zip(*found, strict=True))
+
+
 def test_branches_with_the_same_input_keep_it_once():
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return (self.left(x) + self.right(x)).mean((2, 3))
-
     torch.manual_seed(0)
     model = fedact.compress(Branches().double(), "transform:bits=2,derive=1", 2)
     assert derived(model) == {"right"}

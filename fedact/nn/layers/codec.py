@@ -62,7 +62,7 @@ class LayerCodec:
         if compressed.state.tensors:
             self.states[size] = compressed.state
         if self.dependents:
-            self.provenance.note(given, Origin(SavedRun(method, compressed, self.dependents)))
+            self.provenance.note(given, Origin(SavedRun(method, compressed, given, self.dependents)))
         return Encoded(method, compressed)
 
     def stored_elements(self, tensor: Tensor) -> int:

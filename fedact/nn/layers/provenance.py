@@ -73,24 +73,34 @@ class Handover:
 
 
 class SavedRun:
-    """What a layer saved of its input in one forward pass, for ``readers`` others that rematerialize theirs from it."""
+    """What a layer saved of its input x in one forward pass, for ``readers`` others that rematerialize theirs from it."""
 
-    def __init__(self, method: Method, compressed: Compressed, readers: int) -> None:
+    def __init__(self, method: Method, compressed: Compressed, x: Tensor, readers: int) -> None:
         self.readers = readers
         self._hooks, self._marks = saved_tensor_hooks(), [mark(tensor) for tensor in compressed.tensors]
-        self._saved: tuple[Method, Compressed] | None = (method, compressed)
+        # Not x itself: x's origin holds this, and x would never be freed where a reader does not come.
+        self._is_x = [tensor is x for tensor in compressed.tensors]
+        tensors = tuple(tensor.detach() if tensor is x else tensor for tensor in compressed.tensors)
+        self._saved: tuple[Method, Compressed] | None = (method, compressed._replace(tensors=tensors))
 
-    def take(self) -> tuple[Method, Compressed] | None:
+    def take(self, x: Tensor | None = None) -> tuple[Method, Compressed] | None:
         """Return the method and what is saved, None where it was changed since; the last reader's call releases it.
 
         None also across the border of a part that PyTorch's checkpoint runs again, which saves by hooks of its own.
+        x: the layer's input where the reader has the same one, which then saves the tensor itself if the layer did.
         """
         saved, self.readers = self._saved, self.readers - 1
         if self.readers <= 0:
             self._saved = None
         if saved is None or saved_tensor_hooks() != self._hooks:
             return None
-        return saved if [mark(tensor) for tensor in saved[1].tensors] == self._marks else None
+        method, compressed = saved
+        if [mark(tensor) for tensor in compressed.tensors] != self._marks:
+            return None
+        if x is None:
+            return saved
+        tensors = tuple(x if is_x else tensor for tensor, is_x in zip(compressed.tensors, self._is_x, strict=True))
+        return method, compressed._replace(tensors=tensors)
 
 
 class Origin(NamedTuple):

@@ -87,7 +87,7 @@ class RematerializedCodec(LayerCodec):
 
     def encode(self, x: Tensor, given: Tensor) -> Encoded:
         origin = self.source.provenance.origin(given)
-        saved = None if origin is None else origin.run.take()
+        saved = None if origin is None else origin.run.take(None if origin.chain else given)
         self._saves_itself = saved is None
         if origin is None or saved is None:
             return super().encode(x, given)
