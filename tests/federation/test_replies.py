@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import fx, nn
 
 from fedact.config.errors import BadReply, NoReply
 from fedact.federation.client_mods import report_exceptions
@@ -208,6 +209,20 @@ def test_an_exception_comes_back_with_its_traceback():
     assert not isinstance(raised.value, BadReply)
     assert raised.value.traceback.startswith("Traceback")
     assert "in train" in raised.value.traceback
+
+
+def test_a_traceback_through_a_graph_says_nothing_of_the_graphs_before_it():
+    def train(message, context):
+        return fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))(torch.ones(1, 3))
+
+    def said() -> str:
+        with pytest.raises(NoReply, match="RuntimeError") as raised:
+            read(report_exceptions(order(), None, train))
+        return raised.value.traceback
+
+    first = said()
+    assert "in forward" in first
+    assert first == said()
 
 
 def test_ctrl_c_is_not_a_clients_exception():
