@@ -70,7 +70,7 @@ BY_HAND = [
     ("measure/lifetimes.py", "(end, 1, -size)", "(end, 0, -size)", "what ends is gone before what begins at once"),
     ("measure/gradient_error.py", "max(count - 1, 1)", "count", "a variance over n"),
     ("planner/problem.py", "size <= self.budget", "size <= self.budget + 64", "a budget check loosened by 64 bytes"),
-    ("planner/knapsack.py", "least[place + 1 :]", "least[place:]", "room for a tensor counted twice"),
+    ("planner/knapsack.py", "groups[done:]", "groups[done - 1 :]", "room for a tensor counted twice"),
     (
         "training/local.py",
         ".add_(parameter, alpha=mu).sub_(start, alpha=mu)",
@@ -78,7 +78,12 @@ BY_HAND = [
         "FedProx pushes away from the start",
     ),
     ("training/averaging.py", "self.weights.get(name, 0) + weight", "self.weights.get(name, 0) + 1", "a mean over clients"),
-    ("federation/replies.py", "torch.isfinite(tensor).all()", "(~torch.isnan(tensor)).all()", "infinities come through"),
+    (
+        "federation/replies.py",
+        "all(isfinite(float(end)) for end",
+        "all(not isnan(float(end)) for end",
+        "infinities come through",
+    ),
     ("federation/method_run.py", "count, replace=False", "count, replace=True", "a client is drawn twice"),
     ("models/pixel_loss.py", "gradient.mul_(counts)", "gradient", "void pixels have a gradient"),
     ("reports/comparison/statistics.py", "spreads**2 + means**2", "spreads**2", "a spread without the means' own"),
