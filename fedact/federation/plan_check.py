@@ -10,6 +10,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.federation.planning import calibration_batch
 from fedact.models.tasks import task_loss
+from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, trained_layers
 from fedact.training.local import micro_step
 from fedact.training.workspace import Workspace
@@ -58,13 +59,15 @@ def _check_bytes(plan: Plan) -> None:
         raise ValueError(f"its kept tensors are not of its micro-batch of {plan.micro_batch}")
 
 
-def check_states(states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:
-    """Raise ConfigError where the states are not those of the plan's own layers, in their places."""
+def check_states(workspace: Workspace, states: Mapping[str, Tensor], plan: Plan, file: Path) -> None:
+    """Raise ConfigError where the states are not those of layers that the plan saves the inputs of, in their places."""
     places: dict[str, list[str]] = {}
     for name in states:
         layer, _, place = name.rpartition("/")
         places.setdefault(layer, []).append(place)
-    strange = sorted(places.keys() - {kept.name for kept in plan.kept if make_method(kept.method).traits.calibrated})
+    codecs = codecs_of(apply(workspace.model_with({}), plan))
+    workspace.model_with({})
+    strange = sorted(places.keys() - {name for name, codec in codecs.items() if codec.method.traits.calibrated})
     holes = [layer for layer, found in places.items() if sorted(found) != sorted(map(str, range(len(found))))]
     kinds = [name for name, tensor in states.items() if not tensor.is_floating_point()]
     if wrong := [*strange, *holes, *kinds]:

@@ -56,7 +56,7 @@ class PlanBook:
         if key.first_round == 1 or not is_calibrated(plan):
             return calibrated_states(self.workspace, plan)
         found = checkpoints.load(file)
-        check_states(found, plan, file)
+        check_states(self.workspace, found, plan, file)
         return found
 
     def replan(self, number: int, tensors: Mapping[str, Tensor]) -> None:

@@ -221,11 +221,18 @@ def states(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_states(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Load what ``states`` returned into a model that carries the plan; returns the model."""
-    for kept in plan.kept:
-        state = {int(name.rpartition("/")[2]): t for name, t in tensors.items() if name.rpartition("/")[0] == kept.name}
-        module = model.get_submodule(kept.name)
-        if state and isinstance(module, CodecLayer):
-            like = next(model.parameters())
-            module.codec.load(kept.shape[1:], tuple(state[place].to(like) for place in sorted(state)))
+    """Load what ``states`` returned into a model that carries the plan; returns the model.
+
+    Also into frozen layers, whose saved inputs others are made again from, and which are not in the plan: of these each
+    state is of bases, one for each dimension of an example.
+    """
+    sizes, like = {kept.name: kept.shape[1:] for kept in plan.kept}, next(model.parameters())
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, _, place = name.rpartition("/")
+        found.setdefault(layer, {})[int(place)] = tensor
+    for layer, places in found.items():
+        state, module = tuple(places[place].to(like) for place in sorted(places)), model.get_submodule(layer)
+        if isinstance(module, CodecLayer):
+            module.codec.load(sizes.get(layer, tuple(map(len, state))), state)
     return model

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from fedact.config.budgets import UNBOUNDED
 from fedact.config.errors import ConfigError
@@ -21,7 +22,7 @@ from fedact.simulate import main
 from fedact.storage.run_folder import RunFolder
 from fedact.training.workspace import Workspace, prepare
 from tests.support.planned import plan_for
-from tests.support.runs import FEW, FEW_SETTINGS, rows, timeless
+from tests.support.runs import FEW, FEW_SETTINGS, SMALL, rows, timeless
 
 MIXED = [*FEW, "--method", "quantize:bits=4", "--budget", "8KB:1,20KB:1,2KB:1", "--rounds", "4"]
 
@@ -330,3 +331,12 @@ def test_a_run_without_one_of_its_first_plans_is_refused(remade, tmp_path, capsy
     )
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert f"lacks the plan {missing!r} of quantize:bits=4" in capsys.readouterr().err
+
+
+def test_new_plans_states_are_also_those_of_frozen_layers_that_others_inputs_are_made_again_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "TOLERANCE", 0)
+    asked = ["--layers", "2", "--rounds", "2", "--replan", "1", "--budget", "60KB", "--method", "lance:derive=2"]
+    assert main([*SMALL, *asked, "--out", str(tmp_path / "run")]) == 0
+    (file,) = (tmp_path / "run" / "checkpoints").glob("*states-60000@2*")
+    # The input of features.17.conv.2, which is trained, follows from that of its block's first layer.
+    assert {name.rpartition("/")[0] for name in load_file(file)} >= {"features.17.conv.0.0"}

@@ -158,6 +158,20 @@ def test_the_state_of_an_activation_travels_like_a_convolutions():
     assert all(torch.equal(found[name], loaded[name]) for name in found)
 
 
+def test_the_state_of_a_frozen_layer_whose_input_others_are_made_again_from_travels_too():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 3), nn.Flatten()
+    plain, x = nn.Sequential(*layers, nn.LazyLinear(4)), normal(4, 3, 8, 9)
+    plain(x)
+    plan = fedact.make_plan(plain, None, (x, torch.arange(4)), "lance:ranks=2x2x2,derive=1", layers=1)
+    found = states(calibrate(fedact.apply(plain, plan), x))
+    assert {name.rpartition("/")[0] for name in found} == {"2"}
+    client = load_states(fedact.apply(copy.deepcopy(plain), plan), plan, found)
+    # The server's bases, not those of the client's own first batch.
+    calibrate(client, normal(4, 3, 8, 9, seed=1))
+    assert all(torch.equal(found[name], tensor) for name, tensor in states(client).items())
+
+
 def messages(model: nn.Module, layers: int = 1, text: str = "exact") -> str:
     with warnings.catch_warnings(record=True, action="always") as caught:
         fedact.compress(model, text, layers, train_norm=True)
