@@ -153,11 +153,10 @@ class FrozenPrefix:
 def frozen_prefix(model: nn.Module, plan: Plan, loader: Loader, examples: float) -> FrozenPrefix | None:
     """Return the frozen prefix of a model under a plan, None where it cannot be split off or its outputs be stored.
 
-    None in streams too: there the whole model has to run, for whatever is cut out of it runs layer by layer.
     loader: some examples, to measure the outputs' layouts. examples: the number a client holds, on average.
     """
     parts = split(model)
-    if parts is None or not len(loader) or plan.room_bytes is not None:
+    if parts is None or not len(loader):
         return None
     stored_layouts = layouts(parts, loader, np.arange(min(len(loader), MIN_GROUP)))
     if stored_layouts is None:

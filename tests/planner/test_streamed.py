@@ -2,11 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import fedact
+from fedact.data import Examples, Loader, Preprocessing
+from fedact.training.frozen_prefix import frozen_prefix
+from fedact.training.local import train_locally
+from fedact.training.recipe import Recipe
 from tests.support.inverted_residuals import InvertedResidual, batch, gradients, network, plain_gradients
 
 LAYERS = 6
@@ -63,3 +68,19 @@ def test_the_head_alone_is_trained_in_streams_where_the_fast_engine_cannot_run_f
     plan = fedact.make_plan(model, peak_bytes(model, x, y, 0) // 2, (x, y), "auto", 0, "peak")
     assert (plan.status, plan.layers) == ("head-only", 0)
     assert plan.room_bytes
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, LAYERS])
+@pytest.mark.parametrize("share", [2, 3])
+def test_a_client_that_reads_its_frozen_prefix_from_a_cache_has_the_plans_peak(layers, share):
+    (model, (x, y)), random = wide(), np.random.default_rng(0)
+    images = Examples(random.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), random.integers(0, 3, 12))
+    loader = Loader(images, Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3))
+    budget = peak_bytes(model, x, y, layers) // share
+    plan = fedact.make_plan(model, budget, loader(np.arange(4)), "auto", layers, "peak")
+    assert plan.room_bytes
+    applied = fedact.apply(model, plan)
+    batches = frozen_prefix(applied, plan, loader, len(images)).from_memory(loader, steady=True)
+    recipe = Recipe(batch_size=4, local_epochs=1, lr=0.01, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
+    trained = train_locally(applied, batches, len(images), plan, recipe, np.random.default_rng(0))
+    assert trained.peak_bytes == plan.peak_bytes

@@ -1,18 +1,24 @@
 """Training from where the frozen part ends."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from fedact.compression.exact import Exact
 from fedact.config.plan import Plan
 from fedact.data import Examples, Loader, Preprocessing
-from fedact.nn.surgery import apply
+from fedact.measure.memory import measure_memory
+from fedact.nn.prefix.split import split
+from fedact.nn.surgery import apply, install
 from fedact.planner import make_plan
 from fedact.training import frozen_prefix as frozen
 from fedact.training.frozen_prefix import BatchOutputs, frozen_prefix
+from tests.support.inverted_residuals import InvertedResidual, network, shaken
 
 EXAMPLES = 40
 
@@ -87,9 +93,57 @@ def test_nothing_is_cut_where_every_layer_is_trained(loader):
     assert frozen_prefix(apply(model, plan), plan, loader, EXAMPLES) is None
 
 
-def test_nothing_is_cut_from_what_runs_in_streams(loader, planned):
-    model, plan = planned
-    assert frozen_prefix(model, replace(plan, room_bytes=1000), loader, EXAMPLES) is None
+def flat() -> nn.Sequential:
+    """Return two inverted residuals without a module of their own, so that the cut goes through the one that runs them."""
+    stages = [nn.Conv2d(3, 8, 3), *(layer for _ in range(2) for layer in InvertedResidual(8, 32, 8).conv)]
+    return shaken(nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))).eval()
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, 5])
+@pytest.mark.parametrize("build", [flat, lambda: network(InvertedResidual(8, 32, 8), InvertedResidual(8, 32, 6), stem=8)])
+def test_the_peak_is_that_of_the_plans_streams_and_the_host_runs_whole_maps(loader, build, layers):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build().eval()
+    plan = replace(make_plan(model, None, loader(np.arange(8)), "exact", layers), room_bytes=500)
+    applied = apply(copy.deepcopy(model), plan)
+    part = frozen_prefix(applied, plan, loader, EXAMPLES)
+    assert part is not None
+    (x, y), (outputs, _) = loader(np.arange(4)), part.from_memory(loader, steady=True)(np.arange(4))
+    with measure_memory(applied, (x, y)) as whole:
+        F.cross_entropy(applied(x), y).backward()
+    expected = {name: p.grad.clone() for name, p in applied.named_parameters() if p.grad is not None}
+    applied.zero_grad()
+    with measure_memory(applied, (outputs.values, y)) as rest:
+        F.cross_entropy(outputs.scores(), y).backward()
+    assert max(outputs.peak_bytes(), rest.peak_bytes) == whole.peak_bytes
+    for name, gradient in expected.items():
+        torch.testing.assert_close(applied.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
+    # In the fast engine it is more.
+    fast = replace(plan, room_bytes=None)
+    other = frozen_prefix(apply(model, fast), fast, loader, EXAMPLES).from_memory(loader)(np.arange(4))[0]
+    assert outputs.peak_bytes() < other.peak_bytes()
+
+
+def test_nothing_is_cut_within_a_block_in_streams(loader):
+    class Beside(nn.Module):
+        """A trained layer beside a frozen block, which runs in between in definition order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.side, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+            self.expand, self.project = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 8, 1)
+            self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+
+        def forward(self, x):
+            x = self.stem(x)
+            wide, side = self.depthwise(self.expand(x)), self.side(x)
+            return self.head((self.project(wide) + side).mean((2, 3)))
+
+    model = Beside().eval()
+    methods = {name: Exact() for name in ("side", "head")}
+    assert split(install(model, methods)) is not None
+    assert split(install(model, methods, room=500)) is None
 
 
 def test_the_frozen_part_reads_what_lies_before_the_cut_and_nothing_after(loader, planned):

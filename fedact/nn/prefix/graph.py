@@ -1,5 +1,6 @@
 """Cuts a model's code before its first trained layer into the graphs of the prefix and of the suffix."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -11,7 +12,8 @@ from torch.fx import Graph, Node
 from fedact.nn.code import Code, code_of
 from fedact.nn.graph import forward_graph
 from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
-from fedact.nn.streams.install import StreamEntry
+from fedact.nn.streams.block import Block
+from fedact.nn.streams.install import StreamEntry, blocks_of
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
@@ -59,15 +61,27 @@ def starts_suffix(module: nn.Module) -> bool:
 def parts_of(model: nn.Module) -> Parts | None:
     """Return a model's prefix and suffixes, for calls with one input.
 
-    None where nothing is trained, where nothing runs before the first trained layer, where that code cannot be traced, or
-    where a norm in the prefix computes statistics of the batch, so that examples depend on each other.
+    None where nothing is trained, where nothing runs before the first trained layer, where that code cannot be traced, where
+    the cut goes through a block in streams, or where a norm in the prefix computes statistics of the batch, so that
+    examples depend on each other.
     """
     cuts = _cuts(model, "")
     if not cuts:
         return None
     parts = _assembled(cuts)
     called = [model.get_submodule(str(node.target)) for node in parts.before.find_nodes(op="call_module")]
-    return None if any(_mixes_examples(part) for module in called for part in module.modules()) else parts
+    before = {part for module in called for part in module.modules()}
+    suffixes = {model.get_submodule(suffix.name) for suffix in parts.suffixes}
+    if any(_mixes_examples(part) for part in before) or any(_is_cut(block, before, suffixes) for block in blocks_of(model)):
+        return None
+    return parts
+
+
+def _is_cut(block: Block, before: Set[nn.Module], suffixes: Set[nn.Module]) -> bool:
+    """Tell whether a block in streams would run in part before a cut, or in a module whose forward its suffix replaces."""
+    if before.isdisjoint(block.modules):
+        return not suffixes.isdisjoint(block.inside)
+    return not all(module in before for module in block.modules)
 
 
 def _mixes_examples(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fedact.nn.layers import RecomputedSequential
 from fedact.nn.prefix.graph import Parts, Suffix, parts_of
+from fedact.nn.streams.install import in_streams
 
 
 @dataclass(eq=False)
@@ -27,7 +29,7 @@ class Split:
 
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
         """Return the frozen prefix's outputs, without gradients; intermediate tensors are freed after their last use."""
-        with torch.no_grad():
+        with torch.no_grad(), in_streams(*self._cut_modules):
             return self.parts.code(self.model, [x])  # type: ignore[no-any-return]
 
     def suffix(self, *outputs: Any) -> Any:
@@ -38,7 +40,13 @@ class Split:
         """Return ``suffix(*outputs)``, and empty the list, so that the outputs can be freed while the suffix runs."""
         values = [[outputs[place] for place in suffix.inputs.values()] for suffix in self.parts.suffixes]
         outputs.clear()
-        return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
+        with in_streams(*self._cut_modules):
+            return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
+
+    @cached_property
+    def _cut_modules(self) -> list[nn.Module]:
+        """The modules that the cut goes through: none of them is called whole, as blocks in streams have to be."""
+        return [self.model.get_submodule(suffix.name) for suffix in self.parts.suffixes]
 
     def _run_suffixes(self, suffixes: list[tuple[Suffix, list[Any]]]) -> Any:
         """Run the suffixes: each inner module is called, so that its hooks run, with its suffix in place of its forward."""

@@ -34,12 +34,14 @@ class Block:
     """An inverted residual in streams: its first module computes all of it, the others hand its output on.
 
     That is so within a call of the module that runs all of them, which counts its calls in ``calls``; alone they are the
-    fast engine's layers, and so they are where a hook may see a tensor between them, under autocast, in traces and in the
-    transforms of ``torch.func``. inside: all modules between which a wide tensor goes, containers too.
+    fast engine's layers, and so they are where a hook may see a tensor between them, under autocast, in traces, in the
+    transforms of ``torch.func``, and while ``is_whole``. inside: all modules between which a wide tensor goes,
+    containers too.
     """
 
     def __init__(self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int) -> None:
-        self.stages, self.inside, self.room, self.calls = tuple(stages), tuple(inside), room, 0
+        self.stages, self.inside, self.room = tuple(stages), tuple(inside), room
+        self.calls, self.is_whole = 0, False
         first, depthwise, project = [None, *(StageSettings.of(*stage) for stage in self.stages)][-3:]
         assert depthwise is not None
         assert project is not None
@@ -47,7 +49,12 @@ class Block:
         self._output: ref[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_output": None, "calls": 0}
+        return {**vars(self), "_output": None, "calls": 0, "is_whole": False}
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that compute it, in their order."""
+        return [module for stage in self.stages for module in stage if module is not None]
 
     @property
     def is_trained(self) -> bool:
@@ -87,7 +94,9 @@ class Block:
 
     def _may_run(self, x: Any, tensors: tuple[Tensor | None, ...]) -> bool:
         """Tell whether the whole block may run at once on x: nothing else sees its inner tensors, and no norm is trained."""
-        if not self.calls or type(x) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or runs_plain():
+        if self.is_whole or not self.calls or type(x) not in (Tensor, nn.Parameter):
+            return False
+        if torch.compiler.is_compiling() or runs_plain():
             return False
         alike = all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in tensors)
         norms = [tensor for place, tensor in enumerate(tensors) if place % 6 > 1]

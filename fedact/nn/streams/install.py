@@ -1,7 +1,8 @@
 """Puts streams into a model: the first module of a block runs it, the others hand its output on."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -12,6 +13,7 @@ from fedact.compression import method_name
 from fedact.compression.exact import Exact
 from fedact.compression.method import NO_STATE, Compressed, Method, State
 from fedact.config.errors import ConfigError
+from fedact.nn.graph import named_modules
 from fedact.nn.layers.base import Swapped, made_class
 from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.codec import LayerCodec
@@ -57,13 +59,39 @@ class StreamHost(Swapped, nn.Module):
     streams_inside: Sequence[Block] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        for block in self.streams_inside:
-            block.calls += 1
-        try:
+        with in_streams(self):
             return super().forward(*args, **kwargs)
-        finally:
-            for block in self.streams_inside:
-                block.calls -= 1
+
+
+@contextmanager
+def in_streams(*modules: nn.Module) -> Iterator[None]:
+    """Run the blocks of these modules in streams within this context, as a call of the modules does."""
+    blocks = [block for module in modules if isinstance(module, StreamHost) for block in module.streams_inside]
+    for block in blocks:
+        block.calls += 1
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.calls -= 1
+
+
+@contextmanager
+def in_whole_maps(model: nn.Module) -> Iterator[None]:
+    """Run a model's blocks layer by layer within this context, whole: fast, where no bytes are counted."""
+    blocks = blocks_of(model)
+    for block in blocks:
+        block.is_whole = True
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.is_whole = False
+
+
+def blocks_of(model: nn.Module) -> list[Block]:
+    """Return a model's blocks that run in streams."""
+    return [module.stream for _, module in named_modules(model) if isinstance(module, StreamEntry)]
 
 
 def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Chain]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import fedact
 from fedact.models import make_model
 from fedact.nn.streams.find import find
+from fedact.nn.streams.install import in_whole_maps
 from tests.support.inverted_residuals import (
     InvertedResidual,
     assert_close,
@@ -199,3 +200,17 @@ def test_a_plan_with_room_is_applied():
     plan = fedact.Plan.from_json(dataclasses.replace(plan, room_bytes=2000).to_json())
     fedact.apply(model, plan)
     assert_streams(model, x)
+
+
+def test_a_host_runs_whole_maps_where_no_bytes_are_counted():
+    model, (x, _) = fedact.compress(small(), "exact", layers=2, room=100), batch(dtype=torch.float32)
+
+    def peak_bytes() -> int:
+        with fedact.measure_memory(model, x) as memory, torch.no_grad():
+            model(x)
+        return memory.peak_bytes
+
+    streamed = peak_bytes()
+    with in_whole_maps(model):
+        assert peak_bytes() > streamed
+    assert peak_bytes() == streamed
