@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.fft import dctn
 
 from fedact.compression import make_method
+from fedact.compression.method import Compressed
 from fedact.compression.operations import Convolution
+from fedact.compression.transform.bitstream import DECODED_BYTES, nonzeros
 from fedact.compression.transform.cosine import as_images, frequencies, from_images, inverse, transform
 from fedact.compression.transform.transform import Transform
 from fedact.measure.cost import FlopCounter
@@ -194,3 +196,17 @@ def test_the_ledger_counts_as_much_as_numpy_takes(text):
 def test_what_is_out_of_range_is_refused(setting, bits):
     with pytest.raises(ValueError, match=f"{setting} is above 0"):
         make_method(f"transform:{setting}={bits}")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 20, 20), (8, 4, 18, 18), (4, 6, 7, 7), (2, 96, 28, 28)])
+def test_decoding_a_few_frequencies_by_themselves_takes_no_more_memory_than_all_of_them(shape):
+    method, x = make_method("transform:bits=0.3"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def working(compressed: Compressed) -> int:
+        with measure_memory(torch.nn.Identity(), inputs=compressed.tensors) as memory, torch.no_grad():
+            decoded = method.reconstruct(compressed)
+        return memory.peak_bytes - decoded.nbytes
+
+    compressed = method.compress(x)
+    of_numbers = DECODED_BYTES * nonzeros(compressed.tensors[0].numpy())
+    assert working(compressed) <= working(method.compress(torch.zeros(shape))) + of_numbers + x.nbytes

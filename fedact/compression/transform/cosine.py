@@ -121,11 +121,16 @@ def images_of(frequencies: Int[np.ndarray, " n"], by: Frequencies) -> Float[Tens
     return (rows[:, :, None] * columns[:, None]).flatten(1)
 
 
-def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Yield views of a few examples at a time: no more than a cacheful, and of a larger tensor a quarter at most."""
-    batch, each = len(images), max(1, prod(images.shape[1:]))
+def at_once(shape: Sequence[int]) -> int:
+    """Return how many examples are transformed at a time: no more than a cacheful, and of a larger tensor a quarter."""
+    batch, each = shape[0], max(1, prod(shape[1:]))
     quarter = batch if batch * each <= WHOLE_ELEMENTS else ceil(batch / 4)
-    yield from torch.split(images, max(1, min(quarter, CHUNK_ELEMENTS // each)))
+    return max(1, min(quarter, CHUNK_ELEMENTS // each))
+
+
+def chunks(images: Tensor) -> Iterator[Tensor]:
+    """Yield views of a few examples at a time."""
+    yield from torch.split(images, at_once(images.shape))
 
 
 def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fedact.compression.transform.bitstream import Decoded, read
-from fedact.compression.transform.cosine import FEW, Frequencies, chunks, images_of, inverse
+from fedact.compression.transform.cosine import FEW, Frequencies, at_once, chunks, images_of, inverse
 
 Shape = tuple[int, int, int, int]
 
@@ -24,7 +24,9 @@ def images_behind(decoded: Decoded, shape: Shape, by: Frequencies) -> Float[Tens
     used = np.zeros(positions, dtype=np.int32)
     used[frequencies] = used[0] = 1
     (numbers,) = used.nonzero()
-    if not by.back or len(numbers) > FEW * (height + width):
+    # Where each by itself takes less time, and no more memory: its map, and its coefficients.
+    alone = len(numbers) * (positions + batch * channels) <= at_once(shape) * positions * channels
+    if not by.back or not alone or len(numbers) > FEW * (height + width):
         images = _scattered(decoded, decoded.rows, (batch, positions, channels)).view(shape)
         del decoded, frequencies
         for chunk in chunks(images) if by.back else ():
