@@ -81,7 +81,7 @@ InstanceNorm = _InstanceNorm
 
 convolution_backward: Kernels = torch.ops.aten.convolution_backward
 embedding_bag: Kernels = torch.ops.aten._embedding_bag
-native_batch_norm_into: Callable[..., Any] = torch.ops.aten.native_batch_norm.out
+native_batch_norm_into: Callable[..., Any] = torch.native_batch_norm
 native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
 max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward

@@ -36,9 +36,12 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
 
     mask: of a part of x; it may change the part, a view of x where the order is x's own in memory, after it has read it.
     """
-    flat = flattened(x, order)
-    packed = torch.empty(ceil(len(flat) / 8), dtype=torch.uint8, device=x.device)
-    chunk = _at_once(len(flat))
+    flat, count = flattened(x, order), x.numel()
+    packed = torch.empty(ceil(count / 8), dtype=torch.uint8, device=x.device)
+    chunk = _at_once(count)
+    if chunk >= count:
+        _pack(mask(flat), packed)
+        return packed
     for part, place in zip(torch.split(flat, chunk), torch.split(packed, chunk // 8), strict=True):
         _pack(mask(part), place)
     return packed
@@ -50,7 +53,7 @@ def _at_once(count: int) -> int:
 
 
 def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:
-    if mask.device.type == "cpu":
+    if mask.is_cpu:
         # In the ledger for numpy's result.
         numpys = torch.empty_like(packed)
         packed.numpy()[:] = np.packbits(mask.numpy(), bitorder="little")
@@ -105,9 +108,10 @@ def _unpack(packed: UInt8[Tensor, " bytes"], masks: Tensor) -> None:
     """Write the masks of the elements, in integers of their size."""
     indices, size = packed.long(), masks.element_size()
     whole = len(masks) // 8
-    if masks.device.type == "cpu":
-        rows = masks[: 8 * whole].numpy().view(ROWS[size].dtype)
-        ROWS[size].take(indices[:whole].numpy(), out=rows, mode="clip")
+    if masks.is_cpu:
+        # Views by numpy: of a small tensor they take a quarter of the time that torch's do.
+        rows = masks.numpy()[: 8 * whole].view(ROWS[size].dtype)
+        ROWS[size].take(indices.numpy()[:whole], out=rows, mode="clip")
     else:
         table = torch.from_numpy(MASKS[size]).to(masks.device)
         torch.index_select(table, 0, indices[:whole], out=masks[: 8 * whole].view(-1, 8))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.accumulation import add_weight_gradient, is_large
-from fedact.compression.method import Compressed, Method, State
+from fedact.compression.method import Codec, Compressed, Method, State
 from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import parameter_gradient, release
@@ -121,7 +121,8 @@ class _CompressedInput(torch.autograd.Function):
             x = None if handover is None else ctx.method.reconstruct(compressed)
             grad_weight = _weight_gradient(ctx, compressed, x, grad_output, weight) if needs_weight else None
             del compressed
-            release(ctx)
+            if needs_input:
+                release(ctx)
             grad_input = ctx.method.input_gradient(ctx.shape, grad_output, weight, operation) if needs_input else None
             grad_input = None if grad_input is None else grad_input.to(ctx.types[0])
             if handover is not None and grad_input is not None and x is not None:
@@ -136,7 +137,9 @@ def _weight_gradient(
 ) -> Tensor | None:
     """Return the weight's gradient, or add it to what the weight has, and return None; x: the input where it is there."""
     method, operation = ctx.method, ctx.operation
-    large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
+    # Of a method that makes a new tensor in any case, autograd takes the first one as it is.
+    is_first = weight.is_leaf and weight.grad is None and type(method).weight_gradient is not Codec.weight_gradient
+    large = ctx.dtype is None and not is_first and is_large(weight, ctx.shape, grad_output)
     total = parameter_gradient(ctx, WEIGHT) if large else None
     if total is None:
         if x is None:

@@ -1,6 +1,6 @@
 """Frozen layers: convolutions that save no activation, and batch norms in eval mode, which save none either."""
 
-from functools import cache, partial
+from functools import cache
 from math import inf
 from typing import Any, ClassVar
 
@@ -56,18 +56,17 @@ class FrozenConv2d(Saving, nn.Conv2d):
 def normalized(
     x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, overwrites: bool
 ) -> Tensor:
-    """Return the norm of x by fixed statistics, written over x where ``overwrites``: the same bits."""
+    """Return the norm of x by fixed statistics, written over x where ``overwrites``: the same bits. Records nothing."""
     if not overwrites:
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
     none = mean.new_empty(0)
-    with torch.no_grad():
-        native_batch_norm_into(x, weight, bias, mean, variance, False, 0.0, eps, out=x, save_mean=none, save_invstd=none)
+    native_batch_norm_into(x, weight, bias, mean, variance, False, 0.0, eps, out=(x, none, none))
     return x
 
 
-def may_be_overwritten(x: Tensor, norm: "FrozenNorm") -> bool:
-    """Tell whether a norm's output may be written over its input, where nothing else reads that."""
-    return x.device.type == "cpu" and not x._is_view() and isinstance(m := norm.running_mean, Tensor) and x.dtype == m.dtype
+def may_be_overwritten(x: Tensor, mean: Tensor | None) -> bool:
+    """Tell whether the output of a norm with this mean may be written over its input, where nothing else reads that."""
+    return isinstance(mean, Tensor) and x.dtype == mean.dtype and x.is_cpu and not x._is_view()
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -162,15 +161,16 @@ class FrozenNorm(Saving, EvalNorm):
             return super().forward(x)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        overwrites = overwrites and may_be_overwritten(x, self)
-        run = partial(apply, _FrozenNorm) if is_recorded(x) else normalized
-        return run(x, *settings, overwrites)  # type: ignore[arg-type]
+        overwrites = overwrites and may_be_overwritten(x, settings[0])
+        if is_recorded(x):
+            return apply(_FrozenNorm, x, *settings, overwrites)  # type: ignore[no-any-return]
+        return normalized(x, *settings, overwrites)  # type: ignore[arg-type]
 
     def activated(self, x: Tensor, slope: Slope, overwrites: bool) -> Tensor:
         """Return the activation with this slope of the norm of x, as one operation (see ``FusedSequential``)."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        overwrites = overwrites and may_be_overwritten(x, self)
+        overwrites = overwrites and may_be_overwritten(x, settings[0])
         return apply(_FrozenNormActivation, x, *settings, slope, overwrites)  # type: ignore[no-any-return]
 
 

@@ -37,7 +37,7 @@ class FusedSequential(Saving, nn.Sequential):
                 x, alone = module(x, True), False
             else:
                 x = module(x)
-                alone = is_plain_convolution(module) and isinstance(x, Tensor)
+                alone = isinstance(after, FrozenNorm) and is_plain_convolution(module) and isinstance(x, Tensor)
         return x
 
 
