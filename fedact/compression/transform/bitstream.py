@@ -8,7 +8,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fedact.compression.transform.coefficients import Levels, in_ledger, order_of
-from fedact.compression.transform.order import CLASSES, Order, rows_and_channels
+from fedact.compression.transform.fast import kernel
+from fedact.compression.transform.order import BLOCKS, CLASSES, Order, rows_and_channels
 from fedact.compression.transform.rice import read_fields, read_unary, write_fields, write_unary
 from fedact.compression.transform.step_size import MEAN_STEPS, Symbols, from_zigzag, remainder_bits
 
@@ -55,6 +56,13 @@ def write(symbols: Symbols, levels: Levels, packed: UInt8[np.ndarray, " bytes"])
     packed[COUNTS:TABLE].view(np.int32)[:] = symbols.counts
     packed[TABLE : TABLE + CLASSES + 1] = symbols.table
     place = HEADER
+    if loops := kernel():
+        for part in map(_halves, levels):
+            packed[place : place + len(part)] = part
+            place += len(part)
+        _, means, gaps, sizes, table, counts, quotients, *_ = symbols
+        loops.write(means, gaps, sizes, quotients, table, counts, packed[place:])
+        return
     for part in (*map(_halves, levels), write_unary(symbols.quotients), write_fields(*_fields(symbols))):
         packed[place : place + len(part)] = part
         place += len(part)
@@ -75,8 +83,17 @@ def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: 
     middle, body = HEADER + ceil(channels / 2), levels_end(channels, ring_count)
     step = float(packed[:4].view(np.float32)[0])
     counts, table = packed[COUNTS:TABLE].view(np.int32), packed[TABLE : TABLE + CLASSES + 1]
-    by = order_of(Levels(_whole(packed[HEADER:middle], channels), _whole(packed[middle:body], ring_count)), rings, batch)
+    levels = Levels(_whole(packed[HEADER:middle], channels), _whole(packed[middle:body], ring_count))
     first_field = body + ceil(int(packed[4:COUNTS].view(np.int32)[0]) / 8)
+    if loops := kernel():
+        count, numbers = int(counts.sum()), read_unary(packed[body:first_field])
+        loops.read_fields(packed[first_field:], table, counts, channels, numbers)
+        values, places = np.empty(count, dtype=np.float32), np.empty((2, count), dtype=np.int32)
+        gaps, sizes = numbers[channels : channels + count], numbers[channels + count :]
+        by_levels = levels.of_rings[rings], levels.of_channels, batch, BLOCKS
+        loops.place(gaps, sizes, counts, step, *by_levels, values, *places)
+        return Decoded(values, places[0], places[1], from_zigzag(numbers[:channels], step / MEAN_STEPS), entry)
+    by = order_of(levels, rings, batch)
     numbers, bits, count = read_unary(packed[body:first_field]), remainder_bits(table, counts), int(counts.sum())
     widths = bits.widths(channels)
     fields = read_fields(packed[first_field : first_field + ceil(int(widths.sum()) / 8)], widths)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fedact.compression.transform.order import CLASSES, Order, order, places_in
+from fedact.compression.transform.fast import kernel
+from fedact.compression.transform.order import BLOCKS, CLASS_STARTS, CLASSES, Order, order, places_in
 
 TINY = float(np.finfo(np.float32).tiny)
 SAMPLE = 2**14
@@ -72,6 +73,15 @@ def collect_candidates(coefficients: Iterable[Tensor], threshold: Threshold) -> 
 
 def _above(flat: Float[Tensor, " n"], threshold: float) -> tuple[Int[np.ndarray, " large"], Float[np.ndarray, " large"]]:
     """Return the places and the values whose magnitude is above a threshold, on the host."""
+    if flat.device.type == "cpu" and (loops := kernel()):
+        # What numpy's way takes beside: no byte may hang on what is installed.
+        entry, mask = in_ledger(4 * flat.numel()), torch.empty(flat.shape, dtype=torch.bool).numpy()
+        loops.mark_above(flat.numpy(), threshold, mask)
+        count = int(np.count_nonzero(mask))
+        places, values = torch.empty(count, dtype=torch.int32).numpy(), torch.empty(count).numpy()
+        loops.take_marked(flat.numpy(), mask, mask[: len(mask) // 32 * 32].view(np.uint64).reshape(-1, 4), places, values)
+        del entry
+        return places, values
     sizes = flat.abs()
     if flat.device.type != "cpu":
         large = (sizes > threshold).nonzero().flatten()
@@ -130,9 +140,20 @@ def sort(
     candidates: Candidates, means: Float[np.ndarray, " channels"], rings: UInt8[np.ndarray, " positions"], batch: int
 ) -> tuple[Sorted, Levels]:
     """Return the candidates in the order in which they are coded, which follows from the levels of channels and rings."""
+    if loops := kernel():
+        sums = np.zeros(len(means)), np.zeros(batch * len(rings))
+        loops.add_magnitudes(candidates.places, candidates.values, *sums)
+        levels = _levels(*sums, rings, batch)
+        starts = np.empty(len(BLOCKS) + 1, dtype=np.int32)
+        places, values = np.empty_like(candidates.places), np.empty_like(candidates.values)
+        by_levels = levels.of_rings[rings], levels.of_channels, batch, BLOCKS
+        loops.sort(candidates.places, candidates.values, *by_levels, starts, places, values)
+        return Sorted(values, places, starts[CLASS_STARTS], means), levels
     rows = candidates.places // np.int32(len(means))
     channels = candidates.places - rows * np.int32(len(means))
-    levels = _levels(np.abs(candidates.values), rows, channels, len(means), rings, batch)
+    sizes = np.abs(candidates.values)
+    by_channel, by_row = np.bincount(channels, sizes, len(means)), np.bincount(rows, sizes, batch * len(rings))
+    levels = _levels(by_channel, by_row, rings, batch)
     by = order_of(levels, rings, batch)
     # Sorted as one 64-bit number: the place above the bits of the value.
     pairs = np.empty((len(rows), 2), dtype=np.int32)
@@ -143,17 +164,14 @@ def sort(
 
 
 def _levels(
-    sizes: Float[np.ndarray, " n"],
-    rows: Int[np.ndarray, " n"],
-    channels: Int[np.ndarray, " n"],
-    channel_count: int,
+    by_channel: Float[np.ndarray, " channels"],
+    by_row: Float[np.ndarray, " rows"],
     rings: UInt8[np.ndarray, " positions"],
     batch: int,
 ) -> Levels:
-    by_channel = np.bincount(channels, sizes, channel_count)
-    by_row = np.bincount(rows, sizes, batch * len(rings)).reshape(batch, -1).sum(0)
-    counts = np.bincount(rings)
-    return Levels(_octaves(by_channel), _octaves(np.bincount(rings, by_row, len(counts)) / counts))
+    """Return the levels for these sums of magnitudes."""
+    by_position, counts = by_row.reshape(batch, -1).sum(0), np.bincount(rings)
+    return Levels(_octaves(by_channel), _octaves(np.bincount(rings, by_position, len(counts)) / counts))
 
 
 def order_of(levels: Levels, rings: UInt8[np.ndarray, " positions"], batch: int) -> Order:
