@@ -12,7 +12,8 @@ from fedact.compression.packing import pack_codes
 
 CHUNK, LEAST = 2**16, 2**14
 """The most elements at a time, and how many at least: their intermediate values stay in the cache, and count as alive."""
-
+STRIDED = 2**19
+"""Elements up to which a tensor in another order is read place by place in less time than it is transposed."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 MASKS = {size: (-(np.arange(256)[:, None] >> np.arange(8) & 1)).astype(f"i{size}") for size in INTEGERS}
 """By the bytes of an element: the eight masks behind each byte, all bits set or none."""
@@ -95,7 +96,7 @@ def _scale(masked: Tensor, dtype: torch.dtype, scale: Tensor | None) -> None:
 
 def _and(result: Tensor, source: Tensor) -> None:
     """Clear the bits of the result that the source, in another order in memory, has not set."""
-    if source.numel() <= CHUNK or source.dim() < 3 or not source.movedim(-1, 1).is_contiguous():
+    if source.numel() <= STRIDED or source.dim() < 3 or not source.movedim(-1, 1).is_contiguous():
         result.bitwise_and_(source)
         return
     # An example at a time: PyTorch transposes a large matrix in blocks, but nothing else.
