@@ -58,6 +58,13 @@ def _gains(module: nn.Module) -> bool:
     return len(kinds) == 2 or any(map(_called, children))
 
 
+def inlined(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the Sequentials, with their children's names, whose children a block calls in their place; none of others."""
+    if not isinstance(module, Block):
+        return {}
+    return {name: called for name, child in module._modules.items() if (called := _called(child))}
+
+
 def _called(module: nn.Module | None) -> tuple[str, ...]:
     """Return the names of a plain Sequential's children, which may be called in its place; none of other modules."""
     plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward

@@ -87,6 +87,34 @@ def test_the_peak_is_that_of_the_plans_tiles(loader, planned):
     assert peaks == [2 * whole, whole, whole + 4 * (8 * 9 + 3 * 25) * 4]
 
 
+class Staged(nn.Module):
+    """A network of a stem and stages, whose code is known."""
+
+    __module__ = "timm.models"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.stages = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)))
+        self.last = nn.Sequential(nn.Flatten(), nn.Linear(8 * 36, 3))
+
+    def forward(self, x):
+        x = self.stages(self.stem(x))
+        return self.last(self.side(x))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_no_call_of_a_known_networks_stages_keeps_its_input_in_either_part(loader, layers):
+    model = Staged().eval()
+    plan = make_plan(model, None, loader(np.arange(8)), "exact", layers)
+    applied = apply(model, plan)
+    outputs, y = frozen_prefix(applied, plan, loader, EXAMPLES).from_memory(loader)(np.arange(plan.micro_batch))
+    with measure_memory(applied, (outputs.values, y)) as rest:
+        F.cross_entropy(outputs.scores(), y).backward()
+    assert max(outputs.peak_bytes(), rest.peak_bytes) == plan.peak_bytes
+    assert outputs.peak_bytes() == plan.micro_batch * 2 * 8 * 36 * 4
+
+
 def test_nothing_is_cut_where_every_layer_is_trained(loader):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     plan = make_plan(model, None, loader(np.arange(8)), "exact", 1)

@@ -48,7 +48,7 @@ class FoldedPrefix:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the prefix's outputs for images."""
-        code = self.split.parts.code if self.packed is None else self.packed.code
+        code = self.split.parts.code() if self.packed is None else self.packed.code
         return code(self.model, [_channels_last(x)])  # type: ignore[no-any-return]
 
     @cached_property

@@ -1,10 +1,10 @@
 """Cuts a model's code before its first trained layer into the graphs of the prefix and of the suffix."""
 
-from collections.abc import Set
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -31,11 +31,11 @@ class Suffix:
     graph: Graph
     inputs: dict[Node, int]
     inner: Node | None
+    codes: dict[Any, Code] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def code(self) -> Code:
-        """The graph as a function; the result of the inner module is its first input."""
-        return code_of(self.graph)
+    def code(self, inlined: Mapping[str, tuple[str, ...]]) -> Code:
+        """Return the graph as a function (see ``code_of``); the result of the inner module is its first input."""
+        return _cached(self.codes, self.graph, inlined)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,18 @@ class Parts:
 
     before: Graph
     suffixes: tuple[Suffix, ...]
+    codes: dict[Any, Code] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def code(self) -> Code:
-        """The prefix as a function of the model and of a list of its input."""
-        return code_of(self.before)
+    def code(self, inlined: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> Code:
+        """Return the prefix as a function of the model and of a list of its input (see ``code_of``)."""
+        return _cached(self.codes, self.before, inlined)
+
+
+def _cached(codes: dict[Any, Code], graph: Graph, inlined: Mapping[str, tuple[str, ...]]) -> Code:
+    key = tuple(inlined.items())
+    if key not in codes:
+        codes[key] = code_of(graph, inlined)
+    return codes[key]
 
 
 def starts_suffix(module: nn.Module) -> bool:
@@ -118,7 +125,10 @@ def _cuts(module: nn.Module, name: str) -> list[_Cut]:
         return []
     cut = _Cut(name, graph, node)
     called = _called_with_one_input(node, module)
-    inner = [] if called is None or isinstance(module, RecomputedSequential) else _cuts(called, _joined(name, node))
+    if called is None or isinstance(module, RecomputedSequential):
+        inner = []
+    else:
+        inner = _cuts(called, joined(name, str(node.target)))
     computes = any(before.op not in ("placeholder", "get_attr") for before in cut.before())
     return [cut, *inner] if computes or inner else []
 
@@ -149,8 +159,9 @@ def _called_with_one_input(node: Node, module: nn.Module) -> nn.Module | None:
     return None if of_torch or not any(True for _ in called.children()) else called
 
 
-def _joined(name: str, node: Node) -> str:
-    return f"{name}.{node.target}" if name else str(node.target)
+def joined(name: str, child: str) -> str:
+    """Return the name of a module's child, from the model's root."""
+    return f"{name}.{child}" if name else child
 
 
 def _assembled(cuts: list[_Cut]) -> Parts:
@@ -165,7 +176,7 @@ def _assembled(cuts: list[_Cut]) -> Parts:
                 continue
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op in ("call_module", "get_attr"):
-                copies[node].target = _joined(cut.name, node)
+                copies[node].target = joined(cut.name, str(node.target))
         suffixes.append(_suffix(cut, copies, outputs, innermost=cut is cuts[-1]))
         inner_input = copies.get(cut.node.all_input_nodes[0])
     graph.output(tuple(outputs))

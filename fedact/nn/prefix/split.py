@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fedact.nn.blocks import inlined
 from fedact.nn.layers import RecomputedSequential
-from fedact.nn.prefix.graph import Parts, Suffix, parts_of
+from fedact.nn.prefix.graph import Parts, Suffix, joined, parts_of
 from fedact.nn.streams.install import in_streams
 
 
@@ -30,7 +31,7 @@ class Split:
     def prefix(self, x: Tensor) -> tuple[Any, ...]:
         """Return the frozen prefix's outputs, without gradients; intermediate tensors are freed after their last use."""
         with torch.no_grad(), in_streams(*self._cut_modules):
-            return self.parts.code(self.model, [x])  # type: ignore[no-any-return]
+            return self.parts.code(self._inlined())(self.model, [x])  # type: ignore[no-any-return]
 
     def suffix(self, *outputs: Any) -> Any:
         """Return the model's output for the prefix's outputs."""
@@ -42,6 +43,11 @@ class Split:
         outputs.clear()
         with in_streams(*self._cut_modules):
             return self._run_suffixes(list(zip(self.parts.suffixes, values, strict=True)))
+
+    def _inlined(self) -> dict[str, tuple[str, ...]]:
+        """Return the Sequentials of the prefix whose children are called in their place, as in the whole model."""
+        cut = zip(self.parts.suffixes, self._cut_modules, strict=True)
+        return {joined(suffix.name, name): called for suffix, module in cut for name, called in inlined(module).items()}
 
     @cached_property
     def _cut_modules(self) -> list[nn.Module]:
@@ -58,7 +64,7 @@ class Split:
                 values.insert(0, called())
         if isinstance(module, RecomputedSequential):
             return module.run_later_segments(*values)
-        return suffix.code(module, values)
+        return suffix.code(inlined(module))(module, values)
 
 
 def split(model: nn.Module) -> Split | None:
