@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from fedact.nn.blocks import Block
 from fedact.nn.graph import named_modules
 from fedact.nn.layers import Swapped
 from fedact.nn.prefix import chunks
@@ -28,8 +29,10 @@ def restore(model: nn.Module) -> nn.Module:
     for _, module in named_modules(model):
         chunks.restore(module)
         if isinstance(module, Swapped):
+            # A user's class that blocks or streams run has attributes of its own.
+            attributes = streams.ATTRIBUTES if isinstance(module, Block | streams.StreamHost) else ATTRIBUTES
             module.__class__ = _plain_class(type(module))
-            for attribute in ATTRIBUTES:
+            for attribute in attributes:
                 module.__dict__.pop(attribute, None)
         for name, trainable in vars(module).pop(TRAINABLE, {}).items():
             for parameter in _parameters(module, name):
