@@ -56,7 +56,7 @@ def write(symbols: Symbols, levels: Levels, packed: UInt8[np.ndarray, " bytes"])
     packed[COUNTS:TABLE].view(np.int32)[:] = symbols.counts
     packed[TABLE : TABLE + CLASSES + 1] = symbols.table
     place = HEADER
-    if loops := kernel():
+    if loops := kernel(len(symbols.gaps)):
         for part in map(_halves, levels):
             packed[place : place + len(part)] = part
             place += len(part)
@@ -85,8 +85,9 @@ def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: 
     counts, table = packed[COUNTS:TABLE].view(np.int32), packed[TABLE : TABLE + CLASSES + 1]
     levels = Levels(_whole(packed[HEADER:middle], channels), _whole(packed[middle:body], ring_count))
     first_field = body + ceil(int(packed[4:COUNTS].view(np.int32)[0]) / 8)
-    if loops := kernel():
-        count, numbers = int(counts.sum()), read_unary(packed[body:first_field])
+    count = int(counts.sum())
+    if loops := kernel(count):
+        numbers = read_unary(packed[body:first_field])
         loops.read_fields(packed[first_field:], table, counts, channels, numbers)
         values, places = np.empty(count, dtype=np.float32), np.empty((2, count), dtype=np.int32)
         gaps, sizes = numbers[channels : channels + count], numbers[channels + count :]
@@ -94,7 +95,7 @@ def read(packed: UInt8[np.ndarray, " bytes"], batch: int, channels: int, rings: 
         loops.place(gaps, sizes, counts, step, *by_levels, values, *places)
         return Decoded(values, places[0], places[1], from_zigzag(numbers[:channels], step / MEAN_STEPS), entry)
     by = order_of(levels, rings, batch)
-    numbers, bits, count = read_unary(packed[body:first_field]), remainder_bits(table, counts), int(counts.sum())
+    numbers, bits = read_unary(packed[body:first_field]), remainder_bits(table, counts)
     widths = bits.widths(channels)
     fields = read_fields(packed[first_field : first_field + ceil(int(widths.sum()) / 8)], widths)
     means, gaps, sizes = numbers[:channels], numbers[channels : -count or None], numbers[channels + count :]

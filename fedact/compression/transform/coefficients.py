@@ -140,7 +140,7 @@ def sort(
     candidates: Candidates, means: Float[np.ndarray, " channels"], rings: UInt8[np.ndarray, " positions"], batch: int
 ) -> tuple[Sorted, Levels]:
     """Return the candidates in the order in which they are coded, which follows from the levels of channels and rings."""
-    if loops := kernel():
+    if loops := kernel(len(candidates.places)):
         sums = np.zeros(len(means)), np.zeros(batch * len(rings))
         loops.add_magnitudes(candidates.places, candidates.values, *sums)
         levels = _levels(*sums, rings, batch)

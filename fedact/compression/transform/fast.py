@@ -14,11 +14,18 @@ from fedact.config.errors import ConfigError
 from fedact.config.paths import cache_folder
 
 NAME = "fedact.compression.transform.kernel"
+FEWEST = 2**12
+"""Coefficients of a tensor from which the loops are loaded: small jobs end before they save what loading takes."""
+
+
+def kernel(count: int = 0) -> ModuleType | None:
+    """Return the compiled loops for so many coefficients, None where they are not worth it, or numba is not installed."""
+    return _loaded() if count >= FEWEST or _loaded.cache_info().currsize else None
 
 
 @lru_cache(maxsize=1)
-def kernel() -> ModuleType | None:
-    """Return the compiled loops, None where numba is not installed.
+def _loaded() -> ModuleType | None:
+    """Return the compiled loops.
 
     Compiling takes seconds, and numba keeps the result: one process does it, others wait for it, the first time alone.
     """
