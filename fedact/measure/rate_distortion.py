@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.operations import Convolution
+from fedact.compression.transform import cosine
 from fedact.measure.equal_cosine import CapturedConvolution
 
 SCALAR_EXCESS = 0.5 * log2(pi * e / 6)
@@ -113,10 +114,7 @@ def gradient_weights(layer: CapturedConvolution) -> Float[Tensor, "groups height
 
 def cosine_matrix(size: int) -> Float[Tensor, "frequencies positions"]:
     """Return the orthonormal cosine transform (DCT-II) of so many positions."""
-    frequency, place = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    matrix: Tensor = (pi / size * (place + 0.5) * frequency).cos() * (2 / size) ** 0.5
-    matrix[0] /= 2**0.5
-    return matrix
+    return torch.from_numpy(cosine.cosine_matrix(size))
 
 
 def _tap_matrix(size: int, outputs: int, operation: Convolution, side: int, tap: int, edge: int) -> Tensor:

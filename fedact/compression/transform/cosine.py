@@ -150,16 +150,22 @@ def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Te
     return product.view(batch, height, width, channels)
 
 
+def cosine_matrix(size: int) -> NDArray[np.float64]:
+    """Return the orthonormal cosine transform (DCT-II) of so many positions: a row a frequency, a column a position."""
+    places = np.arange(size)
+    matrix: NDArray[np.float64] = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
+    matrix[0] /= sqrt(2)
+    return matrix
+
+
 def _weighted(size: int, decay: float) -> tuple[Table, Table]:
-    """Return the orthonormal cosine transform (DCT-II) times each frequency's weight, and its inverse.
+    """Return ``cosine_matrix`` times each frequency's weight, and its inverse.
 
     A frequency f weighs (1 + f^2)^-decay, along rows and along columns. A weight gradient correlates the activation with the
     output gradient, whose energy falls off about as 1/(1 + f^2): an error at a high frequency does so much less harm, and a
     uniform step on weighted coefficients spends bits accordingly.
     """
-    places = np.arange(size)
-    matrix = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
-    matrix[0] /= sqrt(2)
+    matrix = cosine_matrix(size)
     weights = (1 + _scaled(size) ** 2) ** -decay
     return (weights[:, None] * matrix).astype(np.float32), (matrix.T / weights).astype(np.float32)
 
