@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fedact.nn.code import Code, code_of
-from fedact.nn.prefix.tiles_flat import flat_graph
+from fedact.nn.prefix.flat import flat_graph
 from fedact.torch_private import convolution_pointwise, packed_weight
 
 SUMS = (operator.add, operator.iadd, torch.add)

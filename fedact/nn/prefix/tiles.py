@@ -16,9 +16,9 @@ from fedact.compression.lowrank.algebra import memory_order
 from fedact.config.errors import ConfigError
 from fedact.nn.graph import structure
 from fedact.nn.layers.function import runs_plain
+from fedact.nn.prefix.flat import flat_graph
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_choice import Programs, least_tiling
-from fedact.nn.prefix.tiles_flat import flat_graph
 from fedact.nn.prefix.tiles_graph import IMAGES, MapShape, steps_of
 from fedact.nn.prefix.tiles_program import run
 from fedact.torch_private import is_observed

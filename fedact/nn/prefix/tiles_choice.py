@@ -6,9 +6,9 @@ from itertools import product
 
 import torch
 
+from fedact.nn.prefix.flat import flat_graph
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_bytes import peak_bytes
-from fedact.nn.prefix.tiles_flat import flat_graph
 from fedact.nn.prefix.tiles_geometry import Span, tile_spans
 from fedact.nn.prefix.tiles_graph import MapShape, Steps, steps_of
 from fedact.nn.prefix.tiles_operations import Windowed
