@@ -15,7 +15,7 @@ from fedact.planner.exact_batch import exact_batch
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
 from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate, Refinement
@@ -58,7 +58,7 @@ class ByteAllocation:
     def _may_fit(self, depth: int) -> bool:
         """Tell whether one example at a time may be within a peak budget."""
         profiles = (self.profiles.of(family, self.deepest, 1) for family in self.families)
-        return any(self._prefix_chunk(profile, depth, 1) is not None for profile in profiles)
+        return any(self._schedule(profile, depth, 1) is not None for profile in profiles)
 
     def _errors(self, depth: int, micro_batch: int, families: Sequence[Family]) -> Mapping[str, float] | None:
         """Return the least errors that are expected in a micro-batch, by trained layer; None where nothing fits."""
@@ -175,9 +175,9 @@ class ByteAllocation:
         layers, largest = layers_with_input(self.problem, depth), 0
         for family, size in product(self.families, sizes):
             exact = dict.fromkeys(layers, Exact().recomputing(family.recompute))
-            if size > largest and (chunk := self.peaks.prefix_chunk([exact], size)) is not None:
+            if size > largest and (prefix := self.peaks.schedule([exact], size)) is not None:
                 profile, largest = self.profiles.of(family, depth, size), size
-                yield Candidate(profile.exact(depth, size), profile, chunk)
+                yield Candidate(profile.exact(depth, size), profile, prefix)
 
     def _is_too_large(self, family: Family, depth: int, micro_batch: int) -> bool:
         """Tell whether a step is over the budget whatever lossy methods it has."""
@@ -189,10 +189,10 @@ class ByteAllocation:
         if self._is_too_large(family, depth, micro_batch):
             return
         profile = self.profiles.of(family, depth, micro_batch)
-        chunk = self._prefix_chunk(profile, depth, micro_batch)
-        if chunk is not None:
+        prefix = self._schedule(profile, depth, micro_batch)
+        if prefix is not None:
             for draft in self._drafts(profile, depth, micro_batch):
-                candidate = Candidate(draft, profile, chunk)
+                candidate = Candidate(draft, profile, prefix)
                 found = candidate if self.problem.scope == "saved" else self.refinement.predicted(candidate)
                 if found:
                     yield found
@@ -202,15 +202,15 @@ class ByteAllocation:
         draft = profile.draft(depth, micro_batch, self.capacity, max_states)
         if draft:
             yield draft
-        # One of the extremes is within a peak budget, as ``_prefix_chunk`` has measured.
+        # One of the extremes is within a peak budget, as ``_schedule`` has measured.
         capacity = self.capacity if draft or self.problem.scope == "saved" else UNBOUNDED
         extremes = [True] if draft and draft.error else [] if draft else [True, False]
         others = (profile.extreme(depth, micro_batch, capacity, gentle) for gentle in extremes)
         yield from (other for other in others if other)
 
-    def _prefix_chunk(self, profile: Profile, depth: int, micro_batch: int) -> int | None:
-        """Return the largest prefix chunk with which some methods are within the budget, None where there is none."""
+    def _schedule(self, profile: Profile, depth: int, micro_batch: int) -> PrefixSchedule | None:
+        """Return the fastest prefix with which some methods are within the budget, None where there is none."""
         if self.problem.scope == "saved":
-            return 0
+            return WHOLE
         extremes = self.refinement.extremes(profile, depth, micro_batch)
-        return self.peaks.prefix_chunk(extremes, micro_batch)
+        return self.peaks.schedule(extremes, micro_batch)

@@ -39,11 +39,11 @@ def _in_chunks(problem: Problem, peaks: PeakPrediction, limit: SlowdownLimit, de
     for recompute in recomputes:
         methods = dict.fromkeys(layers, Exact().recomputing(recompute))
         # In chunks, nothing made again is no candidate.
-        chunk = peaks.prefix_chunk([methods], size)
-        if chunk is None:
+        prefix = peaks.schedule([methods], size)
+        if prefix is None:
             continue
-        memory = measure_step(problem, methods, size, chunk)
-        solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0), chunk)
+        memory = measure_step(problem, methods, size, prefix)
+        solution = Solution(depth, size, methods, memory, dict.fromkeys(methods, 0.0), prefix)
         if problem.fits(memory) and (admitted := limit.admit(solution)):
             return admitted
     return None

@@ -7,7 +7,7 @@ from itertools import product
 from fedact.compression import make_method
 from fedact.nn.surgery import assign
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
 from fedact.planner.saved_prediction import SavedPrediction
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
@@ -43,11 +43,11 @@ class FixedMethodSearch:
             if not self._leaves_room(depth, micro_batch, recompute):
                 continue
             levels = self._levels(depth, micro_batch, recompute)
-            sizes = self._chunks(levels[0][1], micro_batch)
-            for chunk, (level, methods) in product(sizes, levels):
-                if self._may_fit(depth, methods, micro_batch, chunk):
-                    memory = measure_within_budget(self.problem, methods, micro_batch, chunk)
-                    solution = Solution(depth, micro_batch, methods, memory, {}, chunk, caps=level if level < 1.0 else None)
+            schedules = self._schedules(levels[0][1], micro_batch)
+            for prefix, (level, methods) in product(schedules, levels):
+                if self._may_fit(depth, methods, micro_batch, prefix):
+                    memory = measure_within_budget(self.problem, methods, micro_batch, prefix)
+                    solution = Solution(depth, micro_batch, methods, memory, {}, prefix, caps=level if level < 1.0 else None)
                     if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
                         return admitted
         return None
@@ -66,12 +66,12 @@ class FixedMethodSearch:
 
     def _fits_with(self, depth: int, recompute: int) -> bool:
         _, methods = self._levels(depth, 1, recompute)[-1]
-        chunks = [chunk for chunk in self._chunks(methods, 1) if self._may_fit(depth, methods, 1, chunk)]
-        return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, chunk)) for chunk in chunks)
+        schedules = [each for each in self._schedules(methods, 1) if self._may_fit(depth, methods, 1, each)]
+        return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, each)) for each in schedules)
 
-    def _chunks(self, methods: Methods, micro_batch: int) -> list[int]:
-        """Return how many examples at a time the frozen prefix may run on."""
-        return [0] if self.problem.scope == "saved" else self.peaks.prefix_chunks(methods, micro_batch)
+    def _schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
+        """Return how the frozen prefix may run."""
+        return [WHOLE] if self.problem.scope == "saved" else self.peaks.schedules(methods, micro_batch)
 
     def _leaves_room(self, depth: int, micro_batch: int, recompute: int) -> bool:
         """Tell whether what is saved beside inputs with loss leaves room for them in a budget of saved bytes."""
@@ -80,13 +80,13 @@ class FixedMethodSearch:
             return True
         return self._saved(depth).structure(recompute).least_bytes(depth, micro_batch) <= budget
 
-    def _may_fit(self, depth: int, methods: Methods, micro_batch: int, chunk: int) -> bool:
+    def _may_fit(self, depth: int, methods: Methods, micro_batch: int, prefix: PrefixSchedule) -> bool:
         """Tell whether a step is worth measuring."""
         if self.problem.budget is None:
             return True
         if self.problem.scope == "saved":
             return self._saved(depth).may_fit(methods, micro_batch)
-        return self.peaks.may_fit(methods, micro_batch, chunk)
+        return self.peaks.may_fit(methods, micro_batch, prefix)
 
     def _saved(self, depth: int) -> SavedPrediction:
         if depth not in self.saved:

@@ -134,7 +134,7 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
     found = solution.step_error or step_error(problem, methods, solution.micro_batch, solution.observed)
     # The first step alone has the operations that start a method's state.
     if found is None or any(method.traits.reads_state for method in methods.values()):
-        flops = batch_flops(problem, methods, solution.micro_batch, solution.prefix_chunk)
+        flops = batch_flops(problem, methods, solution.micro_batch, solution.prefix)
     else:
         flops = round(found.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
@@ -166,7 +166,8 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
         working_bytes=memory.working_bytes,
         fixed=all(method.has_fixed_bytes(problem.scope) for method in methods.values()),
         reason="; ".join(reasons) or None,
-        prefix_chunk=solution.prefix_chunk,
+        prefix_chunk=solution.prefix.chunk,
+        tiles=solution.prefix.tiles,
         recompute=recompute,
         expected_error=_rounded(found.error) if found else 0.0,
         slowdown=solution.slowdown,
@@ -203,9 +204,9 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
 
 def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
     options = [
-        (methods, chunk) for methods in solver.smallest_methods(depth) for chunk in solver.peaks.all_chunks(methods, 1)
+        (methods, prefix) for methods in solver.smallest_methods(depth) for prefix in solver.peaks.all_schedules(methods, 1)
     ]
-    return min(problem.bytes_in_scope(measure_step(problem, methods, 1, chunk)) for methods, chunk in options)
+    return min(problem.bytes_in_scope(measure_step(problem, methods, 1, prefix)) for methods, prefix in options)
 
 
 def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:

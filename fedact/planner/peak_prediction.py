@@ -16,7 +16,7 @@ from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
 from fedact.nn.surgery import install
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
 from fedact.planner.stand_in import Calls, StandIn
 from fedact.planner.step_levels import StepLevels, mask_readers, step_levels
 from fedact.planner.working_memory import WorkingMemory
@@ -50,8 +50,9 @@ class _Prefix:
             self.outputs = in_chunks(self.split.prefix, x, AT_ONCE) or []
         return tuple(each[: len(x)] for each in self.outputs)
 
-    def peak_bytes(self, examples: int, chunk: int) -> int:
-        """Return the most bytes alive while it runs on so many examples, ``chunk`` at a time, 0 for all at once."""
+    def peak_bytes(self, examples: int, schedule: PrefixSchedule) -> int:
+        """Return the most bytes alive while it runs on so many examples."""
+        chunk = schedule.chunk
         first, second = self.peaks
 
         def at_once(count: int) -> int:
@@ -79,41 +80,41 @@ class PeakPrediction:
         self._prefixes: dict[Structure, _Prefix | None] = {}
         self._by_cut: dict[tuple[str, ...], _Prefix | None] = {}
 
-    def peak_bytes(self, methods: Methods, micro_batch: int, prefix_chunk: int = 0, least: bool = False) -> int:
+    def peak_bytes(self, methods: Methods, micro_batch: int, schedule: PrefixSchedule = WHOLE, least: bool = False) -> int:
         """Return the predicted peak bytes of a step.
 
-        methods: by layer. prefix_chunk: examples at a time in the frozen prefix, 0 for all; if the prefix alone is over the
-        budget, it is the prefix's peak. least: as if methods worked with nothing.
+        methods: by layer. schedule: of the frozen prefix; if that alone is over the budget, it is the prefix's peak. least:
+        as if methods worked with nothing.
         """
         structure = _structure(methods)
         working = self.no_working if least else self.working
         prefix, before = self._prefix(structure), 0
         if prefix is None:
-            prefix_chunk = 0
-        elif not self.problem.within_budget(before := prefix.peak_bytes(micro_batch, prefix_chunk)):
+            schedule = WHOLE
+        elif not self.problem.within_budget(before := prefix.peak_bytes(micro_batch, schedule)):
             return before
-        levels = self._levels(structure, micro_batch, chunked=prefix_chunk > 0)
+        levels = self._levels(structure, micro_batch, chunked=schedule.chunk > 0)
         return max(before + levels.state_bytes(methods, working), levels.peak_bytes(methods, working))
 
-    def prefix_chunk(self, rivals: Sequence[Methods], micro_batch: int) -> int | None:
-        """Return the most examples at a time in the prefix with which one of the rivals may fit, None where none may."""
+    def schedule(self, rivals: Sequence[Methods], micro_batch: int) -> PrefixSchedule | None:
+        """Return the fastest way to run the prefix with which one of the rivals may fit, None where none may."""
         structure = _structure(rivals[0])
-        for chunk in self.prefix_chunks(rivals[0], micro_batch):
+        for schedule in self.schedules(rivals[0], micro_batch):
             if self._is_too_large(structure, micro_batch):
                 return None
-            if any(self.may_fit(methods, micro_batch, chunk) for methods in rivals):
-                return chunk
+            if any(self.may_fit(methods, micro_batch, schedule) for methods in rivals):
+                return schedule
         return None
 
-    def may_fit(self, methods: Methods, micro_batch: int, prefix_chunk: int) -> bool:
+    def may_fit(self, methods: Methods, micro_batch: int, schedule: PrefixSchedule) -> bool:
         """Tell whether a step may be within the budget, as far as predictions are to be trusted."""
         if self._is_too_large(_structure(methods), micro_batch):
             return False
         if all(method.traits.keeps_input for method in methods.values()):
             # What keeps its inputs is predicted to the byte.
-            return self.problem.within_budget(self.peak_bytes(methods, micro_batch, prefix_chunk))
+            return self.problem.within_budget(self.peak_bytes(methods, micro_batch, schedule))
         # What methods work with is measured only where that may make the difference.
-        sizes = (self.peak_bytes(methods, micro_batch, prefix_chunk, least) for least in (True, False))
+        sizes = (self.peak_bytes(methods, micro_batch, schedule, least) for least in (True, False))
         return all(self.problem.within_budget(int(size * SURE)) for size in sizes)
 
     def is_too_large(self, layers: Iterable[str], recompute: int, micro_batch: int) -> bool:
@@ -145,18 +146,18 @@ class PeakPrediction:
         """Tell whether one and two examples' steps say that so many are over the budget."""
         return self._is_too_large(_structure(methods), micro_batch)
 
-    def prefix_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
-        """Return how many examples at a time the prefix may run on within the budget, the most first; all at once is 0."""
-        prefix, chunks = self._prefix(_structure(methods)), self.all_chunks(methods, micro_batch)
+    def schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
+        """Return how the prefix may run within the budget, the fastest first."""
+        prefix, schedules = self._prefix(_structure(methods)), self.all_schedules(methods, micro_batch)
         if prefix is None:
-            return chunks
-        return [chunk for chunk in chunks if self.problem.within_budget(prefix.peak_bytes(micro_batch, chunk))]
+            return schedules
+        return [each for each in schedules if self.problem.within_budget(prefix.peak_bytes(micro_batch, each))]
 
-    def all_chunks(self, methods: Methods, micro_batch: int) -> list[int]:
-        """Return how many examples at a time the prefix may run on under any budget."""
+    def all_schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
+        """Return how the prefix may run under any budget, the fastest first."""
         if self.problem.scope == "saved" or self._prefix(_structure(methods)) is None:
-            return [0]
-        return [0, *powers_below(micro_batch)]
+            return [WHOLE]
+        return [WHOLE, *(PrefixSchedule(chunk) for chunk in powers_below(micro_batch))]
 
     def _prefix(self, structure: Structure) -> _Prefix | None:
         """Return the frozen prefix, None where there is none that may run in chunks; blocks in streams are run whole."""

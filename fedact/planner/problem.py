@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,17 @@ Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
 REACHES = (3, 5)
 """How many convolutions back a plan that is free to looks for an input to make others again from."""
+
+
+class PrefixSchedule(NamedTuple):
+    """How a frozen prefix runs: ``chunk`` examples at a time, 0 for all, and in ``tiles`` along each axis, 0 for none."""
+
+    chunk: int = 0
+    tiles: int = 0
+
+
+WHOLE = PrefixSchedule()
+"""All examples at once, on whole maps."""
 
 
 @dataclass(frozen=True, eq=False)

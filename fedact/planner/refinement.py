@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fedact.planner.drafts import Draft
 from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import Methods, PrefixSchedule, Problem
 from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.search import Solution
 from fedact.planner.step_memory import measure_within_budget
@@ -19,11 +19,11 @@ CHECKS = 3
 
 
 class Candidate(NamedTuple):
-    """A draft, the profile it comes from, and how many examples at a time the frozen prefix would run on."""
+    """A draft, the profile it comes from, and how the frozen prefix would run."""
 
     draft: Draft
     profile: Profile
-    prefix_chunk: int
+    prefix: PrefixSchedule
 
 
 class Refinement:
@@ -43,8 +43,8 @@ class Refinement:
 
     def predicted(self, candidate: Candidate) -> Candidate | None:
         """Return the candidate allocated anew until its peak is predicted to fit, else one of the extremes where it may."""
-        draft, profile, chunk = candidate
-        found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk), inf)
+        draft, profile, prefix = candidate
+        found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, prefix), inf)
         found = found or next(self._extreme_drafts(candidate), None)
         return candidate._replace(draft=found) if found else None
 
@@ -62,7 +62,7 @@ class Refinement:
         measured: dict[int, Solution] = {}
 
         def size_of(draft: Draft) -> int:
-            measured[id(draft)] = self._measured(draft, candidate.prefix_chunk)
+            measured[id(draft)] = self._measured(draft, candidate.prefix)
             return self.problem.bytes_in_scope(measured[id(draft)].memory)
 
         best = refined(candidate.draft, candidate.profile, self.capacity, size_of, enough)
@@ -70,46 +70,46 @@ class Refinement:
 
     def _checked_best(self, candidate: Candidate, enough: float) -> Solution | None:
         """Return the allocation that is predicted to be best, measured; repaired where the prediction was wrong."""
-        draft, profile, chunk = candidate
+        draft, profile, prefix = candidate
         best: Solution | None = None
         excess = 0
         for _ in range(CHECKS):
-            found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, chunk) + excess, enough)  # noqa: B023
+            found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, prefix) + excess, enough)  # noqa: B023
             if found is None or (best and found.error >= best.error):
                 break
-            draft, solution = found, self._measured(found, chunk)
+            draft, solution = found, self._measured(found, prefix)
             size = self.problem.bytes_in_scope(solution.memory)
             best = solution if size <= self.capacity else best
             if size <= self.capacity and (draft.error == 0 or self.capacity - size <= SLACK * self.capacity):
                 break
-            excess = size - self._predicted(draft, chunk)
+            excess = size - self._predicted(draft, prefix)
         return best
 
-    def _predicted(self, draft: Draft, chunk: int) -> int:
+    def _predicted(self, draft: Draft, prefix: PrefixSchedule) -> int:
         """Return the peak bytes that a draft's step is predicted to have."""
-        return self.peaks.peak_bytes(draft.methods, draft.micro_batch, chunk)
+        return self.peaks.peak_bytes(draft.methods, draft.micro_batch, prefix)
 
     def _fitting_extreme(self, candidate: Candidate) -> Solution | None:
         """Return the smallest methods, else the gentlest, where they fit the budget."""
         for extreme in self._extreme_drafts(candidate):
-            solution = self._measured(extreme, candidate.prefix_chunk)
+            solution = self._measured(extreme, candidate.prefix)
             if self.problem.fits(solution.memory):
                 return solution
         return None
 
     def _extreme_drafts(self, candidate: Candidate) -> Iterator[Draft]:
         """Yield the drafts of the smallest and of the gentlest methods, where their peak may fit."""
-        draft, profile, chunk = candidate
+        draft, profile, prefix = candidate
         for methods in self.extremes(profile, draft.depth, draft.micro_batch):
-            may_fit = self.problem.scope == "saved" or self.peaks.may_fit(methods, draft.micro_batch, chunk)
+            may_fit = self.problem.scope == "saved" or self.peaks.may_fit(methods, draft.micro_batch, prefix)
             if may_fit and (extreme := profile.draft_of(draft.depth, draft.micro_batch, methods)):
                 yield extreme
 
-    def _measured(self, draft: Draft, chunk: int) -> Solution:
+    def _measured(self, draft: Draft, prefix: PrefixSchedule) -> Solution:
         # What counts operations takes part in the peak.
         observed = ObservedStep(draft.methods) if self.problem.scope == "saved" else None
-        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, chunk, observed)
-        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, chunk, observed=observed)
+        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, prefix, observed)
+        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, prefix, observed=observed)
 
 
 def refined(draft: Draft, profile: Profile, capacity: int, size_of: Callable[[Draft], int], enough: float) -> Draft | None:

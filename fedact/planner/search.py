@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from fedact.measure.memory import Memory
 from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
 from fedact.planner.step_error import StepError
 
 USUAL_DEPTH = 8
@@ -19,8 +19,8 @@ MOST_ERROR = 0.5
 class Solution(NamedTuple):
     """Methods and a micro-batch for a depth, with the measured memory of their step.
 
-    input_errors: each saved input's part of the gradient error, where it is known. prefix_chunk: examples at a time through
-    the frozen prefix, 0 for all of a micro-batch. slowdown: relative to plain training, where it was timed. caps: the share
+    input_errors: each saved input's part of the gradient error, where it is known. prefix: how the frozen
+    prefix runs. slowdown: relative to plain training, where it was timed. caps: the share
     of the examples' variance that the ranks of a given variance are capped at, None where they are not. step_error: of the
     step itself, where it was measured: the inputs' parts are an estimate. observed: what else the measured step showed.
     room: bytes for the wide maps of blocks in streams, None where none are.
@@ -31,7 +31,7 @@ class Solution(NamedTuple):
     methods: Methods
     memory: Memory
     input_errors: Mapping[str, float]
-    prefix_chunk: int = 0
+    prefix: PrefixSchedule = WHOLE
     slowdown: float | None = None
     caps: float | None = None
     step_error: StepError | None = None

@@ -9,7 +9,7 @@ import torch
 from fedact.compression.exact import Vanilla
 from fedact.measure.cost import count_flops
 from fedact.nn.surgery import install
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
 from fedact.planner.search import Solution
 from fedact.training.local import micro_step
 
@@ -34,14 +34,14 @@ class SlowdownLimit:
     def slowdown(self, solution: Solution) -> float:
         """Return the seconds of a batch in micro-batches, divided by plain training's, all at once."""
         names, size = list(solution.methods), self.problem.batch_size
-        plain = _batch_seconds(self.problem, dict.fromkeys(names, Vanilla()), size, 0)
+        plain = _batch_seconds(self.problem, dict.fromkeys(names, Vanilla()), size, WHOLE)
         problem = replace(self.problem, room=solution.room)
-        return _batch_seconds(problem, solution.methods, solution.micro_batch, solution.prefix_chunk) / plain
+        return _batch_seconds(problem, solution.methods, solution.micro_batch, solution.prefix) / plain
 
 
-def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> float:
+def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule) -> float:
     """Return the seconds of a batch, from the fastest of a few steps on one micro-batch."""
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
+    model = install(problem.model, methods, prefix_chunk=prefix.chunk, room=problem.room, tiles=prefix.tiles)
     x, y = problem.examples(micro_batch)
     seconds = []
     for _ in range(1 + REPETITIONS):
@@ -52,9 +52,9 @@ def _batch_seconds(problem: Problem, methods: Methods, micro_batch: int, prefix_
     return min(seconds[1:]) * ceil(problem.batch_size / micro_batch)
 
 
-def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> int:
+def batch_flops(problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule = WHOLE) -> int:
     """Return the floating-point operations of a batch in micro-batches, from the first trained layer on."""
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
+    model = install(problem.model, methods, prefix_chunk=prefix.chunk, room=problem.room, tiles=prefix.tiles)
     examples = problem.examples(micro_batch)
     if any(method.traits.reads_state for method in methods.values()):
         # The first step alone has the operations that start a method's state.

@@ -18,7 +18,7 @@ from fedact.nn.prefix.chunks import in_chunks
 from fedact.nn.prefix.split import PrefixOutputs, split
 from fedact.nn.surgery import calibrate, install, trained_parameters
 from fedact.planner.observed_step import ObservedStep
-from fedact.planner.problem import Methods, Problem, evaluating
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem, evaluating
 from fedact.planner.worst_case import worst_case_tensors, worst_cases
 from fedact.training.local import micro_step
 
@@ -26,24 +26,24 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 """Any will do: the memory of an optimizer's step does not depend on their values."""
 
 
-def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int = 0) -> Memory:
+def measure_step(problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule = WHOLE) -> Memory:
     """Return the memory of a step that ends a batch, in which every method stores as much as its caps allow.
 
     It is the most of several steps: of the second one too, where methods have a state, and of steps on the methods' worst
     cases, where the budget bounds working memory that follows the data.
     """
-    return maximum_memory([*_steps(problem, methods, micro_batch, prefix_chunk)])
+    return maximum_memory([*_steps(problem, methods, micro_batch, prefix)])
 
 
 def measure_within_budget(
-    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None = None
+    problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule, observed: ObservedStep | None = None
 ) -> Memory:
     """Return what ``measure_step`` does, or less, but over the budget: no more is measured once a step exceeds it.
 
     observed: sees the first step.
     """
     memories: list[Memory] = []
-    for memory in _steps(problem, methods, micro_batch, prefix_chunk, observed):
+    for memory in _steps(problem, methods, micro_batch, prefix, observed):
         memories.append(memory)
         if not problem.fits(memory):
             break
@@ -51,21 +51,21 @@ def measure_within_budget(
 
 
 def _steps(
-    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None = None
+    problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule, observed: ObservedStep | None = None
 ) -> Iterator[Memory]:
     """Yield the memory of each step that may hold the most."""
     ceilings = {name: method.ceiling for name, method in methods.items()}
-    yield from _memories(problem, ceilings, micro_batch, prefix_chunk, observed)
+    yield from _memories(problem, ceilings, micro_batch, prefix, observed)
     counts = [method.traits.worst_case_count for method in ceilings.values()] if problem.scope == "peak" else []
     for index in range(max(counts, default=0)):
-        yield _worst_case_memory(problem, worst_cases(ceilings, index), micro_batch, prefix_chunk)
+        yield _worst_case_memory(problem, worst_cases(ceilings, index), micro_batch, prefix)
 
 
 def _memories(
-    problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int, observed: ObservedStep | None
+    problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule, observed: ObservedStep | None
 ) -> list[Memory]:
     """Return the memory of a step, and of the next one too where it leaves a state behind."""
-    model, optimizer = _client(problem, methods, prefix_chunk)
+    model, optimizer = _client(problem, methods, prefix)
     memories = [_memory(problem, model, optimizer, *problem.examples(micro_batch), observed=observed)]
     if memories[0].state_bytes:
         if observed is not None:
@@ -74,24 +74,24 @@ def _memories(
     return memories
 
 
-def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, prefix_chunk: int) -> Memory:
+def _worst_case_memory(problem: Problem, methods: Methods, micro_batch: int, prefix: PrefixSchedule) -> Memory:
     """Return the memory of a step on methods' worst cases, with their states.
 
     Where the prefix runs in chunks, from its outputs: no method has to do with what it takes.
     """
-    model, optimizer = _client(problem, methods, prefix_chunk)
+    model, optimizer = _client(problem, methods, prefix)
     x, y = problem.examples(micro_batch)
     inputs: Inputs = x
-    if prefix_chunk and (parts := split(model)) and (outputs := in_chunks(parts.prefix, x, prefix_chunk)):
+    if prefix.chunk and (parts := split(model)) and (outputs := in_chunks(parts.prefix, x, prefix.chunk)):
         inputs = PrefixOutputs(parts, tuple(outputs))
     # The first forward pass makes the inputs.
     scores_of(model, inputs)
     return _memory(problem, model, optimizer, inputs, y, worst_case_tensors(methods))
 
 
-def _client(problem: Problem, methods: Methods, prefix_chunk: int) -> tuple[nn.Module, Sgd]:
+def _client(problem: Problem, methods: Methods, prefix: PrefixSchedule) -> tuple[nn.Module, Sgd]:
     """Return the model with methods installed, and its optimizer."""
-    model = install(problem.model, methods, prefix_chunk=prefix_chunk, room=problem.room)
+    model = install(problem.model, methods, prefix_chunk=prefix.chunk, room=problem.room, tiles=prefix.tiles)
     if any(method.traits.calibrated for method in methods.values()):
         calibrate(model, problem.x)
     parameters = list(trained_parameters(model).values())
@@ -133,7 +133,7 @@ def vanilla_step(problem: Problem, names: list[str]) -> VanillaStep:
     methods, sizes = dict.fromkeys(names, Vanilla()), list[int]()
     observed = ObservedStep(methods)
     for examples in (1, 2)[: problem.batch_size]:
-        (memory,) = _memories(problem, methods, examples, 0, observed if examples == 1 else None)
+        (memory,) = _memories(problem, methods, examples, WHOLE, observed if examples == 1 else None)
         sizes.append(memory.saved_bytes)
     return VanillaStep(sizes[0] + (sizes[-1] - sizes[0]) * (problem.batch_size - 1), problem.batch_size * observed.flops)
 

@@ -39,20 +39,20 @@ def rooms_for(problem: Problem) -> Sequence[int]:
 
 
 def _may_fit(problem: Problem, depth: int) -> bool:
-    return PeakPrediction(problem).prefix_chunk([_exact(problem, depth)], 1) is not None
+    return PeakPrediction(problem).schedule([_exact(problem, depth)], 1) is not None
 
 
 def _solutions(problem: Problem, depth: int, limit: SlowdownLimit) -> Iterator[Solution]:
     """Yield the steps at a depth in one room that are within the budget, the largest micro-batch first."""
     peaks, methods = PeakPrediction(problem), _exact(problem, depth)
-    if peaks.prefix_chunk([methods], 1) is None:
+    if peaks.schedule([methods], 1) is None:
         return
     for size in problem.micro_batches():
-        chunk = peaks.prefix_chunk([methods], size)
-        if chunk is None:
+        prefix = peaks.schedule([methods], size)
+        if prefix is None:
             continue
-        memory, errors = measure_step(problem, methods, size, chunk), dict.fromkeys(methods, 0.0)
-        solution = Solution(depth, size, methods, memory, errors, chunk, room=problem.room)
+        memory, errors = measure_step(problem, methods, size, prefix), dict.fromkeys(methods, 0.0)
+        solution = Solution(depth, size, methods, memory, errors, prefix, room=problem.room)
         if problem.fits(memory) and (admitted := limit.admit(solution)):
             yield admitted
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fedact.compression import make_method
 from fedact.planner.peak_prediction import PeakPrediction, _structure
-from fedact.planner.problem import make_problem
+from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
 from fedact.planner.step_memory import measure_step
 from tests.support.networks import Residual, normed
 from tests.support.planned import Net
@@ -35,11 +35,12 @@ def test_a_predicted_peak_is_the_measured_one(network, method):
     for layers in (0, 1, 3) if method in EXACT else (3,):
         problem, methods, peaks = prediction(network, method, layers)
         for size, chunk in ((1, 0), (3, 2), (8, 0), (8, 4)):
-            chunk = chunk if chunk in peaks.prefix_chunks(methods, size) else 0
-            measured = measure_step(problem, methods, size, chunk).peak_bytes
+            prefix = PrefixSchedule(chunk)
+            prefix = prefix if prefix in peaks.schedules(methods, size) else WHOLE
+            measured = measure_step(problem, methods, size, prefix).peak_bytes
             # Of the others, what they work with is measured on fewer elements.
             tolerance = 0.0 if method in EXACT else 0.05
-            assert peaks.peak_bytes(methods, size, chunk) == pytest.approx(measured, rel=tolerance), (layers, size, chunk)
+            assert peaks.peak_bytes(methods, size, prefix) == pytest.approx(measured, rel=tolerance), (layers, size, prefix)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -48,7 +49,7 @@ def test_a_size_is_too_large_only_where_its_peak_is(network, layers):
     problem, methods, peaks = prediction(network, "hosvd:ranks=1x1x1x1", layers)
     derive = next(iter(methods.values())).recompute
     for size in (1, 3, 8):
-        measured = min(measure_step(problem, methods, size, chunk).peak_bytes for chunk in peaks.all_chunks(methods, size))
+        measured = min(measure_step(problem, methods, size, each).peak_bytes for each in peaks.all_schedules(methods, size))
         for budget, too_large in ((measured, False), (measured // 4, True)):
             bounded = PeakPrediction(replace(problem, budget=budget))
             assert bounded.is_too_large(methods, derive, size) == too_large, (size, budget)

@@ -99,9 +99,9 @@ def test_predicted_peaks_are_the_measured_ones(method, recompute, size):
     inputs = problem.inputs(problem.trained(LAYERS), 1)
     methods = assign(problem.model, inputs, make_method(method).recomputing(recompute))
     peaks = PeakPrediction(problem)
-    for chunk in peaks.prefix_chunks(methods, size)[:2]:
-        measured = measure_step(problem, methods, size, chunk).peak_bytes
-        assert peaks.peak_bytes(methods, size, chunk) == pytest.approx(measured, rel=0.001), chunk
+    for prefix in peaks.schedules(methods, size)[:2]:
+        measured = measure_step(problem, methods, size, prefix).peak_bytes
+        assert peaks.peak_bytes(methods, size, prefix) == pytest.approx(measured, rel=0.001), prefix
 
 
 @pytest.mark.parametrize("scope", ["saved", "peak"])
