@@ -8,6 +8,7 @@ from fedact.cli.flags import Parser, check_file, command
 from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
+from fedact.config.sizes import parse_bytes
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
@@ -34,6 +35,7 @@ COUNTS = {
 }
 """Whole numbers: default, least and help."""
 MICRO_BATCH_HELP = "split batches into micro-batches of N; time is then the whole step's, relative to vanilla in one piece"
+ROOM_HELP = "also measure the methods in streams, with so many bytes (such as 300KB) for the wide maps of a block"
 ROUNDS_HELP = (
     "instead: time N rounds of --clients beside plain PyTorch with the same updates, with the prefix cache and without"
 )
@@ -57,6 +59,7 @@ def parser() -> Parser:
     for name, (default, _, says) in COUNTS.items():
         measuring.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{says} [{default}]")
     measuring.add_argument("--micro-batch", type=int, metavar="N", help=MICRO_BATCH_HELP)
+    measuring.add_argument("--room", metavar="BYTES", help=ROOM_HELP)
     rounds.add_argument("--rounds", type=int, default=SUPPRESS, metavar="N", help=ROUNDS_HELP)
     for name, says in MODES.items():
         measuring.add_argument(as_flag(name), action="store_true", help=says)
@@ -70,7 +73,7 @@ def parser() -> Parser:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     given = parser().settings(arguments)
-    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", *FILES, *MODES)}
+    options = {name: given.pop(name) for name in (*COUNTS, "micro_batch", "room", *FILES, *MODES)}
     rounds = given.pop("rounds", None)
     _check(options)
     if rounds is None:
@@ -94,15 +97,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raise ConfigError for a number that is too small, a file that cannot be written, or flags that exclude each other."""
+    """Read the room; raise ConfigError for a number that is too small, a file not to be written, or flags that clash."""
     for name, (_, least, _) in COUNTS.items():
         if options[name] < least:
             raise ConfigError(f"--{name} is a whole number from {least}, not {options[name]}")
     if options["micro_batch"] is not None and options["micro_batch"] < 1:
         raise ConfigError(f"--micro-batch is a whole number from 1, not {options['micro_batch']}")
+    options["room"] = None if options["room"] is None else parse_bytes(options["room"])
     check_file("json", options["json"])
     check_file("figure", options["figure"], ".png")
-    for other in ("sweep", "figure", "micro_batch"):
+    for other in ("sweep", "figure", "micro_batch", "room"):
         if options["equal_cosine"] and options[other]:
             flag = other.replace("_", "-")
             raise ConfigError(f"--equal-cosine has its own settings and no figure: leave --{flag} out")

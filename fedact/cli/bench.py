@@ -44,6 +44,7 @@ class Options:
     draws: int
     every: int
     micro_batch: int | None
+    room: int | None
     json: Path | None
     figure: Path | None
     sweep: bool
@@ -55,19 +56,22 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
     catch_late()
     chosen = swept(methods) if options.sweep else methods or [*published(), RECOMPUTED]
     names = list(dict.fromkeys(method_name(scheduled(config, text)) for text in chosen))
+    streamed = [] if options.room is None else in_streams(names)
     workspace = _prepared(config, options.batches + 1)
     experiment = workspace.experiment
     warm_up, *batches = _batches(experiment, options.batches + 1)
     model, layers = workspace.model_with({}), int(config.layers)
-    models = compressed_models(model, names, layers, config.train_norm, config.seed)
-    baseline = models.get(BASELINE) or compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
+    baseline = compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
     # Time asks for another batch, not for other examples.
     loader, random = _loader(experiment), generator(config.seed, Purpose.CALIBRATION, client=2)
     timed = [loader(random.choice(len(loader), experiment.config.batch_size, replace=False)) for _ in range(options.steps)]
-    measurements = measure_methods(
-        models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch
-    )
-    title = _title(experiment.config, f"last {config.layers} layers")
+    measurements = []
+    for room in (None,) if options.room is None else (None, options.room):
+        models = compressed_models(model, names if room is None else streamed, layers, config.train_norm, config.seed, room)
+        measurements += measure_methods(
+            models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch, room
+        )
+    title = _title(experiment.config, f"last {config.layers} layers", options.micro_batch)
     least = floor(model, batches[0])
     show(cost_table(title, measurements, least, options.micro_batch), gradient_table(measurements))
     _write(
@@ -78,6 +82,15 @@ def run_bench(config: Config, methods: list[str] | None, options: Options) -> in
         limits = limit_line(captured, share=(options.micro_batch or config.batch_size) / config.batch_size)
         write_whole(options.figure, png(error_against_bytes(title, measurements, limits, least.bytes)))
     return 0
+
+
+def in_streams(names: list[str]) -> list[str]:
+    """Return the methods that go with room: those that keep less than everything, and make nothing again in another way."""
+    methods = {name: make_method(name) for name in names}
+    found = [name for name, method in methods.items() if method.traits.saves_less and not (method.derive or method.segment)]
+    if not found:
+        raise ConfigError(f"--room goes with methods that keep less and have no recompute of their own, not {names[0]}")
+    return found
 
 
 def scheduled(config: Config, text: str) -> Method:
@@ -126,8 +139,9 @@ def _loader(experiment: Experiment) -> Loader:
     return Loader(experiment.calibration, experiment.preprocessing, experiment.config.device)
 
 
-def _title(config: Config, layers: str) -> str:
-    return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}, {layers}"
+def _title(config: Config, layers: str, micro_batch: int | None = None) -> str:
+    parts = "" if micro_batch is None else f" in micro-batches of {micro_batch}"
+    return f"{config.model}, {config.data_name} at {config.resolution} px, batch {config.batch_size}{parts}, {layers}"
 
 
 def _write(file: Path | None, config: Config, figures: Mapping[str, Any]) -> None:

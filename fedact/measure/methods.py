@@ -1,7 +1,7 @@
 """All measurements of every method on one model: bytes, gradient error, seconds and operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedact.nn.surgery import compress, recompute_of, trained_parameters
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
 """What times and operations are relative to; for methods in micro-batches, vanilla on the whole batch."""
+IN_STREAMS = " in streams"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class MethodMeasurement:
     time_range: the least and the largest of these ratios. The three are None where no time was measured. flops:
     floating-point operations; flops_ratio: relative to vanilla's. device_bytes: the peak with trained weights, gradients and
     the raw images of a micro-batch; an optimizer's state comes on top. recompute: see
-    ``nn.surgery.recompute_of``.
+    ``nn.surgery.recompute_of``. room_bytes: for the wide maps of a block in streams, None for whole layers.
     """
 
     gradient_error: GradientError
@@ -36,6 +37,12 @@ class MethodMeasurement:
     flops_ratio: float
     device_bytes: int
     recompute: int = 0
+    room_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The method's name, and whether its blocks ran in streams: ``exact in streams``."""
+        return self.gradient_error.method + ("" if self.room_bytes is None else IN_STREAMS)
 
     def row(self) -> dict[str, Any]:
         """Return all figures, by name, in one dictionary."""
@@ -44,13 +51,14 @@ class MethodMeasurement:
 
 
 def compressed_models(
-    model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0
+    model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0, room: int | None = None
 ) -> dict[str, nn.Module]:
     """Return a model under each method, by the method's name, all sharing the weights; the model itself is left plain.
 
-    layers: trained convolutions; train_norm: also train the batch norms after the first of them.
+    layers: trained convolutions; train_norm: also train the batch norms after the first of them. room: bytes for the wide
+    maps of a block in streams, None for whole layers.
     """
-    return {name: compress(shallow_copy(model), name, layers, train_norm, seed) for name in names}
+    return {name: compress(shallow_copy(model), name, layers, train_norm, seed, room) for name in names}
 
 
 def measure_methods(
@@ -62,12 +70,13 @@ def measure_methods(
     draws: int = 8,
     seed: int = 0,
     micro_batch: int | None = None,
+    room: int | None = None,
 ) -> list[MethodMeasurement]:
     """Return the measurement of every model, in their order, against a vanilla model of the same weights and layers.
 
     warm_up: the first batch of every model, before any that counts. batches: measured for bytes and gradients; timed: for
     seconds. draws: gradients of each batch where a method is random. micro_batch: examples at a time for the models, but not
-    for the baseline; the time is then the whole step's, frozen prefix included.
+    for the baseline; the time is then the whole step's, frozen prefix included. room: what the models were made with.
     """
     errors = measure_gradient_errors(models, baseline, warm_up, batches, draws, seed, micro_batch)
     x, reference = batches[0][0], BASELINE if micro_batch is None else AT_ONCE
@@ -82,26 +91,27 @@ def measure_methods(
         rows = time_micro_batches({AT_ONCE: (baseline, None), **sizes}, [warm_up, *timed], seed=seed)
     images = stored_bytes(next(parts(batches[0], micro_batch)))
     beside_peak = 2 * stored_bytes(trained_parameters(baseline).values()) + images
-    made = [_measurement(error, rows, reference, flops[error.method], baseline_flops, beside_peak) for error in errors]
-    return [replace(each, recompute=recompute_of(models[each.gradient_error.method])) for each in made]
+    return [
+        MethodMeasurement(
+            gradient_error=error,
+            **_times(rows, error.method, reference),
+            flops=flops[error.method],
+            flops_ratio=flops[error.method] / baseline_flops,
+            device_bytes=error.peak_bytes + beside_peak,
+            recompute=recompute_of(models[error.method]),
+            room_bytes=room,
+        )
+        for error in errors
+    ]
 
 
-def _measurement(
-    error: GradientError,
-    rows: Sequence[Mapping[str, float]],
-    reference: str,
-    flops: int,
-    baseline_flops: int,
-    beside_peak: int,
-) -> MethodMeasurement:
-    """Return one method's measurement; beside_peak: bytes of the device's memory that no peak counts."""
-    seconds, ratios = [row[error.method] for row in rows], time_ratios(rows, error.method, reference)
-    return MethodMeasurement(
-        gradient_error=error,
-        seconds=median(seconds) if rows else None,
-        time_ratio=median(ratios) if rows else None,
-        time_range=(min(ratios), max(ratios)) if rows else None,
-        flops=flops,
-        flops_ratio=flops / baseline_flops,
-        device_bytes=error.peak_bytes + beside_peak,
-    )
+def _times(rows: Sequence[Mapping[str, float]], name: str, reference: str) -> dict[str, Any]:
+    """Return what a measurement says of time; rows: seconds of each batch, by model, none where none was timed."""
+    if not rows:
+        return {"seconds": None, "time_ratio": None, "time_range": None}
+    ratios = time_ratios(rows, name, reference)
+    return {
+        "seconds": median(row[name] for row in rows),
+        "time_ratio": median(ratios),
+        "time_range": (min(ratios), max(ratios)),
+    }

@@ -13,6 +13,7 @@ from fedact.models.tasks import Loss, task_loss
 from fedact.nn.layers import RecomputedSequential, SourceConv2d
 from fedact.nn.prefix.graph import starts_suffix
 from fedact.nn.prefix.split import PrefixOutputs, split
+from fedact.nn.streams.install import blocks_of
 from fedact.torch_private import blind
 
 Batch = tuple[Tensor, Tensor]
@@ -32,10 +33,11 @@ def prefix_outputs(model: nn.Module, x: Tensor, shared: Inputs | None = None) ->
 
     There is none where the first trained layer takes the images, or where torch.fx cannot trace the code that leads there.
     shared: what this returned for another model with the same weights and trained layers; it is returned again where this
-    model is cut at the same place, so not where it keeps the input of a frozen layer, or recomputes segments.
+    model is cut at the same place, so not where it keeps the input of a frozen layer, recomputes segments, or has blocks in
+    streams, which are cut whole.
     """
     cut_elsewhere = any(isinstance(module, SourceConv2d | RecomputedSequential) for module in model.modules())
-    if shared is not None and not cut_elsewhere:
+    if shared is not None and not cut_elsewhere and not blocks_of(model):
         return shared
     parts = split(model)
     return x if parts is None else PrefixOutputs(parts, parts.prefix(x))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from fedact.reports.style import Point
@@ -16,8 +17,10 @@ STEP = 3.0
 """Points between two boxes along a line."""
 MARGIN = 4
 """Pixels between two labels."""
-NEAR, FAR = (6,), (14, 24)
+NEAR, FAR = (6,), (14, 24, 38, 56)
 """Distances of a label from its point, in points; from FAR on, a thin line leads to it."""
+HALO = [withStroke(linewidth=2.5, foreground="white")]
+"""Around the letters, where a text crosses a line after all."""
 OUTSIDE = 100
 """A label that leaves its axes is as bad as one that covers this many others."""
 
@@ -47,6 +50,7 @@ def write(
     figure must have been drawn once, so that its axes have their places.
     """
     candidates = []
+    others = np.array([box.extents for box in taken]).reshape(-1, 4)
     for (axes, point), away in product(list(places), (*near, *FAR) if must else near):
         size, outer = _size(axes, text, style), axes.get_window_extent()
         for offset in ((away, 5), (away, -5), (-away, 5), (-away, -5), (0, away), (0, -away)):
@@ -55,18 +59,23 @@ def write(
             corner = axes.transData.transform(point) + np.asarray(offset) * _pixels(axes) - shift
             box = Bbox.from_bounds(*corner, *size)
             inside = outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1
-            covered = sum(box.padded(MARGIN).overlaps(other) for other in taken) + (0 if inside else OUTSIDE)
+            covered = _overlaps(box.padded(MARGIN), others) + (0 if inside else OUTSIDE)
             candidates.append((covered, away, axes, point, box))
     covered, away, axes, point, box = min(candidates, key=lambda candidate: candidate[:2])
     if covered and not must:
         return
     corner = axes.transAxes.inverted().transform((box.x0, box.y0))
     leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.get("color"), "shrinkA": 0, "shrinkB": 3}
-    options: dict[str, Any] = {"textcoords": "axes fraction", "va": "bottom", "zorder": 4}
+    options: dict[str, Any] = {"textcoords": "axes fraction", "va": "bottom", "zorder": 4, "path_effects": HALO}
     if away in FAR:
         options["arrowprops"] = leader
     axes.annotate(text, point, tuple(corner), **options, **style).set_in_layout(False)
     taken.append(box)
+
+
+def _overlaps(box: Bbox, others: np.ndarray) -> int:
+    """Return how many of the other boxes, given by their extents, a box overlaps."""
+    return int(((others[:, :2] <= box.max) & (box.min <= others[:, 2:])).all(axis=1).sum())
 
 
 def _size(axes: Axes, text: str, style: dict[str, Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ WEIGHTS = {"features.18.0.weight", "classifier.1.weight"}
 FIELDS = {
     "method", "saved_bytes", "state_bytes", "peak_bytes", "paper_bytes", "draws", "cosine", "bias", "variance", "error",
     "total_error", "seconds", "time_ratio", "time_range", "flops", "flops_ratio", "device_bytes",
-    "recompute",
+    "recompute", "room_bytes",
 }  # fmt: skip
 
 
@@ -28,6 +28,21 @@ def test_every_method_is_measured_as_published_and_written_down(tmp_path, capsys
     assert all(set(each) == FIELDS and set(each["cosine"]) == WEIGHTS for each in methods)
     assert all(each["time_ratio"] > 0 and each["flops"] > 0 for each in methods)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_streams_exact_gradients_stay_so_and_less_is_alive(tmp_path, capsys):
+    file = tmp_path / "out.json"
+    methods = ["--method", "vanilla", "--method", "exact", "--method", "exact:derive=3", "--layers", "4"]
+    assert main([*QUICK, *methods, "--micro-batch", "1", "--room", "8KB", "--json", str(file)]) == 0
+    whole, streamed = [], []
+    for each in json.loads(file.read_text())["methods"]:
+        (whole if each["room_bytes"] is None else streamed).append(each)
+    assert [each["method"] for each in whole] == ["vanilla", "exact", "exact:derive=3"]
+    # What keeps everything has no streams, and what makes inputs again has those of its method.
+    assert [(each["method"], each["room_bytes"]) for each in streamed] == [("exact", 8000)]
+    assert min(streamed[0]["cosine"].values()) > 0.99999
+    assert streamed[0]["peak_bytes"] < min(each["peak_bytes"] for each in whole)
+    assert "exact in streams" in capsys.readouterr().out
 
 
 def test_published_settings_are_understood_and_cover_the_table():
@@ -76,6 +91,9 @@ def test_equal_cosine_writes_the_least_bytes_by_layer_and_the_ratios(tmp_path, c
         (["--rounds", "0"], "whole number from 1"),
         (["--clients", "3"], "--rounds"),
         (["--equal-cosine", "--sweep"], "leave --sweep out"),
+        (["--equal-cosine", "--room", "9KB"], "leave --room out"),
+        (["--room", "much"], "much"),
+        (["--method", "vanilla", "--room", "9KB"], "--room"),
         (["--equal-cosine", "--layers", "0"], "at least 1"),
         (["--equal-cosine", "--method", "exact"], "no setting"),
     ],

@@ -21,10 +21,9 @@ from fedact.reports.style import frontier
 POINTS = st.lists(st.tuples(st.integers(1, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=12)
 
 
-def measured(method: str, saved: int, error: float) -> MethodMeasurement:
-    return MethodMeasurement(
-        GradientError(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error), None, None, None, 1, 1.0, saved
-    )
+def measured(method: str, saved: int, error: float, room: int | None = None) -> MethodMeasurement:
+    errors = GradientError(method, saved, 0, saved, saved, 1, {}, {}, {}, {}, error)
+    return MethodMeasurement(errors, None, None, None, 1, 1.0, saved, room_bytes=room)
 
 
 FOUND = [
@@ -132,6 +131,19 @@ def test_a_variant_has_its_methods_colour_and_another_line():
     plain, variant = lines["hosvd"], lines["hosvd:bits=8"]
     assert plain.get_color() == variant.get_color() != lines["quantize"].get_color()
     assert plain.get_linestyle() != variant.get_linestyle()
+
+
+def test_what_runs_in_streams_has_a_curve_of_its_own_in_its_methods_colour_and_rings():
+    found = [*FOUND, measured("quantize:bits=4", 90_000, 0.02, 1000), measured("exact", 100_000, 0.0, 1000)]
+    names = [*curves(FOUND), "quantize in streams", "exact in streams"]
+    assert list(curves(found)) == names
+    peak, main, _, rail = error_against_bytes("a title", found).axes
+    lines = {line.get_label(): line for line in main.lines}
+    assert lines["quantize in streams"].get_color() == lines["quantize"].get_color()
+    ringed = [line.get_xydata().tolist() for axes in (main, rail) for line in axes.lines if line.get_markersize() == RING]
+    assert ringed == [[[90_000, 0.02]], [[100_000, 0.0]]]
+    # Peaks that are far apart are named too.
+    assert {text.get_text() for text in peak.texts} >= {"quantize", "quantize in streams"}
 
 
 def test_peak_bytes_stand_before_saved_bytes():

@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 from fedact.compression import family, make_method, method_name
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
-from fedact.measure.methods import MethodMeasurement
+from fedact.measure.methods import IN_STREAMS, MethodMeasurement
 from fedact.measure.rate_distortion import LimitPoint
 from fedact.reports.label_placement import obstacles, write
 from fedact.reports.safe_text import figure_label
@@ -36,10 +36,14 @@ VARIANTS = ("-", "--", ":")
 
 ACCOUNTS = {"peak": "peak bytes of a step", "saved": "saved bytes of a step"}
 """The panels from left to right: what is counted, and the axis's words."""
-RAIL = "#F4F4F4"
+RAIL, RAIL_HEIGHT = "#F4F4F4", 1.8
+"""Colour of the panels of exact gradients, and their height where that of the others is 10."""
+SPREAD = 2
+"""Where the largest peak is less than this many times the least, nothing tells methods apart."""
 RING = 11
 """Size of the ring around a method that recomputes inputs, in points."""
-LIMIT, FARTHEST = "limit", 10
+AGAIN = "makes inputs again instead of keeping them all, as blocks in streams do"
+LIMIT, FLOOR, FARTHEST = "limit", "floor", 10
 LIMITS: dict[str, tuple[str, str]] = {
     "gaussian_bytes": (
         "-",
@@ -61,18 +65,19 @@ def curves(measurements: Sequence[MethodMeasurement], account: str = "saved") ->
     result: Curves = {}
     for row in measurements:
         method, errors = make_method(row.gradient_error.method), row.gradient_error
+        name = method_name(family(method)) + (IN_STREAMS if row.room_bytes is not None else "")
         error = errors.total_error if errors.total_error > ROUNDING else 0.0
         setting = method.traits.sweep.setting
         value = getattr(method, setting) if setting else None
         point = ((getattr(errors, f"{account}_bytes"), error), "" if value is None else spelled(value))
-        result.setdefault(method_name(family(method)), []).append(point)
+        result.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in result.items()}
 
 
 def recomputes(family_name: str) -> bool:
-    """Tell whether a family makes inputs again instead of keeping them all."""
-    method = make_method(family_name)
-    return bool(method.derive or method.segment)
+    """Tell whether a family makes inputs again instead of keeping them all, as blocks in streams do."""
+    method = make_method(family_name.removesuffix(IN_STREAMS))
+    return bool(method.derive or method.segment) or family_name.endswith(IN_STREAMS)
 
 
 def error_against_bytes(
@@ -86,7 +91,7 @@ def error_against_bytes(
     """
     figure = Figure(figsize=(14, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, len(ACCOUNTS), sharex="col", sharey="row", height_ratios=[10, 1])
+    panels = figure.subplots(2, len(ACCOUNTS), sharex="col", sharey="row", height_ratios=[10, RAIL_HEIGHT])
     drawn = {account: curves(measurements, account) for account in ACCOUNTS}
     styles = _styles(drawn["saved"])
     best = {}
@@ -108,7 +113,9 @@ def error_against_bytes(
     _legend(figure, limits, any(map(recomputes, styles)))
     figure.draw_without_rendering()
     for account, main, rail in zip(ACCOUNTS, *panels, strict=True):
-        _label(main, rail, drawn[account], styles, best[account], must=account == "saved")
+        sizes = [point[0] for points in drawn[account].values() for point, _ in points]
+        must = account == "saved" or max(sizes) >= SPREAD * min(sizes)
+        _label(main, rail, drawn[account], styles, best[account], must)
     return figure
 
 
@@ -141,7 +148,7 @@ def _draw_limits(main: Axes, limits: Sequence[LimitPoint], families: Curves) -> 
 
 def _mark_floor(main: Axes, rail: Axes, floor_bytes: int) -> None:
     for axes in (main, rail):
-        axes.axvline(floor_bytes, color="black", linestyle="--", linewidth=1, zorder=1)
+        axes.axvline(floor_bytes, color="black", linestyle="--", linewidth=1, zorder=1, gid=FLOOR)
     place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     main.annotate("floor, one image", (floor_bytes, 0), (4, 3), **place, fontsize=9)
 
@@ -160,23 +167,24 @@ def _ring(color: str) -> dict[str, Any]:
 def _legend(figure: Figure, limits: Sequence[LimitPoint], rings: bool) -> None:
     """Say what the limit lines and the rings are."""
     handles = [Line2D([], [], **_limit_style(dashes), label=words) for dashes, words in LIMITS.values()] if limits else []
-    handles += [Line2D([], [], **_ring(GUIDE), label="makes inputs again instead of keeping them all")] if rings else []
+    handles += [Line2D([], [], **_ring(GUIDE), label=AGAIN)] if rings else []
     if handles:
         figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower left")
 
 
 def _styles(families: Curves) -> dict[str, dict[str, Any]]:
-    """Return a colour and a marker for each method, a line style for each variant of it."""
+    """Return a colour and a marker for each method, a line style for each variant of it, the same in streams."""
     lossy = [name for name, points in families.items() if any(point[1] for point, _ in points)]
-    methods = list(dict.fromkeys(name.partition(":")[0] for name in lossy))
+    methods = list(dict.fromkeys(name.removesuffix(IN_STREAMS).partition(":")[0] for name in lossy))
+    whole = dict.fromkeys(name.removesuffix(IN_STREAMS) for name in families)
     result: dict[str, dict[str, Any]] = {}
-    for name in families:
+    for name in whole:
         method = name.partition(":")[0]
         variant = sum(other.partition(":")[0] == method for other in result)
-        style = line_style(methods.index(method), 1.5) if name in lossy else line_style(0, 1.5, EXACT)
+        style = line_style(methods.index(method), 1.5) if method in methods else line_style(0, 1.5, EXACT)
         variation = {"linestyle": VARIANTS[variant % len(VARIANTS)], "markerfacecolor": "white" if variant else None}
         result[name] = {**style, **variation, "markersize": 5.5}
-    return result
+    return {name: result[name.removesuffix(IN_STREAMS)] for name in families}
 
 
 def _draw_frontier(main: Axes, rail: Axes, best: Sequence[Point]) -> None:
@@ -199,13 +207,14 @@ def _label(
 ) -> None:
     """Write every family's name at one of its points, and the frontier's name.
 
-    must: also where there is no room. Not where many peaks are the same: the panel beside it has the same lines.
+    must: also where there is no room. Not where all peaks are much the same: the panel beside it has the same lines.
     """
 
     def places(points: Iterable[Point]) -> list[tuple[Axes, Point]]:
         return [(main if point[1] else rail, point) for point in points]
 
     taken: list[Bbox] = [text.get_window_extent() for text in main.texts]
+    taken += [line.get_window_extent() for axes in (main, rail) for line in axes.lines if line.get_gid() == FLOOR]
     for points in families.values():
         for axes in (main, rail):
             taken += obstacles(axes, [point for point, _ in points if bool(point[1]) == (axes is main)])
@@ -220,5 +229,6 @@ def _label(
 def swept_settings(families: Curves) -> str:
     """Return the settings along the lines with the values at both ends: ``bits 2 to 8; patch 7 to 2``."""
     lines = {name: [value for _, value in points] for name, points in families.items() if len(points) > 1}
-    settings = (f"{make_method(name).traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
+    methods = {name: make_method(name.removesuffix(IN_STREAMS)) for name in lines}
+    settings = (f"{methods[name].traits.sweep.setting} {values[0]} to {values[-1]}" for name, values in lines.items())
     return "; ".join(dict.fromkeys(settings))

@@ -24,7 +24,9 @@ def cost_table(title: str, measurements: Sequence[MethodMeasurement], floor: Flo
         f"micro-batches of {micro_batch}; time of the whole step (of vanilla's at once), operations of the trained layers"
     )
     least = f"floor {format_bytes(floor.bytes)} (input and output of {floor.layer}, one image)"
-    table = _table(f"{title}\n{least}\nBytes of a step; {whole if micro_batch else part}")
+    rooms = {row.room_bytes for row in measurements if row.room_bytes is not None}
+    streams = "".join(f"; in streams: blocks in {format_bytes(room)} bytes of room" for room in sorted(rooms))
+    table = _table(f"{title}\n{least}{streams}\nBytes of a step; {whole if micro_batch else part}")
     for column in COSTS:
         table.add_column(column, justify="right", overflow="fold")
     for row in measurements:
@@ -34,7 +36,7 @@ def cost_table(title: str, measurements: Sequence[MethodMeasurement], floor: Flo
         time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
         operations = (f"{row.flops / 1e9:.2f}", f"{row.flops_ratio:.2f}x")
         peak = (format_bytes(errors.peak_bytes), multiple)
-        table.add_row(errors.method, str(row.recompute), *peak, *map(format_bytes, sizes), time, *operations)
+        table.add_row(row.name, str(row.recompute), *peak, *map(format_bytes, sizes), time, *operations)
     return table
 
 
@@ -53,7 +55,7 @@ def gradient_table(measurements: Sequence[MethodMeasurement]) -> Table:
         errors = row.gradient_error
         shares = (fmean(errors.bias.values()), fmean(errors.variance.values()), errors.total_error)
         cosines = (f"{errors.cosine[weight]:.4f}" for weight in weights)
-        table.add_row(errors.method, *map(_share, shares), *cosines)
+        table.add_row(row.name, *map(_share, shares), *cosines)
     return table
 
 
