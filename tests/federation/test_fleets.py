@@ -129,11 +129,11 @@ def test_a_round_that_was_not_measured_is_passed_over(run):
 
 def test_each_budget_has_its_line_of_the_largest_client(run):
     figure = plots.memory_by_round(run)
-    assert drawn(figure) == [([1, 2], [0.9, 0.9]), ([1, 2], [50.0, 50.0]), ([1, 2], [90.0, 90.0])]
+    assert drawn(figure) == [([1, 2], [900.0, 900.0]), ([1, 2], [50e3, 50e3]), ([1, 2], [90e3, 90e3])]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exact"]
     assert {text.get_text() for text in figure.axes[0].texts} == {"budget 1,000 bytes", "budget 64,000 bytes"}
     low, high = figure.axes[0].get_ylim()
-    assert low < 0.9 < 90 < high
+    assert low < 900 < 90_000 < high
 
 
 @pytest.mark.parametrize(("budgets", "scale"), [([1_000, 7_000], "linear"), ([1_000, 64_000], "log"), ([1_000], "linear")])
@@ -151,7 +151,7 @@ def test_peaks_stand_above_with_the_floor_and_the_budget_where_it_bounds(tmp_pat
         (tmp_path / scope).mkdir()
         RunFolder(tmp_path / scope).append([{**HEADER, "config": {"scope": scope}}, round_(0), row, round_(1)])
         panels = plots.memory_by_round(fedact.load_run(tmp_path / scope)).axes
-        assert [axes.get_ylabel() for axes in panels] == ["peak bytes of a client (KB)", "saved bytes of a client (KB)"]
+        assert [axes.get_ylabel() for axes in panels] == ["peak bytes of a client", "saved bytes of a client"]
         words = [{text.get_text() for text in axes.texts} for axes in panels]
         assert "floor 100,000 bytes" in words[0]
         assert ["budget 60,000 bytes" in each for each in words] == [place == marked for place in range(2)]

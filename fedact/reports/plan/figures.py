@@ -23,7 +23,7 @@ SMALL, USUAL = 8.5, 9.5
 """Sizes of letters."""
 BESIDE = (8,)
 """How far from a point its number stands, in points (1/72 inch)."""
-TITLE_WIDTH = 90
+TITLE_WIDTH = 100
 """Letters of a line of the title."""
 
 Ladders = Mapping[str, Sequence[Plan]]

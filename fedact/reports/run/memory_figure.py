@@ -1,16 +1,16 @@
 """A figure of a run's activation memory by round: peak bytes above saved bytes, with budgets and the floor."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.reports.safe_text import figure_label
-from fedact.reports.style import TITLE_SIZE, draw_by_round, line_style, measured_accounts, plain
+from fedact.reports.style import TITLE_SIZE, draw_by_round, line_style, measured_accounts, plain, short_size, size_axis
 from fedact.storage.run import Run
 
-BYTES_PER_KB = 1000
 LEGEND_COLUMNS = 3
 FAR_APART = 8
 """Sizes with a larger ratio than this do not show beside each other on a linear axis."""
@@ -25,7 +25,7 @@ def memory_by_round(run: Run) -> Figure:
     figure = Figure(figsize=(7, 1 + 3 * len(accounts)), layout="constrained")
     panels = figure.subplots(len(accounts), sharex=True, squeeze=False)[:, 0]
     for axes, account in zip(panels, accounts, strict=True):
-        _prepare(axes, f"{account} bytes of a client (KB)")
+        _prepare(axes, f"{account} bytes of a client")
         _draw_clients(axes, run, account)
         _mark(axes, _marks(run, account))
     panels[-1].set_xlabel("round")
@@ -63,7 +63,7 @@ def _draw_clients(axes: Axes, run: Run, account: str) -> None:
     for place, (method, rows) in enumerate(clients.groupby("method", sort=False)):
         style = line_style(place, width_of_line(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
-            sizes = same.groupby("round")[name].agg(["min", "max"]) / BYTES_PER_KB
+            sizes = same.groupby("round")[name].agg(["min", "max"])
             draw_by_round(axes, sizes["max"], style, "" if number else figure_label(method))
             axes.fill_between(sizes.index, sizes["min"], sizes["max"], color=style["color"], alpha=0.15, linewidth=0)
 
@@ -80,17 +80,16 @@ def _mark(axes: Axes, marks: Mapping[str, int]) -> None:
     """Draw lines at sizes, on a logarithmic axis where they are far apart, or far below what is drawn."""
     for words, size in marks.items():
         dashes = "--" if words.startswith("budget") else ":"
-        axes.axhline(size / BYTES_PER_KB, color="black", linestyle=dashes, linewidth=1)
-        axes.annotate(
-            words, (0, size / BYTES_PER_KB), (4, 3), textcoords="offset points",
-            xycoords=("axes fraction", "data"), fontsize=9,
-        )  # fmt: skip
-    sizes = [size / BYTES_PER_KB for size in marks.values()]
+        axes.axhline(size, color="black", linestyle=dashes, linewidth=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(words, (0, size), (4, 3), **place, fontsize=9)
+    sizes = list(marks.values())
     top = max([axes.get_ylim()[1], *sizes])
-    floors = [size / BYTES_PER_KB for words, size in marks.items() if words.startswith("floor")]
+    floors = [size for words, size in marks.items() if words.startswith("floor")]
     if sizes and (max(sizes) > FAR_APART * min(sizes) or (floors and top > FAR_APART * min(floors))):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
         axes.set_ylim(top=1.6 * top)
+        size_axis(axes, "y")
     else:
         axes.set_ylim(bottom=0, top=1.15 * top)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: short_size(size)))

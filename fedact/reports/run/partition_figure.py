@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedact.reports.safe_text import figure_label
-from fedact.reports.style import COLORS, heading
+from fedact.reports.style import COLORS, PALETTE, heading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,12 +60,12 @@ def _bars(held: np.ndarray, labels: Sequence[str], by: str) -> Figure:
     """Draw a bar for each client, in it a piece for each class. held: int64 (classes, clients)."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    colors = matplotlib.colormaps["tab10"]
     bottom = np.zeros(held.shape[1])
     for number, (label, counts) in enumerate(zip(labels, held, strict=True)):
-        style: dict[str, Any] = {"color": colors(number), "edgecolor": "white", "linewidth": 0.5, "width": 0.85}
+        style: dict[str, Any] = {"color": PALETTE[number], "edgecolor": "white", "linewidth": 0.5, "width": 0.85}
         axes.bar(np.arange(len(counts)), counts, bottom=bottom, label=label, **style)
         bottom += counts
+    axes.set_xlim(-0.6, held.shape[1] - 0.4)
     _whole_numbers(axes, "client", "examples")
     figure.legend(title=by, frameon=False, loc="outside right upper", reverse=True)
     return figure
