@@ -48,7 +48,8 @@ def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient
     """Return what is rematerialized in a plain model whose layers have these methods.
 
     A layer's source is, of the ``recompute`` convolutions before it and those that read the same input, the one with the
-    smallest input, if that is no larger than the layer's. A source's input is always saved, even if the source is frozen.
+    smallest input, if that is no larger than the layer's, or saved in any case. A source's input is always saved, even if
+    the source is frozen.
     An activation before a rematerialized input defers its mask to that layer; any other takes it from its rematerialized
     output, one convolution farther than an input, where a source is near enough. gradient_path: names of the modules on it.
     """
@@ -73,23 +74,34 @@ def _inputs(
     calls: Mapping[str, Node], modules: Mapping[str, nn.Module], methods: Mapping[str, Method]
 ) -> dict[str, Rematerialized]:
     """Return the rematerialized inputs by layer, without the layers that are sources themselves."""
-    smallest: dict[str, Rematerialized] = {}
+    ways: dict[str, list[Rematerialized]] = {}
     for name, method in methods.items():
         inputs = calls[name].all_input_nodes if method.recompute and name in calls else []
-        if len(inputs) != 1:
-            continue
-        layer = calls[name]
-        ways = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.recompute, modules)]
-        if possible := [tensor for tensor in ways if tensor.source in calls and tensor.size <= 1]:
-            smallest[name] = min(possible, key=lambda tensor: (tensor.size, len(tensor.chain)))
-    found: dict[str, Rematerialized] = {}
+        if len(inputs) == 1:
+            layer = calls[name]
+            found = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.recompute, modules)]
+            ways[name] = sorted((tensor for tensor in found if tensor.source in calls), key=_cost)
+    smaller = {name: found[0] for name, found in ways.items() if found and found[0].size <= 1}
+    chosen: dict[str, Rematerialized] = {}
     # From the last layer on: whether others need a layer's input is then known before its own is left out.
     sources = set[str]()
-    for name in reversed([name for name in calls if name in smallest]):
+    for name in reversed([name for name in calls if name in smaller]):
         if name not in sources:
-            found[name] = smallest[name]
-            sources.add(smallest[name].source)
-    return {name: found[name] for name in smallest if name in found}
+            chosen[name] = smaller[name]
+            sources.add(smaller[name].source)
+    # A larger input will do where it is saved in any case: from the first layer on, where maps are large.
+    for name in [name for name in calls if name in ways and name not in chosen]:
+        if name in sources:
+            continue
+        kept = (tensor for tensor in ways[name] if tensor.source in methods and tensor.source not in chosen)
+        if (tensor := next(kept, None)) is not None:
+            chosen[name] = tensor
+            sources.add(tensor.source)
+    return {name: chosen[name] for name in ways if name in chosen}
+
+
+def _cost(tensor: Rematerialized) -> tuple[float, int]:
+    return tensor.size, len(tensor.chain)
 
 
 def _only_reader(node: Node) -> str:

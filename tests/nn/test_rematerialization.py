@@ -200,3 +200,33 @@ def test_branches_with_the_same_input_keep_it_once():
 def test_a_reach_that_is_no_number_is_refused(method, value):
     with pytest.raises(ValueError, match="derive"):
         make_method(f"{method}:derive={value}")
+
+
+def test_a_larger_input_is_a_source_where_it_is_saved_in_any_case():
+    """Of three convolutions, the second's input is half of the first's, which is saved for the first's own weight."""
+    layers = nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1)
+    first, head = (nn.Conv2d(3, 4, 1), nn.AvgPool2d(2)), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    model, x = nn.Sequential(*first, *layers, *head).double(), images(count=2)
+    fedact.compress(model, "exact", layers=3)
+    wanted = gradients(model, x)
+    fedact.compress(model, "exact", layers=3, recompute=1)
+    assert derived(model) == {"4"}
+    for name, gradient in gradients(model, x).items():
+        assert relative_error(gradient, wanted[name]) < 1e-12
+    # Where the first is frozen, its larger input is not saved for the second.
+    fedact.compress(model, "exact", layers=2, recompute=1)
+    assert "4" not in derived(model)
+
+
+def test_measuring_does_not_change_how_a_large_weights_gradient_is_added():
+    """A second tensor of a weight's size, where hooks hand out the saved weight, would be in the measured peak alone."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 256, 1), nn.ReLU(), nn.Conv2d(256, 256, 3, 1, 1), nn.ReLU(), nn.Conv2d(256, 256, 3, 1, 1)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 5))
+    fedact.compress(model, "exact", layers=2, recompute=1)
+    assert derived(model) == {"4"}
+    for parameter in trained_parameters(model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    x, y = torch.rand(1, 3, 4, 4), torch.tensor([1])
+    memory = measure(model, lambda: F.cross_entropy(model(x), y).backward(), (x, y))
+    assert memory.peak_bytes < model[4].weight.nbytes / 2

@@ -15,6 +15,11 @@ class ParameterGradient:
 
     parameter: Tensor
 
+    @property
+    def is_first(self) -> bool:
+        """Whether there is no gradient yet. Of a saved weight one cannot tell: hooks may hand out another tensor."""
+        return self.parameter.grad is None
+
     def tensor(self) -> Tensor:
         """Return the gradient, zeros where there was none."""
         if self.parameter.grad is None:

@@ -137,10 +137,11 @@ def _weight_gradient(
 ) -> Tensor | None:
     """Return the weight's gradient, or add it to what the weight has, and return None; x: the input where it is there."""
     method, operation = ctx.method, ctx.operation
-    # Of a method that makes a new tensor in any case, autograd takes the first one as it is.
-    is_first = weight.is_leaf and weight.grad is None and type(method).weight_gradient is not Codec.weight_gradient
-    large = ctx.dtype is None and not is_first and is_large(weight, ctx.shape, grad_output)
+    large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
     total = parameter_gradient(ctx, WEIGHT) if large else None
+    if total is not None and total.is_first and type(method).weight_gradient is not Codec.weight_gradient:
+        # Of a method that makes a new tensor in any case, autograd takes the first one as it is.
+        total = None
     if total is None:
         if x is None:
             return method.weight_gradient(compressed, grad_output, weight, operation)  # type: ignore[no-any-return]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.compressed import autocast_type
 from fedact.nn.layers.function import is_recorded, runs_plain
-from fedact.nn.streams import forward
 from fedact.nn.streams.arithmetic import Geometry, StageSettings
-from fedact.nn.streams.function import StreamedBlock, weights
+from fedact.nn.streams.function import StreamedBlock, output, weights
+from fedact.nn.streams.pooled import PooledStage
 from fedact.torch_private import is_observed
 
 
@@ -31,21 +31,21 @@ class StageModules(NamedTuple):
 
 
 class Block:
-    """An inverted residual in streams: its first module computes all of it, the others hand its output on.
+    """A block in streams: its first module computes all of it, the others hand its output on.
 
     That is so within a call of the module that runs all of them, which counts its calls in ``calls``; alone they are the
     fast engine's layers, and so they are where a hook may see a tensor between them, under autocast, in traces, in the
     transforms of ``torch.func``, and while ``is_whole``. inside: all modules between which a wide tensor goes,
-    containers too.
+    containers too. pooling: of its only stage's output; None where the stages are an inverted residual's.
     """
 
-    def __init__(self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int) -> None:
+    def __init__(
+        self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int, pooling: nn.Module | None = None
+    ) -> None:
         self.stages, self.inside, self.room = tuple(stages), tuple(inside), room
+        self.maxima = pooling if isinstance(pooling, nn.MaxPool2d) else None
         self.calls, self.is_whole = 0, False
-        first, depthwise, project = [None, *(StageSettings.of(*stage) for stage in self.stages)][-3:]
-        assert depthwise is not None
-        assert project is not None
-        self.geometry = Geometry(first, depthwise, project)
+        self.geometry = _geometry([StageSettings.of(*stage) for stage in self.stages], pooling)
         self._output: ref[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,7 +54,8 @@ class Block:
     @property
     def modules(self) -> list[nn.Module]:
         """The modules that compute it, in their order."""
-        return [module for stage in self.stages for module in stage if module is not None]
+        stages = [module for stage in self.stages for module in stage if module is not None]
+        return stages if self.maxima is None else [*stages, self.maxima]
 
     @property
     def is_trained(self) -> bool:
@@ -71,7 +72,7 @@ class Block:
             y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.room, *tensors)
         else:
             with torch.no_grad():
-                y = forward.run(x, self.geometry, tensors, self.geometry.step(x, weights(tensors), self.room))
+                y = output(x, self.geometry, tensors, self.geometry.step(x, weights(tensors), self.room))
         self._output = ref(y)
         return y
 
@@ -111,6 +112,15 @@ class Block:
             and not is_recorded(*norms)
             and not any(map(is_seen, self.inside))
         )
+
+
+def _geometry(stages: Sequence[StageSettings], pooling: nn.Module | None) -> Geometry | PooledStage:
+    if pooling is not None:
+        return PooledStage.of(stages[0], pooling)
+    first, depthwise, project = [None, *stages][-3:]
+    assert depthwise is not None
+    assert project is not None
+    return Geometry(first, depthwise, project)
 
 
 def is_seen(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from fedact.nn.layers.function import as_output
 from fedact.nn.streams import forward
 from fedact.nn.streams.arithmetic import TENSORS, Geometry, Input, ranges
 from fedact.nn.streams.backward import Backward, Totals
+from fedact.nn.streams.pooled import PooledStage
 
 ARGUMENTS = 4
 """Of the function before the stages' tensors."""
@@ -25,11 +26,13 @@ class StreamedBlock(torch.autograd.Function):
     """y = block(x) with ``room`` bytes for its wide maps; the gradients are those of x as the method reconstructs it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codec: LayerCodec, geometry: Geometry, room: int, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, codec: LayerCodec, geometry: Geometry | PooledStage, room: int, *tensors: Tensor | None
+    ) -> Tensor:
         ctx.method, compressed, _ = codec.encode(x, x)
         save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
         ctx.shape, ctx.room, ctx.geometry, ctx.step = x.shape, room, geometry, geometry.step(x, weights(tensors), room)
-        return as_output(forward.run(x, geometry, tensors, ctx.step))
+        return as_output(output(x, geometry, tensors, ctx.step))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,8 +46,17 @@ class StreamedBlock(torch.autograd.Function):
         sums = [None if buffer is None else buffer.total for buffer in buffers]
         totals = [Totals(sums[place], sums[place + 1]) for place in range(0, len(sums), TENSORS)]
         source = _source(ctx.method, compressed, ctx.shape, ctx.room)
-        result = Backward(gradient, source, ctx.geometry, tensors, totals).run(ctx.step, ctx.needs_input_grad[0])
+        needs_input = ctx.needs_input_grad[0]
+        if isinstance(ctx.geometry, PooledStage):
+            result = ctx.geometry.backward(gradient, source, tensors, totals[0], ctx.step, needs_input)
+        else:
+            result = Backward(gradient, source, ctx.geometry, tensors, totals).run(ctx.step, needs_input)
         return result, None, None, None, *(None if buffer is None else buffer.result for buffer in buffers)
+
+
+def output(x: Tensor, geometry: Geometry | PooledStage, tensors: tuple[Tensor | None, ...], step: int) -> Tensor:
+    """Return a block's output for x, with ``step`` of its wide channels at a time."""
+    return geometry.run(x, tensors, step) if isinstance(geometry, PooledStage) else forward.run(x, geometry, tensors, step)
 
 
 def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int) -> Input:

@@ -19,8 +19,10 @@ from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import CodecLayer
 from fedact.nn.streams.block import Block, StageModules
-from fedact.nn.streams.find import Chain, Stage
+from fedact.nn.streams.find import Chain
 from fedact.nn.streams.find import find as find_chains
+from fedact.nn.streams.pooled_chain import PooledChain
+from fedact.nn.streams.walk import Stage
 
 ATTRIBUTES = ("stream", "streams_inside", "is_last")
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
@@ -94,7 +96,7 @@ def blocks_of(model: nn.Module) -> list[Block]:
     return [module.stream for _, module in named_modules(model) if isinstance(module, StreamEntry)]
 
 
-def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Chain]:
+def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Chain | PooledChain]:
     """Return a plain model's chains that may run in streams: those whose norms are not trained.
 
     Warns where there are none. Raises ConfigError for a method that saves everything, and for less than a byte of room.
@@ -107,11 +109,13 @@ def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Cha
         )
     chains = [chain for chain in find_chains(model) if not any(stage.norm in methods for stage in chain.stages)]
     if not chains:
-        warnings.warn("room changes nothing: no inverted residual of this model can run in streams", stacklevel=4)
+        warnings.warn("room changes nothing: no block of this model can run in streams", stacklevel=4)
     return chains
 
 
-def install(model: nn.Module, chains: Sequence[Chain], methods: Mapping[str, Method], room: int, seed: int) -> None:
+def install(
+    model: nn.Module, chains: Sequence[Chain | PooledChain], methods: Mapping[str, Method], room: int, seed: int
+) -> None:
     """Run a model's chains in streams, with ``room`` bytes for the wide maps of a block; in place.
 
     After the other layers are installed, whose classes remain those that run where streams cannot. methods: by layer; a
@@ -122,11 +126,12 @@ def install(model: nn.Module, chains: Sequence[Chain], methods: Mapping[str, Met
     hosts: dict[str, list[Block]] = {}
     for chain in chains:
         entry, *links = [model.get_submodule(name) for name in chain.names()]
-        host = common_parent(chain.names())
+        host = common_parent([*chain.names(), *([chain.pooling] if isinstance(chain, PooledChain) else [])])
         if isinstance(model.get_submodule(host), RecomputedSequential):
             # A segment may begin inside the block.
             continue
-        block = Block([_modules(model, stage) for stage in chain.stages], _inside(model, chain, host), room)
+        stages = [_modules(model, stage) for stage in chain.stages]
+        block = Block(stages, _inside(model, chain, host), room, _pooling(model, chain))
         trained = next((name for name in chain.convolutions if name in methods), "")
         if chain.reads_images:
             entry.codec = LayerCodec(Images(), 0)  # type: ignore[assignment]
@@ -156,14 +161,22 @@ def common_parent(names: Sequence[str]) -> str:
     return ".".join(parts[0] for parts in shared)
 
 
-def _inside(model: nn.Module, chain: Chain, host: str) -> list[nn.Module]:
-    """Return the modules of a chain and their containers below the host."""
+def _inside(model: nn.Module, chain: Chain | PooledChain, host: str) -> list[nn.Module]:
+    """Return the modules of a chain and their containers below the host, with a pooling, which reads its output."""
     start = len(host.split(".")) if host else 0
     names: dict[str, None] = {}
-    for name in (*chain.names(), *chain.identities):
+    for name in (*chain.names(), *chain.identities, *([chain.pooling] if isinstance(chain, PooledChain) else [])):
         parts = name.split(".")
         names |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(start, len(parts)))
-    return [model.get_submodule(name) for name in names]
+    modules = dict(named_modules(model))
+    return [modules[name] for name in names if name in modules]
+
+
+def _pooling(model: nn.Module, chain: Chain | PooledChain) -> nn.Module | None:
+    """Return a pooled chain's max pooling, or one that takes means as its own does; None for other chains."""
+    if not isinstance(chain, PooledChain):
+        return None
+    return model.get_submodule(chain.pooling) if chain.takes_maxima else nn.AdaptiveAvgPool2d(1)
 
 
 def _modules(model: nn.Module, stage: Stage) -> StageModules:

@@ -29,15 +29,16 @@ from tests.support.inverted_residuals import (
 @pytest.mark.parametrize(
     ("build", "blocks"),
     [
-        (lambda: torchvision.models.mobilenet_v2(width_mult=0.25), 17),
-        (lambda: torchvision.models.mnasnet0_5(), 17),
+        (lambda: torchvision.models.mobilenet_v2(width_mult=0.25), 18),
+        (lambda: torchvision.models.mnasnet0_5(), 18),
         (lambda: make_model("mcunet", 3), 14),
         # Of 15 blocks those without squeeze-and-excitation.
-        (lambda: torchvision.models.mobilenet_v3_large(), 7),
-        (lambda: torchvision.models.resnet18(), 0),
+        (lambda: torchvision.models.mobilenet_v3_large(), 8),
+        (lambda: torchvision.models.resnet18(), 1),
+        (lambda: torchvision.models.densenet121(), 1),
     ],
 )
-def test_inverted_residuals_are_found(build, blocks):
+def test_inverted_residuals_and_pooled_convolutions_are_found(build, blocks):
     assert len(find(build())) == blocks
 
 
@@ -151,7 +152,7 @@ def test_pytorchs_checkpoint_around_blocks():
 
 
 def test_nothing_to_stream_is_said_and_changes_nothing():
-    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
     with pytest.warns(UserWarning, match="room changes nothing"):
         model = fedact.compress(nn.Sequential(*layers), "exact", layers=1, room=1000)
     assert type(model) is nn.Sequential
