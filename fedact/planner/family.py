@@ -17,13 +17,14 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that one plan may mix: all with the same ``recompute``.
+    """Methods that one plan may mix: all with the same ``recompute``, in whole maps or in streams.
 
     method: the one that was given without settings; None for all that ``auto`` mixes.
     """
 
     method: Method | None
     recompute: int
+    in_streams: bool = False
 
     def ladder(self, x: Tensor, spectra: Any = None) -> list[Method]:
         """Return the methods for a saved input like x: the exact one, then the others, the gentlest first.

@@ -1,6 +1,7 @@
 """Planner for a method with all its settings given: only rank caps, micro-batch, recompute and depth give way."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 
@@ -8,70 +9,69 @@ from fedact.compression import make_method
 from fedact.nn.surgery import assign
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
+from fedact.planner.profiles import Profiles
 from fedact.planner.saved_prediction import SavedPrediction
+from fedact.planner.schedules import Schedule, Schedules
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import measure_within_budget
-from fedact.planner.step_structure import distinct_recomputes
+from fedact.planner.step_structure import layers_with_input
 
 
 class FixedMethodSearch:
-    """Finds the largest micro-batch that fits the budget, caps on ranks giving way before it, and the gentlest caps for it.
+    """Finds the preferred schedule that fits the budget, caps on ranks giving way before it, and the gentlest caps for it.
 
-    Inputs are made again only where not even one example at a time fits without.
-
-    It remembers the least depth that does not fit.
+    A method with loss makes something again only where not even one example at a time fits without.
     """
 
-    def __init__(self, problem: Problem, limit: SlowdownLimit) -> None:
-        self.problem, self.limit = problem, limit
-        self.too_deep = float("inf")
+    def __init__(self, problem: Problem, deepest: int, limit: SlowdownLimit) -> None:
+        self.problem, self.deepest, self.limit = problem, deepest, limit
         self.saved: dict[int, SavedPrediction] = {}
+        self._solutions: dict[int, Solution | None] = {}
 
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
-        if depth < self.too_deep and not self._fits(depth):
-            self.too_deep = depth
         # The error of a given method is what was asked for: it does not count against a depth.
-        return dict.fromkeys(self.problem.trained_in_order(depth), 0.0) if depth < self.too_deep else None
+        return dict.fromkeys(self.problem.trained_in_order(depth), 0.0) if self.solve(depth) else None
 
     def solve(self, depth: int) -> Solution | None:
-        found = (self._solve(depth, recompute) for recompute in self._recomputes(depth))
-        return next(filter(None, found), None)
+        if depth not in self._solutions:
+            found = (self._solve(depth, schedule) for schedule in self._that_may_fit(depth))
+            self._solutions[depth] = next(filter(None, found), None)
+        return self._solutions[depth]
 
-    def _solve(self, depth: int, recompute: int) -> Solution | None:
-        for micro_batch in self.problem.micro_batches():
-            if not self._leaves_room(depth, micro_batch, recompute):
-                continue
-            levels = self._levels(depth, micro_batch, recompute)
-            schedules = self._schedules(levels[0][1], micro_batch)
-            for prefix, (level, methods) in product(schedules, levels):
-                if self._may_fit(depth, methods, micro_batch, prefix):
-                    memory = measure_within_budget(self.problem, methods, micro_batch, prefix)
-                    solution = Solution(depth, micro_batch, methods, memory, {}, prefix, caps=level if level < 1.0 else None)
-                    if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
-                        return admitted
+    def _that_may_fit(self, depth: int) -> Iterator[Schedule]:
+        """Yield the schedules that may be within the budget, the preferred first."""
+        if self.problem.scope == "saved":
+            every = self.schedules.preferred_first(depth)
+            return (each for each in every if self._leaves_room(depth, each.micro_batch, each.recompute))
+        method, layers = make_method(self.problem.method), layers_with_input(self.problem, depth)
+
+        def kept_by(recompute: int) -> Methods:
+            return dict.fromkeys(layers, method.recomputing(recompute))
+
+        return self.schedules.that_may_fit(depth, self.peaks, kept_by if method.traits.keeps_input else None)
+
+    def _solve(self, depth: int, schedule: Schedule) -> Solution | None:
+        """Return the step of one schedule with the gentlest caps that fit, None where none do."""
+        problem, size, room = replace(self.problem, room=schedule.room), schedule.micro_batch, schedule.room
+        levels = self._levels(depth, schedule)
+        for prefix, (level, methods) in product(self._prefixes(levels[0][1], schedule), levels):
+            if self._may_fit(depth, methods, schedule, prefix):
+                memory, caps = measure_within_budget(problem, methods, size, prefix), level if level < 1.0 else None
+                solution = Solution(depth, size, methods, memory, {}, prefix, caps=caps, room=room)
+                if self.problem.fits(memory) and (admitted := self.limit.admit(solution)):
+                    return admitted
         return None
 
-    def smallest_methods(self, depth: int) -> list[Methods]:
-        found = (self._levels(depth, 1, recompute) for recompute in self._recomputes(depth))
-        return [methods for levels in found for _, methods in levels]
+    def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
+        ones = self.schedules.of_one(depth)
+        return [(schedule, methods) for schedule in ones for _, methods in self._levels(depth, schedule)]
 
-    def _recomputes(self, depth: int) -> Iterator[int]:
-        """Yield what may be made again at a depth, the preferred first, and each but once."""
-        return distinct_recomputes(self.problem, self._saved(depth).structure)
-
-    def _fits(self, depth: int) -> bool:
-        """Tell whether one example at a time fits with the tightest caps."""
-        return self.problem.budget is None or any(self._fits_with(depth, each) for each in self._recomputes(depth))
-
-    def _fits_with(self, depth: int, recompute: int) -> bool:
-        _, methods = self._levels(depth, 1, recompute)[-1]
-        schedules = [each for each in self._schedules(methods, 1) if self._may_fit(depth, methods, 1, each)]
-        return any(self.problem.fits(measure_within_budget(self.problem, methods, 1, each)) for each in schedules)
-
-    def _schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
+    def _prefixes(self, methods: Methods, schedule: Schedule) -> list[PrefixSchedule]:
         """Return how the frozen prefix may run."""
-        return [WHOLE] if self.problem.scope == "saved" else self.peaks.schedules(methods, micro_batch)
+        if self.problem.scope == "saved":
+            return [WHOLE]
+        return self.peaks.in_room(schedule.room).schedules(methods, schedule.micro_batch)
 
     def _leaves_room(self, depth: int, micro_batch: int, recompute: int) -> bool:
         """Tell whether what is saved beside inputs with loss leaves room for them in a budget of saved bytes."""
@@ -80,13 +80,13 @@ class FixedMethodSearch:
             return True
         return self._saved(depth).structure(recompute).least_bytes(depth, micro_batch) <= budget
 
-    def _may_fit(self, depth: int, methods: Methods, micro_batch: int, prefix: PrefixSchedule) -> bool:
+    def _may_fit(self, depth: int, methods: Methods, schedule: Schedule, prefix: PrefixSchedule) -> bool:
         """Tell whether a step is worth measuring."""
         if self.problem.budget is None:
             return True
         if self.problem.scope == "saved":
-            return self._saved(depth).may_fit(methods, micro_batch)
-        return self.peaks.may_fit(methods, micro_batch, prefix)
+            return self._saved(depth).may_fit(methods, schedule.micro_batch)
+        return self.peaks.in_room(schedule.room).may_fit(methods, schedule.micro_batch, prefix)
 
     def _saved(self, depth: int) -> SavedPrediction:
         if depth not in self.saved:
@@ -98,10 +98,16 @@ class FixedMethodSearch:
         """Predicts peak bytes."""
         return PeakPrediction(self.problem)
 
-    def _levels(self, depth: int, micro_batch: int, recompute: int) -> list[tuple[float, Methods]]:
+    @cached_property
+    def schedules(self) -> Schedules:
+        """How a batch may be run."""
+        return Schedules(self.problem, Profiles(self.problem, self.deepest))
+
+    def _levels(self, depth: int, schedule: Schedule) -> list[tuple[float, Methods]]:
         """Return the methods of all saved inputs at each level of their caps, the gentlest first."""
-        problem, method = self.problem, make_method(self.problem.method).recomputing(recompute)
-        inputs = problem.inputs(problem.trained(depth), problem.batch_size if method.traits.calibrated else micro_batch)
+        problem, method = self.problem, make_method(self.problem.method).recomputing(schedule.recompute)
+        count = problem.batch_size if method.traits.calibrated else schedule.micro_batch
+        inputs = problem.inputs(problem.trained(depth), count)
         assigned = assign(problem.model, inputs, method)
         methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
         if problem.budget is None:

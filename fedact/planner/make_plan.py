@@ -24,7 +24,6 @@ from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.smaller_images import skipped_reason
 from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import VanillaStep, floor_bytes, inference_peak_bytes, measure_step, vanilla_step
-from fedact.planner.streamed import streamed
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -83,25 +82,12 @@ def make_plan(
     with fixed_randomness(example[0].device), threads_for(example[0]), older_objects_left_out():
         problem = make_problem(model, example, method=choose_method(method), budget=size, scope=scope, **given)
         limit = SlowdownLimit(problem, max_slowdown)
-        if problem.has_head and scope == "peak" and not problem.within_budget(inference_peak_bytes(problem)):
-            # There is hardly a need to search: whatever is trained, the model is run forward.
-            least = _least_bytes(problem, _solver(problem, 0, limit), 0)
-            if not problem.within_budget(least):
-                depths = depths_for(problem, layers, most_layers)
-                found = streamed(problem, depths, limit) if problem.method == AUTO else None
-                if found is None:
-                    return _skipped(problem, least, 0, limit)
-                return _plan(problem, found, depths.requested, limit)
         depths = depths_for(problem, layers, most_layers)
         solver = _solver(problem, depths.requested, limit)
-        solution = search(problem, depths, solver)
-        if problem.method == AUTO and (solution is None or solution.depth == 0):
-            # What the fast engine leaves untrained may be trained in streams.
-            solution = streamed(problem, depths, limit) or solution
-        if solution is None:
-            depth = 0 if problem.has_head else depths.candidates[0]
-            return _skipped(problem, _least_bytes(problem, solver, depth), depth, limit)
-        return _plan(problem, solution, depths.requested, limit)
+        if _runs_forward(problem, solver) and (solution := search(problem, depths, solver)):
+            return _plan(problem, solution, depths.requested, limit)
+        depth = 0 if problem.has_head else depths.candidates[0]
+        return _skipped(problem, _least_bytes(problem, solver, depth), depth, limit)
 
 
 def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
@@ -125,7 +111,14 @@ def _rounded(error: float) -> float:
 def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
     method = problem.method
     free = method == AUTO or (isinstance(method, Method) and method.has_free_settings and problem.budget is not None)
-    return ByteAllocation(problem, deepest, limit) if free else FixedMethodSearch(problem, limit)
+    return (ByteAllocation if free else FixedMethodSearch)(problem, deepest, limit)
+
+
+def _runs_forward(problem: Problem, solver: Solver) -> bool:
+    """Tell whether a peak budget allows the forward pass, in whatever way it is run: if not, there is no need to search."""
+    if not problem.has_head or problem.scope == "saved" or problem.within_budget(inference_peak_bytes(problem)):
+        return True
+    return problem.within_budget(_least_bytes(problem, solver, 0))
 
 
 def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownLimit) -> Plan:
@@ -203,10 +196,12 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
 
 
 def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
-    options = [
-        (methods, prefix) for methods in solver.smallest_methods(depth) for prefix in solver.peaks.all_schedules(methods, 1)
+    steps = [
+        (solver.peaks.in_room(schedule.room), methods, prefix)
+        for schedule, methods in solver.smallest(depth)
+        for prefix in solver.peaks.in_room(schedule.room).all_schedules(methods, 1)
     ]
-    return min(problem.bytes_in_scope(measure_step(problem, methods, 1, prefix)) for methods, prefix in options)
+    return min(problem.bytes_in_scope(measure_step(peaks.problem, methods, 1, prefix)) for peaks, methods, prefix in steps)
 
 
 def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:

@@ -1,7 +1,7 @@
 """Peak bytes of a step under any methods, predicted from one step's shapes and lifetimes: no step is run for a candidate."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 import torch
@@ -75,10 +75,19 @@ class PeakPrediction:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.working, self.no_working = problem, WorkingMemory(), WorkingMemory(none=True)
+        self._rooms: dict[int | None, PeakPrediction] = {problem.room: self}
         self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
         self._too_large: dict[tuple[Structure, int], bool] = {}
         self._prefixes: dict[Structure, _Prefix | None] = {}
         self._by_cut: dict[tuple[str, ...], _Prefix | None] = {}
+
+    def in_room(self, room: int | None) -> "PeakPrediction":
+        """Return the predictions of steps with so much room for the wide maps of blocks in streams."""
+        if room not in self._rooms:
+            other = PeakPrediction(replace(self.problem, room=room))
+            other.working, other._rooms = self.working, self._rooms
+            self._rooms[room] = other
+        return self._rooms[room]
 
     def peak_bytes(self, methods: Methods, micro_batch: int, schedule: PrefixSchedule = WHOLE, least: bool = False) -> int:
         """Return the predicted peak bytes of a step.
@@ -132,15 +141,20 @@ class PeakPrediction:
             return False
         if key not in self._too_large:
             chunked = self._prefix(structure) is not None
-            one = self._levels(structure, 1, chunked)
+            one = self._with_as_many_channels(micro_batch, 1)._levels(structure, 1, chunked)
             first = one.least_bytes
             self._too_large[key] = int(first * SURE) > budget
             if not self._too_large[key] and micro_batch >= FEW and first * micro_batch > budget:
-                two = self._levels(structure, 2, chunked)
+                two = self._with_as_many_channels(micro_batch, 2)._levels(structure, 2, chunked)
                 most = one.least_bytes_of(micro_batch, two) or 0
                 least = first + (two.least_bytes - first) * (micro_batch - 1)
                 self._too_large[key] = least > LINEARITY * budget or most > PARTS * budget
         return self._too_large[key]
+
+    def _with_as_many_channels(self, micro_batch: int, examples: int) -> "PeakPrediction":
+        """Return the predictions of the room in which fewer examples run as many channels at a time."""
+        room = self.problem.room
+        return self if room is None else self.in_room(max(1, room * examples // micro_batch))
 
     def rules_out(self, methods: Methods, micro_batch: int) -> bool:
         """Tell whether one and two examples' steps say that so many are over the budget."""

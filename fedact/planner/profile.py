@@ -5,7 +5,7 @@ from copy import copy
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.planner.cost_model import ModuleCosts, step_seconds
+from fedact.planner.cost_model import ModuleCosts, StreamedBlock, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
@@ -25,11 +25,12 @@ NO_ERRORS = GradientErrors({}, {})
 class Profile:
     """One family's bytes and errors, for all depths whose saved inputs are among those of ``depth``.
 
-    steps: on which errors are measured. Measurements are made at the first request and remembered.
+    steps: on which errors are measured. blocks: those that run in streams. Measurements are made at the
+    first request and remembered.
     """
 
-    def __init__(self, family: Family, steps: ExactSteps, costs: ModuleCosts) -> None:
-        self.family, self.steps, self.costs = family, steps, costs
+    def __init__(self, family: Family, steps: ExactSteps, costs: ModuleCosts, blocks: Sequence[StreamedBlock] = ()) -> None:
+        self.family, self.steps, self.costs, self.blocks = family, steps, costs, blocks
         self.structure, self.problem, self.depth = steps.structure, steps.structure.problem, steps.structure.depth
         self._method_bytes: dict[tuple[Method, str, int], int] = {}
         self._drafts: dict[tuple[int, int, int, int], Draft | None] = {}
@@ -204,10 +205,10 @@ class Profile:
             self._method_bytes[place] = method.predicted_bytes(like) + method.predicted_state_bytes(like)
         return self._method_bytes[place]
 
-    def seconds(self, found: Draft) -> float:
-        """Return the estimated seconds of a batch."""
+    def seconds(self, found: Draft, room: int | None = None) -> float:
+        """Return the estimated seconds of a batch; room: bytes for the wide maps of blocks in streams."""
         path = self.structure.gradient_path(found.depth)
         methods = {key: option.method for key, option in found.options.items()}
         elements = {key: self.inputs[key][0].numel() for key in found.options}
         saved, size = found.saved_inputs, self.problem.batch_size
-        return step_seconds(self.costs, path, saved, methods, elements, found.micro_batch, size)
+        return step_seconds(self.costs, path, saved, methods, elements, found.micro_batch, size, self.blocks, room or 0)

@@ -19,11 +19,17 @@ CHECKS = 3
 
 
 class Candidate(NamedTuple):
-    """A draft, the profile it comes from, and how the frozen prefix would run."""
+    """A draft, the profile it comes from, how the frozen prefix would run, and the room of blocks in streams, if any do."""
 
     draft: Draft
     profile: Profile
     prefix: PrefixSchedule
+    room: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, of a batch."""
+        return self.profile.seconds(self.draft, self.room)
 
 
 class Refinement:
@@ -43,7 +49,7 @@ class Refinement:
 
     def predicted(self, candidate: Candidate) -> Candidate | None:
         """Return the candidate allocated anew until its peak is predicted to fit, else one of the extremes where it may."""
-        draft, profile, prefix = candidate
+        draft, profile, prefix, _ = candidate
         found = refined(draft, profile, self.capacity, lambda each: self._predicted(each, prefix), inf)
         found = found or next(self._extreme_drafts(candidate), None)
         return candidate._replace(draft=found) if found else None
@@ -70,7 +76,7 @@ class Refinement:
 
     def _checked_best(self, candidate: Candidate, enough: float) -> Solution | None:
         """Return the allocation that is predicted to be best, measured; repaired where the prediction was wrong."""
-        draft, profile, prefix = candidate
+        draft, profile, prefix, _ = candidate
         best: Solution | None = None
         excess = 0
         for _ in range(CHECKS):
@@ -99,7 +105,7 @@ class Refinement:
 
     def _extreme_drafts(self, candidate: Candidate) -> Iterator[Draft]:
         """Yield the drafts of the smallest and of the gentlest methods, where their peak may fit."""
-        draft, profile, prefix = candidate
+        draft, profile, prefix, _ = candidate
         for methods in self.extremes(profile, draft.depth, draft.micro_batch):
             may_fit = self.problem.scope == "saved" or self.peaks.may_fit(methods, draft.micro_batch, prefix)
             if may_fit and (extreme := profile.draft_of(draft.depth, draft.micro_batch, methods)):
@@ -108,8 +114,10 @@ class Refinement:
     def _measured(self, draft: Draft, prefix: PrefixSchedule) -> Solution:
         # What counts operations takes part in the peak.
         observed = ObservedStep(draft.methods) if self.problem.scope == "saved" else None
-        memory = measure_within_budget(self.problem, draft.methods, draft.micro_batch, prefix, observed)
-        return Solution(draft.depth, draft.micro_batch, draft.methods, memory, draft.input_errors, prefix, observed=observed)
+        problem, size, methods = self.problem, draft.micro_batch, draft.methods
+        memory = measure_within_budget(problem, methods, size, prefix, observed)
+        found = Solution(draft.depth, size, methods, memory, draft.input_errors, prefix, observed=observed)
+        return found._replace(room=problem.room)
 
 
 def refined(draft: Draft, profile: Profile, capacity: int, size_of: Callable[[Draft], int], enough: float) -> Draft | None:

@@ -8,6 +8,7 @@ from fedact.measure.memory import Memory
 from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
+from fedact.planner.schedules import Schedule
 from fedact.planner.step_error import StepError
 
 USUAL_DEPTH = 8
@@ -57,7 +58,7 @@ class Solver(Protocol):
     def solve(self, depth: int) -> Solution | None:
         """Return the best step that was measured to fit the budget, None where none does."""
 
-    def smallest_methods(self, depth: int) -> list[Methods]:
+    def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
         """Return candidates for the step with the fewest bytes."""
 
 

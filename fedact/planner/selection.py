@@ -1,6 +1,7 @@
 """Which of the candidates at a depth is taken: the fastest of those that learn as much, else that with the least error."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import inf
 
 from fedact.planner.problem import Problem
@@ -14,9 +15,12 @@ ALIKE = 1.1
 
 
 class Selection:
-    """Takes one of some candidates, each of which is measured when its turn comes."""
+    """Takes one of some candidates, each of which is measured when its turn comes.
 
-    def __init__(self, problem: Problem, refinement: Refinement, limit: SlowdownLimit) -> None:
+    refinement: returns what makes candidates fit with so much room for blocks in streams.
+    """
+
+    def __init__(self, problem: Problem, refinement: Callable[[int | None], Refinement], limit: SlowdownLimit) -> None:
         self.problem, self.refinement, self.limit = problem, refinement, limit
 
     def first_within(self, candidates: Iterable[Candidate], most_error: float) -> Solution | None:
@@ -25,10 +29,11 @@ class Selection:
         An estimate adds up what each saved input does alone: it may be wrong by half, either way.
         """
         for candidate in candidates:
-            solution = self.refinement.best(candidate) if candidate.draft.error <= most_error else None
+            solution = self.refinement(candidate.room).best(candidate) if candidate.draft.error <= most_error else None
             if solution is None or solution.error > most_error:
                 continue
-            found = step_error(self.problem, solution.methods, solution.micro_batch, solution.observed)
+            problem = replace(self.problem, room=candidate.room)
+            found = step_error(problem, solution.methods, solution.micro_batch, solution.observed)
             if found and found.error > most_error:
                 continue
             if admitted := self.limit.admit(solution._replace(step_error=found)):
@@ -45,14 +50,14 @@ class Selection:
             # A draft knows of no working memory: once measured, it may have more error, but not less.
             if best and candidate.draft.error >= best.error:
                 break
-            solution = self.refinement.best(candidate, best.error if best else inf)
+            solution = self.refinement(candidate.room).best(candidate, best.error if best else inf)
             best = (self.limit.admit(solution) if solution else None) or best
         return best
 
 
 def fastest_first(candidates: Sequence[Candidate], most_error: float) -> Iterator[Candidate]:
     """Yield the candidates with at most so much error, the fastest first; of those that are alike, that with less error."""
-    found = [(each.profile.seconds(each.draft), each) for each in candidates if each.draft.error <= most_error]
+    found = [(each.seconds, each) for each in candidates if each.draft.error <= most_error]
     while found:
         longest = ALIKE * min(seconds for seconds, _ in found)
         first = min((pair for pair in found if pair[0] <= longest), key=lambda pair: (pair[1].draft.error, pair[0]))

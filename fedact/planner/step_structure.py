@@ -137,12 +137,12 @@ class StepStructure:
         return sizes
 
 
-def distinct_recomputes(problem: Problem, structure: Callable[[int], StepStructure]) -> Iterator[int]:
-    """Yield a problem's recomputes in their order, without those that make the same again as one before.
+def distinct_recomputes(recomputes: Sequence[int], structure: Callable[[int], StepStructure]) -> Iterator[int]:
+    """Yield recomputes in their order, without those that make the same again as one before.
 
     structure: of the steps with a recompute, at the depth in question.
     """
-    first, *others = problem.recomputes
+    first, *others = recomputes
     yield first
     known = [structure(first).rematerializations] if others else []
     for recompute in others:

@@ -30,11 +30,6 @@ def test_an_estimate_that_is_too_low_does_not_choose_a_plan(share, monkeypatch):
 
 def test_of_plans_as_fast_that_with_less_error_comes_first():
     given = [(1.0, 3.0), (2.0, 0.5), (1.05, 1.0), (1.01, 9.0), (1.2, 0.1)]
-    candidates = [
-        SimpleNamespace(
-            draft=SimpleNamespace(error=error), profile=SimpleNamespace(seconds=lambda _, seconds=seconds: seconds)
-        )
-        for seconds, error in given
-    ]
+    candidates = [SimpleNamespace(draft=SimpleNamespace(error=error), seconds=seconds) for seconds, error in given]
     order = [candidates.index(each) for each in fastest_first(candidates, 5.0)]
     assert order == [2, 0, 4, 1]

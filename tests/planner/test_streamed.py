@@ -52,10 +52,18 @@ def test_a_budget_below_the_fast_engine_is_trained_in_streams(layers):
         assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
 
 
-def test_what_the_fast_engine_can_do_is_not_in_streams():
+def test_a_whole_batch_that_fits_the_fast_engine_is_not_in_streams():
+    model, example = wide()
+    plan = fedact.make_plan(model, "10MB", example, "auto", LAYERS, "peak")
+    assert (plan.status, plan.room_bytes, plan.micro_batch) == ("ok", None, 4)
+
+
+@pytest.mark.parametrize("method", ["exact", "auto"])
+def test_more_examples_at_once_in_streams_are_preferred_to_one_in_the_fast_engine(method):
     model, (x, y) = wide()
-    plan = fedact.make_plan(model, peak_bytes(model, x, y, LAYERS), (x, y), "auto", LAYERS, "peak")
-    assert (plan.status, plan.room_bytes) == ("ok", None)
+    plan = fedact.make_plan(model, peak_bytes(model, x, y, LAYERS), (x, y), method, LAYERS, "peak")
+    assert (plan.status, plan.layers, plan.micro_batch) == ("ok", LAYERS, 4)
+    assert plan.room_bytes
 
 
 def test_less_than_streams_need_is_skipped():
