@@ -12,10 +12,9 @@ from fedact.planner.candidates import NEGLIGIBLE, Candidates
 from fedact.planner.exact_step import exact_batch, fastest_exact
 from fedact.planner.family import Family
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import Methods, Problem, Schedule
 from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate
-from fedact.planner.schedules import Schedule
 from fedact.planner.search import Solution, is_worth_it
 from fedact.planner.selection import ALIKE, Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit

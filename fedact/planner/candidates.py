@@ -9,11 +9,11 @@ from fedact.planner.drafts import Draft
 from fedact.planner.family import Family
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem, Schedule
 from fedact.planner.profile import UNBOUNDED, Profile
 from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate, Refinement
-from fedact.planner.schedules import Schedule, Schedules
+from fedact.planner.schedules import Schedules
 
 NEGLIGIBLE = 0.05
 """Errors up to this much a trained layer are as good as none: of such plans the fastest is taken. Relative to its squared

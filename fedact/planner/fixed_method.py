@@ -8,10 +8,10 @@ from itertools import product
 from fedact.compression import make_method
 from fedact.nn.surgery import assign
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem, Schedule
 from fedact.planner.profiles import Profiles
 from fedact.planner.saved_prediction import SavedPrediction
-from fedact.planner.schedules import Schedule, Schedules
+from fedact.planner.schedules import Schedules
 from fedact.planner.search import Solution
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import measure_within_budget

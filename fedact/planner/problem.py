@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,29 @@ class PrefixSchedule(NamedTuple):
 
 WHOLE = PrefixSchedule()
 """All examples at once, on whole maps."""
+
+
+class Schedule(NamedTuple):
+    """One way to run a batch. room: bytes for the wide maps of blocks in streams, None for the fast engine."""
+
+    micro_batch: int
+    recompute: int
+    room: int | None = None
+
+    @property
+    def in_streams(self) -> bool:
+        """Whether blocks run in streams."""
+        return self.room is not None
+
+    @property
+    def kind(self) -> tuple[int, float]:
+        """What schedules of other micro-batches have alike: the recompute, and the room of an example, infinity for None."""
+        return self.recompute, inf if self.room is None else self.room / self.micro_batch
+
+    def asks_as_much(self, other: "Schedule") -> bool:
+        """Tell whether this one takes at least as many bytes as another of the same kind."""
+        alike = (self.in_streams, self.recompute) == (other.in_streams, other.recompute)
+        return alike and self.micro_batch >= other.micro_batch and self.kind >= other.kind
 
 
 @dataclass(frozen=True, eq=False)

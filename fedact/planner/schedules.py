@@ -3,44 +3,19 @@
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import product
-from math import inf
-from typing import NamedTuple
 
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.nn.streams.find import find
 from fedact.planner.cost_model import step_seconds
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem
+from fedact.planner.problem import Methods, Problem, Schedule
 from fedact.planner.profiles import Profiles
 from fedact.planner.step_memory import floor_bytes
 from fedact.planner.step_structure import distinct_recomputes, layers_with_input
 
 SHARES = (2, 8, 32)
 """The rooms of an example are the floor divided by these: the more room, the fewer groups of channels, and the faster."""
-
-
-class Schedule(NamedTuple):
-    """One way to run a batch. room: bytes for the wide maps of blocks in streams, None for the fast engine."""
-
-    micro_batch: int
-    recompute: int
-    room: int | None = None
-
-    @property
-    def in_streams(self) -> bool:
-        """Whether blocks run in streams."""
-        return self.room is not None
-
-    @property
-    def kind(self) -> tuple[int, float]:
-        """What schedules of other micro-batches have alike: the recompute, and the room of an example, infinity for None."""
-        return self.recompute, inf if self.room is None else self.room / self.micro_batch
-
-    def asks_as_much(self, other: "Schedule") -> bool:
-        """Tell whether this one takes at least as many bytes as another of the same kind."""
-        alike = (self.in_streams, self.recompute) == (other.in_streams, other.recompute)
-        return alike and self.micro_batch >= other.micro_batch and self.kind >= other.kind
 
 
 class Schedules:

@@ -7,8 +7,7 @@ from typing import NamedTuple, Protocol
 from fedact.measure.memory import Memory
 from fedact.planner.observed_step import ObservedStep
 from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
-from fedact.planner.schedules import Schedule
+from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem, Schedule
 from fedact.planner.step_error import StepError
 
 USUAL_DEPTH = 8
