@@ -14,6 +14,7 @@ from fedact.nn.graph import named_modules
 from fedact.nn.streams.arithmetic import Geometry
 from fedact.nn.streams.function import weights
 from fedact.nn.streams.install import blocks_of
+from fedact.nn.streams.pooled import PooledStage
 from fedact.planner.saved_inputs import SavedInput
 
 CALL_SECONDS = 4e-5
@@ -33,14 +34,16 @@ class StreamedBlock:
     """A block that may run in streams: the names of its modules, its geometry and weights, the shape of its inputs."""
 
     modules: tuple[str, ...]
-    geometry: Geometry
+    geometry: Geometry | PooledStage
     weights: tuple[Tensor, ...]
     shape: torch.Size
 
     def groups(self, examples: int, room: int) -> int:
         """Return in how many groups its channels run on so many examples."""
         like = self.weights[0].new_empty((examples, *self.shape[1:]), device="meta")
-        return ceil(len(self.weights[-2]) / self.geometry.step(like, self.weights, room))
+        # The wide channels are the depthwise convolution's, or the only one's.
+        wide, *_ = self.weights[-2:]
+        return ceil(len(wide) / self.geometry.step(like, self.weights, room))
 
 
 @dataclass(frozen=True)
