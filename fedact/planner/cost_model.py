@@ -38,12 +38,12 @@ class StreamedBlock:
     weights: tuple[Tensor, ...]
     shape: torch.Size
 
-    def groups(self, examples: int, room: int) -> int:
-        """Return in how many groups its channels run on so many examples."""
-        like = self.weights[0].new_empty((examples, *self.shape[1:]), device="meta")
+    def groups(self, examples: int, room: int, backward: bool) -> int:
+        """Return in how many groups its channels run on so many examples, forward or backward."""
+        shape = torch.Size((examples, *self.shape[1:]))
         # The wide channels are the depthwise convolution's, or the only one's.
         wide, *_ = self.weights[-2:]
-        return ceil(len(wide) / self.geometry.step(like, self.weights, room))
+        return ceil(len(wide) / self.geometry.step(shape, self.weights, room, backward))
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ def step_seconds(
     seconds = costs.seconds(whole, micro_batch) + 2 * costs.seconds(gradient_path - streamed, micro_batch)
     for block in blocks:
         work = STREAMED_WORK * costs.work_seconds(block.modules, micro_batch)
-        groups, is_passed = block.groups(micro_batch, room), not gradient_path.isdisjoint(block.modules)
-        for per_block, per_group in list(zip(BLOCK_CALLS, GROUP_CALLS, strict=True))[: 1 + is_passed]:
-            seconds += (per_block + groups * per_group) * CALL_SECONDS
+        is_passed = not gradient_path.isdisjoint(block.modules)
+        for backward in range(1 + is_passed):
+            groups = block.groups(micro_batch, room, bool(backward))
+            seconds += (BLOCK_CALLS[backward] + groups * GROUP_CALLS[backward]) * CALL_SECONDS
         # The backward pass makes the wide maps again.
         seconds += 4 * work if is_passed else work
     for saved in saved_inputs:

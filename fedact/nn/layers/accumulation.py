@@ -1,5 +1,6 @@
 """Where a layer's backward pass may add to a parameter's gradient itself, in autograd's place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,19 @@ def parameter_gradient(ctx: Any, place: int) -> ParameterGradient | None:
     returned: where it is asked for by ``torch.autograd.grad`` or a hook, with ``create_graph=True``, or for what is no leaf,
     and in a process group, whose hooks on gradients PyTorch does not show.
     """
+    return parameter_gradients(ctx, [place])[0]
+
+
+def parameter_gradients(ctx: Any, places: Sequence[int]) -> list[ParameterGradient | None]:
+    """Return ``parameter_gradient`` at some places."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or _in_process_group():
-        return None
-    node, _ = ctx.next_functions[place]
+        return [None] * len(places)
+    functions = ctx.next_functions
+    return [_of_leaf(functions[place][0]) for place in places]
+
+
+def _of_leaf(node: Any) -> ParameterGradient | None:
+    """Return the gradient of the leaf whose node of the graph this is, if it may be added to in autograd's place."""
     parameter = getattr(node, "variable", None)
     if not isinstance(parameter, Tensor) or has_gradient_hooks(parameter) or not parameter.is_contiguous():
         return None
@@ -58,10 +69,9 @@ def parameter_gradient(ctx: Any, place: int) -> ParameterGradient | None:
     return ParameterGradient(parameter) if parameter.grad is None or _is_alike(parameter.grad, parameter) else None
 
 
-def gradient_buffer(ctx: Any, place: int) -> Tensor | None:
-    """Return the tensor behind ``parameter_gradient``, zeros where there was none; None where there is no such gradient."""
-    gradient = parameter_gradient(ctx, place)
-    return None if gradient is None else gradient.tensor()
+def gradient_buffers(ctx: Any, places: Sequence[int]) -> list[Tensor | None]:
+    """Return the tensors behind ``parameter_gradients``, zeros where there were none; None where there are none."""
+    return [None if gradient is None else gradient.tensor() for gradient in parameter_gradients(ctx, places)]
 
 
 def _in_process_group() -> bool:

@@ -3,14 +3,14 @@
 A map is a matrix with a row a position and a column a channel: so products, norms and sums need no copies.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class StageSettings:
         """Return the activation of z, in place where its gradient does not need z."""
         if self.bounds is None:
             return z if self.activation is None else self.activation.activate(z)
-        return F.relu_(z) if self.bounds[1] == inf else F.hardtanh_(z, *self.bounds)
+        return torch.relu_(z) if self.bounds[1] == inf else z.clamp_(*self.bounds)
 
     def slope_times_(self, gradient: Tensor, z: Tensor) -> Tensor:
         """Return the gradient times the activation's slope at z, in place where possible; a ReLU's z may be its output."""
@@ -82,13 +82,17 @@ class StageSettings:
         return hardtanh_backward_into(gradient, z, *self.bounds, grad_input=gradient)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
-    """A block without its tensors; first: None where the depthwise convolution reads the block's input."""
+    """A block without its tensors.
+
+    first: None where the depthwise convolution reads the block's input. steps: the channels at a time, by shape and room.
+    """
 
     first: StageSettings | None
     depthwise: StageSettings
     project: StageSettings
+    steps: dict[Any, int] = field(default_factory=dict, init=False)
 
     @cached_property
     def _moves_nothing(self) -> bool:
@@ -99,49 +103,87 @@ class Geometry:
         """Tell whether the first convolution, with this weight, is a matrix product."""
         return self._moves_nothing and weight.shape[2:] == (1, 1)
 
-    def step(self, x: Tensor, weights: tuple[Tensor, ...], room: int) -> int:
-        """Return how many channels at a time have their maps in ``room`` bytes, backward as well, at least one.
+    def matrix(self, weight: Tensor | None) -> Tensor | None:
+        """Return the first convolution's weight, or a tensor like it, as a matrix where it is a matrix product."""
+        return weight[:, :, 0, 0] if weight is not None and self.is_product(weight) else weight
 
-        Alive at once are two maps of the depthwise input and one of its output, or one and two, and the kernels' gradients.
+    def step(self, shape: torch.Size, weights: Sequence[Tensor], room: int, backward: bool = False) -> int:
+        """Return how many channels at a time have their maps in ``room`` bytes, forward or backward, at least one.
+
+        shape: of the block's input; weights: of its convolutions.
         """
-        rows, columns = x.shape[2], x.shape[3]
-        if self.first is not None:
-            rows, columns = self.first.size((rows, columns), weights[0])
-        after = self.depthwise.size((rows, columns), weights[-2])
-        wide, narrow = len(x) * rows * columns, len(x) * after[0] * after[1]
+        key = shape, weights[-1].dtype, room, backward
+        if key not in self.steps:
+            elements, channels = (self._backward if backward else self._forward)(shape, weights), len(weights[-2])
+            most = max(1, min(channels, room // (elements * weights[-1].element_size())))
+            # As even as they can be.
+            self.steps[key] = -(-channels // -(-channels // most))
+        return self.steps[key]
+
+    def _forward(self, shape: torch.Size, weights: Sequence[Tensor]) -> int:
+        """Return the elements alive at once for a channel: two maps before the filter, or one before and one after."""
+        wide, narrow, kernel = self._sizes(shape, weights)
+        before = wide if self.first is None or (not self.first.is_smooth and self.is_product(weights[0])) else 2 * wide
+        return max(before, wide + narrow + kernel, 2 * narrow)
+
+    def _backward(self, shape: torch.Size, weights: Sequence[Tensor]) -> int:
+        """Return the same for the backward pass: two maps before the filter and one after, or one and two."""
+        wide, narrow, kernel = self._sizes(shape, weights)
         before = wide * (2 if self.first is not None and self.first.is_smooth else 1)
-        elements = before + max((3 if self.depthwise.is_smooth else 2) * narrow, wide + narrow) + 2 * weights[-2][0].numel()
-        channels = len(weights[-2])
-        most = max(1, min(channels, room // (elements * x.element_size())))
-        # As even as they can be.
-        return -(-channels // -(-channels // most))
+        return before + max((3 if self.depthwise.is_smooth else 2) * narrow, wide + narrow) + 2 * kernel
+
+    def _sizes(self, shape: torch.Size, weights: Sequence[Tensor]) -> tuple[int, int, int]:
+        """Return the elements of a channel's maps before and after the filter, and of its kernel."""
+        size = shape[2], shape[3]
+        if self.first is not None:
+            size = self.first.size(size, weights[0])
+        after, kernel = self.depthwise.size(size, weights[-2]), weights[-2].shape
+        return shape[0] * size[0] * size[1], shape[0] * after[0] * after[1], kernel[2] * kernel[3]
 
 
-class Input(NamedTuple):
-    """A block's input, whole or decoded some channels at a time.
-
-    channels: returns those of a range. parts: the channels in ranges that may be decoded together.
-    """
+class Input(ABC):
+    """A block's input; parts: the channels that may be asked for together."""
 
     shape: torch.Size
-    channels: Callable[[range], Images]
     parts: Sequence[range]
 
-    @classmethod
-    def whole(cls, x: Images) -> "Input":
-        """Return an input that is there."""
+    @abstractmethod
+    def channels(self, part: range) -> Images:
+        """Return some channels."""
 
-        def channels(part: range) -> Images:
-            return x if len(part) == x.shape[1] else x[:, part.start : part.stop]
+    def rows(self, part: range) -> Map:
+        """Return some channels as a map."""
+        return map_of(self.channels(part))
 
-        return cls(x.shape, channels, [range(x.shape[1])])
+
+class WholeInput(Input):
+    """A block's input that is there."""
+
+    def __init__(self, x: Images) -> None:
+        self.x, self.map, self.shape, self.parts = x, map_of(x), x.shape, [range(x.shape[1])]
+
+    def channels(self, part: range) -> Images:
+        return self.x if len(part) == self.shape[1] else self.x[:, part.start : part.stop]
+
+    def rows(self, part: range) -> Map:
+        return self.map if len(part) == self.shape[1] else self.map[:, part.start : part.stop]
+
+
+class DecodedInput(Input):
+    """A block's input that is decoded some channels at a time."""
+
+    def __init__(self, decoded: Callable[[range], Images], shape: torch.Size, parts: Sequence[range]) -> None:
+        self.decoded, self.shape, self.parts = decoded, shape, parts
+
+    def channels(self, part: range) -> Images:
+        return self.decoded(part)
 
 
 class Group(NamedTuple):
     """Some channels of a block: the rows of its tensors that are theirs.
 
-    weight, kernels, columns: of the first, the depthwise and the last convolution, the last one transposed (channels,
-    outputs). scale, shift: of the first; kernel_scale (channels, 1, 1, 1), kernel_shift: of the depthwise one.
+    weight, kernels, columns: of the first (a matrix where it is a product), the depthwise and the last convolution, the last
+    one transposed (channels, outputs). scale, shift, kernel_scale, kernel_shift: of the norms of the first two.
     """
 
     channels: range
@@ -167,20 +209,18 @@ class Tensors(NamedTuple):
         depthwise, project = tensors[-2 * TENSORS : -TENSORS], tensors[-TENSORS:]
         weight = scale = shift = None
         if geometry.first is not None:
-            weight, (scale, shift) = tensors[0], geometry.first.affine(tensors[:TENSORS])
-        kernel_scale, kernel_shift = geometry.depthwise.affine(depthwise)
-        kernel_scale = None if kernel_scale is None else kernel_scale.view(-1, 1, 1, 1)
+            weight, (scale, shift) = geometry.matrix(tensors[0]), geometry.first.affine(tensors[:TENSORS])
         assert project[0] is not None
-        columns = project[0].flatten(1).t()
-        parts = weight, scale, shift, depthwise[0], kernel_scale, kernel_shift, columns
+        parts = weight, scale, shift, depthwise[0], *geometry.depthwise.affine(depthwise), project[0][:, :, 0, 0].t()
         return cls(parts, *geometry.project.affine(project))
 
     def groups(self, step: int) -> Iterator[Group]:
         """Yield all channels, at most ``step`` at a time."""
         columns = self.parts[-1]
         assert columns is not None
-        count = -(-len(columns) // step)
-        yield from map(Group, ranges(len(columns), count), *(split(part, count) for part in self.parts))
+        channels = columns.shape[0]
+        count = -(-channels // step)
+        yield from map(Group, ranges(channels, count), *(split(part, count) for part in self.parts))
 
 
 def ranges(channels: int, count: int) -> list[range]:
@@ -191,7 +231,7 @@ def ranges(channels: int, count: int) -> list[range]:
 
 def split(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
     """Return a tensor's rows in ``count`` parts, or so many times None."""
-    return [None] * count if tensor is None else tensor.chunk(count)
+    return [tensor] * count if tensor is None or count == 1 else tensor.chunk(count)
 
 
 def affine_(z: Map, scale: Tensor | None, shift: Tensor | None) -> Map:

@@ -39,7 +39,7 @@ class Backward:
 
     def run(self, step: int, needs_input: bool) -> Images | None:
         """Add the weights' and biases' gradients to the totals, and return the input's where it is needed."""
-        bias = self.totals[-1].bias
+        bias, first = self.totals[-1].bias, self.geometry.first
         if bias is not None:
             sums = self.gradient.sum(0)
             bias.add_(sums if self.scale is None else sums.mul_(self.scale))
@@ -51,14 +51,18 @@ class Backward:
         groups = list(self.block.groups(step))
         for group, totals in zip(groups, self._group_totals(len(groups)), strict=True):
             z = before_filter(self.source, self.geometry, group)
-            e = z if self.geometry.first is None else self.geometry.first.activate(z)
+            e = z if first is None else first.activate(z)
             gradient = self._through_depthwise(self._through_project(e, group, totals), e, group, totals, needs_input)
             del e
-            if self.geometry.first is not None and gradient is not None:
-                self._through_first(map_of(self.geometry.first.slope_times_(gradient, z)), below, group, totals)
-            elif result is not None and gradient is not None:
+            if gradient is None:
+                continue
+            if first is not None:
+                rows = first.slope_times_(map_of(gradient), map_of(z))
+                del z, gradient
+                self._through_first(rows, below, group, totals)
+                del rows
+            elif result is not None:
                 result[:, group.channels.start : group.channels.stop] = gradient
-            del z, gradient
         return result
 
     def _empty_input_gradient(self) -> Images:
@@ -69,65 +73,66 @@ class Backward:
     def _group_totals(self, count: int) -> list[GroupTotals]:
         first = self.totals[0] if self.geometry.first is not None else Totals(None, None)
         last = self.totals[-1].weight
-        parts = *first, *self.totals[-2], None if last is None else last[:, :, 0, 0].t()
+        columns = None if last is None else last[:, :, 0, 0].t()
+        parts = self.geometry.matrix(first.weight), first.bias, *self.totals[-2], columns
         return list(map(GroupTotals, *(split(part, count) for part in parts)))
 
     def _through_project(self, e: Images, group: Group, totals: GroupTotals) -> Images:
-        """Return the gradient of the depthwise convolution's output with its norm; adds to the projection's total."""
-        images = filtered(e, self.geometry, group)
+        """Return the gradient of the depthwise convolution's output, before its norm; adds to the projection's total."""
+        images, depthwise = filtered(e, self.geometry, group), self.geometry.depthwise
         shape, z = images.shape, map_of(images)
         del images
-        d = self.geometry.depthwise.activate(z)
-        if totals.columns is not None and self.scale is None:
+        d = depthwise.activate(z)
+        columns, scale = group.columns, self.scale
+        if totals.columns is not None and scale is None:
             totals.columns.addmm_(d.t(), self.gradient)
-        elif totals.columns is not None and self.scale is not None:
-            totals.columns.addcmul_(torch.mm(d.t(), self.gradient), self.scale)
-        if not self.geometry.depthwise.is_smooth:
+        elif totals.columns is not None and scale is not None:
+            totals.columns.addcmul_(torch.mm(d.t(), self.gradient), scale)
+        if not depthwise.is_smooth:
             z = d
         del d
-        columns = group.columns if self.scale is None else group.columns * self.scale
-        return as_images(self.geometry.depthwise.slope_times_(torch.mm(self.gradient, columns.t()), z), shape)
+        gradient = torch.mm(self.gradient, (columns if scale is None else columns * scale).t())
+        gradient = depthwise.slope_times_(gradient, z)
+        return as_images(gradient if group.kernel_scale is None else gradient.mul_(group.kernel_scale), shape)
 
     def _through_depthwise(
         self, gradient: Images, e: Images, group: Group, totals: GroupTotals, needs_input: bool
     ) -> Images | None:
         """Return the gradient of the depthwise convolution's input; adds to its totals."""
-        c, scale = self.geometry.depthwise.convolution, group.kernel_scale
-        kernels = group.kernels if scale is None else group.kernels * scale
+        c = self.geometry.depthwise.convolution
         if totals.kernel_bias is not None:
-            sums = gradient.sum((0, 2, 3))
-            totals.kernel_bias.add_(sums if scale is None else sums.mul_(scale.flatten()))
+            totals.kernel_bias.add_(gradient.sum((0, 2, 3)))
         mask = [needs_input or self.geometry.first is not None, totals.kernels is not None, False]
         if not any(mask):
             return None
-        common = c.stride, c.padding, c.dilation, False, [0, 0], len(kernels), mask
-        below, sums, _ = convolution_backward(gradient, e, kernels, None, *common)
-        if totals.kernels is not None and scale is None:
+        common = c.stride, c.padding, c.dilation, False, [0, 0], len(group.channels), mask
+        below, sums, _ = convolution_backward(gradient, e, group.kernels, None, *common)
+        if totals.kernels is not None:
             totals.kernels.add_(sums)
-        elif totals.kernels is not None:
-            totals.kernels.addcmul_(sums, scale)
         return below
 
     def _through_first(self, gradient: Map, below: Map | None, group: Group, totals: GroupTotals) -> None:
         """Add to the first convolution's totals and to the input's gradient."""
-        assert self.geometry.first is not None
         gradient = gradient if group.scale is None else gradient.mul_(group.scale)
         if totals.bias is not None:
             totals.bias.add_(gradient.sum(0))
-        weight, add = group.weight, self._add_product if self.geometry.is_product(group.weight) else self._add_convolution
         if totals.weight is None and below is None:
+            return
+        add = self._add_product if group.weight.dim() == 2 else self._add_convolution
+        if len(self.source.parts) == 1:
+            add(gradient, self.source.parts[0], group.weight, totals.weight, below)
             return
         for part in self.source.parts:
             j = slice(part.start, part.stop)
             total = None if totals.weight is None else totals.weight[:, j]
-            add(gradient, part, weight[:, j], total, None if below is None else below[:, j])
+            add(gradient, part, group.weight[:, j], total, None if below is None else below[:, j])
 
     def _add_product(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
         """Add to some input channels' totals, of a 1 x 1 convolution."""
         if total is not None:
-            total[:, :, 0, 0].addmm_(gradient.t(), map_of(self.source.channels(part)))
+            total.addmm_(gradient.t(), self.source.rows(part))
         if below is not None:
-            below.addmm_(gradient, weight[:, :, 0, 0])
+            below.addmm_(gradient, weight)
 
     def _add_convolution(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
         """Add to some input channels' totals, of any convolution."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.compressed import autocast_type
 from fedact.nn.layers.function import is_recorded, runs_plain
-from fedact.nn.streams.arithmetic import Geometry, StageSettings
+from fedact.nn.streams.arithmetic import TENSORS, Geometry, StageSettings
 from fedact.nn.streams.function import StreamedBlock, output, weights
 from fedact.nn.streams.pooled import PooledStage
 from fedact.torch_private import is_observed
@@ -44,12 +44,12 @@ class Block:
     ) -> None:
         self.stages, self.inside, self.room = tuple(stages), tuple(inside), room
         self.maxima = pooling if isinstance(pooling, nn.MaxPool2d) else None
-        self.calls, self.is_whole = 0, False
+        self.calls, self.is_whole, self.is_alone = 0, False, False
         self.geometry = _geometry([StageSettings.of(*stage) for stage in self.stages], pooling)
         self._output: ref[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_output": None, "calls": 0, "is_whole": False}
+        return {**vars(self), "_output": None, "calls": 0, "is_whole": False, "is_alone": False}
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -66,15 +66,27 @@ class Block:
         """Return the block's output for its input, None where its layers have to run one by one."""
         self._output = None
         tensors = tuple(tensor for stage in self.stages for tensor in stage.tensors())
-        if not self._may_run(x, tensors):
+        if not (self.is_alone or self._may_run(x, tensors)):
             return None
         if is_recorded(x, *tensors):
             y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.room, *tensors)
         else:
             with torch.no_grad():
-                y = output(x, self.geometry, tensors, self.geometry.step(x, weights(tensors), self.room))
-        self._output = ref(y)
+                y = output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), self.room))
+        self._output = None if self.is_alone else ref(y)
         return y
+
+    def run_alone(self, x: Any, entry: nn.Module) -> Tensor | None:
+        """Return what its first module does in a container that does nothing else; None where the layers have to run."""
+        self.calls += 1
+        try:
+            if not self._may_run(x, tuple(tensor for stage in self.stages for tensor in stage.tensors())):
+                return None
+            self.is_alone = True
+            y: Tensor = entry(x)
+            return y
+        finally:
+            self.calls, self.is_alone = self.calls - 1, False
 
     def hands_on(self, x: Any, is_last: bool) -> bool:
         """Tell whether x is the block's output on its way through the modules after the first; the last one lets it go.
@@ -99,19 +111,15 @@ class Block:
             return False
         if torch.compiler.is_compiling() or runs_plain():
             return False
-        alike = all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in tensors)
-        norms = [tensor for place, tensor in enumerate(tensors) if place % 6 > 1]
-        return (
-            x.dim() == 4
-            and x.numel() > 0
-            and x.layout is torch.strided
-            and x.is_floating_point()
-            and x.shape[1] == self.stages[0].convolution.in_channels
-            and alike
-            and autocast_type(x) is None
-            and not is_recorded(*norms)
-            and not any(map(is_seen, self.inside))
-        )
+        if x.dim() != 4 or x.numel() == 0 or x.layout is not torch.strided or not x.is_floating_point():
+            return False
+        if x.shape[1] != self.stages[0].convolution.in_channels or autocast_type(x) is not None:
+            return False
+        kind = x.dtype, x.device
+        if any(tensor is not None and (tensor.dtype, tensor.device) != kind for tensor in tensors):
+            return False
+        norms = [tensors[start + 2 : start + TENSORS] for start in range(0, len(tensors), TENSORS)]
+        return not any(is_recorded(*norm) for norm in norms) and not any(map(is_seen, self.inside))
 
 
 def _geometry(stages: Sequence[StageSettings], pooling: nn.Module | None) -> Geometry | PooledStage:

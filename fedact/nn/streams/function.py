@@ -1,6 +1,7 @@
 """The autograd function of a block in streams, which keeps the block's narrow input through a method."""
 
 from functools import partial
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from fedact.compression.method import Compressed, Method
 from fedact.config.errors import ConfigError
-from fedact.nn.layers.accumulation import gradient_buffer
+from fedact.nn.layers.accumulation import gradient_buffers
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import save, saved
 from fedact.nn.layers.function import as_output
 from fedact.nn.streams import forward
-from fedact.nn.streams.arithmetic import TENSORS, Geometry, Input, ranges
+from fedact.nn.streams.arithmetic import TENSORS, DecodedInput, Geometry, Input, WholeInput, ranges
 from fedact.nn.streams.backward import Backward, Totals
 from fedact.nn.streams.pooled import PooledStage
 
@@ -31,8 +32,9 @@ class StreamedBlock(torch.autograd.Function):
     ) -> Tensor:
         ctx.method, compressed, _ = codec.encode(x, x)
         save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
-        ctx.shape, ctx.room, ctx.geometry, ctx.step = x.shape, room, geometry, geometry.step(x, weights(tensors), room)
-        return as_output(output(x, geometry, tensors, ctx.step))
+        ctx.shape, ctx.room, ctx.geometry, sizes = x.shape, room, geometry, weights(tensors)
+        ctx.step = geometry.step(x.shape, sizes, room, backward=True)
+        return as_output(output(x, geometry, tensors, geometry.step(x.shape, sizes, room)))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -63,9 +65,9 @@ def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int
     """Return the reconstructed input; where the method can, channels of half of ``room`` bytes at a time."""
     size = 2 * prod(shape) * torch.float32.itemsize
     if size <= room or not method.reconstructs_channels:
-        return Input.whole(method.reconstruct(compressed))
+        return WholeInput(method.reconstruct(compressed))
     parts = ranges(shape[1], min(shape[1], -(-size // room)))
-    return Input(shape, partial(method.reconstruct_channels, compressed), parts)
+    return DecodedInput(partial(method.reconstruct_channels, compressed), shape, parts)
 
 
 class _Buffer(NamedTuple):
@@ -81,16 +83,17 @@ class _Buffer(NamedTuple):
 
 def _buffers(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[_Buffer | None]:
     """Return, for the stages' tensors, what their gradients are added to; None for what needs none."""
-    buffers: list[_Buffer | None] = []
-    place = 0  # Of x; the functions before this one in the graph are those of its tensors.
-    for tensor, needed in zip(tensors, ctx.needs_input_grad[ARGUMENTS:], strict=True):
-        place += tensor is not None
-        total = gradient_buffer(ctx, place) if needed else None
-        if tensor is None or not needed:
-            buffers.append(None)
-        else:
-            buffers.append(_Buffer(torch.zeros_like(tensor), True) if total is None else _Buffer(total, False))
-    return buffers
+    needed = ctx.needs_input_grad[ARGUMENTS:]
+    # Of x first; the functions before this one in the graph are those of its tensors.
+    places = accumulate((tensor is not None for tensor in tensors), initial=0)
+    wanted = [place + 1 for place, need in zip(places, needed, strict=False) if need]
+    totals = iter(gradient_buffers(ctx, wanted))
+    return [_buffer(tensor, next(totals)) if need else None for tensor, need in zip(tensors, needed, strict=True)]
+
+
+def _buffer(tensor: Tensor | None, total: Tensor | None) -> _Buffer | None:
+    assert tensor is not None
+    return _Buffer(torch.zeros_like(tensor), True) if total is None else _Buffer(total, False)
 
 
 def weights(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

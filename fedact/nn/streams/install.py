@@ -24,7 +24,7 @@ from fedact.nn.streams.find import find as find_chains
 from fedact.nn.streams.pooled_chain import PooledChain
 from fedact.nn.streams.walk import Stage
 
-ATTRIBUTES = ("stream", "streams_inside", "is_last")
+ATTRIBUTES = ("stream", "streams_inside", "is_last", "alone")
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
 
 
@@ -56,11 +56,19 @@ class StreamLink(Swapped, nn.Module):
 
 
 class StreamHost(Swapped, nn.Module):
-    """The innermost module that runs all modules of some blocks, which are in streams while it does."""
+    """The innermost module that runs all modules of some blocks, which are in streams while it does.
+
+    alone: the first module of its block, where it does nothing else.
+    """
 
     streams_inside: Sequence[Block] = ()
+    alone: tuple[StreamEntry, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.alone and len(args) == 1 and not kwargs:
+            (entry,) = self.alone
+            if (y := entry.stream.run_alone(args[0], entry)) is not None:
+                return y
         with in_streams(self):
             return super().forward(*args, **kwargs)
 
@@ -144,6 +152,8 @@ def install(
             _change(link, link_class)
             link.is_last = link is links[-1]  # type: ignore[assignment]
         hosts.setdefault(host, []).append(block)
+        if isinstance(chain, Chain) and _is_all(model.get_submodule(host), chain, host):
+            model.get_submodule(host).alone = (entry,)  # type: ignore[assignment]
     for name, blocks in hosts.items():
         module = model.get_submodule(name)
         _change(module, host_class)
@@ -152,6 +162,15 @@ def install(
 
 def _change(module: Any, subclass: Callable[[Any], Any]) -> None:
     module.__class__ = subclass(type(module))
+
+
+def _is_all(host: nn.Module, chain: Chain, name: str) -> bool:
+    """Tell whether a host, of this name, is a Sequential of a chain's modules and nothing else."""
+    known = {*chain.names(), *chain.identities}
+    for path, module in host.named_modules(prefix=name):
+        if path not in known and _plain(type(module)).forward is not nn.Sequential.forward:
+            return False
+    return True
 
 
 def common_parent(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """A dense convolution and the pooling after it in streams: some channels at a time, so that its map is never whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.nn.layers.pooling import Windows
-from fedact.nn.streams.arithmetic import TENSORS, Images, Input, StageSettings, as_images, map_of, ranges
+from fedact.nn.streams.arithmetic import TENSORS, Images, Input, StageSettings, WholeInput, as_images, map_of, ranges
 from fedact.nn.streams.backward import Totals
 from fedact.torch_private import convolution_backward, max_pool2d_with_indices_backward
 
@@ -27,23 +28,24 @@ class PooledStage:
         """Return a stage with a module's pooling."""
         return cls(stage, Windows.of(pooling) if isinstance(pooling, nn.MaxPool2d) else None)
 
-    def step(self, x: Images, weights: tuple[Tensor, ...], room: int) -> int:
-        """Return how many channels at a time have their maps in ``room`` bytes, backward as well, at least one.
+    def step(self, shape: torch.Size, weights: Sequence[Tensor], room: int, backward: bool = False) -> int:
+        """Return how many channels at a time have their maps in ``room`` bytes, in either pass, at least one.
 
-        Alive at once are two maps, or three, the pooled one with its maxima's places, and a gradient of the weights.
+        shape: of the input. Alive at once are two maps, or three, the pooled one with its maxima's places, and a gradient of
+        the weights.
         """
         (weight,) = weights
-        rows, columns = self.stage.size((x.shape[2], x.shape[3]), weight)
+        rows, columns = self.stage.size((shape[2], shape[3]), weight)
         pooled = [1, 1] if self.windows is None else self.windows.output_size((rows, columns))
-        size = (3 if self.stage.is_smooth else 2) * rows * columns * x.element_size()
-        size += pooled[0] * pooled[1] * (x.element_size() + (0 if self.windows is None else INDEX_BYTES))
-        channel = len(x) * size + (0 if self.stage.convolution.is_pointwise(weight) else weight[0].nbytes)
+        size = (3 if self.stage.is_smooth else 2) * rows * columns * weight.element_size()
+        size += pooled[0] * pooled[1] * (weight.element_size() + (0 if self.windows is None else INDEX_BYTES))
+        channel = shape[0] * size + (0 if self.stage.convolution.is_pointwise(weight) else weight[0].nbytes)
         channels = len(weight)
         return -(-channels // -(-channels // max(1, min(channels, room // channel))))
 
     def run(self, x: Images, tensors: tuple[Tensor | None, ...], step: int) -> Images:
         """Return the pooled map of x, ``step`` of its channels at a time."""
-        group, source, y = _Groups(self.stage, tensors), Input.whole(x), None
+        group, source, y = _Groups(self.stage, tensors), WholeInput(x), None
         for part in group.parts(step):
             some = self._pooled(self.stage.activate(group.convolved(source, part)))
             y = some.new_empty((len(x), group.channels, *some.shape[2:])) if y is None else y
