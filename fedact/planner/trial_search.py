@@ -7,8 +7,8 @@ from fedact.config.choice import Choice, Trial
 from fedact.planner.search import USUAL_DEPTH
 from fedact.training.judgement import Judgement, clearly_better
 
-DEPTHS = (4, 8, 16)
-"""The depths that are tried, beside the head alone: deeper ones take several times as long."""
+SHALLOWER, DEEPER = (4,), (16, 32)
+"""The depths that are tried beside the usual one and the head alone; still deeper ones take several times as long."""
 MOST_MOVES = 2
 """The search for a learning rate goes so many rungs of the ladder ..., 0.01, 0.03, 0.1, ... up or down from its start."""
 
@@ -27,8 +27,10 @@ def choose(judge: Judge, layers: int | str, convolutions: int, lr: float | None,
     layers: as given, or "auto"; convolutions: how many there are. lr: as given, None where it is free: then it is searched
     from ``usual_lr``.
 
-    The learning rate is searched for the head alone and for the usual depth; other depths have the latter's. The usual depth
-    is trained where its mean loss is less than the head's alone, a greater one only where it is clearly better.
+    The learning rate is searched for the head alone and for the usual depth; other depths have the latter's. The head alone
+    is trained where it is clearly better than the usual depth, a depth beyond that where its mean loss is less than that of
+    the depth before it: a trial has a fraction of the examples that the fleet trains on, and what has more weights learns
+    the more from more of them.
     """
     trials: list[Judgement] = []
 
@@ -44,11 +46,15 @@ def choose(judge: Judge, layers: int | str, convolutions: int, lr: float | None,
         return Choice(best.layers, ((best.layers, best.lr),), records(trials))
     usual = min(USUAL_DEPTH, convolutions)
     chosen = {depth: at_best_step(depth) for depth in ([0] if has_head else []) + [usual]}
-    best = min(chosen.values(), key=lambda each: each.loss)
-    for depth in DEPTHS:
+    best = chosen[usual]
+    if has_head and clearly_better(chosen[0], best):
+        best = chosen[0]
+    for depth in DEEPER if best.layers else SHALLOWER:
         if usual < depth <= convolutions if best.layers else depth < usual:
             chosen[depth] = other = tried(depth, chosen[usual].lr, best)
-            best = other if other.finished and clearly_better(other, best) else best
+            if not (other.finished and other.loss < best.loss):
+                break
+            best = other
     lrs = {depth: each.lr for depth, each in chosen.items() if depth <= best.layers}
     return Choice(best.layers, tuple(sorted(lrs.items())), records(trials))
 

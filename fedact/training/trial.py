@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -72,8 +73,9 @@ class TrialFleet:
         self.batch: Batch = center_crop(*loader(np.arange(len(loader))), config.crop)
         self.config = config.model_copy(update={"rounds": ROUNDS, "warmup_rounds": 0})
         self.at_once = TASKS[config.task].evaluation_batch
-        each = min(int(np.median(experiment.parts.sizes()[0])), MOST_BATCHES * config.batch_size)
-        self.folds = folds(config, experiment.calibration.labels, max(1, each))
+        # In its few rounds a client takes as many steps as one of the run in all of its rounds.
+        each = ceil(float(np.median(experiment.parts.sizes()[0])) * config.rounds / ROUNDS)
+        self.folds = folds(config, experiment.calibration.labels, min(each, MOST_BATCHES * config.batch_size))
         self._prefix: tuple[int, Inputs] | None = None
 
     def judge(self, layers: int, lr: float, rival: Judgement | None = None) -> Judgement:

@@ -35,17 +35,17 @@ def bowl(best_depth: int, best_rate: float):
     return lambda depth, rate: abs(np.log(rate / best_rate)) + abs(depth - best_depth) / 4
 
 
-@pytest.mark.parametrize("depth", [0, 4, 8, 16])
+@pytest.mark.parametrize(("best", "depth"), [(0, 0), (3, 4), (8, 8), (16, 16), (32, 32)])
 @pytest.mark.parametrize("rate", [0.01, 0.03, 0.1, 0.3])
-def test_the_best_of_a_bowl_is_found(depth, rate):
-    choice, asked = chosen(bowl(depth, rate))
+def test_the_best_of_a_bowl_is_found(best, depth, rate):
+    choice, asked = chosen(bowl(best, rate))
     assert (choice.layers, choice.lr(depth)) == (depth, rate)
     assert len(asked) == len(set(asked)) <= 11
 
 
 def test_a_shorter_step_where_the_long_one_diverges():
     choice, _ = chosen(lambda depth, rate: 1000.0 if rate > 0.01 else 0.01 / rate - depth / 100)
-    assert (choice.layers, choice.lr(choice.layers)) == (16, 0.01)
+    assert (choice.layers, choice.lr(choice.layers)) == (32, 0.01)
 
 
 def test_what_was_ended_early_is_never_chosen():
@@ -56,9 +56,15 @@ def test_what_was_ended_early_is_never_chosen():
     assert (choice.layers, choice.lr(8)) == (8, 0.03)
 
 
-@pytest.mark.parametrize(("spread", "layers"), [(0.0, 16), (0.2, 8)])
-def test_more_than_the_usual_depth_is_trained_only_where_the_gain_is_clear(spread, layers):
-    assert chosen(lambda depth, rate: -depth / 1000 + abs(np.log(rate / 0.03)), spread=spread)[0].layers == layers
+@pytest.mark.parametrize("spread", [0.0, 0.2])
+def test_more_than_the_usual_depth_is_trained_where_its_mean_loss_is_less(spread):
+    assert chosen(lambda depth, rate: -depth / 1000 + abs(np.log(rate / 0.03)), spread=spread)[0].layers == 32
+    assert chosen(lambda depth, rate: abs(depth - 16) / 1000 + abs(np.log(rate / 0.03)), spread=spread)[0].layers == 16
+
+
+@pytest.mark.parametrize(("spread", "layers"), [(0.0, 0), (0.2, 8)])
+def test_the_head_alone_is_trained_only_where_it_is_clearly_better(spread, layers):
+    assert chosen(lambda depth, rate: depth / 1000 + abs(np.log(rate / 0.03)), spread=spread)[0].layers == layers
 
 
 def test_the_head_alone_is_trained_where_depth_does_not_pay():

@@ -1,6 +1,7 @@
 """Trials: pseudo-clients of the server's examples against plain PyTorch, and what a run makes of the choice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from fedact.config.plan import Plan
 from fedact.config.seeds import Purpose, generator
 from fedact.data import Loader
 from fedact.federation.planning import choice_for, make_plans
+from fedact.training import trial
 from fedact.training.judgement import WORST_LOSS, clearly_better, tempered_losses
 from fedact.training.local import epochs
 from fedact.training.recipe import recipe
-from fedact.training.trial import CLIENTS, FOLDS, ROUNDS, TrialFleet, folds
-from fedact.training.workspace import prepare
+from fedact.training.trial import CLIENTS, FOLDS, MOST_BATCHES, ROUNDS, TrialFleet, folds
+from fedact.training.workspace import Workspace, prepare
 from tests.support.runs import FEW_SETTINGS, contents, rows
 
 SETTINGS = {**FEW_SETTINGS, "max_examples": 120, "calibration": 40, "width": 0.1, "threads": 1, "lr": "auto"}
@@ -112,6 +114,16 @@ def test_a_trial_leaves_the_start_as_it_is_and_comes_out_the_same_on_any_number_
     finally:
         torch.set_num_threads(before)
     assert choice_for(workspace) is choice_for(workspace)
+
+
+@pytest.mark.parametrize("rounds", [1, 6, 1000])
+def test_a_client_of_a_trial_sees_as_many_examples_as_one_of_the_run_up_to_a_bound(workspace, monkeypatch, rounds):
+    config = workspace.experiment.config.model_copy(update={"rounds": rounds})
+    experiment, dealt = replace(workspace.experiment, config=config), list[int]()
+    monkeypatch.setattr(trial, "folds", lambda config, labels, each: dealt.append(each) or folds(config, labels, each))
+    TrialFleet(Workspace(experiment, workspace.model))
+    usual = float(np.median(experiment.parts.sizes()[0]))
+    assert ROUNDS * dealt[0] == pytest.approx(min(usual * rounds, ROUNDS * MOST_BATCHES * config.batch_size), abs=ROUNDS)
 
 
 def test_steps_that_are_too_long_end_a_trial_early(workspace):
