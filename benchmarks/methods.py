@@ -35,7 +35,7 @@ DEPTHS = (2, 4, 6)
 NAMES = {"features.17.conv.0.0": "17.expand", "features.17.conv.1.0": "17.dw", "features.17.conv.2": "17.project",
          "features.18.0": "18", "classifier.1": "head"}  # fmt: skip
 """Short names of the last 4 convolutions and the head."""
-FAMILIES = ("hosvd", "hosvd:bits=8", "quantize", "transform")
+FAMILIES = ("hosvd:bits=8", "hosvd", "quantize", "transform")
 Row = dict[str, Any]
 Table = dict[str, Any]
 Found = tuple[str, Table]
