@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedact.compression import Method
+from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.nn import blocks
 from fedact.nn.graph import consumers, downstream, named_modules, product_factors
@@ -82,8 +83,7 @@ def install(
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
     with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
     streamed = {name for chain in chains for name in chain.names()}
-    with_codec = {name: method for name, method in with_codec.items() if name not in streamed}
-    rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path)
+    rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path, streamed)
     saved = {name: method for name, method in methods.items() if name not in rematerialized.inputs}
     maskless = activations_without_mask(model, saved) if saves_less else []
     _freeze(model)
@@ -94,6 +94,10 @@ def install(
             module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
     for _, module in named_modules(model):
         _swap(module, SAVES_LESS if saves_less else PLAIN)
+    for module in map(model.get_submodule, streamed):
+        # One without a method, in a frozen block: what streams run of it is the replacement's.
+        if type(module) in SMOOTH and _swap(module, SMOOTH):
+            module.codec = LayerCodec(Exact(), 0)  # type: ignore[assignment]
     for name in maskless:
         model.get_submodule(name).output_is_saved = True  # type: ignore[assignment]
     _rematerialize(model, methods, rematerialized)

@@ -1,10 +1,14 @@
-"""How far back an installed model makes tensors again from, whatever its methods."""
+"""What an installed model makes again, and how far back it is made again from, whatever its methods."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from fedact.nn.layers import RecomputedSequential, RematerializedCodec
+from fedact.compression import Method
+from fedact.nn.graph import named_modules
+from fedact.nn.install import install
+from fedact.nn.layers import RecomputedSequential, RematerializedCodec, SourceConv2d, has_weights
+from fedact.nn.streams.install import Images, StreamEntry
 
 
 def recompute_of(model: nn.Module) -> int:
@@ -27,3 +31,29 @@ def recompute_of(model: nn.Module) -> int:
 
 def _convolutions_in(modules: Iterable[nn.Module]) -> int:
     return sum(isinstance(module, nn.Conv2d) for module in modules)
+
+
+def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method], room: int | None = None) -> dict[str, str]:
+    """Install these methods, and return the layers whose input is rematerialized, with the frozen layer it comes from.
+
+    That is the frozen layer whose saved input is counted there; an empty name where the source is trained, or is counted
+    elsewhere. room: bytes for the wide maps of blocks in streams, of which the images, too, are kept without a byte.
+    """
+    install(model, methods, room=room)
+    frozen = {module.codec: name for name, module in named_modules(model) if isinstance(module, SourceConv2d)}
+    codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
+    rematerialized = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
+    found = {name: frozen[codec.source] if codec.counts else "" for name, codec in rematerialized.items()}
+    return found | _streamed_inputs(model, methods)
+
+
+def _streamed_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
+    """Return the same for the layers of an installed model's blocks in streams."""
+    names, found = {module: name for name, module in named_modules(model)}, dict[str, str]()
+    for entry in [module for module in names if isinstance(module, StreamEntry)]:
+        layers = [name for module in entry.stream.modules if (name := names[module]) in methods]
+        found |= dict.fromkeys(layers, "")
+        trained = next((name for name in layers if has_weights(model.get_submodule(name))), "")
+        if trained and not isinstance(entry.codec.method, Images):
+            found[trained] = names[entry]
+    return {name: source for name, source in found.items() if source != name}

@@ -1,7 +1,7 @@
 """Chooses the inputs that are rematerialized: not saved, but recomputed from another layer's saved input."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -44,7 +44,9 @@ class Rematerializations(NamedTuple):
     deferred: dict[str, str]
 
 
-def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str]) -> Rematerializations:
+def rematerializations(
+    model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str], streamed: Collection[str] = ()
+) -> Rematerializations:
     """Return what is rematerialized in a plain model whose layers have these methods.
 
     A layer's source is, of the ``recompute`` convolutions before it and those that read the same input, the one with the
@@ -52,12 +54,15 @@ def rematerializations(model: nn.Module, methods: Mapping[str, Method], gradient
     the source is frozen.
     An activation before a rematerialized input defers its mask to that layer; any other takes it from its rematerialized
     output, one convolution farther than an input, where a source is near enough. gradient_path: names of the modules on it.
+    streamed: names of the modules that run in streams, which nothing here is made from (see ``streams.rematerialization``).
     """
-    methods = {name: method for name, method in methods.items() if name in gradient_path}
+    methods = {name: method for name, method in methods.items() if name in gradient_path and name not in streamed}
     reach = max((method.recompute for method in methods.values()), default=0)
     if not reach:
         return Rematerializations({}, {}, {})
     calls, modules = call_nodes(model), dict(named_modules(model))
+    # No other layer's input is made from theirs, or through them.
+    modules |= dict.fromkeys(streamed, nn.Module())
     inputs = _inputs(calls, modules, methods)
     saved = {name for name, method in methods.items() if method.recompute and name not in inputs}
     sources = {name for name in saved if isinstance(modules[name], nn.Conv2d)} | {

@@ -13,8 +13,8 @@ from fedact.config.plan import Plan
 from fedact.config.sizes import parse_bytes
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics, install, trained_parameters
-from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec, RematerializedCodec, SourceConv2d
-from fedact.nn.recompute import recompute_of
+from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec
+from fedact.nn.recompute import recompute_of, rematerialized_inputs
 from fedact.nn.restoration import restore
 
 __all__ = [
@@ -176,19 +176,6 @@ def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
     with torch.enable_grad():
         model(x)
     return model
-
-
-def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
-    """Install these methods, and return the layers whose input is rematerialized, with the frozen layer it comes from.
-
-    That is the frozen layer whose saved input is counted there; an empty name where the source is trained, or is counted
-    elsewhere.
-    """
-    install(model, methods)
-    frozen = {module.codec: name for name, module in named_modules(model) if isinstance(module, SourceConv2d)}
-    codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
-    rematerialized = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
-    return {name: frozen[codec.source] if codec.counts else "" for name, codec in rematerialized.items()}
 
 
 def layer_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:

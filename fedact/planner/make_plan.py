@@ -12,7 +12,6 @@ from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
-from fedact.nn.streams.install import find
 from fedact.nn.surgery import install, methods_of, recompute_of, rematerialized_inputs, trained_parameters
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
@@ -99,7 +98,8 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     """
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
-        problem = make_problem(model, example, method=AUTO, budget=None, scope="saved", loss=loss)
+        given: dict[str, Any] = {"budget": None, "scope": plan.scope, "loss": loss, "room": plan.room_bytes}
+        problem = make_problem(model, example, method=AUTO, **given)
         found = step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
         return _rounded(found.error) if found else 0.0
 
@@ -176,7 +176,7 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
 def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     """Return the plan's entry for every layer that saves an input; the bytes are at the input that is really stored."""
     methods = solution.methods
-    rematerialized = rematerialized_inputs(problem.model, methods)
+    rematerialized = rematerialized_inputs(problem.model, methods, solution.room)
     origins = [origin for origin in rematerialized.values() if origin]
     names, size = [*problem.trained(solution.depth), *origins], solution.micro_batch
     # What does not follow the data is the same for one example as often as there are examples.
@@ -184,8 +184,7 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     inputs = problem.inputs(names, 1 if one else size)
     if one:
         inputs = {name: x.expand(size, *x.shape).flatten(0, 1) for name, x in inputs.items()}
-    entries, chains = [], find(problem.plain_model, methods, solution.room) if solution.room else []
-    rematerialized |= {name: "" for chain in chains for name in chain.convolutions[1:]}
+    entries = []
     for name, method in methods.items():
         # "" where another layer's entry has the bytes.
         stored = rematerialized.get(name, name)

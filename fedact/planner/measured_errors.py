@@ -64,7 +64,8 @@ class MeasuredErrors:
             return self._sensitivity(step).damping
         united = GradientErrors.united(each for (each,) in errors.values())
         problem = self.steps.structure.problem
-        return measure_damping(problem.model, self.steps.batch(step), self.methods(level), united, table.exact, problem.loss)
+        batch, methods = self.steps.batch(step), self.methods(level)
+        return measure_damping(problem.model, batch, methods, united, table.exact, problem.loss, problem.room)
 
     def _in_step(self, step: int, places: Mapping[str, Sequence[int]]) -> dict[str, list[GradientErrors]]:
         """Return the errors at some places in one of the steps."""

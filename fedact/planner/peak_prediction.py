@@ -1,8 +1,7 @@
 """Peak bytes of a step under any methods, predicted from one step's shapes and lifetimes: no step is run for a candidate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
 from fedact.nn.prefix.split import PrefixOutputs, Split, split
 from fedact.nn.surgery import install
 from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem
-from fedact.planner.stand_in import Calls, StandIn
+from fedact.planner.stand_in import Calls, Lossy, StandIn, Structure, structure_of
 from fedact.planner.step_levels import StepLevels, mask_readers, step_levels
 from fedact.planner.working_memory import WorkingMemory
 
@@ -31,8 +30,6 @@ LINEARITY = 1.1
 """A step's bytes are at least those that two smaller ones say, on a straight line, divided by this."""
 PARTS = 1.5
 """A step takes at least what one and two examples say of every storage, divided by this: some kernels work part by part."""
-Structure = tuple[tuple[str, Method | int], ...]
-"""What of the methods a step's shapes and lifetimes follow from: by layer, its recompute, or a method if all keep them."""
 
 
 @dataclass(eq=False)
@@ -95,7 +92,7 @@ class PeakPrediction:
         methods: by layer. schedule: of the frozen prefix; if that alone is over the budget, it is the prefix's peak. least:
         as if methods worked with nothing.
         """
-        structure = _structure(methods)
+        structure = self._structure(methods)
         working = self.no_working if least else self.working
         prefix, before = self._prefix(structure), 0
         if prefix is None:
@@ -107,7 +104,7 @@ class PeakPrediction:
 
     def schedule(self, rivals: Sequence[Methods], micro_batch: int) -> PrefixSchedule | None:
         """Return the fastest way to run the prefix with which one of the rivals may fit, None where none may."""
-        structure = _structure(rivals[0])
+        structure = self._structure(rivals[0])
         for schedule in self.schedules(rivals[0], micro_batch):
             if self._is_too_large(structure, micro_batch):
                 return None
@@ -117,7 +114,7 @@ class PeakPrediction:
 
     def may_fit(self, methods: Methods, micro_batch: int, schedule: PrefixSchedule) -> bool:
         """Tell whether a step may be within the budget, as far as predictions are to be trusted."""
-        if self._is_too_large(_structure(methods), micro_batch):
+        if self._is_too_large(self._structure(methods), micro_batch):
             return False
         if all(method.traits.keeps_input for method in methods.values()):
             # What keeps its inputs is predicted to the byte.
@@ -128,7 +125,7 @@ class PeakPrediction:
 
     def is_too_large(self, layers: Iterable[str], recompute: int, micro_batch: int) -> bool:
         """Tell whether a peak is over the budget whatever lossy methods these layers have, with ``recompute``."""
-        structure = tuple((name, recompute) for name in sorted(layers))
+        structure = tuple((name, Lossy(recompute)) for name in sorted(layers))
         return self.problem.scope == "peak" and self._is_too_large(structure, micro_batch)
 
     def _is_too_large(self, structure: Structure, micro_batch: int) -> bool:
@@ -158,18 +155,18 @@ class PeakPrediction:
 
     def rules_out(self, methods: Methods, micro_batch: int) -> bool:
         """Tell whether one and two examples' steps say that so many are over the budget."""
-        return self._is_too_large(_structure(methods), micro_batch)
+        return self._is_too_large(self._structure(methods), micro_batch)
 
     def schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
         """Return how the prefix may run within the budget, the fastest first."""
-        prefix, schedules = self._prefix(_structure(methods)), self.all_schedules(methods, micro_batch)
+        prefix, schedules = self._prefix(self._structure(methods)), self.all_schedules(methods, micro_batch)
         if prefix is None:
             return schedules
         return [each for each in schedules if self.problem.within_budget(prefix.peak_bytes(micro_batch, each))]
 
     def all_schedules(self, methods: Methods, micro_batch: int) -> list[PrefixSchedule]:
         """Return how the prefix may run under any budget, the fastest first."""
-        if self.problem.scope == "saved" or self._prefix(_structure(methods)) is None:
+        if self.problem.scope == "saved" or self._prefix(self._structure(methods)) is None:
             return [WHOLE]
         return [WHOLE, *(PrefixSchedule(chunk) for chunk in powers_below(micro_batch))]
 
@@ -218,8 +215,14 @@ class PeakPrediction:
             calls.ledger = None
         return self._steps[key]
 
+    def _structure(self, methods: Methods) -> Structure:
+        return structure_of(methods, self.problem.room is not None)
+
     def _stand_ins(self, structure: Structure, calls: Calls) -> dict[str, Method]:
-        return {name: StandIn(name, calls, derive=each) if isinstance(each, int) else each for name, each in structure}
+        return {
+            name: StandIn(name, calls, each.by_channels, derive=each.recompute) if isinstance(each, Lossy) else each
+            for name, each in structure
+        }
 
 
 def powers_below(count: int) -> list[int]:
@@ -229,12 +232,6 @@ def powers_below(count: int) -> list[int]:
     ([8, 4, 2, 1], [4, 2, 1], [1])
     """
     return [2**power for power in range(max(1, (count - 1).bit_length()) - 1, -1, -1)]
-
-
-def _structure(methods: Mapping[str, Method]) -> Structure:
-    if all(method.traits.keeps_input for method in methods.values()):
-        return tuple(sorted(methods.items(), key=itemgetter(0)))
-    return tuple((name, methods[name].recompute) for name in sorted(methods))
 
 
 def _peak(ledger: Ledger) -> int:

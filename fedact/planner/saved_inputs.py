@@ -10,7 +10,9 @@ from fedact.compression import Method
 from fedact.nn.graph import downstream
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import has_weights
-from fedact.nn.rematerialization import Rematerializations, call_nodes, rematerializations
+from fedact.nn.rematerialization import Rematerializations, call_nodes
+from fedact.nn.streams.find import find
+from fedact.nn.streams.rematerialization import saving_chains, step_rematerializations
 
 PIECEWISE = (nn.ReLU, nn.ReLU6)
 
@@ -21,7 +23,8 @@ class SavedInput:
 
     layers: the trained layers whose weight gradient is computed from it. slope_layers: those whose output gradient passes
     an activation function whose slope is computed from it. chains: for each rematerialized tensor, the modules that compute
-    it from this input. masks: the activation functions that save no mask but take it from what is rematerialized.
+    it from this input; in streams of the last one alone, for the others are made on the way. masks: the activation functions
+    that save no mask but take it from what is rematerialized.
     """
 
     key: str
@@ -31,11 +34,16 @@ class SavedInput:
     masks: tuple[str, ...] = ()
 
 
-def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedInput]:
-    """Return the saved inputs of a plain model whose layers have these methods, in the order of the layers."""
+def saved_inputs(model: nn.Module, methods: Mapping[str, Method], in_streams: bool = False) -> list[SavedInput]:
+    """Return the saved inputs of a plain model whose layers have these methods, in the order of the layers.
+
+    in_streams: whether its inverted residuals run so.
+    """
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     gradient_path = downstream(model, trained)
-    derived = rematerializations(model, methods, gradient_path)
+    derived = step_rematerializations(model, methods, gradient_path, in_streams)
+    streamed = saving_chains(find(model, methods), methods) if in_streams else []
+    once = {chain.names()[0]: tuple(chain.inside) for chain in streamed}
     slopes = _slope_sources(model, trained, derived, methods)
     saved = [name for name in methods if name in gradient_path and name not in derived.inputs]
     keys = dict.fromkeys([*(_origin(name, derived) for name in methods if name in gradient_path), *saved])
@@ -44,11 +52,15 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method]) -> list[SavedI
             key,
             layers=tuple(name for name in methods if _origin(name, derived) == key),
             slope_layers=tuple(name for name, source in slopes.items() if source == key),
-            chains=tuple(one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.source == key),
+            chains=(once[key],) if key in once else _chains_from(key, derived),
             masks=tuple(name for name, one in derived.masks.items() if one.source == key),
         )
         for key in keys
     ]
+
+
+def _chains_from(key: str, derived: Rematerializations) -> tuple[tuple[str, ...], ...]:
+    return tuple(one.chain for one in [*derived.inputs.values(), *derived.masks.values()] if one.source == key)
 
 
 def _origin(name: str, derived: Rematerializations) -> str:

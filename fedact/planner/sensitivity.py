@@ -134,17 +134,24 @@ def measure_sensitivity(
 
 
 def measure_damping(
-    model: nn.Module, batch: Batch, methods: Methods, errors: GradientErrors, exact: ExactGradients, loss: Loss
+    model: nn.Module,
+    batch: Batch,
+    methods: Methods,
+    errors: GradientErrors,
+    exact: ExactGradients,
+    loss: Loss,
+    room: int | None = None,
 ) -> float:
     """Return how much of the output errors of some methods arrives in the weight gradients, by one step with all in it.
 
-    errors: of these methods; where no output has any, nothing arrives. The model's methods are changed.
+    errors: of these methods; where no output has any, nothing arrives. room: of a step in streams. The model's methods are
+    changed.
     """
     layers = list(exact.weights)
     sent = sum(error * (layers.index(name) + 1) for name, error in errors.outputs.items())
     if not sent:
         return 0.0
-    install(model, _round_trips(methods))
+    install(model, _round_trips(methods), room=room)
     gradients = gradients_of(model, batch, None, loss, layers)
     arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors.weights.values())
     return max(0.0, arrived / sent)

@@ -1,7 +1,8 @@
 """A codec that stores next to nothing and notes when it is called, so that any other's bytes can be put in its place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -42,12 +43,13 @@ class Encoding(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """One reconstruction: whose, from when to when (in operations), and its result's storage."""
+    """One reconstruction: whose, from when to when (in operations), and its result's storage; channels: None for all."""
 
     layer: str
     start: int
     stop: int
     result: Lifetime
+    channels: range | None = None
 
 
 class GradientCall(NamedTuple):
@@ -75,12 +77,20 @@ class Calls:
 
 @dataclass(frozen=True, eq=False)
 class StandIn(Method):
-    """Stores one byte of the named layer's input, in whose place the backward pass sees zeros."""
+    """Stores one byte of the named layer's input, in whose place the backward pass sees zeros.
+
+    by_channels: whether it decodes some channels without the others.
+    """
 
     traits: ClassVar[Traits] = replace(IDENTITY, source="none: for measuring", keeps_input=False)
 
     layer: str
     calls: Calls
+    by_channels: bool = False
+
+    @property
+    def reconstructs_channels(self) -> bool:
+        return self.by_channels
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         stored = torch.empty(1, dtype=torch.uint8, device=x.device)
@@ -99,6 +109,16 @@ class StandIn(Method):
         zeros.zero_()
         if ledger := self.calls.ledger:
             self.calls.decodings.append(Decoding(self.layer, start, ledger.clock, ledger.find(zeros)))
+        return zeros
+
+    def reconstruct_channels(self, compressed: Compressed, channels: range) -> Tensor:
+        shape, stride, dtype, device = compressed.metadata
+        start = self._now()
+        order = sorted(range(len(shape)), key=lambda place: -stride[place])
+        some = (shape[0], len(channels), *shape[2:])
+        zeros = torch.empty_permuted(some, order, dtype=dtype, device=device).zero_()
+        if ledger := self.calls.ledger:
+            self.calls.decodings.append(Decoding(self.layer, start, ledger.clock, ledger.find(zeros), channels))
         return zeros
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
@@ -131,3 +151,31 @@ class StandIn(Method):
 
     def _now(self) -> int:
         return self.calls.ledger.clock if self.calls.ledger else 0
+
+
+class Lossy(NamedTuple):
+    """What of a method that keeps no input a step's shapes and lifetimes follow from.
+
+    by_channels: whether a block in streams decodes some of its input's channels without the others.
+    """
+
+    recompute: int
+    by_channels: bool = False
+
+
+Structure = tuple[tuple[str, Method | Lossy], ...]
+"""What of the methods a step's shapes and lifetimes follow from: by layer, or the methods themselves if all keep inputs."""
+
+
+def structure_of(methods: Mapping[str, Method], in_streams: bool = False) -> Structure:
+    """Return what of a step's methods its shapes and lifetimes follow from; in_streams: whether it has blocks in streams."""
+    lossy = [method for method in methods.values() if not method.traits.keeps_input]
+    if not lossy:
+        return tuple(sorted(methods.items(), key=itemgetter(0)))
+    # What is kept decodes nothing: it goes with the others.
+    by_channels = in_streams and any(method.reconstructs_channels for method in lossy)
+
+    def of(method: Method) -> Lossy:
+        return Lossy(method.recompute, by_channels and (method.traits.keeps_input or method.reconstructs_channels))
+
+    return tuple((name, of(methods[name])) for name in sorted(methods))

@@ -43,7 +43,7 @@ def step_error(
         share = problem.batch_size / micro_batch
         first = {name: share * gradient for name, gradient in observed.gradients.items()}, observed.flops
     batch = problem.examples(count)
-    return measure_step_error(problem.model, batch, methods, problem.loss, micro_batch, calibration, first)
+    return measure_step_error(problem.model, batch, methods, problem.loss, micro_batch, calibration, first, problem.room)
 
 
 def measure_step_error(
@@ -54,18 +54,19 @@ def measure_step_error(
     micro_batch: int,
     calibration: Tensor | None = None,
     first: tuple[Mapping[str, Tensor], int] | None = None,
+    room: int | None = None,
 ) -> StepError:
     """Return the gradient error of a batch in micro-batches, and what it costs; the model's methods are changed.
 
     calibration: inputs on which calibrated methods compute their states first. first: gradients and operations of the first
-    micro-batch, where they are known.
+    micro-batch, where they are known. room: bytes for the wide maps of a step in streams; None for the fast engine.
     """
     trained, batches = [name for name in methods if has_weights(model.get_submodule(name))], [*parts(batch, micro_batch)]
     install(model, dict.fromkeys(methods, Exact()))
     prefixes = [prefix_outputs(model, x) for x, _ in batches]
     # Of all examples at once: they are as many as one micro-batch, or few.
     exact = gradients_of(model, batch, prefixes[0] if len(batches) == 1 else None, loss, trained)
-    install(model, methods)
+    install(model, methods, room=room)
     if calibration is not None:
         calibrate(model, calibration)
     if first is None:

@@ -56,7 +56,8 @@ SMALL = 16_384
 class Slot(NamedTuple):
     """A number of bytes that a method decides on: of a layer's input of this shape; size: without any method.
 
-    inside: of a weight gradient that the codec takes; call: which. others: layers that may keep the same input.
+    inside: of a weight gradient that the codec takes; call: which. others: layers that may keep the same input. channels:
+    those that are decoded, None for all.
     """
 
     part: Part
@@ -66,6 +67,7 @@ class Slot(NamedTuple):
     inside: bool = False
     call: GradientCall | None = None
     others: tuple[str, ...] = ()
+    channels: range | None = None
 
     def working_bound(self, method: Method) -> int:
         """Return about the most bytes that a method may work with."""
@@ -150,6 +152,8 @@ class StepLevels:
             return working.stored_bytes(method, slot.like.shape)
         if part is Part.STATE:
             return working.state_bytes(method, slot.like.shape)
+        if slot.channels is not None:
+            return working.channels_bytes(method, slot.like, slot.channels)
         used = working.bytes(method, slot.like, self.itemsize)
         if part is Part.ENCODING:
             # What is stored is alive by then, and counted.
@@ -187,9 +191,9 @@ def step_levels(ledger: Ledger, calls: Calls, masked_by: Mapping[str, str], item
     for call in calls.input_gradients:
         add(Slot(Part.INPUT_GRADIENT, call.layer, inputs[call.layer], 0, call=call), call.start + 1, call.stop)
     for decoding in calls.decodings:
-        layer, start, stop, result = decoding
+        layer, start, stop, result, channels = decoding
         inside = _around(calls.gradients, start, stop) is not None
-        add(Slot(Part.DECODING, layer, inputs[layer], 0, inside), start + 1, stop)
+        add(Slot(Part.DECODING, layer, inputs[layer], 0, inside, channels=channels), start + 1, stop)
         taken[id(result)] = Slot(Part.REBUILT, layer, inputs[layer], result.size, inside)
     for life in counted(ledger.lifetimes):
         slot = taken.get(id(life)) or _correlating(life, calls.gradients, inputs) or _mask(life, masked_by, inputs)

@@ -1,4 +1,4 @@
-"""What a step saves at each depth, and beside its saved inputs: the same for all methods of one ``recompute``."""
+"""What a step saves at each depth, and beside its saved inputs: the same for all methods of one ``recompute`` and room."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,8 @@ from fedact.compression.exact import IDENTITY, Exact
 from fedact.compression.method import NO_STATE
 from fedact.nn.graph import consumers, downstream
 from fedact.nn.layers import TRAINED
-from fedact.nn.rematerialization import Rematerializations, rematerializations
+from fedact.nn.rematerialization import Rematerializations
+from fedact.nn.streams.rematerialization import step_rematerializations
 from fedact.nn.surgery import smooth_activations
 from fedact.planner.problem import Problem
 from fedact.planner.saved_inputs import SavedInput, saved_inputs
@@ -50,7 +51,7 @@ class StepStructure:
         """Return the saved inputs at a depth."""
         if depth not in self._saved_inputs:
             methods = dict.fromkeys(layers_with_input(self.problem, depth), Exact().recomputing(self.recompute))
-            self._saved_inputs[depth] = saved_inputs(self.problem.plain_model, methods)
+            self._saved_inputs[depth] = saved_inputs(self.problem.plain_model, methods, self.problem.room is not None)
         return self._saved_inputs[depth]
 
     def gradient_path(self, depth: int) -> set[str]:
@@ -70,7 +71,8 @@ class StepStructure:
     def rematerializations(self) -> Rematerializations:
         """What is rematerialized at the greatest depth, and how."""
         methods = dict.fromkeys(layers_with_input(self.problem, self.depth), Exact().recomputing(self.recompute))
-        return rematerializations(self.problem.plain_model, methods, self.gradient_path(self.depth))
+        path, in_streams = self.gradient_path(self.depth), self.problem.room is not None
+        return step_rematerializations(self.problem.plain_model, methods, path, in_streams)
 
     @cached_property
     def other_bytes(self) -> dict[str, int]:

@@ -39,6 +39,7 @@ class WorkingMemory:
         self.none = none
         self._shares: dict[tuple[object, ...], tuple[float, float]] = {}
         self._gradients: dict[tuple[object, ...], int] = {}
+        self._channels: dict[tuple[object, ...], int] = {}
         self._stored: dict[tuple[Method, torch.Size], int] = {}
         self._states: dict[tuple[Method, torch.Size], int] = {}
 
@@ -66,6 +67,19 @@ class WorkingMemory:
             self._shares[key] = _measured_shares(method, like.noise(examples))
         size = prod(like.shape) * itemsize
         return WorkingBytes(*(round(share * size) for share in self._shares[key]))
+
+    def channels_bytes(self, method: Method, like: Geometry, channels: range) -> int:
+        """Return what a method works with while it decodes some channels of a tensor like this, besides these."""
+        if self.none:
+            return 0
+        method, examples = _rounded_up(method), _few(like)
+        key = (method, *_each(like), len(channels), examples)
+        if key not in self._channels:
+            compressed = method.compress(like.noise(examples), method.start(0))
+            given = [*compressed.tensors, *compressed.state.tensors]
+            most, result = _most_bytes(lambda: method.reconstruct_channels(compressed, channels), given)
+            self._channels[key] = max(0, most - result.untyped_storage().nbytes())
+        return self._channels[key] * like.shape[0] // examples
 
     def gradient_bytes(self, method: Method, like: Geometry, call: GradientCall) -> int:
         """Return what a method that has a weight gradient of its own works with, besides the gradient itself.

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fedact.compression import make_method
-from fedact.planner.peak_prediction import PeakPrediction, _structure
+from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
+from fedact.planner.stand_in import structure_of
 from fedact.planner.step_memory import measure_step
 from tests.support.networks import Residual, normed
 from tests.support.planned import Net
@@ -60,7 +61,7 @@ def test_a_size_is_too_large_only_where_its_peak_is(network, layers):
 def test_every_storage_of_a_step_grows_by_the_same_with_every_example(network, method):
     for layers in (1, 3):
         _, methods, peaks = prediction(network, method, layers)
-        one, two, five = (peaks._levels(_structure(methods), size, False) for size in (1, 2, 5))
+        one, two, five = (peaks._levels(structure_of(methods), size, False) for size in (1, 2, 5))
         assert one.least_bytes_of(5, two) == five.least_bytes
 
 
@@ -70,6 +71,6 @@ def test_what_methods_work_with_is_left_out_only_where_it_makes_no_difference(ne
     for layers in (1, 3):
         _, methods, peaks = prediction(network, method, layers)
         for size in (1, 5):
-            step = peaks._levels(_structure(methods), size, False)
+            step = peaks._levels(structure_of(methods), size, False)
             everything = step.levels.most([step._size(slot, methods, peaks.working) for slot in step.slots])
             assert step.peak_bytes(methods, peaks.working) == everything

@@ -1,5 +1,6 @@
 """Finds the blocks of a network that can run in streams, inverted residuals and others, from its torch.fx graph."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from torch import nn
@@ -31,17 +32,23 @@ class Chain(NamedTuple):
     def convolutions(self) -> list[str]:
         return [stage.convolution for stage in self.stages]
 
+    @property
+    def inside(self) -> list[str]:
+        """The names of the modules that run again in the backward pass, in their order."""
+        return [name for stage in self.stages[:-1] for name in stage.names()]
+
     def names(self) -> list[str]:
         """Return the names of its modules that compute, in their order."""
         return [name for stage in self.stages for name in stage.names()]
 
 
-def find(model: nn.Module) -> list[Chain | PooledChain]:
+def find(model: nn.Module, trained: Container[str] = ()) -> list[Chain | PooledChain]:
     """Return the chains of a plain model that can run in streams, in the order they run; none where it cannot be traced.
 
-    Every module of a chain is called once, and its output is read by the next one alone. Left alone are other blocks: with
-    squeeze-and-excitation (its gate reads the whole wide tensor), functions between the layers, channel multipliers,
-    grouped expansions, other paddings than zeros, and norms that use their batch's statistics.
+    trained: names of layers; a block with one of its batch norms among them is left alone. Every module of a chain is called
+    once, and its output is read by the next one alone. Left alone are other blocks: with squeeze-and-excitation (its gate
+    reads the whole wide tensor), functions between the layers, channel multipliers, grouped expansions, other paddings than
+    zeros, and norms that use their batch's statistics.
     """
     graph, modules = traced(model), dict(named_modules(model))
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
@@ -55,7 +62,8 @@ def find(model: nn.Module) -> list[Chain | PooledChain]:
             if chain is not None:
                 chains.append(chain)
                 taken.update(chain.names())
-    return sorted(chains, key=lambda chain: names.index(chain.names()[0]))
+    frozen = [chain for chain in chains if not any(stage.norm in trained for stage in chain.stages)]
+    return sorted(frozen, key=lambda chain: names.index(chain.names()[0]))
 
 
 def _chain(walk: Walk, node: Node, taken: set[str]) -> Chain | None:

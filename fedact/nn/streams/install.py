@@ -115,7 +115,7 @@ def find(model: nn.Module, methods: Mapping[str, Method], room: int) -> list[Cha
         raise ConfigError(
             f"{method_name(plain)} trains the plain layers, which keep everything: room goes with other methods"
         )
-    chains = [chain for chain in find_chains(model) if not any(stage.norm in methods for stage in chain.stages)]
+    chains = find_chains(model, methods)
     if not chains:
         warnings.warn("room changes nothing: no block of this model can run in streams", stacklevel=4)
     return chains

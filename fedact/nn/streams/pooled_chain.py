@@ -32,6 +32,11 @@ class PooledChain(NamedTuple):
     def convolutions(self) -> list[str]:
         return [self.stage.convolution]
 
+    @property
+    def inside(self) -> list[str]:
+        """The names of the modules that run again in the backward pass, in their order."""
+        return self.stage.names()
+
     def names(self) -> list[str]:
         """Return the names of its modules that compute, in their order; a pooling that takes means is none of them."""
         return [*self.stage.names(), *([self.pooling] if self.takes_maxima else [])]
