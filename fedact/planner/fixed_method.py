@@ -114,14 +114,14 @@ class FixedMethodSearch:
         methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
         if problem.budget is None:
             return [(1.0, methods)]
-        if problem.room is not None:
-            inputs |= self._origins(depth, inputs, recompute)
+        if schedule.room is not None:
+            inputs |= self._origins(depth, schedule, inputs)
         ladders = {name: method.levels(inputs[name]) for name, method in methods.items()}
         return [(level, {name: one[level] for name, one in ladders.items()}) for level in next(iter(ladders.values()))]
 
-    def _origins(self, depth: int, inputs: Mapping[str, Tensor], recompute: int) -> dict[str, Tensor]:
+    def _origins(self, depth: int, schedule: Schedule, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return, by layer, the saved input that its own is made from in a step in streams."""
-        saved = self._saved(depth).structure(recompute).saved_inputs(depth)
+        saved = self.schedules.profiles.structure(schedule.recompute, depth, schedule.in_streams).saved_inputs(depth)
         missing = [each.key for each in saved if each.key not in inputs]
         count = len(next(iter(inputs.values())))
         found = {**inputs, **(self.problem.inputs([*self.problem.trained(depth), *missing], count) if missing else {})}
