@@ -42,8 +42,8 @@ def test_a_predicted_peak_is_the_measured_one(method, room):
     for depth, size in ((2, 1), (9, 1)):
         methods = methods_at(asked, depth)
         measured = measure_step(asked, methods, size).peak_bytes
-        # Of the others, what they work with is measured on fewer elements.
-        tolerance = 0.0 if method in EXACT else 0.05
+        # Of the others, what they work with is measured on fewer elements, and a state counts twice, old and new.
+        tolerance = 0.0 if method in EXACT else 0.08
         assert PeakPrediction(asked).peak_bytes(methods, size) == pytest.approx(measured, rel=tolerance), (depth, size)
 
 
