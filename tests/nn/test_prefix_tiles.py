@@ -18,6 +18,8 @@ from fedact.nn.prefix.tiles import TiledPrefix
 from fedact.nn.prefix.tiles_choice import best_tiles, least_tilings, tilings
 from fedact.planner import make_plan
 from tests.support import planned
+from tests.support.inverted_residuals import InvertedResidual, small
+from tests.support.inverted_residuals import network as residuals
 from tests.support.networks import measure, tiled, train
 from tests.support.random_networks import network
 
@@ -173,6 +175,34 @@ def test_blocks_that_run_in_streams_run_in_tiles_too():
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
             assert float((one.grad - other.grad).norm()) <= 1e-4 * float(other.grad.norm())
+
+
+@pytest.mark.parametrize("room", [1, 4_000, 100_000])
+def test_blocks_in_streams_take_the_predicted_bytes_whole_and_after_tiles(room):
+    torch.manual_seed(0)
+    # The small one: a stem in streams, residuals, no expansion; MCUNet: kernels of 3 to 7.
+    mcunet = [(NETWORKS["mcunet"](), 2)] if room > 1 else []
+    for model, batch in [(small(), 1), (small(), 3), *mcunet]:
+        x = torch.randn(batch, 3, 27, 30)
+        parts = split(tiled(model, 1, layers=2, room=room))
+        assert parts is not None
+        whole = check_all(parts, 1, x, 1e-4)
+        assert peak(model, parts.prefix, x) >= whole[0].peak_bytes
+        tiles = check_all(parts, 2, x, 1e-4, every=3)
+        assert all(choice.steps for choice in tiles)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "none"])
+def test_any_block_in_streams_takes_the_predicted_bytes(activation):
+    torch.manual_seed(0)
+    settings = {"activation": activation, "norm": activation != "none", "bias": True}
+    blocks = InvertedResidual(5, 12, 5, **settings), InvertedResidual(5, 0, 5, stride=2, **settings)
+    for batch, room in ((1, 1), (2, 1_000), (2, 10_000)):
+        model = tiled(residuals(nn.Conv2d(4, 5, 1), *blocks, nn.Conv2d(5, 6, 1)), 1, layers=1, room=room)
+        parts = split(model)
+        assert parts is not None
+        for count in (1, 2):
+            check_all(parts, count, torch.randn(batch, 3, 15, 18), 1e-4)
 
 
 def test_what_needs_whole_maps_ends_the_tiles():

@@ -14,6 +14,7 @@ from fedact.nn.graph import forward_graph
 from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
 from fedact.nn.streams.block import Block
 from fedact.nn.streams.install import StreamEntry, blocks_of
+from fedact.nn.streams.pooled import PooledStage
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
@@ -87,7 +88,8 @@ def parts_of(model: nn.Module) -> Parts | None:
 def _is_cut(block: Block, before: Set[nn.Module], suffixes: Set[nn.Module]) -> bool:
     """Tell whether a block in streams would run in part before a cut, or in a module whose forward its suffix replaces."""
     if before.isdisjoint(block.modules):
-        return not suffixes.isdisjoint(block.inside)
+        # A pooled map leaves the modules around its convolution as it is, whatever runs of them.
+        return not isinstance(block.geometry, PooledStage) and not suffixes.isdisjoint(block.inside)
     return not all(module in before for module in block.modules)
 
 

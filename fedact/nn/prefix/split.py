@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedact.nn.blocks import inlined
 from fedact.nn.layers import RecomputedSequential
 from fedact.nn.prefix.graph import Parts, Suffix, joined, parts_of
+from fedact.nn.streams.block import RestOfForward
 from fedact.nn.streams.install import in_streams
 
 
@@ -60,7 +61,7 @@ class Split:
         module = self.model.get_submodule(suffix.name)
         if suffix.inner is not None:
             called = self.model.get_submodule(inner[0][0].name)
-            with in_place_of_forward(called, lambda: self._run_suffixes(inner)):
+            with in_place_of_forward(called, RestOfForward(lambda: self._run_suffixes(inner))):
                 values.insert(0, called())
         if isinstance(module, RecomputedSequential):
             return module.run_later_segments(*values)

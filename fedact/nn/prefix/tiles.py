@@ -18,9 +18,11 @@ from fedact.nn.graph import structure
 from fedact.nn.layers.function import runs_plain
 from fedact.nn.prefix.flat import flat_graph
 from fedact.nn.prefix.split import Split
-from fedact.nn.prefix.tiles_choice import Programs, least_tiling
-from fedact.nn.prefix.tiles_graph import IMAGES, MapShape, steps_of
+from fedact.nn.prefix.tiles_choice import least_tiling
+from fedact.nn.prefix.tiles_graph import IMAGES
 from fedact.nn.prefix.tiles_program import run
+from fedact.nn.prefix.tiles_programs import Programs, programs_of
+from fedact.nn.prefix.tiles_streams import rooms_of
 from fedact.torch_private import is_observed
 
 PROBE = 256
@@ -81,7 +83,7 @@ class TiledPrefix:
         """Return the programs for images of this shape and type, with the hooks that are there now."""
         known, model = self._up_to_date(), self.split.model
         if (shape, dtype) not in known.programs:
-            known.programs[shape, dtype] = Programs(steps_of(model, known.graph, MapShape(*shape), dtype))
+            known.programs[shape, dtype] = programs_of(model, known.graph, shape, dtype)
         return known.programs[shape, dtype]
 
     def _up_to_date(self) -> _Known:
@@ -89,7 +91,7 @@ class TiledPrefix:
         observed, model = [is_observed(module) for module in self.modules], self.split.model
         if self._known is None or self._known[0] != observed:
             before = self.split.parts.before
-            key = structure(model), [str(node.target) for node in before.nodes], observed
+            key = structure(model), [str(node.target) for node in before.nodes], observed, rooms_of(model)
             known = _KNOWN.get(model)
             if known is None or known.key != key:
                 known = _KNOWN[model] = _Known(key, flat_graph(model, before))
@@ -115,7 +117,9 @@ class TiledPrefix:
             part = values.pop(last)
             if whole is None:
                 shape = len(x), *programs.steps.shape(last)
-                whole = torch.empty_permuted(shape, memory_order(part), dtype=part.dtype, device=part.device)
+                # As streams read it without a copy.
+                order = (0, 2, 3, 1) if programs.has_streams else memory_order(part)
+                whole = torch.empty_permuted(shape, order, dtype=part.dtype, device=part.device)
             whole[:, :, down.start : down.stop, across.start : across.stop] = part
             del part
         assert whole is not None
@@ -130,7 +134,7 @@ def check_tileable(prefix: TiledPrefix | None, tiles: int) -> None:
     convolutions = [module for module in parts.model.modules() if isinstance(module, nn.Conv2d)]
     shape = convolutions[0].in_channels if convolutions else 3, PROBE, PROBE
     programs = prefix.programs(shape, next(parts.model.parameters()).dtype)
-    if not programs.stages():
+    if tiles > 1 and not programs.stages():
         first = next((step for step in programs.steps.steps if step.operation is None), None)
         why = f"{first.node.target} needs whole maps" if first is not None else "no convolution runs there"
         raise ConfigError(f"tiles={tiles}: nothing before the first trained layer can be tiled ({why}): give tiles=0")

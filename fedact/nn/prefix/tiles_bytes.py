@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedact.nn.prefix.tiles_operations import Windowed
+from fedact.nn.prefix.tiles_operations import Streamed, Windowed
 from fedact.nn.prefix.tiles_program import Task
 
 
@@ -63,6 +63,10 @@ def peak_bytes(tasks: Sequence[Task], given: Mapping[int, int], element_bytes: i
             alive.free(task.frees)
             if task.cut is not None:
                 alive.note(result + size)
+            alive.add(output, size)
+        elif isinstance(operation, Streamed):
+            alive.note(operation.bytes.peak_bytes(examples, operation.room, task.channels_last))
+            alive.free(task.frees)
             alive.add(output, size)
         elif task.overwrites is not None:
             alive.join(output, alive.storages[task.step.inputs[task.overwrites]])

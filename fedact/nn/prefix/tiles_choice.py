@@ -1,18 +1,13 @@
 """How many tiles a frozen prefix is run in and where tiling ends: the peak of every choice, and the least."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 
-from fedact.nn.prefix.flat import flat_graph
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles_bytes import peak_bytes
-from fedact.nn.prefix.tiles_geometry import Span, tile_spans
-from fedact.nn.prefix.tiles_graph import MapShape, Steps, steps_of
-from fedact.nn.prefix.tiles_operations import Windowed
-from fedact.nn.prefix.tiles_program import Axis, Task, tasks_of, tile_axis, whole_axis
+from fedact.nn.prefix.tiles_programs import Programs, Tile, products_of, programs_for
 
 MOST = 8
 """The most tiles along each axis that are tried."""
@@ -38,88 +33,6 @@ class Tiling:
     def rank(self) -> tuple[int, float, int]:
         """What the best tiling has the least of: bytes, then multiplications, then tiles."""
         return self.peak_bytes, self.recomputed, self.tiles
-
-
-@dataclass(frozen=True, eq=False)
-class Tile:
-    """One tile: its tasks, and its rows and columns in the images and in the assembled map."""
-
-    tasks: tuple[Task, ...]
-    images: tuple[Span, Span]
-    output: tuple[Span, Span]
-
-
-class Programs:
-    """The tasks of every way to run a prefix on images of one shape."""
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self._rests: dict[int, tuple[Task, ...]] = {}
-        self._rest_peaks: dict[tuple[int, int, int], int] = {}
-        self._axes: dict[tuple[int, int], list[list[tuple[Span, Span, Axis]]]] = {}
-        self._kinds: dict[tuple[Axis, Axis], tuple[Task, ...]] = {}
-
-    def stages(self) -> list[int]:
-        """Return after how many steps tiling may end: one value alone goes on, and the next step is no mere map of it."""
-        steps, places = self.steps.steps, []
-        for stage in range(1, self.steps.local + 1):
-            later = {value for step in steps[stage:] for value in step.inputs} | set(self.steps.outputs)
-            crossing = {step.output for step in steps[:stage]} & later
-            goes_on = stage == len(steps) or isinstance(steps[stage].operation, Windowed | None)
-            windowed = any(isinstance(step.operation, Windowed) for step in steps[:stage])
-            if crossing == {steps[stage - 1].output} and goes_on and windowed:
-                places.append(stage)
-        return places
-
-    def rest(self, stage: int) -> tuple[Task, ...]:
-        """Return the tasks of the steps after a stage, on whole maps."""
-        if stage not in self._rests:
-            rows, columns = (whole_axis(self.steps, stage, axis) for axis in (0, 1))
-            self._rests[stage] = tasks_of(self.steps, stage, rows, columns, self.steps.outputs)
-        return self._rests[stage]
-
-    def rest_peak(self, stage: int, element_bytes: int, examples: int) -> int:
-        """Return the most bytes alive during the steps after a stage; element_bytes: of one element of all examples."""
-        key = stage, element_bytes, examples
-        if key not in self._rest_peaks:
-            last = self.steps.steps[stage - 1].output
-            given = {last: self.steps.shape(last).elements * element_bytes} if stage else {}
-            self._rest_peaks[key] = peak_bytes(self.rest(stage), given, element_bytes, examples)
-        return self._rest_peaks[key]
-
-    def tiles(self, stage: int, count: int) -> Iterator[Tile]:
-        """Yield the tiles of a stage, row by row."""
-        down, across = self._axes_of(stage, count)
-        return (self._tile(stage, *place) for place in product(down, across))
-
-    def middle(self, stage: int, count: int) -> Tile:
-        """Return the tile in the middle, which has others on all sides where there are three in a row."""
-        down, across = self._axes_of(stage, count)
-        return self._tile(stage, down[len(down) // 2], across[len(across) // 2])
-
-    def _axes_of(self, stage: int, count: int) -> list[list[tuple[Span, Span, Axis]]]:
-        """Return, for rows and for columns, the spans of the tiles with what they need of the images, and their steps."""
-        if (stage, count) not in self._axes:
-            sizes = self.steps.shape(self.steps.steps[stage - 1].output)[1:]
-            self._axes[stage, count] = [
-                [(span, *tile_axis(self.steps, stage, axis, span)) for span in tile_spans(size, count)]
-                for axis, size in enumerate(sizes)
-            ]
-        return self._axes[stage, count]
-
-    def _tile(self, stage: int, row: tuple[Span, Span, Axis], column: tuple[Span, Span, Axis]) -> Tile:
-        """Return a tile; those of the same kind share their tasks."""
-        (down, top, rows), (across, left, columns) = row, column
-        if (rows, columns) not in self._kinds:
-            last = self.steps.steps[stage - 1].output
-            self._kinds[rows, columns] = tasks_of(self.steps, 0, rows, columns, [last], whole=False)
-        return Tile(self._kinds[rows, columns], (top, left), (down, across))
-
-
-def programs_for(split: Split, shape: tuple[int, ...], dtype: torch.dtype) -> Programs:
-    """Return the programs of a prefix for images of this shape (channels, rows, columns) and type."""
-    graph = flat_graph(split.model, split.parts.before)
-    return Programs(steps_of(split.model, graph, MapShape(*shape), dtype))
 
 
 def tilings(
@@ -184,10 +97,9 @@ def _tiling(programs: Programs, stage: int, count: int, element: int, examples: 
     last, node = steps.steps[stage - 1].output, steps.steps[stage - 1].node
     tiles = list(programs.tiles(stage, count))
     peak = max(peak, _stage_peak(tiles, steps.shape(last).elements * element, element, examples))
-    total = max(1, _products(programs.rest(0)))
-    again = sum(_products(tile.tasks) for tile in tiles) + _products(programs.rest(stage)) - total
+    again = sum(products_of(tile.tasks) for tile in tiles) - sum(programs.products[:stage])
     name = str(node.target) if node.op == "call_module" else node.name
-    return Tiling(count, stage, name, peak, again / total, steps.known)
+    return Tiling(count, stage, name, peak, again / max(1, sum(programs.products)), steps.known)
 
 
 def _stage_peak(tiles: Sequence[Tile], size: int, element: int, examples: int) -> int:
@@ -197,12 +109,6 @@ def _stage_peak(tiles: Sequence[Tile], size: int, element: int, examples: int) -
     # The assembled map is allocated once the first tile says of which type it is.
     assembled = size + first.tasks[-1].output * element
     return max(peaks[first.tasks], assembled, *(size + peaks[tile.tasks] for tile in others))
-
-
-def _products(tasks: Iterable[Task]) -> int:
-    """Return the multiplications of tasks, an example."""
-    operations = [(task.step.operation, task.result) for task in tasks]
-    return sum(operation.products * result for operation, result in operations if isinstance(operation, Windowed))
 
 
 def least_tilings(

@@ -16,6 +16,7 @@ from fedact.nn.prefix.tiles_operations import (
     Operation,
     Pointwise,
     Same,
+    Streamed,
     Sum,
     Windowed,
     function_operation,
@@ -56,7 +57,7 @@ class Step:
     """
 
     node: Node
-    operation: Windowed | Pointwise | Sum | None
+    operation: Windowed | Pointwise | Sum | Streamed | None
     inputs: tuple[int, ...]
     output: int
     then: tuple[Pointwise, ...] = ()

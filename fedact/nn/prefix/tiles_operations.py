@@ -16,6 +16,7 @@ from fedact.compression.operations import pair
 from fedact.nn.graph import operation_name
 from fedact.nn.layers import DROPOUTS, Swapped
 from fedact.nn.prefix.tiles_geometry import Window
+from fedact.nn.streams.forward_bytes import ForwardBytes
 from fedact.torch_private import batch_norm_out, is_observed
 
 Axes = tuple[Window, Window]
@@ -62,12 +63,30 @@ class Sum:
     changes_input: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """An inverted residual of whole maps, a few of its wide channels at a time.
+
+    entry: the name of its first module. room: bytes for its wide maps. bytes: what is alive meanwhile.
+    """
+
+    entry: str
+    room: int
+    bytes: ForwardBytes
+
+    def run(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        y: Tensor = model.get_submodule(self.entry).stream.frozen_output(x)  # type: ignore[operator, union-attr]
+        return y
+
+
 @dataclass(frozen=True)
 class Same:
     """An operation that returns its input: an identity, or dropout that is off."""
 
 
 Operation = Windowed | Pointwise | Sum | Same
+"""What a layer may be found to be."""
 
 _IN_PLACE = (
     nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU,

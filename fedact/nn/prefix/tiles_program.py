@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.nn.prefix.tiles_geometry import Reach, Span
 from fedact.nn.prefix.tiles_graph import IMAGES, Step, Steps
-from fedact.nn.prefix.tiles_operations import Pointwise, Windowed
+from fedact.nn.prefix.tiles_operations import Pointwise, Streamed, Windowed
 
 Crop = tuple[slice, slice]
 
@@ -85,7 +85,7 @@ class Task:
 
     crops: of each input, None where it is read whole. padding, margin, cut, copied, result: see ``Padding``. overwrites: the
     place of the input that the output is written into. frees: the inputs that nothing reads later. output: elements of it,
-    an example.
+    an example. channels_last: whether the input of a block in streams has its channels last in memory.
     """
 
     step: Step
@@ -98,6 +98,7 @@ class Task:
     overwrites: int | None = None
     frees: tuple[int, ...] = ()
     output: int = 0
+    channels_last: bool = False
 
 
 def tasks_of(
@@ -118,6 +119,12 @@ def tasks_of(
     return tuple(tasks)
 
 
+def whole_tasks(steps: Steps, first: int) -> tuple[Task, ...]:
+    """Return the tasks of the steps from ``first`` on, on whole maps."""
+    rows, columns = (whole_axis(steps, first, axis) for axis in (0, 1))
+    return tasks_of(steps, first, rows, columns, steps.outputs)
+
+
 def _task(steps: Steps, step: Step, row: AxisStep, column: AxisStep, frees: tuple[int, ...], whole: bool) -> Task:
     crops = tuple(map(_crop, row.pieces, column.pieces))
     output = steps.shape(step.output).channels * row.rows * column.rows
@@ -126,6 +133,8 @@ def _task(steps: Steps, step: Step, row: AxisStep, column: AxisStep, frees: tupl
         cropped = crops[0] is not None or (step.inputs[0] == IMAGES and not whole)
         padding = _padding(step.operation, row, column, steps.shape(step.inputs[0]).channels, output, cropped)
         return Task(step, crops, *padding, frees=frees, output=output)
+    if isinstance(step.operation, Streamed):
+        return Task(step, frees=frees, output=output)
     # What unknown code reads may be a view of something else.
     writable = [v in frees and v not in steps.exposed and crop is None for v, crop in zip(step.inputs, crops, strict=True)]
     in_place = not isinstance(step.operation, Pointwise) or step.operation.run_in_place is not None
@@ -181,6 +190,8 @@ def run(tasks: Sequence[Task], model: nn.Module, values: dict[int, Any]) -> None
             result = task.step.run(model, [values[value] for value in task.step.inputs])
         elif isinstance(operation, Windowed):
             result = _windowed(task, operation, values)
+        elif isinstance(operation, Streamed):
+            result = _streamed(task, operation, model, values)
         elif isinstance(operation, Pointwise):
             result = _pointwise(task, operation, values)
         else:
@@ -211,6 +222,13 @@ def _windowed(task: Task, operation: Windowed, values: dict[int, Any]) -> Tensor
         x = x.clone()
     x = operation.run(x, task.margin)
     return x if task.cut is None else x[:, :, task.cut[0], task.cut[1]].clone()
+
+
+def _streamed(task: Task, operation: Streamed, model: nn.Module, values: dict[int, Any]) -> Tensor:
+    x = values[task.step.inputs[0]]
+    for value in task.frees:
+        values.pop(value, None)
+    return operation.run(model, x)
 
 
 def _pointwise(task: Task, operation: Pointwise, values: dict[int, Any]) -> Tensor:

@@ -160,7 +160,12 @@ class WholeInput(Input):
     """A block's input that is there."""
 
     def __init__(self, x: Images) -> None:
-        self.x, self.map, self.shape, self.parts = x, map_of(x), x.shape, [range(x.shape[1])]
+        self.x, self.shape, self.parts = x, x.shape, [range(x.shape[1])]
+
+    @cached_property
+    def map(self) -> Map:
+        """The input as a map: a copy where there are several images whose channels are not last in memory."""
+        return map_of(self.x)
 
     def channels(self, part: range) -> Images:
         return self.x if len(part) == self.shape[1] else self.x[:, part.start : part.stop]

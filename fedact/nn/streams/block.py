@@ -1,6 +1,6 @@
 """A block of a model that runs in streams: its modules, and when they run so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -58,6 +58,11 @@ class Block:
         return stages if self.maxima is None else [*stages, self.maxima]
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The stages' tensors as they are now (see ``arithmetic.TENSORS``)."""
+        return tuple(tensor for stage in self.stages for tensor in stage.tensors())
+
+    @property
     def is_trained(self) -> bool:
         """Whether any of its convolutions has trainable parameters."""
         return any(parameter.requires_grad for stage in self.stages for parameter in stage.convolution.parameters())
@@ -65,14 +70,13 @@ class Block:
     def run(self, x: Tensor, codec: Any) -> Tensor | None:
         """Return the block's output for its input, None where its layers have to run one by one."""
         self._output = None
-        tensors = tuple(tensor for stage in self.stages for tensor in stage.tensors())
+        tensors = self.tensors
         if not (self.is_alone or self._may_run(x, tensors)):
             return None
         if is_recorded(x, *tensors):
             y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.room, *tensors)
         else:
-            with torch.no_grad():
-                y = output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), self.room))
+            y = self.frozen_output(x)
         self._output = None if self.is_alone else ref(y)
         return y
 
@@ -80,13 +84,19 @@ class Block:
         """Return what its first module does in a container that does nothing else; None where the layers have to run."""
         self.calls += 1
         try:
-            if not self._may_run(x, tuple(tensor for stage in self.stages for tensor in stage.tensors())):
+            if not self._may_run(x, self.tensors):
                 return None
             self.is_alone = True
             y: Tensor = entry(x)
             return y
         finally:
             self.calls, self.is_alone = self.calls - 1, False
+
+    @torch.no_grad()
+    def frozen_output(self, x: Tensor) -> Tensor:
+        """Return the block's output for an input in streams, without gradients, whatever runs around it."""
+        tensors = self.tensors
+        return output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), self.room))
 
     def hands_on(self, x: Any, is_last: bool) -> bool:
         """Tell whether x is the block's output on its way through the modules after the first; the last one lets it go.
@@ -131,6 +141,16 @@ def _geometry(stages: Sequence[StageSettings], pooling: nn.Module | None) -> Geo
     return Geometry(first, depthwise, project)
 
 
+class RestOfForward:
+    """Runs the rest of a module's own forward in its place: it sees no more than the forward would."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
 def is_seen(module: nn.Module) -> bool:
     """Tell whether a hook, or a forward put on a module, may get hold of the tensors that it is called with."""
-    return is_observed(module) or "forward" in vars(module)
+    return is_observed(module) or not isinstance(vars(module).get("forward"), RestOfForward | None)
