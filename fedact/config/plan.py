@@ -58,8 +58,8 @@ class Plan:
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
     >>> example = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
-    >>> plan = fedact.make_plan(model, budget="8KB", example=example, method="exact", layers=1)
-    >>> plan.status, plan.micro_batch, plan.saved_bytes <= 8000
+    >>> plan = fedact.make_plan(model, budget="16KB", example=example, method="exact", layers=1)
+    >>> plan.status, plan.micro_batch, plan.peak_bytes <= 16_000
     ('ok', 4, True)
     >>> fedact.Plan.from_json(plan.to_json()) == plan
     True

@@ -147,7 +147,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
     >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 4 * 4, 10))
-    >>> plan = fedact.make_plan(model, "4KB", (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])), method="exact", layers=1)
+    >>> plan = fedact.make_plan(model, "8KB", (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])), method="exact", layers=1)
     >>> model = fedact.apply(model, plan)
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']

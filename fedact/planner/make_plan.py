@@ -35,7 +35,7 @@ def make_plan(
     example: tuple[Tensor, Tensor],
     method: str | Method = "hosvd",
     layers: int | str = "auto",
-    scope: str = "saved",
+    scope: str = "peak",
     max_slowdown: float | None = None,
     loss: Loss = F.cross_entropy,
     momentum: bool = False,
@@ -48,11 +48,11 @@ def make_plan(
     budget: bytes, a size such as "512KB", or None for no bound. example: a whole batch of inputs and labels from the
     server's own data. method: as given, or "auto" to mix methods tensor by tensor for the least gradient error. layers:
     trained convolutions, or "auto" for the last 8, fewer where the budget asks for it. scope: the bytes that the budget
-    bounds, "saved" or "peak". max_slowdown: the most time of a batch relative to plain training's. momentum: whether the
-    optimizer has any. train_norm: also train the batch norms after the first trained convolution.
-    most_layers: what "auto" trains where a trial chose it, instead of 8. recompute: how many convolutions back a saved input
-    may be, for another that is no smaller to be made again from it; "auto" as the budget asks, 0 where it does not. What the
-    method's own settings say of it stays.
+    bounds: "peak", all that is alive at any moment of a step, or "saved", what is kept for the backward pass.
+    max_slowdown: the most time of a batch relative to plain training's. momentum: whether the optimizer has any.
+    train_norm: also train the batch norms after the first trained convolution. most_layers: what "auto" trains where a
+    trial chose it, instead of 8. recompute: how many convolutions back a saved input may be, for another that is no smaller
+    to be made again from it; "auto" as the budget asks, 0 where it does not. What the method's own settings say of it stays.
 
     What shrinks to fit, in this order: settings that were not given, micro-batch, recompute, layers (not if given),
     everything but the head, the client itself (status ``skipped``, with the least bytes it would need). Every step's bytes
@@ -65,8 +65,8 @@ def make_plan(
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
     >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 4 * 4, 10))
     >>> example = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    >>> plan = fedact.make_plan(model, "4KB", example, method="hosvd:variance=0.8", layers=1)
-    >>> plan.status, plan.layers, plan.saved_bytes <= 4_000
+    >>> plan = fedact.make_plan(model, "8KB", example, method="hosvd:variance=0.8", layers=1)
+    >>> plan.status, plan.layers, plan.peak_bytes <= 8_000
     ('ok', 1, True)
     """
     if scope not in ("saved", "peak"):

@@ -33,7 +33,7 @@ def runs(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDACT_CACHE", str(folder / "cache"))
         assert simulate([*RUN, "--budget", "none", "--seeds", "2", "--out", str(folder / "a")]) == 0
-        other = [*RUN, "--layers", "2", "--budget", "200KB:1,30KB:1", "--lr", "0.2"]
+        other = [*RUN, "--layers", "2", "--budget", "500KB:1,250KB:1", "--lr", "0.2"]
         assert simulate([*other, "--out", str(folder / "b")]) == 0
     return folder
 
@@ -128,7 +128,7 @@ def test_without_out_the_first_run_holds_the_report_and_stays_a_run(runs, tmp_pa
 
 def test_runs_with_the_same_method_are_told_apart_by_what_differs(runs):
     labels = [case.label for case in compare_runs([runs / "a", runs / "b"]).cases]
-    settings = "(budget none, layers 1, lr 0.1)", "(budget 200KB:1,30KB:1, layers 2, lr 0.2)"
+    settings = "(budget none, layers 1, lr 0.1)", "(budget 500KB:1,250KB:1, layers 2, lr 0.2)"
     assert labels == [f"{method} {own}" for own in settings for method in ("vanilla", "hosvd:variance=0.8")]
     assert [case.label for case in compare_runs([runs / "a"]).cases] == ["vanilla", "hosvd:variance=0.8"]
 

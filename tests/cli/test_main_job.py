@@ -27,7 +27,7 @@ def test_the_main_job_learns_under_its_budget_with_convolutions_really_trained_a
     assert after["accuracy"] - before["accuracy"] >= 0.05
     assert after["client_accuracy"] - before["client_accuracy"] >= 0.20
     assert (run.clients["status"] == "ok").mean() >= 0.9
-    assert (run.clients["saved_bytes"] <= BUDGET).all()
+    assert (run.clients["peak_bytes"] <= BUDGET).all()
     kept = json.loads((folder / "plans.json").read_text())["hosvd"][str(BUDGET)]["kept"]
     assert len(kept) > 1
     assert all(item["method"].startswith(("hosvd:ranks=", "exact")) for item in kept)

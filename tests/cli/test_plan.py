@@ -29,7 +29,7 @@ def printed(capsys, *flags: str) -> str:
     return capsys.readouterr().out
 
 
-def plan_of(budget, layers=1, method=METHOD, scope="saved"):
+def plan_of(budget, layers=1, method=METHOD, scope="peak"):
     workspace = prepared(make_config(SETTINGS))
     model, example = workspace.model_with({}), calibration_batch(workspace.experiment)
     plan = fedact.make_plan(model, budget, example, method, layers, scope, momentum=True)
@@ -38,21 +38,22 @@ def plan_of(budget, layers=1, method=METHOD, scope="saved"):
 
 def test_the_file_holds_what_make_plan_returns_for_every_method_and_distinct_budget(tmp_path, capsys):
     file = tmp_path / "plans.json"
-    budget = "60KB:1,20KB:3,60000:2"
+    budget = "400KB:1,80KB:3,400000:2"
     printed(capsys, "--budget", budget, "--method", "exact", "--json", str(file))
     plans = plans_from_json(json.loads(file.read_text()))
-    assert plans == {m: {PlanKey(b): plan_of(b, method=m) for b in (60_000, 20_000)} for m in (METHOD, "exact")}
+    assert plans == {m: {PlanKey(b): plan_of(b, method=m) for b in (400_000, 80_000)} for m in (METHOD, "exact")}
 
 
 def test_every_kept_tensor_and_every_figure_is_printed(capsys):
-    plan, more = plan_of("2KB"), plan_of("4KB")
-    shown = printed(capsys, "--budget", "2KB")
+    plan, more = plan_of("72KB", method="exact"), plan_of("144KB", method="exact")
+    assert main([*SMALL, "--layers", "1", "--method", "exact", "--budget", "72KB"]) == 0
+    shown = capsys.readouterr().out
     for kept in plan.kept:
         row = next(line for line in shown.splitlines() if line.strip().startswith(kept.name))
         assert "x".join(map(str, kept.shape)) in row
         assert f"{kept.cap_bytes:,}" in row
     sizes = (plan.saved_bytes, plan.peak_bytes, plan.paper_bytes, plan.vanilla_saved_bytes, plan.weight_bytes,
-             plan.gradient_bytes, plan.optimizer_bytes, 2_000, 4_000, more.saved_bytes)  # fmt: skip
+             plan.gradient_bytes, plan.optimizer_bytes, 72_000, 144_000, more.peak_bytes)  # fmt: skip
     assert all(f"{size:,}" in shown for size in sizes)
     assert "the last 1 of 52 convolutions" in shown
     assert f"; {plan.micro_batch} of 4 examples" in shown
@@ -66,11 +67,12 @@ def test_without_a_budget_nothing_gives_way_and_nothing_is_doubled(capsys):
     assert "twice" not in shown
 
 
-def test_a_peak_budget_is_held_against_peak_bytes(capsys):
-    plan = plan_of("2MB", scope="peak")
-    shown = printed(capsys, "--budget", "2MB", "--scope", "peak")
-    assert f"{plan.peak_bytes:,} of 2,000,000" in shown
-    assert f"{plan.saved_bytes:,} of" not in shown
+@pytest.mark.parametrize(("flags", "scope"), [([], "peak"), (["--scope", "peak"], "peak"), (["--scope", "saved"], "saved")])
+def test_a_budget_is_held_against_the_bytes_that_it_bounds_by_default_the_peak(flags, scope, capsys):
+    plan = plan_of("2MB", scope=scope)
+    shown = printed(capsys, "--budget", "2MB", *flags)
+    for name in ("peak", "saved"):
+        assert (f"{getattr(plan, f'{name}_bytes'):,} of 2,000,000" in shown) == (name == scope)
 
 
 def test_a_skipped_plan_tells_the_least_bytes_and_what_twice_the_budget_would_do(tmp_path, capsys):
@@ -78,7 +80,7 @@ def test_a_skipped_plan_tells_the_least_bytes_and_what_twice_the_budget_would_do
     shown = printed(capsys, "--budget", "9", "--json", str(file))
     (plan,) = plans_from_json(json.loads(file.read_text()))[METHOD].values()
     assert plan.status == "skipped"
-    assert f"{plan.least_bytes:,} saved bytes" in shown
+    assert f"{plan.least_bytes:,} peak bytes" in " ".join(shown.split())
     assert "18 would buy nothing" in shown
 
 
@@ -96,18 +98,18 @@ def test_a_figure_is_drawn_around_the_budget(tmp_path, capsys, monkeypatch):
         return real(title, ladders, asked)
 
     monkeypatch.setattr(inspection, "plans_against_budget", draw)
-    printed(capsys, "--budget", "16KB", "--figure", str(tmp_path / "figure.png"))
+    printed(capsys, "--budget", "64KB", "--figure", str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert drawn["asked"] == [16_000]
+    assert drawn["asked"] == [64_000]
     for plans in drawn["ladders"].values():
-        assert [plan.budget_bytes for plan in plans] == [2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000]
+        assert [plan.budget_bytes for plan in plans] == [8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000]
     assert list(drawn["ladders"]) == [METHOD, "exact"]
 
 
 def test_auto_is_the_method_where_none_is_given(tmp_path):
     file = tmp_path / "plans.json"
-    assert main([*SMALL, "--layers", "1", "--budget", "6KB", "--json", str(file)]) == 0
-    assert plans_from_json(json.loads(file.read_text())) == {"auto": {PlanKey(6_000): plan_of(6_000, method="auto")}}
+    assert main([*SMALL, "--layers", "1", "--budget", "80KB", "--json", str(file)]) == 0
+    assert plans_from_json(json.loads(file.read_text())) == {"auto": {PlanKey(80_000): plan_of(80_000, method="auto")}}
 
 
 def test_a_bound_on_the_time_is_passed_on_and_told(capsys):

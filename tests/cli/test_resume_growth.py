@@ -35,6 +35,25 @@ def test_a_run_that_was_stopped_goes_on_when_it_is_started_again(tmp_path, monke
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
 
 
+def test_a_run_from_when_saved_was_the_default_goes_on_with_its_own_scope(tmp_path, monkeypatch, capsys):
+    from fedact.federation import server
+
+    command = ("--method", "exact", "--budget", "20KB")
+    monkeypatch.setattr(server.PartialFedAvg, "finish_round", stopping_after(1))
+    assert start(tmp_path / "run", *command, "--scope", "saved") == 130
+    monkeypatch.undo()
+    before = contents(tmp_path / "run")
+    capsys.readouterr()
+    assert start(tmp_path / "run", *command) == 2
+    assert "holds a run with scope saved, not peak: name a new folder, or go on with --resume" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == before
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    run = fedact.load_run(tmp_path / "run")
+    assert (run.config["scope"], run.plans["exact"]["20000"]["scope"]) == ("saved", "saved")
+    assert (run.clients["saved_bytes"] <= 20_000).all()
+    assert (run.clients["peak_bytes"] > 20_000).all()
+
+
 def test_an_added_method_runs_and_the_finished_ones_do_not(tmp_path):
     both = ("--method", "exact", "--method", "quantize")
     assert start(tmp_path / "both", *both) == 0
@@ -90,6 +109,7 @@ def test_seeds_that_are_not_named_again_go_on_too(tmp_path, monkeypatch):
         (["--lr", "0.5"], "holds a run with lr 0.1, not 0.5"),
         (["--rounds", "3"], "holds a run with rounds 2, not 3"),
         (["--budget", "70KB"], "holds a run with budget"),
+        (["--scope", "saved"], "holds a run with scope peak, not saved"),
         (["--seeds", "2"], "a run of one seed"),
     ],
     ids=str,

@@ -77,12 +77,12 @@ def test_a_checkpoint_in_which_a_bit_has_changed(run, capsys):
 
 PLANS = {
     "method": ({"method": "exact"}, "is for exact"),
-    "scope": ({"scope": "peak"}, "peak bytes"),
+    "scope": ({"scope": "saved"}, "saved bytes"),
     "batch": ({"batch_size": 16}, "batches of 16"),
     "no examples": ({"micro_batch": 0}, "micro-batch is from 1"),
     "more examples than a batch": ({"micro_batch": 9}, "micro-batch is from 1"),
-    "over the budget": ({"saved_bytes": 60_001}, "60001 saved bytes of 60000"),
-    "nothing measured": ({"saved_bytes": None}, "None saved bytes"),
+    "over the budget": ({"peak_bytes": 500_001}, "500001 peak bytes of 500000"),
+    "nothing measured": ({"peak_bytes": None}, "None peak bytes"),
     "other layers": ({"layers": 2}, "trains 2 layers"),
     "a shape": ({"kept": [{"shape": [1, 2, 3]}]}, "not of its micro-batch"),
     "no such layer": ({"kept": [{"name": "../../x"}]}, "keeps the inputs of"),
@@ -98,11 +98,11 @@ PLANS = {
 @pytest.mark.parametrize(("changes", "words"), PLANS.values(), ids=PLANS)
 def test_a_plan_that_this_run_could_not_have_made(run, capsys, changes, words):
     plans = json.loads((run / "plans.json").read_text())
-    plan = plans[METHOD]["60000@2"]
+    plan = plans[METHOD]["500000@2"]
     changes = dict(changes)
     if changes.get("kept"):
         changes["kept"] = [{**plan["kept"][0], **changes["kept"][0]}, *plan["kept"][1:]]
-    plans[METHOD]["60000@2"] = {**plan, **changes}
+    plans[METHOD]["500000@2"] = {**plan, **changes}
     (run / "plans.json").write_text(json.dumps(plans))
     refuses(run, capsys, words)
 

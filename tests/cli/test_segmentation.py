@@ -29,7 +29,7 @@ pytest.importorskip("segmentation_models_pytorch")
 SCENES = [
     "--task", "segmentation", "--weights", "none", "--max-examples", "40", "--max-test-examples", "12", "--resolution", "40",
     "--clients", "3", "--rounds", "2", "--layers", "5", "--batch-size", "4", "--calibration", "8", "--local-epochs", "1",
-    "--threads", "1", "--cache-size", "none",
+    "--threads", "1", "--cache-size", "none", "--scope", "saved",
 ]  # fmt: skip
 BUDGET = 600_000
 SLOW, EXHAUSTIVE = ("hosvd", "transform", "auto"), ("exact", "svd", "asi", "gradient_filter", "quantize", "checkpoint")

@@ -16,7 +16,7 @@ from fedact.simulate import parser
 
 def test_no_settings_give_the_documented_defaults():
     config = make_config({})
-    assert (config.clients, config.rounds, str(config.budget), config.scope) == (20, 10, "512KB", "saved")
+    assert (config.clients, config.rounds, str(config.budget), config.scope) == (20, 10, "512KB", "peak")
     assert (config.method, config.layers, config.model, config.dataset) == (("hosvd",), "auto", "mobilenet_v2", "digits")
     assert (config.seed, config.sample_fraction) == (0, 1)
     assert config.partition == "dirichlet:alpha=0.3"

@@ -67,22 +67,22 @@ def plan(tmp_path):
 
 
 def test_rows_are_those_of_a_local_run_with_the_nodes_budgets(tmp_path):
-    nodes = Nodes(holder(1, 3, memory_budget="15KB"), holder(0, 3), holder(2, 3, memory_budget="none"))
+    nodes = Nodes(holder(1, 3, memory_budget="75KB"), holder(0, 3), holder(2, 3, memory_budget="none"))
     assert run(nodes, settings_of(clients=3, rounds=2, out=str(tmp_path / "run"))) == 0
     config = make_config(read_table("config", tmp_path / "run" / "config.toml"))
-    assert config.client_budgets() == (100_000, 15_000, None)
+    assert config.client_budgets() == (100_000, 75_000, None)
     assert main(["--config", str(tmp_path / "run" / "config.toml"), "--runtime", "local", "--out", str(tmp_path / "l")]) == 0
     assert timeless(tmp_path / "run") == timeless(tmp_path / "l")
 
 
 def test_the_start_travels_once_and_each_plan_to_its_node(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "cache"))
-    nodes = Nodes(holder(0, 2, memory_budget="15KB"), holder(1, 2))
+    nodes = Nodes(holder(0, 2, memory_budget="75KB"), holder(1, 2))
     assert run(nodes, settings_of(clients=2, rounds=2, out=str(tmp_path / "run"))) == 0
     orders = [message.content for message in nodes.sent if message.metadata.message_type == "train"]
     assert [bool(order["start"]) for order in orders] == [True, True, False, False]
     budgets = [Plan.from_json(order["config"]["plan"]).budget_bytes for order in orders]
-    assert budgets == [15_000, 100_000] * 2
+    assert budgets == [75_000, 100_000] * 2
     assert str(tmp_path) not in "".join(str(dict(order["config"])) for order in orders)
     assert [f"{name}.safetensors" for name in cached_weights()] == [
         f.name for f in (tmp_path / "cache" / "starts").iterdir()
@@ -139,7 +139,7 @@ def test_without_any_node_there_is_one_line(tmp_path):
 
 
 def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    fleet = (holder(0, 2, memory_budget="15KB"), holder(1, 2))
+    fleet = (holder(0, 2, memory_budget="75KB"), holder(1, 2))
     assert run(Nodes(*fleet), settings_of(clients=2, rounds=3, out=str(tmp_path / "whole"))) == 0
     finish = fedact.federation.server.PartialFedAvg.finish_round
 
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
         run(Nodes(*fleet), settings_of(clients=2, rounds=3, out=str(tmp_path / "run")))
     monkeypatch.undo()
-    other = (holder(0, 2, memory_budget="14KB"), holder(1, 2))
+    other = (holder(0, 2, memory_budget="74KB"), holder(1, 2))
     with pytest.raises(ConfigError, match="no node"):
         run(Nodes(other[0]), settings_of(**{RESUME: str(tmp_path / "run")}))
     assert run(Nodes(*fleet), settings_of(**{RESUME: str(tmp_path / "run")})) == 0

@@ -22,7 +22,7 @@ from tests.support.records import HEADER, client, round_
 from tests.support.runs import TINY, rows, timeless
 from tests.support.stopping import stopping_after
 
-MIX = "1KB:1,6KB:1,20KB:2,none:1"
+MIX = "1KB:1,300KB:1,420KB:2,none:1"
 
 
 @pytest.fixture(scope="module")

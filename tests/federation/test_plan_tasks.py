@@ -18,7 +18,7 @@ from fedact.training.workspace import close_workspaces, prepare, workspace_of
 from tests.support.runs import FEW_SETTINGS
 
 SETTINGS = {
-    **FEW_SETTINGS, "budget": "20KB:2,60KB:1", "threads": 1, "width": 0.1, "max_examples": 120, "calibration": 32,
+    **FEW_SETTINGS, "budget": "320KB:2,500KB:1", "threads": 1, "width": 0.1, "max_examples": 120, "calibration": 32,
     "max_test_examples": 300, "layers": 2, "lr": "auto",
 }  # fmt: skip
 METHODS = ["exact", "hosvd:variance=0.8"]

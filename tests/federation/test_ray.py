@@ -24,7 +24,7 @@ from fedact.training import workspace
 from tests.support.runs import TINY, rows, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
-SMALL = [*TINY, "--threads", "1", "--budget", "60KB:3,none:1", "--layers", "2"]
+SMALL = [*TINY, "--threads", "1", "--budget", "460KB:3,none:1", "--layers", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_what_the_server_raises_ends_the_run_and_no_worker_is_left(tmp_path, mon
 @pytest.mark.exhaustive
 def test_workers_stay_and_prepare_once_and_one_that_dies_is_an_error_not_the_end(local):
     config = make_config(read_toml(local / "config.toml")).model_copy(update={"runtime": "ray"})
-    plan = json.dumps(fedact.load_run(local).plans["hosvd"]["60000"])
+    plan = json.dumps(fedact.load_run(local).plans["hosvd"]["460000"])
     key = config.model_dump_json(exclude={"out", "devices", "method"})
 
     start = rows(local)[0]["start_digest"]

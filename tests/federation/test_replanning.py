@@ -24,7 +24,7 @@ from fedact.training.workspace import Workspace, prepare
 from tests.support.planned import plan_for
 from tests.support.runs import FEW, FEW_SETTINGS, SMALL, rows, timeless
 
-MIXED = [*FEW, "--method", "quantize:bits=4", "--budget", "8KB:1,20KB:1,2KB:1", "--rounds", "4"]
+MIXED = [*FEW, "--method", "quantize:bits=4", "--budget", "450KB:1,500KB:1,2KB:1", "--rounds", "4"]
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_anything_else_is_refused(replan):
 
 @pytest.fixture(scope="module")
 def workspace() -> Workspace:
-    return prepare(make_config({**FEW_SETTINGS, "budget": "8KB", "layers": 2}))
+    return prepare(make_config({**FEW_SETTINGS, "budget": "8KB", "scope": "saved", "layers": 2}))
 
 
 @pytest.fixture(scope="module", params=["quantize:bits=4", "auto", "lance:variance=0.8"])
@@ -203,7 +203,7 @@ def test_a_slowdown_is_a_positive_number(slowdown):
 
 def halved(workspace: Workspace, plan: Plan, tensors) -> Plan:
     """Stand in for a plan made again: half the micro-batch, told apart by the weights it was made for."""
-    if plan.budget_bytes != 20_000:
+    if plan.budget_bytes != 500_000:
         return plan
     weight = float(sum(tensor.double().abs().sum() for tensor in tensors.values()))
     half = max(1, plan.micro_batch // 2)
@@ -213,7 +213,7 @@ def halved(workspace: Workspace, plan: Plan, tensors) -> Plan:
 
 @pytest.fixture(scope="module")
 def remade(tmp_path_factory) -> Path:
-    """A finished run of four rounds whose plan for 20 KB was made again before rounds 2 and 3."""
+    """A finished run of four rounds whose plan for 500 KB was made again before rounds 2 and 3."""
     folder = tmp_path_factory.mktemp("run") / "remade"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_tasks, "replan_if_worse", halved)
@@ -227,14 +227,19 @@ def plans_of(folder: Path) -> dict[str, dict]:
 
 def test_rows_name_the_plan_they_went_by(remade):
     plans, clients = plans_of(remade), [row for row in rows(remade) if row["kind"] == "client"]
-    assert set(plans) == {"8000", "20000", "2000", "20000@2", "20000@3"}
-    assert [row["plan"] for row in clients if row["budget_bytes"] == 20_000] == ["20000", "20000@2", "20000@3", "20000@3"]
-    assert {row["plan"] for row in clients if row["budget_bytes"] == 8_000} == {"8000"}
+    assert set(plans) == {"450000", "500000", "2000", "500000@2", "500000@3"}
+    assert [row["plan"] for row in clients if row["budget_bytes"] == 500_000] == [
+        "500000",
+        "500000@2",
+        "500000@3",
+        "500000@3",
+    ]
+    assert {row["plan"] for row in clients if row["budget_bytes"] == 450_000} == {"450000"}
     for row in clients:
         assert row["micro_batch"] == plans[row["plan"]]["micro_batch"]
         assert row["trained_layers"] == plans[row["plan"]]["layers"]
         if row["status"] != "skipped":
-            assert row["saved_bytes"] <= plans[row["plan"]]["saved_bytes"]
+            assert row["peak_bytes"] <= plans[row["plan"]]["peak_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -251,11 +256,11 @@ def test_a_run_that_was_cut_off_goes_on_with_the_plans_on_disk(remade, tmp_path,
     cut_off_in(monkeypatch, number, when)
     assert main([*MIXED, "--out", str(tmp_path / "run")]) == 130
     made = [key for key in plans_of(tmp_path / "run") if "@" in key]
-    assert made == [f"20000@{first}" for first in (2, 3) if first < number + (when == "before training")]
+    assert made == [f"500000@{first}" for first in (2, 3) if first < number + (when == "before training")]
     monkeypatch.undo()
     asked = remaking(monkeypatch)
     assert main(["--resume", str(tmp_path / "run")]) == 0
-    assert asked.count(20_000) == 2 - len(made)
+    assert asked.count(500_000) == 2 - len(made)
     assert timeless(tmp_path / "run") == timeless(remade)
     assert (tmp_path / "run" / "plans.json").read_bytes() == (remade / "plans.json").read_bytes()
 
@@ -284,7 +289,7 @@ def cut_off_in(monkeypatch, number: int, when: str) -> None:
 
 def test_looking_changes_nothing_where_no_plan_has_aged(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", float("inf"))
-    command = [*FEW, "--method", "auto", "--budget", "8KB", "--rounds", "3"]
+    command = [*FEW, "--method", "auto", "--budget", "8KB", "--scope", "saved", "--rounds", "3"]
     assert main([*command, "--replan", "1", "--out", str(tmp_path / "looked")]) == 0
     monkeypatch.setattr(plan_tasks, "replan_if_worse", lambda *arguments: pytest.fail("looked at"))
     assert main([*command, "--replan", "never", "--out", str(tmp_path / "never")]) == 0
@@ -307,21 +312,21 @@ def test_states_are_found_with_the_weights_that_the_plan_was_made_for(tmp_path, 
 
 def test_states_found_for_a_plan_made_again_outlast_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    command = [*FEW, "--method", "lance:variance=0.8", "--budget", "8KB", "--rounds", "3", "--replan", "2"]
+    command = [*FEW, "--method", "lance:variance=0.8", "--budget", "430KB", "--rounds", "3", "--replan", "2"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     cut_off_in(monkeypatch, 3, "before training")
     assert main([*command, "--out", str(tmp_path / "run")]) == 130
     monkeypatch.undo()
     assert main(["--resume", str(tmp_path / "run")]) == 0
     clients = [row for row in rows(tmp_path / "run") if row["kind"] == "client"]
-    assert [row["plan"] for row in clients] == ["8000"] * 3 + ["8000@2"] * 6
+    assert [row["plan"] for row in clients] == ["430000"] * 3 + ["430000@2"] * 6
     assert all(row["state_bytes"] > 0 for row in clients)
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
     (file,) = (tmp_path / "run" / "checkpoints").glob("*states*")
     assert file.read_bytes() == (tmp_path / "whole" / "checkpoints" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("missing", ["2000", "20000"])
+@pytest.mark.parametrize("missing", ["2000", "500000"])
 def test_a_run_without_one_of_its_first_plans_is_refused(remade, tmp_path, capsys, missing):
     shutil.copytree(remade, tmp_path / "run")
     records, plans = (remade / "records.jsonl").read_text().splitlines(keepends=True), plans_of(remade)
@@ -335,8 +340,8 @@ def test_a_run_without_one_of_its_first_plans_is_refused(remade, tmp_path, capsy
 
 def test_new_plans_states_are_also_those_of_frozen_layers_that_others_inputs_are_made_again_from(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TOLERANCE", 0)
-    asked = ["--layers", "2", "--rounds", "2", "--replan", "1", "--budget", "60KB", "--method", "lance:derive=2"]
+    asked = ["--layers", "2", "--rounds", "2", "--replan", "1", "--budget", "500KB", "--method", "lance:derive=2"]
     assert main([*SMALL, *asked, "--out", str(tmp_path / "run")]) == 0
-    (file,) = (tmp_path / "run" / "checkpoints").glob("*states-60000@2*")
+    (file,) = (tmp_path / "run" / "checkpoints").glob("*states-500000@2*")
     # The input of features.17.conv.2, which is trained, follows from that of its block's first layer.
     assert {name.rpartition("/")[0] for name in load_file(file)} >= {"features.17.conv.0.0"}

@@ -14,9 +14,9 @@ from fedact.storage.checkpoints import load
 from tests.support.runs import FEW, rows, timeless
 from tests.support.stopping import stopping_after
 
-FLEET = [*FEW, "--method", "vanilla", "--budget", "20KB:2,60KB:1", "--replan", "never", "--rounds", "2"]
+FLEET = [*FEW, "--method", "vanilla", "--budget", "420KB:2,480KB:1", "--replan", "never", "--rounds", "2"]
 """Three clients, of which one trains more layers than the others."""
-MORE = [*FEW, "--method", "vanilla", "--budget", "60KB", "--rounds", "2", "--clients", "4", "--replan", "never"]
+MORE = [*FEW, "--method", "vanilla", "--budget", "480KB", "--rounds", "2", "--clients", "4", "--replan", "never"]
 del MORE[MORE.index("--layers") : MORE.index("--layers") + 2], FLEET[FLEET.index("--layers") : FLEET.index("--layers") + 2]
 
 

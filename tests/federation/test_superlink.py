@@ -31,12 +31,12 @@ def open_fleet(tmp_path):
 
 @pytest.mark.slow
 def test_nodes_with_budgets_of_their_own_give_the_rows_of_a_local_run(open_fleet: Fleet, tmp_path):
-    open_fleet.node("first", "partition-id=0 num-partitions=2 memory-budget='15KB'")
+    open_fleet.node("first", "partition-id=0 num-partitions=2 memory-budget='75KB'")
     open_fleet.node("second", "partition-id=1 num-partitions=2")
     said = open_fleet.run(clients=2, out=str(tmp_path / "run"))
     assert "Traceback" not in said
     clients = fedact.load_run(tmp_path / "run").clients
-    assert clients["budget_bytes"].tolist() == [15_000, 100_000]
+    assert clients["budget_bytes"].tolist() == [75_000, 100_000]
     assert set(clients["status"]) == {"ok"}
     assert "--token" not in (tmp_path / "run" / "records.jsonl").read_text()
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
@@ -81,7 +81,7 @@ def test_tls_and_authenticated_nodes(tmp_path):
         started.connect(root_certificates=f'"{keys / "ca.crt"}"')
         for name in ("known-0", "known-1"):
             started.flwr("supernode", "register", str(keys / f"{name}.pub"), "fleet")
-        node = "partition-id={} num-partitions=2 memory-budget='15KB'"
+        node = "partition-id={} num-partitions=2 memory-budget='75KB'"
         for number, name in enumerate(("known-0", "known-1", "stranger")):
             started.node(name, node.format(number % 2), "--auth-supernode-private-key", str(keys / name))
         started.run(clients=2, out=str(tmp_path / "run"))
@@ -96,7 +96,7 @@ def test_flowers_simulation_engine_gives_the_rows_of_a_local_run(tmp_path):
     with fleet(tmp_path, ["--insecure", "--simulation"], []) as started:
         started.connect(insecure="true")
         size = ["--federation-config", "num-supernodes=4 client-resources-num-cpus=1"]
-        started.run(*size, clients=4, rounds=2, budget="15KB:1,none:1", out=str(tmp_path / "run"))
+        started.run(*size, clients=4, rounds=2, budget="75KB:1,none:1", out=str(tmp_path / "run"))
     assert set(fedact.load_run(tmp_path / "run").clients["status"]) == {"ok"}
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
 

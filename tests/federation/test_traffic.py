@@ -14,7 +14,7 @@ from fedact.storage.checkpoints import load
 from tests.support.runs import FEW, rows, timeless
 from tests.support.stopping import stopping_after
 
-RUN = [*FEW, "--method", "vanilla", "--budget", "60KB", "--rounds", "2", "--replan", "never", "--sample-fraction", "0.67"]
+RUN = [*FEW, "--method", "vanilla", "--budget", "480KB", "--rounds", "2", "--replan", "never", "--sample-fraction", "0.67"]
 Pair = tuple[Message, Message]
 
 

@@ -27,7 +27,7 @@ from tests.support.runs import FEW_SETTINGS, SMALL, contents, timeless
 
 ROTATED = {
     **FEW_SETTINGS, "clients": 4, "max_examples": 80, "rounds": 2, "layers": 1, "method": ("asi", "hosvd:variance=0.8"),
-    "budget": "60KB:2,25KB:2", "faults": "corrupt=0.2,slow=0.3", "strategy": "fedadam:eta=0.03",
+    "budget": "500KB:2,440KB:2", "faults": "corrupt=0.2,slow=0.3", "strategy": "fedadam:eta=0.03",
     "privacy": "local_dp:epsilon=50,clipping_norm=5,delta=0.01",
 }  # fmt: skip
 """A method with state and one whose bytes follow the data, with all that passes through messages."""

@@ -75,7 +75,7 @@ def test_a_plan_says_what_a_batch_computes_and_what_plain_training_does():
     by_hand = 2 * depthwise + 3 * pointwise + 3 * head
     x, y = batch(8)
     at_once = fedact.make_plan(model, None, (x, y), "exact", layers=2)
-    in_parts = fedact.make_plan(model, at_once.saved_bytes // 2, (x, y), "exact", layers=2)
+    in_parts = fedact.make_plan(model, at_once.saved_bytes // 2, (x, y), "exact", layers=2, scope="saved")
     decomposed = fedact.make_plan(model, None, (x, y), "hosvd:variance=0.9", layers=2)
     assert in_parts.micro_batch < 8
     assert at_once.step_flops == in_parts.step_flops == by_hand

@@ -87,7 +87,7 @@ def check_a_plan(model: nn.Module, side: int, method: str, budget: int) -> None:
     part = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
     memory = step(fedact.apply(model, plan), *part)
     assert memory.hidden_bytes == 0
-    assert memory.saved_bytes <= plan.saved_bytes <= budget
+    assert memory.peak_bytes <= plan.peak_bytes <= budget
     fedact.restore(model)
 
 
@@ -109,7 +109,7 @@ def test_a_step_of_a_small_classifier_counts_all_it_holds(name):
 @pytest.mark.parametrize("method", ["auto", "exact"])
 def test_a_plan_for_a_small_classifier_keeps_its_budget(name, method):
     torch.manual_seed(0)
-    check_a_plan(SMALL[name](), 32, method, 60_000)
+    check_a_plan(SMALL[name](), 32, method, 150_000)
 
 
 @pytest.mark.exhaustive
@@ -120,7 +120,7 @@ def test_a_step_of_every_family_counts_all_it_holds(name):
     check_a_step(model, side, ("vanilla", "exact", "hosvd:variance=0.8"))
     layers = min(2, len(convolutions(model))) if len(convolutions(model)) > 1 else 0
     for method in ("auto", "hosvd:variance=0.8", "exact"):
-        plan = fedact.make_plan(model, budget="4MB", example=batch(side), method=method, layers=layers)
+        plan = fedact.make_plan(model, "4MB", batch(side), method, layers, scope="saved")
         assert 0 < plan.saved_bytes <= 4_000_000
 
 
@@ -212,7 +212,7 @@ def test_a_first_layer_trained_in_micro_batches_holds_what_its_plan_says():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     x, y = batch(16, 8)
-    plan = fedact.make_plan(model, budget=700, example=(x, y), method="exact", layers=1)
+    plan = fedact.make_plan(model, budget=700, example=(x, y), method="exact", layers=1, scope="saved")
     assert plan.micro_batch < len(x)
 
     def batches(chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -238,7 +238,7 @@ def test_every_method_trains_the_branches_of_a_pyramid(name, method):
 
 def test_a_plan_keeps_its_budget():
     model, (x, y) = built("pspnet_resnet18"), batch()
-    plan = fedact.make_plan(model, budget="1MB", example=(x, y), method="hosvd:variance=0.8", layers=5, loss=loss_of)
+    plan = fedact.make_plan(model, "1MB", (x, y), method="hosvd:variance=0.8", layers=5, scope="saved", loss=loss_of)
     part = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
     memory = step(fedact.apply(model, plan), *part)
     assert plan.layers == 5

@@ -29,7 +29,7 @@ WITHIN = 1.01
 
 
 def planned(name: str, budget: int | None, method: str):
-    return fedact.make_plan(network(name), budget, example(), method, NETWORKS[name][1])
+    return fedact.make_plan(network(name), budget, example(), method, NETWORKS[name][1], "saved")
 
 
 def sum_of_errors(plan) -> float:

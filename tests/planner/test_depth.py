@@ -27,7 +27,7 @@ def test_given_layers_are_trained_whatever_a_trial_chose():
 
 def test_what_the_budget_takes_from_the_chosen_layers_is_the_reason():
     whole = fedact.make_plan(net(), None, batch(4), "exact", most_layers=3)
-    plan = fedact.make_plan(net(), whole.saved_bytes // 8, batch(4), "exact", most_layers=3)
+    plan = fedact.make_plan(net(), whole.saved_bytes // 8, batch(4), "exact", scope="saved", most_layers=3)
     assert plan.layers < 3
     assert plan.reason.startswith(f"layers 3 to {plan.layers}")
 
@@ -66,7 +66,7 @@ def is_plain(model: nn.Module) -> bool:
 
 
 def planned(budget, method, bound):
-    return fedact.make_plan(net(), budget, batch(8), method, 2, max_slowdown=bound)
+    return fedact.make_plan(net(), budget, batch(8), method, 2, "saved", max_slowdown=bound)
 
 
 @pytest.mark.parametrize(("seconds", "bound", "kept"), [(2.0, 2.0, True), (2.0, 1.99, False), (0.5, 0.6, True)])

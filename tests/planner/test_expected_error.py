@@ -53,7 +53,7 @@ METHODS = [
 @pytest.mark.parametrize("budget", [6_000, 12_000])
 def test_the_error_is_autograds(method, budget):
     model, (x, y) = net(), batch(EXAMPLES)
-    plan = fedact.make_plan(model, budget, (x, y), method, 2)
+    plan = fedact.make_plan(model, budget, (x, y), method, 2, "saved")
     assert plan.status != "skipped"
     assert plan.expected_error == pytest.approx(by_autograd(model, plan, x, y), rel=2e-3, abs=1e-10)
 
@@ -61,7 +61,7 @@ def test_the_error_is_autograds(method, budget):
 @pytest.mark.parametrize("method", ["auto", "hosvd:variance=0.8", "quantize:bits=4", "exact"])
 def test_a_plans_error_on_other_examples_and_weights_is_autograds_too(method):
     model, (x, y) = net(), batch(EXAMPLES, seed=3)
-    plan = fedact.make_plan(model, 6_000, batch(EXAMPLES), method, 2)
+    plan = fedact.make_plan(model, 6_000, batch(EXAMPLES), method, 2, "saved")
     assert expected_error(model, plan, batch(EXAMPLES)) == plan.expected_error
     with torch.no_grad():
         model.left.weight.mul_(-2)
@@ -74,7 +74,7 @@ def test_a_plans_error_on_other_examples_and_weights_is_autograds_too(method):
 
 def test_it_is_the_losss_gradient_that_is_asked_for():
     model, example = net(), batch(EXAMPLES)
-    plan = fedact.make_plan(model, 3_000, example, "quantize:bits=2", 2)
+    plan = fedact.make_plan(model, 3_000, example, "quantize:bits=2", 2, "saved")
     squares = expected_error(model, plan, example, lambda scores, y: F.mse_loss(scores, F.one_hot(y, 4).float()))
     assert squares not in (0, plan.expected_error)
 
@@ -84,6 +84,6 @@ def test_it_is_the_losss_gradient_that_is_asked_for():
 def test_the_tensors_errors_add_up_to_about_the_truth(name, share):
     """They are found layer by layer and, between measured levels, by a power law: the sum tells a plan's size of error."""
     whole = fedact.make_plan(network(name), None, example(), "exact", NETWORKS[name][1]).saved_bytes
-    plan = fedact.make_plan(network(name), int(share * whole), example(), "auto", NETWORKS[name][1])
+    plan = fedact.make_plan(network(name), int(share * whole), example(), "auto", NETWORKS[name][1], "saved")
     told, true = sum(kept.expected_error or 0.0 for kept in plan.kept), plan.expected_error
     assert told / 4 - 1e-5 <= true <= 4 * told + 1e-5

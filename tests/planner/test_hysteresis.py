@@ -31,7 +31,7 @@ def choices(name: str, method: str, budget: int, seed: int | None):
     with torch.no_grad():
         for parameter in model.parameters() if seed else ():
             parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=generator))
-    plan = fedact.make_plan(model, budget, example(), method, NETWORKS[name][1])
+    plan = fedact.make_plan(model, budget, example(), method, NETWORKS[name][1], "saved")
     return (
         plan.layers,
         plan.micro_batch,

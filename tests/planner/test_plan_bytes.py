@@ -127,7 +127,7 @@ def test_no_step_is_hidden_or_over_its_plan_for_any_padding_mode(mode):
         torch.manual_seed(0)
         model = Net(mode)
     for method in ("exact", "hosvd", "hosvd:variance=0.8"):
-        plan = fedact.make_plan(model, 20_000, batch(6), method, 4)
+        plan = fedact.make_plan(model, 20_000, batch(6), method, 4, "saved")
         memory = step(fedact.apply(copy.deepcopy(model), plan), *batch(plan.micro_batch, 3))
         assert memory.hidden_bytes == 0
         assert memory.saved_bytes <= plan.saved_bytes
@@ -148,7 +148,7 @@ def test_a_budget_larger_than_vanilla_needs_gives_vanillas_gradient(method):
 
 def test_the_plan_says_what_vanilla_would_keep_and_what_the_device_needs_besides():
     model, (x, y) = net(), batch(8)
-    plan = fedact.make_plan(model, 9_000, (x, y), "exact", 2, momentum=True)
+    plan = fedact.make_plan(model, 9_000, (x, y), "exact", 2, "saved", momentum=True)
     assert plan.micro_batch < 8
     vanilla = fedact.compress(net(), "vanilla", layers=2)
     assert plan.vanilla_saved_bytes == step(vanilla, x, y).saved_bytes
@@ -162,7 +162,8 @@ def test_the_plan_says_what_vanilla_would_keep_and_what_the_device_needs_besides
 def test_inputs_that_are_made_again_count_once(method, layers):
     torch.manual_seed(0)
     model, (x, y) = mobilenet_v2(num_classes=5, width_mult=0.35), (torch.randn(4, 3, 64, 64), torch.arange(4))
-    plan = fedact.make_plan(model, None if method.startswith("exact") else "1MB", (x, y), method, layers, recompute=2)
+    budget = None if method.startswith("exact") else "1MB"
+    plan = fedact.make_plan(model, budget, (x, y), method, layers, "saved", recompute=2)
     caps = {kept.name: kept.cap_bytes for kept in plan.kept}
     assert (caps["features.17.conv.2"] == 0) == (layers == 4)
     ceiling = {name: kept.ceiling for name, kept in methods_of(model, plan).items()}

@@ -45,7 +45,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("example", "words"), EXAMPLES)
 def test_a_bad_example_is_refused_in_one_line(example, words):
-    plan = fedact.make_plan(net(), 9_000, batch(4), "transform", 2)
+    plan = fedact.make_plan(net(), 9_000, batch(4), "transform", 2, "saved")
     for refused in (
         lambda: fedact.make_plan(net(), 9_000, example(), "auto"),
         lambda: fedact.make_plan(net(), 9_000, example(), "exact", 1),
@@ -198,7 +198,7 @@ def test_an_odd_model_gets_a_plan_that_holds(model, method):
 @pytest.mark.parametrize("method", ["auto", "exact", "transform"])
 def test_a_model_in_another_type_gets_a_plan_that_holds(dtype, method):
     x, y = batch(4)
-    plan = fedact.make_plan(net().to(dtype), 5_000, (x.to(dtype), y), method)
+    plan = fedact.make_plan(net().to(dtype), 5_000, (x.to(dtype), y), method, scope="saved")
     other, labels = batch(plan.micro_batch, 1)
     assert step(fedact.apply(net().to(dtype), plan), other.to(dtype), labels).saved_bytes == plan.saved_bytes <= 5_000
 
@@ -213,9 +213,10 @@ def test_unused_layers_are_no_part_of_a_plan():
     lambda: (batch(4)[0].to(memory_format=torch.channels_last), batch(4)[1]), lambda: [*batch(4)],
 ])  # fmt: skip
 def test_how_the_example_lies_in_memory_does_not_matter(make):
-    assert fedact.make_plan(net(), 6_000, make(), "auto").saved_bytes <= 6_000
-    expected = fedact.make_plan(net(), 6_000, (make()[0].detach().contiguous(), make()[1]), "exact").saved_bytes
-    assert fedact.make_plan(net(), 6_000, make(), "exact").saved_bytes == expected
+    assert fedact.make_plan(net(), 6_000, make(), "auto", scope="saved").saved_bytes <= 6_000
+    contiguous = make()[0].detach().contiguous(), make()[1]
+    expected = fedact.make_plan(net(), 6_000, contiguous, "exact", scope="saved").saved_bytes
+    assert fedact.make_plan(net(), 6_000, make(), "exact", scope="saved").saved_bytes == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -226,13 +227,13 @@ def test_the_same_plan_twice_and_nothing_is_drawn_from_torchs_own_generator(meth
     for draw in (1, 2):
         torch.manual_seed(draw)
         before = torch.get_rng_state()
-        plans.append(fedact.make_plan(own, 6_000, batch(5), method))
+        plans.append(fedact.make_plan(own, 6_000, batch(5), method, scope="saved"))
         expected_error(own, plans[-1], batch(5, seed=1))
         assert torch.equal(torch.get_rng_state(), before)
     assert plans[0].to_json() == plans[1].to_json()
 
 
 def test_a_plan_of_another_model_has_no_expected_error():
-    plan = fedact.make_plan(net(), 6_000, batch(4), "transform", 2)
+    plan = fedact.make_plan(net(), 6_000, batch(4), "transform", 2, "saved")
     with pytest.raises(ConfigError, match="which the model does not have"):
         expected_error(shared(), plan, batch(4))

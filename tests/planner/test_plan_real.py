@@ -60,7 +60,7 @@ def held(model, plan: Plan, batch) -> int:
 @pytest.mark.exhaustive
 def test_four_layers_in_128_000_bytes_with_nearly_the_exact_gradient(development_data):
     model, server, client = model_and_batches(development_data, 32)
-    plan = fedact.make_plan(model, 128_000, server, "auto", 4)
+    plan = fedact.make_plan(model, 128_000, server, "auto", 4, "saved")
     assert (plan.layers, plan.batch_size, plan.status) == (4, 32, "ok")
     assert held(model, plan, client) == plan.saved_bytes <= 128_000
     found = cosines(model, plan, client)
@@ -71,7 +71,7 @@ def test_four_layers_in_128_000_bytes_with_nearly_the_exact_gradient(development
 @pytest.mark.exhaustive
 def test_every_layer_in_512_000_bytes(development_data):
     model, server, client = model_and_batches(development_data, 8)
-    plan = fedact.make_plan(model, 512_000, server, "auto", 52)
+    plan = fedact.make_plan(model, 512_000, server, "auto", 52, "saved")
     assert plan.layers == 52
     assert held(model, plan, client) == plan.saved_bytes <= 512_000
     found = cosines(model, plan, client)
@@ -92,7 +92,7 @@ def test_no_published_method_gets_anywhere_near(development_data, method):
 
 def deepest(model, example, method: str) -> Plan:
     """Return the plan with the most layers that a method has in 512,000 bytes."""
-    at = cache(lambda depth: fedact.make_plan(model, 512_000, example, method, depth))
+    at = cache(lambda depth: fedact.make_plan(model, 512_000, example, method, depth, "saved"))
 
     def fits(depth: int) -> bool:
         return at(depth).status != "skipped" and at(depth).layers == depth

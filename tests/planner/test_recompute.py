@@ -134,13 +134,14 @@ def bytes_of(method: str, recompute: int, size: int = 1) -> int:
 def test_recompute_gives_way_after_the_micro_batch_and_before_the_layers():
     one, again = bytes_of("exact", 0), bytes_of("exact", 3)
     assert again < one
-    fits = fedact.make_plan(blocks(), one, data(), "exact", "auto", most_layers=LAYERS)
+    given = {"method": "exact", "layers": "auto", "scope": "saved", "most_layers": LAYERS}
+    fits = fedact.make_plan(blocks(), one, data(), **given)
     assert (fits.layers, fits.micro_batch, fits.recompute) == (LAYERS, 1, 0)
     for budget in (again, one - 1):
-        short = fedact.make_plan(blocks(), budget, data(), "exact", "auto", most_layers=LAYERS)
+        short = fedact.make_plan(blocks(), budget, data(), **given)
         assert (short.layers, short.micro_batch, short.recompute) == (LAYERS, min(4, budget // again), 3)
         assert "recompute 0 to 3" in short.reason
-    told = fedact.make_plan(blocks(), one - 1, data(), "exact", "auto", most_layers=LAYERS, recompute=0)
+    told = fedact.make_plan(blocks(), one - 1, data(), **given, recompute=0)
     assert told.layers < LAYERS
     assert told.recompute == 0
 

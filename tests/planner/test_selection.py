@@ -23,7 +23,7 @@ def test_an_estimate_that_is_too_low_does_not_choose_a_plan(share, monkeypatch):
     """Of a larger micro-batch everything is estimated to fit without error; measured, it has ten times a smaller one's."""
     budget = fedact.make_plan(net(), None, batch(8), "exact", LAYERS).saved_bytes // share
     monkeypatch.setattr(GradientErrors, "on_grid", a_thousandth)
-    plan = fedact.make_plan(net(), budget, batch(8), "hosvd", LAYERS)
+    plan = fedact.make_plan(net(), budget, batch(8), "hosvd", LAYERS, "saved")
     assert plan.layers == LAYERS
     assert plan.expected_error <= NEGLIGIBLE * (LAYERS + 1)
 

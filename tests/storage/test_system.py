@@ -107,7 +107,7 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)'
 
 DIGITS = [
     "--max-examples", "200", "--max-test-examples", "60", "--width", "0.1", "--resolution", "16", "--clients", "3",
-    "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "2", "--local-epochs", "1", "--budget", "60KB",
+    "--rounds", "2", "--batch-size", "8", "--calibration", "16", "--layers", "2", "--local-epochs", "1", "--budget", "500KB",
     "--method", "hosvd:variance=0.8", "--strategy", "fedadam:eta=0.03", "--pretrain-epochs", "1", "--threads", "1",
 ]  # fmt: skip
 """The main job, small: a pretrained network, the cache of its frozen part, a server that remembers, factors."""
@@ -145,7 +145,7 @@ def test_on_windows_a_run_is_stopped_goes_on_and_has_the_same_rows(tmp_path):
 
 
 def test_on_macos_a_run_has_the_same_rows(tmp_path, monkeypatch):
-    arguments = [*SMALL, "--rounds", "1", "--layers", "2", "--method", "hosvd:variance=0.8", "--budget", "60KB"]
+    arguments = [*SMALL, "--rounds", "1", "--layers", "2", "--method", "hosvd:variance=0.8", "--budget", "500KB"]
     for system in ("linux", "macos"):
         for name in LACKING[system] if system == "macos" else ():
             monkeypatch.delattr(os, name)

@@ -7,7 +7,7 @@ from typing import Any
 TINY = [
     "--dataset", "synthetic", "--weights", "none", "--max-examples", "80", "--max-test-examples", "20", "--width", "0.25",
     "--resolution", "32", "--clients", "4", "--rounds", "2", "--batch-size", "8", "--calibration", "16",
-    "--local-epochs", "1", "--layers", "2", "--budget", "60KB", "--lr", "0.1",
+    "--local-epochs", "1", "--layers", "2", "--budget", "460KB", "--lr", "0.1",
 ]  # fmt: skip
 BOTH = [*TINY, "--method", "vanilla", "--method", "hosvd"]
 """Two methods."""
@@ -16,17 +16,18 @@ SMALL = [
     "--resolution", "32", "--clients", "2", "--batch-size", "8", "--calibration", "16", "--local-epochs", "1", "--lr", "0.1",
 ]  # fmt: skip
 ONE = [*SMALL, "--layers", "0", "--rounds", "1", "--method", "exact"]
-REPLANNED = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "60KB", "--method", "lance:variance=0.8"]
+REPLANNED = [*SMALL, "--layers", "1", "--rounds", "3", "--replan", "1", "--budget", "500KB"]
+REPLANNED += ["--method", "lance:variance=0.8"]
 """Its plans are looked at before every round but the first."""
-STATES = "checkpoints/lance-variance-0.8-states-60000@2.safetensors"
+STATES = "checkpoints/lance-variance-0.8-states-500000@2.safetensors"
 CHECKPOINT = "checkpoints/lance-variance-0.8-round-0002.safetensors"
 RUNS = {
     "two methods": [*SMALL, "--rounds", "2", "--layers", "1", "--method", "exact", "--method", "quantize:bits=4"],
     "two seeds": [*SMALL, "--rounds", "2", "--layers", "0", "--method", "vanilla", "--seeds", "2", "--seed", "3"],
     "plans made again": [
-        *SMALL, "--rounds", "3", "--layers", "2", "--method", "lance:variance=0.8", "--replan", "1", "--budget", "60KB",
+        *SMALL, "--rounds", "3", "--layers", "2", "--method", "lance:variance=0.8", "--replan", "1", "--budget", "500KB",
     ],
-    "mixed budgets": [*SMALL, "--clients", "3", "--rounds", "2", "--method", "exact", "--budget", "1KB:1,6KB:1,none:1"],
+    "mixed budgets": [*SMALL, "--clients", "3", "--rounds", "2", "--method", "exact", "--budget", "1KB:1,80KB:1,none:1"],
     "a server that remembers": [
         *SMALL, "--rounds", "3", "--layers", "1", "--method", "exact", "--strategy", "fedadam", "--faults", "drop=0.3",
     ],

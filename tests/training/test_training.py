@@ -282,7 +282,7 @@ def test_the_global_generators_are_not_touched():
     plan = plan_for("hosvd:variance=0.8", micro_batch=3)
     before = torch.get_rng_state(), np.random.get_state()
     model, _ = run(plan)
-    fedact.make_plan(model, 9_000, (X[:8], Y[:8]))
+    fedact.make_plan(model, 30_000, (X[:8], Y[:8]))
     evaluate(model, batches, EXAMPLES)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))

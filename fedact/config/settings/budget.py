@@ -24,7 +24,9 @@ class BudgetSettings(Settings):
         description="activation memory of a client: a size, none, a device, shares of the clients such as "
         "256KB:10,512KB:6,esp32-s3:4, or a list with one for each client such as 256KB/none/512KB",
     )
-    scope: Literal["saved", "peak"] = Field("saved", description="saved or peak: the bytes that the budget bounds")
+    scope: Literal["saved", "peak"] = Field(
+        "peak", description="bytes that the budget bounds: peak (all that is alive) or saved (kept for the backward pass)"
+    )
     max_slowdown: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="limit on a batch's time under a plan, relative to plain training's [none]"
     )

@@ -34,8 +34,8 @@ def times_floor(peak: float | None, floor: float | None) -> str:
     return "-" if peak is None or not floor else f"{peak / floor:.2f} x floor"
 
 
-def fullest_client(clients: list[Row], scope: str = "saved") -> str:
-    """Return peak and saved bytes of the client that comes closest to its budget, which bounds those of its scope."""
+def fullest_client(clients: list[Row], scope: str = "peak") -> str:
+    """Return peak and saved bytes of the client that comes closest to its budget, which bounds those of the scope."""
     measured = [row for row in clients if row.get("saved_bytes") is not None]
     if not measured:
         return "peak -  saved -"

@@ -36,7 +36,7 @@ class LiveReport:
         rounds: int,
         done: dict[str, int],
         score: str = "accuracy",
-        scope: str = "saved",
+        scope: str = "peak",
     ) -> None:
         """score: the name of the run's score. scope: of the budgets."""
         self.console = console
