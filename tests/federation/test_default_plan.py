@@ -14,7 +14,9 @@ from fedact.training.workspace import prepare
 @pytest.mark.parametrize("layers", [8, pytest.param(32, marks=pytest.mark.exhaustive)])
 def test_the_main_jobs_plan_keeps_factors_in_large_micro_batches(layers):
     """At random weights, to spare the pretraining: of a trained network's activations less is kept."""
-    workspace = prepare(make_config({"clients": 20, "budget": "512KB", "scope": "saved", "layers": layers, "weights": "none"}))
+    workspace = prepare(
+        make_config({"clients": 20, "budget": "512KB", "scope": "saved", "layers": layers, "weights": "none"})
+    )
     (plan,) = make_plans(workspace, "hosvd").values()
     images = [kept for kept in plan.kept if len(kept.shape) == 4]
     assert len(images) == layers
