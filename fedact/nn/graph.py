@@ -89,7 +89,8 @@ def forward_graph(module: nn.Module, plain: type[nn.Module]) -> Graph | None:
 
     plain: the class whose ``forward`` is traced. None for code that cannot be traced, or that creates constant tensors.
     """
-    parts = chain(module.children(), module.parameters(), module.buffers())
+    # Blocks in streams know modules further down.
+    parts = chain((part for _, part in named_modules(module)[1:]), module.parameters(), module.buffers())
     shared: dict[int, Any] = {id(part): part for part in parts}
     # As in ``_trace``, any code may run and raise anything.
     try:
