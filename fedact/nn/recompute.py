@@ -54,6 +54,6 @@ def _streamed_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[st
         layers = [name for module in entry.stream.modules if (name := names[module]) in methods]
         found |= dict.fromkeys(layers, "")
         trained = next((name for name in layers if has_weights(model.get_submodule(name))), "")
-        if trained and not isinstance(entry.codec.method, Images):
+        if trained and not isinstance(entry.codec.method, Images) and not isinstance(entry.codec, RematerializedCodec):
             found[trained] = names[entry]
     return {name: source for name, source in found.items() if source != name}

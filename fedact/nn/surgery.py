@@ -108,9 +108,9 @@ def compress(
     method's random numbers. room: bytes, or a size such as "120KB", for the wide maps of an inverted residual, which is then
     run a few channels at a time, forward and backward, and keeps its narrow input alone (see docs/streams.md); None runs
     whole layers, the faster way. recompute: how many convolutions back another saved input may be, for a layer's own, where
-    that one is no larger, to be made again from it in the backward pass instead of saved; the method's own, if it has one,
-    stays. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys stay.
-    What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
+    that one is no larger or saved in any case, to be made again from it in the backward pass instead of saved; the
+    method's own, if it has one, stays. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys
+    stay. What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
     unknown method, too many layers or no size; warns of layers whose activations autograd goes on saving.
 
     >>> import fedact, torch

@@ -32,7 +32,7 @@ def weight_marks(module: nn.Module) -> list[Mark]:
     return [mark(tensor) for tensor in tensors if tensor is not None]
 
 
-def _computes_alike(module: nn.Module) -> bool:
+def computes_alike(module: nn.Module) -> bool:
     """Tell whether a module's weights are its own: a parametrization or a hook may compute others at every reading."""
     return not vars(module)["_modules"] and "weight" not in vars(module)
 
@@ -133,7 +133,7 @@ class Provenance:
 
     def extend(self, origin: Origin | None, module: nn.Module, y: Tensor, handover: Handover | None = None) -> None:
         """Note that a module computed y from a tensor of this origin."""
-        if origin is not None and _computes_alike(module):
+        if origin is not None and computes_alike(module):
             self.note(y, Origin(origin.run, origin.after(module), handover))
 
     def __len__(self) -> int:

@@ -13,7 +13,16 @@ from fedact.nn.layers.codec import Encoded, LayerCodec
 from fedact.nn.layers.compressed import CodecLayer
 from fedact.nn.layers.frozen import FrozenConv2d, FrozenNorm
 from fedact.nn.layers.function import eagerly, runs_plain
-from fedact.nn.layers.provenance import Chain, Handover, weight_marks
+from fedact.nn.layers.provenance import Chain, Handover, Link, weight_marks
+
+
+def check_unchanged(link: Link) -> None:
+    """Raise RuntimeError where a module's weights were changed since the forward pass, as autograd does."""
+    if weight_marks(link.module) != link.weights:
+        raise RuntimeError(
+            f"the weights of a {type(link.module).__name__} were changed between a forward and its backward pass, "
+            "which computes another layer's input with them again: change them later, or recompute nothing"
+        )
 
 
 class Rematerialization:
@@ -34,12 +43,9 @@ class Rematerialization:
         x: Tensor | None = None
         alone = False
         with torch.no_grad():
-            for module, weights in self.chain:
-                if weight_marks(module) != weights:
-                    raise RuntimeError(
-                        f"the weights of a {type(module).__name__} were changed between a forward and its backward pass, "
-                        "which computes another layer's input with them again: change them later, or recompute nothing"
-                    )
+            for link in self.chain:
+                check_unchanged(link)
+                module = link.module
                 if x is None and isinstance(module, nn.Conv2d):
                     # Some methods need not decode for it.
                     x, alone = self.method.output(compressed, module.weight, module.bias, Convolution.of(module)), True

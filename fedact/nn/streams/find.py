@@ -15,7 +15,8 @@ class Chain(NamedTuple):
     """An inverted residual: [a dense convolution], a depthwise one, a 1 x 1 one, each with its norm and activation.
 
     first: None where the depthwise convolution reads the block's input. identities: the modules between that do nothing.
-    reads_images: whether its input is the model's own.
+    reads_images: whether its input is the model's own. follows: the first module of the chain whose output is its input,
+    empty for another input.
     """
 
     first: Stage | None
@@ -23,6 +24,7 @@ class Chain(NamedTuple):
     project: Stage
     identities: tuple[str, ...] = ()
     reads_images: bool = False
+    follows: str = ""
 
     @property
     def stages(self) -> list[Stage]:
@@ -62,8 +64,11 @@ def find(model: nn.Module, trained: Container[str] = ()) -> list[Chain | PooledC
             if chain is not None:
                 chains.append(chain)
                 taken.update(chain.names())
+    places = {name: node for name, node in zip(names, calls, strict=True) if node in walk.once}
     frozen = [chain for chain in chains if not any(stage.norm in trained for stage in chain.stages)]
-    return sorted(frozen, key=lambda chain: names.index(chain.names()[0]))
+    ends = {places[chain.names()[-1]]: chain.names()[0] for chain in frozen}
+    followed = [chain._replace(follows=ends.get(walk.origin(places[chain.names()[0]]), "")) for chain in frozen]
+    return sorted(followed, key=lambda chain: names.index(chain.names()[0]))
 
 
 def _chain(walk: Walk, node: Node, taken: set[str]) -> Chain | None:

@@ -22,6 +22,7 @@ from fedact.nn.streams.block import Block, StageModules
 from fedact.nn.streams.find import Chain
 from fedact.nn.streams.find import find as find_chains
 from fedact.nn.streams.pooled_chain import PooledChain
+from fedact.nn.streams.sources import BlockCodec, note, sources
 from fedact.nn.streams.walk import Stage
 
 ATTRIBUTES = ("stream", "streams_inside", "is_last", "alone")
@@ -42,7 +43,11 @@ class StreamEntry(CodecLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stream.run(x, self.codec)
-        return super().forward(x) if y is None else y
+        if y is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        for provenance in self.chains:
+            note(provenance, x, self.stream, y)
+        return y
 
 
 class StreamLink(Swapped, nn.Module):
@@ -154,10 +159,25 @@ def install(
         hosts.setdefault(host, []).append(block)
         if isinstance(chain, Chain) and _is_all(model.get_submodule(host), chain, host):
             model.get_submodule(host).alone = (entry,)  # type: ignore[assignment]
+    _make_again(model, chains, methods)
     for name, blocks in hosts.items():
         module = model.get_submodule(name)
         _change(module, host_class)
         module.streams_inside = blocks  # type: ignore[assignment]
+
+
+def _make_again(model: nn.Module, chains: Sequence[Chain | PooledChain], methods: Mapping[str, Method]) -> None:
+    """Connect blocks to the codecs of the blocks that their narrow inputs are made again from."""
+    for name, source in sources(chains, methods).items():
+        found: list[Any] = [model.get_submodule(each) for each in (name, *source.blocks)]
+        if not all(isinstance(each, StreamEntry) for each in found):
+            continue
+        entry, first, *_ = found
+        entries = found[1:]
+        modules = [module for each in entries for module in each.stream.modules]
+        entry.codec = BlockCodec(first.codec, modules, entry.codec.method)
+        for each in entries:
+            each.chains = (*each.chains, first.codec.provenance)
 
 
 def _change(module: Any, subclass: Callable[[Any], Any]) -> None:

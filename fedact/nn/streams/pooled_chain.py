@@ -15,7 +15,7 @@ class PooledChain(NamedTuple):
 
     pooling: the pooling's name; of a function, what a module in its place would be called. takes_maxima: whether it is a
     module that takes maxima; of every channel's mean, the mean is the same again. identities: the modules between that
-    do nothing. reads_images: whether its input is the model's own.
+    do nothing. reads_images, follows: as of an inverted residual's chain.
     """
 
     stage: Stage
@@ -23,6 +23,7 @@ class PooledChain(NamedTuple):
     takes_maxima: bool
     identities: tuple[str, ...] = ()
     reads_images: bool = False
+    follows: str = ""
 
     @property
     def stages(self) -> list[Stage]:

@@ -65,6 +65,13 @@ class Walk:
                 return node
         return None
 
+    def origin(self, node: Node) -> Node:
+        """Return the node whose value a module reads, perhaps through identities."""
+        node = node.all_input_nodes[0]
+        while node in self.once and isinstance(self.module(node), IDENTITIES):
+            node = node.all_input_nodes[0]
+        return node
+
     def behind_identities(self, node: Node, seen: list[str]) -> Node:
         """Return the last of the modules that hand a node's value on as it is, or the node; adds them to ``seen``."""
         while len(node.users) == 1:
