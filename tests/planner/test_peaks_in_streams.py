@@ -14,7 +14,7 @@ from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure, layers_with_input
 from tests.support.inverted_residuals import InvertedResidual, batch, network
 
-EXACT = ["exact", "hosvd:ranks=2x3x4x4", "svd:ranks=2", "gradient_filter"]
+EXACT = ["exact", "exact:derive=3", "hosvd:ranks=2x3x4x4", "svd:ranks=2", "gradient_filter"]
 NEAR = ["asi:ranks=2x3x4x4", "quantize:bits=8", "transform:bits=2", "quantize:bits=4,derive=3"]
 ROOMS = 3000, 20_000
 
