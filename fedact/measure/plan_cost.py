@@ -14,6 +14,7 @@ from fedact.measure.step import Batch, shallow_copy
 from fedact.nn.layers import CodecLayer, RematerializedCodec
 from fedact.nn.layers.provenance import chain_of
 from fedact.nn.layers.rematerialized import Rematerialization
+from fedact.nn.recompute import streamed_layers
 from fedact.nn.surgery import apply, calibrate, compress, layer_inputs
 
 REPETITIONS = 5
@@ -26,7 +27,7 @@ class InputCost:
 
     name: the layer. shape: of one micro-batch. cap_bytes: the most that is stored for it, 0 where nothing is. seconds: of
     compressing and reconstructing it in all micro-batches of a step; of a rematerialized one, of reconstructing the source
-    and running the layers between. expected_error: its part of the plan's gradient error, where it is known. source: the
+    and running the layers between, 0 in streams, where that is no work of its own. expected_error: its part of the plan's gradient error, where it is known. source: the
     layer whose saved input it is rematerialized from. frozen: the layer is not trained, and its input is saved for others
     alone. images: it is the raw images, which count nothing.
     """
@@ -61,17 +62,18 @@ def input_costs(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.per
     sources = {
         name: next(owner for owner, module in modules if module.codec is codec.source) for name, codec in derived.items()
     }
-    names = [kept.name for kept in plan.kept]
+    streamed, names = streamed_layers(model), [kept.name for kept in plan.kept]
+    sources |= {name: streamed[name] for name in names if name in streamed}
     inputs = layer_inputs(model, [*names, *(source for source in sources.values() if source not in names)], x)
     timer = CodecTimer(x, plan.batch_size / plan.micro_batch, clock)
     for kept in plan.kept:
-        if kept.name not in derived:
+        if kept.name not in sources:
             yield _saved_cost(timer, kept, kept.name, inputs[kept.name])
             continue
-        source, codec = sources[kept.name], derived[kept.name]
-        if codec.counts:
+        source, codec = sources[kept.name], derived.get(kept.name)
+        if codec.counts if codec else kept.cap_bytes:
             yield replace(_saved_cost(timer, kept, source, inputs[source]), frozen=True)
-        seconds = timer.rematerialization(codec, inputs[source], inputs[kept.name].dtype)
+        seconds = timer.rematerialization(codec, inputs[source], inputs[kept.name].dtype) if codec else 0.0
         yield InputCost(kept.name, kept.shape, kept.method, 0, seconds, source=source)
 
 

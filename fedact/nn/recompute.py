@@ -47,6 +47,13 @@ def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method], room:
     return found | _streamed_inputs(model, methods)
 
 
+def streamed_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers of an installed model's blocks in streams, each with the one whose saved input it is made from."""
+    names = {module: name for name, module in named_modules(model)}
+    entries = [module for module in names if isinstance(module, StreamEntry)]
+    return {names[module]: names[entry] for entry in entries for module in entry.stream.modules if module is not entry}
+
+
 def _streamed_inputs(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, str]:
     """Return the same for the layers of an installed model's blocks in streams."""
     names, found = {module: name for name, module in named_modules(model)}, dict[str, str]()

@@ -21,15 +21,20 @@ def saved_tensors(methods: Iterable[str]) -> str:
     return ", ".join(f"{len(settings)} of {len(written)} {_way(name, settings)}" for name, settings in ways) or "none"
 
 
-def made_again(recompute: int | None) -> str:
-    """Return what of a step is made again in the backward pass, None for a plan that does not say.
+def made_again(recompute: int | None, room: int | None = None) -> str:
+    """Return what of a step is made again in the backward pass; recompute: None for a plan that does not say.
+
+    room: bytes for the wide maps of a block in streams, None where none is.
 
     >>> made_again(3)
     'inputs from up to 3 convolutions back'
+    >>> made_again(0, room=60_000)
+    'all but the inputs of blocks in streams'
     """
     if recompute is None:
         return "-"
-    return f"inputs from up to {recompute} convolution{'s'[: recompute > 1]} back" if recompute else "nothing"
+    found = [f"inputs from up to {recompute} convolution{'s'[: recompute > 1]} back"] if recompute else []
+    return "; ".join(found + ["all but the inputs of blocks in streams"] * (room is not None)) or "nothing"
 
 
 def _way(name: str, settings: list[dict[str, str]]) -> str:

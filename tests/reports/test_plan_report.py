@@ -11,6 +11,8 @@ import fedact
 from fedact.config.plan import Kept, Plan
 from fedact.measure.plan_cost import StepTime, input_costs, step_time
 from fedact.reports.plan.tables import PlanReport, error, gains, summary, tensor_table
+from tests.support import inverted_residuals
+from tests.support.inverted_residuals import small
 from tests.support.planned import batch, net, plan_for
 
 METHODS = ["vanilla", "exact", "exact:derive=2", "hosvd:variance=0.8", "hosvd", "quantize", "transform", "checkpoint", "asi"]
@@ -73,6 +75,22 @@ def test_a_frozen_layers_input_has_a_row_and_those_made_again_from_it_share_one(
     table = tensor_table(plan, found)
     assert column(table, 0)[:3] == ["2 (frozen)", "4\n6", "9"]
     assert column(table, 2)[1] == "made again from\n2"
+
+
+def test_layers_in_streams_share_a_row_behind_the_input_that_their_block_keeps():
+    torch.manual_seed(0)
+    model, (x, y) = small(), inverted_residuals.batch(2, dtype=torch.float32)
+    plan = fedact.make_plan(model, None, (x, y), "exact", layers=5)
+    # The first block's trained layers are its last two, so that its entry's input stands at the first of these.
+    caps = {"3.conv.3": 936, "4.conv.0": 432, "7": 48}
+    kept = tuple(replace(each, cap_bytes=caps.get(each.name, 0)) for each in plan.kept)
+    found = list(input_costs(small(), replace(plan, kept=kept, room_bytes=2_000), x, ticks()))
+    assert [(part.name, part.frozen, part.source, part.cap_bytes) for part in found] == [
+        ("3.conv.0", True, None, 936), ("3.conv.3", False, "3.conv.0", 0), ("3.conv.6", False, "3.conv.0", 0),
+        ("4.conv.0", False, None, 432), ("4.conv.3", False, "4.conv.0", 0), ("4.conv.6", False, "4.conv.0", 0),
+        ("7", False, None, 48),
+    ]  # fmt: skip
+    assert column(tensor_table(plan, found), 0)[:3] == ["3.conv.0 (frozen)", "3.conv.3\n3.conv.6", "4.conv.0"]
 
 
 def test_settings_have_a_column_of_their_own():

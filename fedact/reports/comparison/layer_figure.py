@@ -11,7 +11,7 @@ from fedact.storage.rows import Row
 
 MOST_LAYERS, MOST_CASES = 10, 10
 OTHERS = "everything else"
-MOST_LETTERS = 85
+MOST_LETTERS = 70
 """Of a name in the legend, which also says how many bytes and which micro-batch."""
 
 
@@ -40,7 +40,8 @@ def memory_by_layer(cases: Sequence[Case]) -> Figure | None:
         smallest += [size for size in sizes if size]
         positions = [row + (place - (len(deepest) - 1) / 2) * height for row in range(len(rows))]
         name = figure_label(case.label, MOST_LETTERS)
-        label = f"{name}, {short_size(plan['saved_bytes'])}, micro-batch {plan['micro_batch']}"
+        sizes_of_step = ", ".join(f"{each} {short_size(plan[f'{each}_bytes'])}" for each in ("peak", "saved"))
+        label = f"{name}: {sizes_of_step}, micro-batch {plan['micro_batch']}"
         label += f", recompute {plan['recompute']}" if plan.get("recompute") else ""
         axes.barh(positions, [max(size, 0.5) for size in sizes], height, color=PALETTE[place % len(PALETTE)], label=label)
     axes.set_xscale("log")

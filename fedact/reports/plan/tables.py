@@ -66,7 +66,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     bounds = [] if plan.budget_bytes is None else [f"{format_bytes(plan.budget_bytes)} {plan.scope} bytes"]
     bounds += [] if plan.slowdown is None else ["the time that it may take"]
     yield "saved tensors", saved_tensors(kept.method for kept in plan.kept)
-    yield "made again", made_again(plan.recompute)
+    yield "made again", made_again(plan.recompute, plan.room_bytes)
     yield "what gave way", "nothing" if plan.reason is None else f"{plan.reason}, to fit into {' and '.join(bounds)}"
     errors = f"{error(plan.expected_error)}, {error(plan.error_per_layer)} a layer (0 is the exact gradient)"
     yield "expected error", "not measured" if plan.expected_error is None else errors

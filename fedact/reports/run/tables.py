@@ -107,7 +107,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "plain training of the same layers keeps": span(plans, "vanilla_saved_bytes"),
         "what gave way": _by_budget(plans, lambda plan: plan["reason"] or "nothing"),
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
-        "made again": _by_budget(plans, lambda plan: made_again(plan.get("recompute"))),
+        "made again": _by_budget(plans, lambda plan: made_again(plan.get("recompute"), plan.get("room_bytes"))),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": span(plans, "layers"),
         "learning rate": rates(plans, run.config.get("lr")),
