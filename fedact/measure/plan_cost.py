@@ -27,9 +27,9 @@ class InputCost:
 
     name: the layer. shape: of one micro-batch. cap_bytes: the most that is stored for it, 0 where nothing is. seconds: of
     compressing and reconstructing it in all micro-batches of a step; of a rematerialized one, of reconstructing the source
-    and running the layers between, 0 in streams, where that is no work of its own. expected_error: its part of the plan's gradient error, where it is known. source: the
-    layer whose saved input it is rematerialized from. frozen: the layer is not trained, and its input is saved for others
-    alone. images: it is the raw images, which count nothing.
+    and running the layers between, 0 in streams, where that is no work of its own. expected_error: its part of the plan's
+    gradient error, where it is known. source: the layer whose saved input it is rematerialized from. frozen: the layer is
+    not trained, and its input is saved for others alone. images: it is the raw images, which count nothing.
     """
 
     name: str
