@@ -157,10 +157,10 @@ class Input(ABC):
 
 
 class WholeInput(Input):
-    """A block's input that is there."""
+    """A block's input that is there; as_map: laid out in memory as a map is, where it is not."""
 
-    def __init__(self, x: Images) -> None:
-        self.x, self.shape, self.parts = x, x.shape, [range(x.shape[1])]
+    def __init__(self, x: Images, as_map: bool = False) -> None:
+        self.x, self.shape, self.parts = as_images(map_of(x), x.shape) if as_map else x, x.shape, [range(x.shape[1])]
 
     @cached_property
     def map(self) -> Map:

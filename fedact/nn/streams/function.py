@@ -47,7 +47,9 @@ class StreamedBlock(torch.autograd.Function):
         buffers = _buffers(ctx, tensors)
         sums = [None if buffer is None else buffer.total for buffer in buffers]
         totals = [Totals(sums[place], sums[place + 1]) for place in range(0, len(sums), TENSORS)]
-        source = _source(ctx.method, compressed, ctx.shape, ctx.room)
+        # At once, for what was decoded need not stay beside it.
+        as_map = isinstance(ctx.geometry, Geometry) and ctx.geometry.is_product(tensors[0])
+        source = _source(ctx.method, compressed, ctx.shape, ctx.room, as_map)
         needs_input = ctx.needs_input_grad[0]
         if isinstance(ctx.geometry, PooledStage):
             result = ctx.geometry.backward(gradient, source, tensors, totals[0], ctx.step, needs_input)
@@ -61,11 +63,14 @@ def output(x: Tensor, geometry: Geometry | PooledStage, tensors: tuple[Tensor | 
     return geometry.run(x, tensors, step) if isinstance(geometry, PooledStage) else forward.run(x, geometry, tensors, step)
 
 
-def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int) -> Input:
-    """Return the reconstructed input; where the method can, channels of half of ``room`` bytes at a time."""
+def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int, as_map: bool) -> Input:
+    """Return the reconstructed input; where the method can, channels of half of ``room`` bytes at a time.
+
+    as_map: laid out as a map is.
+    """
     size = 2 * prod(shape) * torch.float32.itemsize
     if size <= room or not method.reconstructs_channels:
-        return WholeInput(method.reconstruct(compressed))
+        return WholeInput(method.reconstruct(compressed), as_map)
     parts = ranges(shape[1], min(shape[1], -(-size // room)))
     return DecodedInput(partial(method.reconstruct_channels, compressed), shape, parts)
 
