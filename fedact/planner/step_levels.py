@@ -156,8 +156,9 @@ class StepLevels:
             return working.channels_bytes(method, slot.like, slot.channels)
         used = working.bytes(method, slot.like, self.itemsize)
         if part is Part.ENCODING:
-            # What is stored is alive by then, and counted.
-            return max(0, used.encoding - working.stored_bytes(method, slot.like.shape))
+            # What is stored, and the new state, are alive by then, and counted.
+            made = working.stored_bytes(method, slot.like.shape) + working.state_bytes(method, slot.like.shape)
+            return max(0, used.encoding - made)
         return 0 if own else used.decoding
 
 

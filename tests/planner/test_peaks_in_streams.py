@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fedact.compression import make_method
+from fedact.compression.exact import Exact
 from fedact.nn.recompute import rematerialized_inputs
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import make_problem
@@ -14,8 +15,8 @@ from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure, layers_with_input
 from tests.support.inverted_residuals import InvertedResidual, batch, network
 
-EXACT = ["exact", "exact:derive=3", "hosvd:ranks=2x3x4x4", "svd:ranks=2", "gradient_filter"]
-NEAR = ["asi:ranks=2x3x4x4", "quantize:bits=8", "transform:bits=2", "quantize:bits=4,derive=3"]
+EXACT = ["exact", "exact:derive=3", "hosvd:ranks=2x3x4x4", "svd:ranks=2", "gradient_filter", "quantize:bits=8"]
+NEAR = ["asi:ranks=2x3x4x4", "transform:bits=2", "quantize:bits=4,derive=3"]
 ROOMS = 3000, 20_000
 
 
@@ -39,12 +40,20 @@ def methods_at(asked, depth):
 def test_a_predicted_peak_is_the_measured_one(method, room):
     asked = problem(method, room)
     # The last block from its depthwise convolution on, or all blocks with the stem in the first.
-    for depth, size in ((2, 1), (9, 1)):
+    for depth, size in ((2, 1), (9, 3)):
         methods = methods_at(asked, depth)
         measured = measure_step(asked, methods, size).peak_bytes
-        # Of the others, what they work with is measured on fewer elements, and a state counts twice, old and new.
-        tolerance = 0.0 if method in EXACT else 0.08
+        # Of the others, what they work with is measured on fewer elements.
+        tolerance = 0.0 if method in EXACT else 0.05
         assert PeakPrediction(asked).peak_bytes(methods, size) == pytest.approx(measured, rel=tolerance), (depth, size)
+
+
+def test_a_block_that_decodes_by_channels_goes_with_one_that_keeps_its_input():
+    asked = problem("quantize:bits=8", ROOMS[0])
+    methods = methods_at(asked, 6)
+    methods |= {name: Exact() for name in methods if name.startswith("3.")}
+    measured = measure_step(asked, methods, 1).peak_bytes
+    assert PeakPrediction(asked).peak_bytes(methods, 1) == measured
 
 
 @pytest.mark.parametrize("room", ROOMS)
