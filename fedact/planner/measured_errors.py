@@ -82,7 +82,8 @@ class MeasuredErrors:
             structure = self.steps.structure
             problem, trained = structure.problem, structure.problem.trained_in_order(structure.depth)
             levels = [self.methods(level) for level in range(self.level_count)]
-            self._whole[step] = measure_sensitivity(problem.model, self.steps.batch(step), trained, levels, problem.loss)
+            batch, room = self.steps.batch(step), problem.room
+            self._whole[step] = measure_sensitivity(problem.model, batch, trained, levels, problem.loss, room)
         return self._whole[step]
 
     @cached_property

@@ -109,13 +109,19 @@ class ExactGradients(NamedTuple):
 
 
 def measure_sensitivity(
-    model: nn.Module, batch: Batch, trained: Sequence[str], levels: Sequence[Methods], loss: Loss
+    model: nn.Module,
+    batch: Batch,
+    trained: Sequence[str],
+    levels: Sequence[Methods],
+    loss: Loss,
+    room: int | None = None,
 ) -> Sensitivity:
     """Return the gradient errors of each level (a method for every saved input) on a batch, taken at once.
 
-    trained: the layers with weights, in their order. The model's methods are changed.
+    trained: the layers with weights, in their order. room: of a step in streams, where no output gradient is to be seen:
+    weights' errors are then those of the whole step. The model's methods are changed.
     """
-    called_once = set(call_nodes(restore(model)))
+    called_once = set(call_nodes(restore(model))) if room is None else set()
     install(model, dict.fromkeys(levels[0], Exact()))
     prefix = prefix_outputs(model, batch[0])
     exact = ExactGradients({}, {})
@@ -125,11 +131,11 @@ def measure_sensitivity(
         if all(method.traits.keeps_input for method in methods.values()):
             errors.append(GradientErrors(dict.fromkeys(exact.weights, 0.0), dict.fromkeys(exact.outputs, 0.0)))
             continue
-        install(model, _round_trips(methods))
+        install(model, _round_trips(methods), room=room)
         inputs = prefix_outputs(model, batch[0], prefix)
         errors.append(_errors(model, batch, inputs, loss, trained, called_once, exact))
     middle = len(levels) // 2
-    damping = measure_damping(model, batch, levels[middle], errors[middle], exact, loss)
+    damping = measure_damping(model, batch, levels[middle], errors[middle], exact, loss, room)
     return Sensitivity(errors, damping)
 
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 import fedact
 from fedact.compression import choose_method, make_method
+from fedact.nn.surgery import install
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness
 from fedact.planner.problem import make_problem
-from fedact.planner.sensitivity import relative_error
+from fedact.planner.sensitivity import GradientErrors, relative_error
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_error import step_error
 from fedact.planner.step_structure import layers_with_input
@@ -112,3 +113,26 @@ def test_the_error_of_a_step_is_that_of_its_gradients(method, depth):
     fedact.restore(model)
     assert max(errors.values()) > 1e-6
     assert found.error == pytest.approx(sum(errors.values()), rel=1e-3)
+
+
+def test_without_a_table_errors_are_those_of_whole_steps():
+    model, (x, y) = setting()
+    # A hook changes the head's input, so that there is no table.
+    model[-1].register_forward_pre_hook(lambda module, args: 2 * args[0])
+    with fixed_randomness(torch.device("cpu")):
+        asked = problem(model, (x, y), "transform")
+        allocation = ByteAllocation(asked, 6, SlowdownLimit(asked, None))
+        profile = allocation.profiles.of(allocation.families[0], 6, 4)
+        assert profile.steps.table(0) is None
+        level = profile.errors.level_count // 2
+        found = GradientErrors.united(
+            each for (each,) in profile.errors.of({key: [level] for key in profile.ladders}).values()
+        )
+    methods = profile.errors.methods(level)
+    exact = plain_gradients(model, x, y, 6)
+    lossy = gradients(install(model, methods, room=ROOM), x, y)
+    fedact.restore(model)
+    assert set(found.weights) == set(asked.trained(6))
+    assert not found.outputs
+    for name, error in found.weights.items():
+        assert error == pytest.approx(relative_error(lossy[f"{name}.weight"], exact[f"{name}.weight"]), rel=0.02)

@@ -12,9 +12,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fedact
+from fedact.compression.exact import Exact
 from fedact.models import make_model
 from fedact.nn.streams.find import find
 from fedact.nn.streams.install import in_whole_maps
+from fedact.nn.surgery import install
 from tests.support.inverted_residuals import (
     InvertedResidual,
     assert_close,
@@ -215,3 +217,16 @@ def test_a_host_runs_whole_maps_where_no_bytes_are_counted():
     with in_whole_maps(model):
         assert peak_bytes() > streamed
     assert peak_bytes() == streamed
+
+
+@pytest.mark.parametrize("activation", ["hardswish", "silu", "gelu"])
+def test_a_frozen_block_needs_no_method_for_its_activations(activation):
+    torch.manual_seed(0)
+    model, (x, y) = network(InvertedResidual(4, 12, 4, activation=activation), InvertedResidual(4, 12, 6)), batch()
+    want = plain_gradients(model.double(), x, y, 2)
+    layers = "2.conv.3", "2.conv.6", "5"
+    install(model, dict.fromkeys(layers, Exact()), room=1000)
+    assert_close(gradients(model, x, y), want)
+    assert_streams(model, x)
+    assert type(fedact.restore(model)[1].conv[2]) in (nn.Hardswish, nn.SiLU, nn.GELU)
+    assert not hasattr(model[1].conv[2], "codec")
