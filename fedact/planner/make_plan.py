@@ -17,7 +17,8 @@ from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness, valid_example
 from fedact.planner.fixed_method import FixedMethodSearch
 from fedact.planner.garbage import older_objects_left_out
-from fedact.planner.problem import Problem, make_problem
+from fedact.planner.peak_prediction import PeakPrediction
+from fedact.planner.problem import Methods, Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.smaller_images import skipped_reason
@@ -139,6 +140,8 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
     if solution.room is not None:
         reasons.append(f"blocks in streams with {solution.room:,} bytes of room")
+    if (tiles := solution.prefix.tiles) > 1:
+        reasons.append(f"prefix in {tiles} x {tiles} tiles")
     if solution.micro_batch < problem.batch_size:
         reasons.append(f"micro-batch {problem.batch_size} to {solution.micro_batch}")
     recompute, (preferred, *others) = recompute_of(install(problem.model, methods, room=solution.room)), problem.recomputes
@@ -195,12 +198,16 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
 
 
 def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
-    steps = [
-        (solver.peaks.in_room(schedule.room), methods, prefix)
-        for schedule, methods in solver.smallest(depth)
-        for prefix in solver.peaks.in_room(schedule.room).all_schedules(methods, 1)
-    ]
-    return min(problem.bytes_in_scope(measure_step(peaks.problem, methods, 1, prefix)) for peaks, methods, prefix in steps)
+    """Return the bytes of the least step at a depth, one example at a time."""
+
+    def measured(peaks: PeakPrediction, methods: Methods) -> int:
+        memory = measure_step(peaks.problem, methods, 1, peaks.least_schedule(methods, 1))
+        return problem.bytes_in_scope(memory)
+
+    steps = [(solver.peaks.in_room(schedule.room), methods) for schedule, methods in solver.smallest(depth)]
+    if problem.scope == "peak":
+        steps = [min(steps, key=lambda step: step[0].least_bytes(step[1], 1))]
+    return min(measured(*step) for step in steps)
 
 
 def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:

@@ -11,6 +11,8 @@ from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
 from fedact.planner.stand_in import structure_of
 from fedact.planner.step_memory import measure_step
+from fedact.planner.step_structure import layers_with_input
+from tests.support.inverted_residuals import small
 from tests.support.networks import Residual, normed
 from tests.support.planned import Net
 
@@ -35,13 +37,39 @@ def prediction(network, method, layers):
 def test_a_predicted_peak_is_the_measured_one(network, method):
     for layers in (0, 1, 3) if method in EXACT else (3,):
         problem, methods, peaks = prediction(network, method, layers)
-        for size, chunk in ((1, 0), (3, 2), (8, 0), (8, 4)):
-            prefix = PrefixSchedule(chunk)
-            prefix = prefix if prefix in peaks.schedules(methods, size) else WHOLE
+        for size, prefix in (
+            (1, WHOLE),
+            (3, PrefixSchedule(2)),
+            (8, WHOLE),
+            (8, PrefixSchedule(4, 2)),
+            (3, PrefixSchedule(0, 3)),
+        ):
+            prefix = prefix if peaks._prefix(structure_of(methods)) else WHOLE
             measured = measure_step(problem, methods, size, prefix).peak_bytes
             # Of the others, what they work with is measured on fewer elements.
             tolerance = 0.0 if method in EXACT else 0.05
             assert peaks.peak_bytes(methods, size, prefix) == pytest.approx(measured, rel=tolerance), (layers, size, prefix)
+
+
+@pytest.mark.parametrize("room", [None, 900, 30_000])
+@pytest.mark.parametrize("layers", [0, 1, 4])
+def test_the_peak_of_every_way_to_run_a_prefix_is_predicted_to_the_byte(room, layers):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, example = small(), (torch.randn(6, 3, 31, 30), torch.arange(6) % 3)
+    given = {"budget": None, "scope": "peak", "loss": F.cross_entropy, "room": room}
+    problem = make_problem(model, example, method="auto", **given)
+    peaks, methods = PeakPrediction(problem), dict.fromkeys(layers_with_input(problem, layers), make_method("exact"))
+    kinds = set()
+    for size in (1, 2, 6):
+        # Each takes less than the one before.
+        schedules = peaks.schedules(methods, size)
+        assert peaks.least_schedule(methods, size) in schedules
+        for prefix in [*schedules[:2], schedules[-1]]:
+            measured = measure_step(problem, methods, size, prefix).peak_bytes
+            assert peaks.peak_bytes(methods, size, prefix) == measured, (size, prefix)
+            kinds.add((prefix.chunk > 0, prefix.tiles > 1))
+    assert len(kinds) > 2
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -50,7 +78,7 @@ def test_a_size_is_too_large_only_where_its_peak_is(network, layers):
     problem, methods, peaks = prediction(network, "hosvd:ranks=1x1x1x1", layers)
     derive = next(iter(methods.values())).recompute
     for size in (1, 3, 8):
-        measured = min(measure_step(problem, methods, size, each).peak_bytes for each in peaks.all_schedules(methods, size))
+        measured = measure_step(problem, methods, size, peaks.least_schedule(methods, size)).peak_bytes
         for budget, too_large in ((measured, False), (measured // 4, True)):
             bounded = PeakPrediction(replace(problem, budget=budget))
             assert bounded.is_too_large(methods, derive, size) == too_large, (size, budget)

@@ -71,11 +71,19 @@ def test_less_than_streams_need_is_skipped():
     assert fedact.make_plan(model, 1000, example, "auto", LAYERS, "peak").status == "skipped"
 
 
-def test_the_head_alone_is_trained_in_streams_where_the_fast_engine_cannot_run_forward():
+@pytest.mark.parametrize("share", [2, 4])
+def test_the_head_alone_is_trained_in_streams_or_tiles_where_whole_maps_cannot_run_forward(share):
     model, (x, y) = wide()
-    plan = fedact.make_plan(model, peak_bytes(model, x, y, 0) // 2, (x, y), "auto", 0, "peak")
+    budget = peak_bytes(model, x, y, 0) // share
+    plan = fedact.make_plan(model, budget, (x, y), "auto", 0, "peak")
     assert (plan.status, plan.layers) == ("head-only", 0)
-    assert plan.room_bytes
+    assert plan.room_bytes or plan.tiles > 1
+    assert ("tiles" in plan.reason) == (plan.tiles > 1)
+    applied = fedact.apply(model, plan)
+    some, labels = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
+    with fedact.measure_memory(applied, (some, labels)) as memory:
+        F.cross_entropy(applied(some), labels).backward()
+    assert memory.peak_bytes == plan.peak_bytes <= budget
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3, LAYERS])
@@ -86,7 +94,7 @@ def test_a_client_that_reads_its_frozen_prefix_from_a_cache_has_the_plans_peak(l
     loader = Loader(images, Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3))
     budget = peak_bytes(model, x, y, layers) // share
     plan = fedact.make_plan(model, budget, loader(np.arange(4)), "auto", layers, "peak")
-    assert plan.room_bytes
+    assert plan.room_bytes or plan.tiles > 1
     applied = fedact.apply(model, plan)
     batches = frozen_prefix(applied, plan, loader, len(images)).from_memory(loader, steady=True)
     recipe = Recipe(batch_size=4, local_epochs=1, lr=0.01, momentum=0.9, weight_decay=0.0, clip_norm=1.0)

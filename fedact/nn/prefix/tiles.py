@@ -18,7 +18,7 @@ from fedact.nn.graph import structure
 from fedact.nn.layers.function import runs_plain
 from fedact.nn.prefix.flat import flat_graph
 from fedact.nn.prefix.split import Split
-from fedact.nn.prefix.tiles_choice import least_tiling
+from fedact.nn.prefix.tiles_choice import chosen_stage
 from fedact.nn.prefix.tiles_graph import IMAGES
 from fedact.nn.prefix.tiles_program import run
 from fedact.nn.prefix.tiles_programs import Programs, programs_of
@@ -35,12 +35,11 @@ _KNOWN: WeakKeyDictionary[nn.Module, "_Known"] = WeakKeyDictionary()
 
 @dataclass(eq=False)
 class _Known:
-    """What is known of a model's prefix while ``key`` stays: its flat graph, programs by shape and type, their stages."""
+    """What is known of a model's prefix while ``key`` stays: its flat graph, and programs by shape and type."""
 
     key: Any
     graph: Graph
     programs: dict[Any, Programs] = field(default_factory=dict)
-    stages: dict[tuple[Programs, int], int | None] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -61,7 +60,7 @@ class TiledPrefix:
         if not self.tiles or x.dim() != 4 or torch.is_autocast_enabled(x.device.type) or runs_plain():
             return self.split.prefix(x)
         programs = self.programs(tuple(x.shape[1:]), x.dtype)
-        stage = self._stage(programs, x)
+        stage = chosen_stage(programs, self.tiles, x.element_size())
         return self.split.prefix(x) if stage is None else self.run(programs, stage, x)
 
     @torch.no_grad()
@@ -97,14 +96,6 @@ class TiledPrefix:
                 known = _KNOWN[model] = _Known(key, flat_graph(model, before))
             self._known = observed, known
         return self._known[1]
-
-    def _stage(self, programs: Programs, x: Tensor) -> int | None:
-        """Return after how many steps tiling ends, None where nothing can be tiled."""
-        stages = self._up_to_date().stages
-        if (programs, self.tiles) not in stages:
-            best = least_tiling(programs, 1, x.element_size(), [self.tiles])
-            stages[programs, self.tiles] = None if best is None else best.steps
-        return stages[programs, self.tiles]
 
     def _assembled(self, programs: Programs, stage: int, x: Tensor) -> Tensor:
         """Return the map at the end of a stage, computed tile by tile."""

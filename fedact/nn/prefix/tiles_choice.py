@@ -72,6 +72,22 @@ def least_tiling(programs: Programs, examples: int, itemsize: int, counts: Itera
     return best
 
 
+def chosen_stage(programs: Programs, tiles: int, itemsize: int) -> int | None:
+    """Return after how many steps so many tiles end: where the peak of one example is least; None where none can be."""
+    if (tiles, itemsize) not in programs.chosen:
+        best = least_tiling(programs, 1, itemsize, [tiles])
+        programs.chosen[tiles, itemsize] = None if best is None else best.steps
+    return programs.chosen[tiles, itemsize]
+
+
+def tiling_bytes(programs: Programs, tiles: int, itemsize: int, examples: int) -> int:
+    """Return the most bytes alive in so many tiles of so many examples; raises ValueError where none can be."""
+    stage = chosen_stage(programs, tiles, itemsize)
+    if stage is None:
+        raise ValueError(f"nothing can be run in {tiles} x {tiles} tiles")
+    return _tiling(programs, stage, tiles, itemsize * examples, examples).peak_bytes
+
+
 def _bound(programs: Programs, stage: int, count: int, element: int) -> int:
     """Return bytes that a choice hardly goes below: the assembled map and the largest map's share of a tile."""
     if stage == 0:

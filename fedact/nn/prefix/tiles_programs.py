@@ -1,7 +1,7 @@
 """The tasks of every way to run a frozen prefix in tiles, made once for a shape of images."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -32,7 +32,8 @@ class Tile:
 class Programs:
     """The tasks of every way to run a prefix on images of one shape.
 
-    whole: its steps on whole maps, with blocks in streams as one step each; None where none are.
+    whole: its steps on whole maps, with blocks in streams as one step each; None where none are. chosen: after how many
+    steps tiles end, by their number and the bytes of an element.
     """
 
     def __init__(self, steps: Steps, whole: Steps | None = None) -> None:
@@ -43,6 +44,20 @@ class Programs:
         self._rest_peaks: dict[tuple[int, int, int], int] = {}
         self._axes: dict[tuple[int, int], list[list[tuple[Span, Span, Axis]]]] = {}
         self._kinds: dict[tuple[Axis, Axis], tuple[Task, ...]] = {}
+        self._rooms: dict[int, Programs] = {}
+        self.chosen: dict[tuple[int, int], int | None] = {}
+
+    def in_room(self, room: int) -> "Programs":
+        """Return the same with so much room for blocks in streams."""
+        if room not in self._rooms:
+            streamed = [
+                replace(step, operation=replace(step.operation, room=room)) if isinstance(step.operation, Streamed) else step
+                for step in self.whole.steps
+            ]
+            other = Programs(self.steps, replace(self.whole, steps=tuple(streamed)))
+            other._axes, other._kinds, other._rooms = self._axes, self._kinds, self._rooms
+            self._rooms[room] = other
+        return self._rooms[room]
 
     def stages(self) -> list[int]:
         """Return after how many steps tiling may end: one value alone goes on, and the next step is no mere map of it."""
