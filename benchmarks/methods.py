@@ -113,7 +113,7 @@ def micro_batches(runs: Bench) -> dict[str, Found]:
 
 def whole_network(runs: Bench) -> dict[str, Found]:
     """Measure all 52 convolutions one example at a time, whole and in streams."""
-    flags = ("--batch-size", 8, "--layers", 52, "--batches", 1, "--steps", 3, "--draws", 2, "--micro-batch", 1)
+    flags = ("--batch-size", 4, "--layers", 52, "--batches", 1, "--steps", 3, "--draws", 2, "--micro-batch", 1)
     command, found = bench(runs, *flags, "--resolution", 128, "--room", "100KB", methods=WHOLE_NETWORK)
     rows = [
         {"method": row["method"], "in streams": "no" if row["room_bytes"] is None else "yes"}
