@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from plan_seconds import examples, network
+from plan_seconds import network
 from runs import IMAGENET
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Case(NamedTuple):
     batch: int
 
 
-CASES = {"plans_512KB": Case("512KB", "saved", 224, 8), "plans_peak": Case("1MB", "peak", 128, 8)}
+CASES = {"plans_512KB": Case("512KB", "saved", 224, 8), "plans_peak": Case("512KB", "peak", 64, 8)}
 
 
 def deepest(model: nn.Module, example: Batch, method: str, case: Case) -> Plan:
@@ -69,11 +70,18 @@ def row(plan: Plan, method: str, least: str) -> dict[str, Any]:
     return {"method": method, "convolutions": plan.layers or plan.status, **sizes, **shape, "lowest cosine": least}
 
 
+def batches(case: Case, data: Path) -> list[Batch]:
+    """Return the server's batch and a client's, scaled as these weights were trained."""
+    with np.load(data / "cifar10.npz") as arrays:
+        pixels, labels = arrays["x_train"][: 2 * case.batch], arrays["y_train"][: 2 * case.batch]
+    x = F.interpolate(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1, case.pixels, mode="bilinear")
+    x = x.contiguous(memory_format=torch.channels_last)
+    return list(zip(x.split(case.batch), torch.from_numpy(labels).long().flatten().split(case.batch), strict=True))
+
+
 def table(case: Case, data: Path) -> dict[str, Any]:
     """Return a table of every method's deepest plan, and its gradient on other images than it was made from."""
-    model, (x, y) = network(data / IMAGENET).eval(), examples("224 px", data)
-    x = F.interpolate(x, size=case.pixels, mode="bilinear").contiguous(memory_format=torch.channels_last)
-    server, client = ((x[start : start + case.batch], y[start : start + case.batch]) for start in (0, case.batch))
+    model, (server, client) = network(data / IMAGENET).eval(), batches(case, data)
     rows = []
     for method in METHODS:
         plan = deepest(model, server, method, case)
