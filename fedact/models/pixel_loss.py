@@ -14,7 +14,7 @@ from fedact.nn.layers.function import check_first_derivative
 Scores = Float[Tensor, "examples classes height width"]
 Masks = Int[Tensor, "examples rows columns"]
 
-PIXELS_AT_ONCE = 2**14
+PIXELS_AT_ONCE = 2**12
 
 
 def scaled_up(scores: Scores, size: tuple[int, ...]) -> Float[Tensor, "examples classes rows columns"]:

@@ -34,6 +34,7 @@ from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Rematerializations, rematerializations
 from fedact.nn.restoration import TRAINABLE, restore
 from fedact.nn.streams import install as streams
+from fedact.nn.streams import pyramid
 
 HAVE_CODEC = TRAINED | SMOOTH
 RANDOM = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
@@ -78,6 +79,7 @@ def install(
     restore(model)
     saves_less = all(method.traits.saves_less for method in methods.values())
     chains = [] if room is None else streams.find(model, methods, room)
+    pyramids = [] if room is None else pyramid.find(model, methods)
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
@@ -106,6 +108,7 @@ def install(
     blocks.install(model)
     if room is not None:
         streams.install(model, chains, methods, room, seed)
+        pyramid.install(model, pyramids)
     chunks.install(model, prefix_chunk, tiles)
     if saves_less:
         _warn(model, methods, gradient_path, gradient_path - gates)

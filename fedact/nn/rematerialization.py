@@ -70,7 +70,7 @@ def rematerializations(
     }
     active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in MASK_FROM_OUTPUT}
     deferred = {name: reader for name, node in active.items() if (reader := _only_reader(node)) in inputs}
-    ways = {name: _upstream(node, None, reach + 1, modules) for name, node in active.items() if name not in deferred}
+    ways = {name: upstream(node, None, reach + 1, modules) for name, node in active.items() if name not in deferred}
     nearest = {name: next((tensor for tensor in found if tensor.source in sources), None) for name, found in ways.items()}
     return Rematerializations(inputs, {name: tensor for name, tensor in nearest.items() if tensor}, deferred)
 
@@ -84,7 +84,7 @@ def _inputs(
         inputs = calls[name].all_input_nodes if method.recompute and name in calls else []
         if len(inputs) == 1:
             layer = calls[name]
-            found = [*_siblings(layer, modules), *_upstream(inputs[0], layer, method.recompute, modules)]
+            found = [*_siblings(layer, modules), *upstream(inputs[0], layer, method.recompute, modules)]
             ways[name] = sorted((tensor for tensor in found if tensor.source in calls), key=_cost)
     smaller = {name: found[0] for name, found in ways.items() if found and found[0].size <= 1}
     chosen: dict[str, Rematerialized] = {}
@@ -133,7 +133,7 @@ def _siblings(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Remater
             yield Rematerialized(str(user.target), (), 1.0)
 
 
-def _upstream(node: Node, reader: Node | None, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
+def upstream(node: Node, reader: Node | None, reach: int, modules: Mapping[str, nn.Module]) -> Iterator[Rematerialized]:
     """Yield the ways to compute a node's value from the input of one of ``reach`` convolutions before it, nearest first.
 
     Only through values that nothing but their reader in the chain may change in place. reader: of the node's value, None

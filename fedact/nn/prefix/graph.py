@@ -15,6 +15,7 @@ from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
 from fedact.nn.streams.block import Block
 from fedact.nn.streams.install import StreamEntry, blocks_of
 from fedact.nn.streams.pooled import PooledStage
+from fedact.nn.streams.pyramid import Pyramid
 from fedact.torch_private import InstanceNorm, NormWithStatistics
 
 _SIZES = ("size", "dim", "shape", "ndim", "dtype", "device")
@@ -70,8 +71,8 @@ def parts_of(model: nn.Module) -> Parts | None:
     """Return a model's prefix and suffixes, for calls with one input.
 
     None where nothing is trained, where nothing runs before the first trained layer, where that code cannot be traced, where
-    the cut goes through a block in streams, or where a norm in the prefix computes statistics of the batch, so that
-    examples depend on each other.
+    the cut goes through a block in streams or a pyramid in parts, or where a norm in the prefix computes statistics of the
+    batch, so that examples depend on each other.
     """
     cuts = _cuts(model, "")
     if not cuts:
@@ -80,6 +81,8 @@ def parts_of(model: nn.Module) -> Parts | None:
     called = [model.get_submodule(str(node.target)) for node in parts.before.find_nodes(op="call_module")]
     before = {part for module in called for part in module.modules()}
     suffixes = {model.get_submodule(suffix.name) for suffix in parts.suffixes}
+    if any(isinstance(module, Pyramid) for module in suffixes):
+        return None
     if any(_mixes_examples(part) for part in before) or any(_is_cut(block, before, suffixes) for block in blocks_of(model)):
         return None
     return parts

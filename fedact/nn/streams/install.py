@@ -25,7 +25,7 @@ from fedact.nn.streams.pooled_chain import PooledChain
 from fedact.nn.streams.sources import BlockCodec, note, sources
 from fedact.nn.streams.walk import Stage
 
-ATTRIBUTES = ("stream", "streams_inside", "is_last", "alone")
+ATTRIBUTES = ("stream", "streams_inside", "is_last", "alone", "input_codec")
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
 
 
