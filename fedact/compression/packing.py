@@ -141,8 +141,12 @@ def dequantize_some(
     first, last = elements.start // group, ceil(elements.stop / group)
     start, stop = first * group, min(last * group, count)
     packed = quantized.packed[start * bits // 8 : ceil(stop * bits / 8)]
-    part = Quantized(packed, quantized.lows[first:last], quantized.steps[first:last])
-    values = dequantize(part, bits, group, torch.Size([1, stop - start]), dtype)[0]
+    lows, steps = quantized.lows[first:last], quantized.steps[first:last]
+    if (stop - start) % group:
+        values = dequantize(Quantized(packed, lows, steps), bits, group, torch.Size([1, stop - start]), dtype)[0]
+    else:
+        rows = unpack_codes(packed, bits, stop - start).view(-1, group).float()
+        values = rows.mul_(steps.float()[:, None]).add_(lows.float()[:, None]).flatten().to(dtype)
     return values[elements.start - start : elements.stop - start]
 
 

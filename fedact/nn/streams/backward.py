@@ -118,31 +118,32 @@ class Backward:
             totals.bias.add_(gradient.sum(0))
         if totals.weight is None and below is None:
             return
-        add = self._add_product if group.weight.dim() == 2 else self._add_convolution
-        if len(self.source.parts) == 1:
-            add(gradient, self.source.parts[0], group.weight, totals.weight, below)
-            return
-        for part in self.source.parts:
-            j = slice(part.start, part.stop)
-            total = None if totals.weight is None else totals.weight[:, j]
-            add(gradient, part, group.weight[:, j], total, None if below is None else below[:, j])
+        if group.weight.dim() == 2:
+            self._add_product(gradient, group.weight, totals.weight, below)
+        else:
+            self._add_convolution(gradient, group.weight, totals.weight, below)
 
-    def _add_product(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
-        """Add to some input channels' totals, of a 1 x 1 convolution."""
-        if total is not None:
-            total.addmm_(gradient.t(), self.source.rows(part))
+    def _add_product(self, gradient: Map, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
+        """Add to the totals of a 1 x 1 convolution."""
         if below is not None:
             below.addmm_(gradient, weight)
+        if total is None:
+            return
+        columns = gradient.t()
+        for part in self.source.parts:
+            of_part = total if len(self.source.parts) == 1 else total[:, part.start : part.stop]
+            of_part.addmm_(columns, self.source.rows(part))
 
-    def _add_convolution(self, gradient: Map, part: range, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
-        """Add to some input channels' totals, of any convolution."""
+    def _add_convolution(self, gradient: Map, weight: Tensor, total: Tensor | None, below: Map | None) -> None:
+        """Add to the totals of any other convolution."""
         assert self.geometry.first is not None
-        c, x = self.geometry.first.convolution, self.source.channels(part)
-        images = as_images(gradient, (len(x), 0, *self.geometry.first.size((x.shape[2], x.shape[3]), weight)))
-        mask = [below is not None, total is not None, False]
-        common = c.stride, c.padding, c.dilation, False, [0, 0], 1, mask
-        input_gradient, sums, _ = convolution_backward(images, x, weight, None, *common)
-        if below is not None:
-            below.add_(map_of(input_gradient))
-        if total is not None:
-            total.add_(sums)
+        c, (examples, _, rows, columns) = self.geometry.first.convolution, self.source.shape
+        images = as_images(gradient, (examples, 0, *self.geometry.first.size((rows, columns), weight)))
+        common = c.stride, c.padding, c.dilation, False, [0, 0], 1, [below is not None, total is not None, False]
+        for part in self.source.parts:
+            j = slice(part.start, part.stop)
+            input_gradient, sums, _ = convolution_backward(images, self.source.channels(part), weight[:, j], None, *common)
+            if below is not None:
+                below[:, j].add_(map_of(input_gradient))
+            if total is not None:
+                total[:, j].add_(sums)
