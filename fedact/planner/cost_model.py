@@ -15,6 +15,7 @@ from fedact.nn.streams.arithmetic import Geometry
 from fedact.nn.streams.function import weights
 from fedact.nn.streams.install import blocks_of
 from fedact.nn.streams.pooled import PooledStage
+from fedact.nn.streams.spare import Spare
 from fedact.planner.saved_inputs import SavedInput
 
 CALL_SECONDS = 4e-5
@@ -31,16 +32,22 @@ STREAMED_WORK = 0.5
 
 @dataclass(frozen=True)
 class StreamedBlock:
-    """A block that may run in streams: the names of its modules, its geometry and weights, the shape of its inputs."""
+    """A block that may run in streams: the names of its modules, its geometry and weights, the shape of its inputs.
+
+    spare: what its wide maps may take beside the room.
+    """
 
     modules: tuple[str, ...]
     geometry: Geometry | PooledStage
+    spare: Spare
     weights: tuple[Tensor, ...]
     shape: torch.Size
 
-    def groups(self, examples: int, room: int, backward: bool) -> int:
+    def groups(self, examples: int, room: int, is_recorded: bool, backward: bool) -> int:
         """Return in how many groups its channels run on so many examples, forward or backward."""
         shape = torch.Size((examples, *self.shape[1:]))
+        share = self.spare.backward if backward else self.spare.forward if is_recorded else self.spare.frozen
+        room += int(share * shape.numel() * self.weights[0].element_size())
         # The wide channels are the depthwise convolution's, or the only one's.
         wide, *_ = self.weights[-2:]
         return ceil(len(wide) / self.geometry.step(shape, self.weights, room, backward))
@@ -69,7 +76,7 @@ class ModuleCosts:
         for block in blocks_of(model):
             modules = tuple(names[module] for module in block.modules)
             tensors = tuple(tensor for stage in block.stages for tensor in stage.tensors())
-            found.append(StreamedBlock(modules, block.geometry, weights(tensors), self.shapes[modules[0]]))
+            found.append(StreamedBlock(modules, block.geometry, block.spare, weights(tensors), self.shapes[modules[0]]))
         return tuple(found)
 
 
@@ -117,7 +124,7 @@ def step_seconds(
         work = STREAMED_WORK * costs.work_seconds(block.modules, micro_batch)
         is_passed = not gradient_path.isdisjoint(block.modules)
         for backward in range(1 + is_passed):
-            groups = block.groups(micro_batch, room, bool(backward))
+            groups = block.groups(micro_batch, room, is_passed, bool(backward))
             seconds += (BLOCK_CALLS[backward] + groups * GROUP_CALLS[backward]) * CALL_SECONDS
         # The backward pass makes the wide maps again.
         seconds += 4 * work if is_passed else work

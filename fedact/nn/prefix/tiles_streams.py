@@ -17,14 +17,15 @@ from fedact.nn.streams.forward_bytes import ForwardBytes
 from fedact.nn.streams.install import StreamEntry
 
 
-def rooms_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
-    """Return the first modules of a model's blocks in streams, by name, with the bytes for their wide maps."""
-    return tuple((name, module.stream.room) for name, module in named_modules(model) if isinstance(module, StreamEntry))
+def rooms_of(model: nn.Module) -> tuple[tuple[str, int, float], ...]:
+    """Return the first modules of a model's blocks in streams, by name, with the bytes for their wide maps and the spare."""
+    entries = [(name, module.stream) for name, module in named_modules(model) if isinstance(module, StreamEntry)]
+    return tuple((name, block.room, block.spare.frozen) for name, block in entries)
 
 
 def with_streams(model: nn.Module, steps: Steps, dtype: torch.dtype) -> Steps:
     """Return the steps with one in place of every block that runs in streams on tensors of this type."""
-    blocks: dict[Any, str] = {model.get_submodule(name).stream: name for name, _ in rooms_of(model)}
+    blocks: dict[Any, str] = {model.get_submodule(name).stream: name for name, *_ in rooms_of(model)}
     made, place = list[Step](), 0
     while place < len(steps.steps):
         block = _block_of(model, steps.steps[place])
@@ -75,7 +76,7 @@ def _streamed(steps: Steps, run: Sequence[Step], block: Block, entry: str) -> St
     shapes = steps.shape(first.inputs[0]), steps.shape(last.output)
     surplus = sum(1 + len(step.then) for step in run) - len(block.modules)
     assert isinstance(block.geometry, Geometry)
-    operation = Streamed(entry, block.room, ForwardBytes(block.geometry, tensors, *shapes))
+    operation = Streamed(entry, block.room, ForwardBytes(block.geometry, tensors, *shapes, block.spare.frozen))
     return replace(last, operation=operation, inputs=first.inputs, then=last.then[len(last.then) - surplus :])
 
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedact.nn.streams.arithmetic import Geometry, Group, Images, Input, Map, Tensors, as_images, map_of, split
+from fedact.nn.streams.arithmetic import Geometry, Group, Images, Map, Tensors, as_images, map_of, split
 from fedact.nn.streams.forward import before_filter, filtered
+from fedact.nn.streams.source import Input
 from fedact.torch_private import convolution_backward
 
 

@@ -11,8 +11,9 @@ from fedact.config.errors import ConfigError
 from fedact.nn.layers.compressed import autocast_type
 from fedact.nn.layers.function import is_recorded, runs_plain
 from fedact.nn.streams.arithmetic import TENSORS, Geometry, StageSettings
-from fedact.nn.streams.function import StreamedBlock, output, weights
+from fedact.nn.streams.function import Rooms, StreamedBlock, is_small, output, weights
 from fedact.nn.streams.pooled import PooledStage
+from fedact.nn.streams.spare import Spare
 from fedact.torch_private import is_observed
 
 
@@ -36,13 +37,16 @@ class Block:
     That is so within a call of the module that runs all of them, which counts its calls in ``calls``; alone they are the
     fast engine's layers, and so they are where a hook may see a tensor between them, under autocast, in traces, in the
     transforms of ``torch.func``, and while ``is_whole``. inside: all modules between which a wide tensor goes,
-    containers too. pooling: of its only stage's output; None where the stages are an inverted residual's.
+    containers too. spare: what its maps may take beside the room. decodes: whether its input may
+    be. pooling: of its only stage's output; None where the
+    stages are an inverted residual's.
     """
 
     def __init__(
         self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int, pooling: nn.Module | None = None
     ) -> None:
         self.stages, self.inside, self.room = tuple(stages), tuple(inside), room
+        self.spare, self.decodes = Spare(), False
         self.maxima = pooling if isinstance(pooling, nn.MaxPool2d) else None
         self.calls, self.is_whole, self.is_alone = 0, False, False
         self.geometry = _geometry([StageSettings.of(*stage) for stage in self.stages], pooling)
@@ -67,6 +71,12 @@ class Block:
         """Whether any of its convolutions has trainable parameters."""
         return any(parameter.requires_grad for stage in self.stages for parameter in stage.convolution.parameters())
 
+    def rooms(self, size: int) -> Rooms:
+        """Return the room for an input of so many bytes."""
+        frozen, forward, backward = (self.room + int(share * size) for share in self.spare)
+        is_beside = self.decodes and is_small(size, backward)
+        return Rooms(frozen, forward, backward - size if is_beside else backward, backward)
+
     def run(self, x: Tensor, codec: Any) -> Tensor | None:
         """Return the block's output for its input, None where its layers have to run one by one."""
         self._output = None
@@ -74,7 +84,7 @@ class Block:
         if not (self.is_alone or self._may_run(x, tensors)):
             return None
         if is_recorded(x, *tensors):
-            y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.room, *tensors)
+            y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.rooms(x.nbytes), *tensors)
         else:
             y = self.frozen_output(x)
         self._output = None if self.is_alone else ref(y)
@@ -93,10 +103,13 @@ class Block:
             self.calls, self.is_alone = self.calls - 1, False
 
     @torch.no_grad()
-    def frozen_output(self, x: Tensor) -> Tensor:
-        """Return the block's output for an input in streams, without gradients, whatever runs around it."""
-        tensors = self.tensors
-        return output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), self.room))
+    def frozen_output(self, x: Tensor, room: int | None = None) -> Tensor:
+        """Return the block's output for an input in streams, without gradients, whatever runs around it.
+
+        room: for its wide maps; None for all that it may take where nothing is kept.
+        """
+        tensors, room = self.tensors, self.rooms(x.nbytes).frozen if room is None else room
+        return output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), room))
 
     def hands_on(self, x: Any, is_last: bool) -> bool:
         """Tell whether x is the block's output on its way through the modules after the first; the last one lets it go.

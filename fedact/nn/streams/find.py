@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.nn.graph import IDENTITIES, named_modules, traced
+from fedact.nn.streams.areas import areas
 from fedact.nn.streams.pooled_chain import PooledChain, pooled_chain
 from fedact.nn.streams.walk import Stage, Walk, is_dense, is_depthwise, is_pointwise
 
@@ -16,7 +17,7 @@ class Chain(NamedTuple):
 
     first: None where the depthwise convolution reads the block's input. identities: the modules between that do nothing.
     reads_images: whether its input is the model's own. follows: the first module of the chain whose output is its input,
-    empty for another input.
+    empty for another input. area: its input's positions, as a share of the images'.
     """
 
     first: Stage | None
@@ -25,6 +26,7 @@ class Chain(NamedTuple):
     identities: tuple[str, ...] = ()
     reads_images: bool = False
     follows: str = ""
+    area: float = 1.0
 
     @property
     def stages(self) -> list[Stage]:
@@ -57,12 +59,14 @@ def find(model: nn.Module, trained: Container[str] = ()) -> list[Chain | PooledC
     names = [str(node.target) for node in calls]
     walk = Walk(modules, {node for node, name in zip(calls, names, strict=True) if names.count(name) == 1})
     chains: list[Chain | PooledChain] = []
+    area = areas(graph, modules) if graph else {}
     taken = set[str]()
     for find_chain in (_chain, pooled_chain):
         for node in calls:
             chain = find_chain(walk, node, taken) if node in walk.once else None
             if chain is not None:
-                chains.append(chain)
+                (start,) = (call for call in walk.once if str(call.target) == chain.names()[0])
+                chains.append(chain._replace(area=area[start.all_input_nodes[0]]))
                 taken.update(chain.names())
     places = {name: node for name, node in zip(names, calls, strict=True) if node in walk.once}
     frozen = [chain for chain in chains if not any(stage.norm in trained for stage in chain.stages)]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fedact.nn.streams.arithmetic import Geometry, Group, Images, Input, Map, Tensors, WholeInput, affine_, as_images, map_of
+from fedact.nn.streams.arithmetic import Geometry, Group, Images, Map, Tensors, affine_, as_images, map_of
+from fedact.nn.streams.source import Input, WholeInput
 
 
 def run(x: Images, geometry: Geometry, tensors: tuple[Tensor | None, ...], step: int) -> Images:

@@ -13,13 +13,18 @@ class ForwardBytes:
     """A block's bytes on images of one shape.
 
     tensors: the stages' (see ``arithmetic.TENSORS``), of which the shapes matter. shape, after: (channels, rows, columns) of
-    the input and of the output.
+    the input and of the output. spare: see ``streams.spare``, without gradients.
     """
 
     def __init__(
-        self, geometry: Geometry, tensors: Sequence[Tensor | None], shape: tuple[int, ...], after: tuple[int, ...]
+        self,
+        geometry: Geometry,
+        tensors: Sequence[Tensor | None],
+        shape: tuple[int, ...],
+        after: tuple[int, ...],
+        spare: float = 0.0,
     ) -> None:
-        self.geometry, self.tensors = geometry, tensors
+        self.geometry, self.tensors, self.spare = geometry, tensors, spare
         self.weights = tuple(tensor for tensor in tensors[::TENSORS] if tensor is not None)
         self.shape, self.narrow, self.outputs = shape, after[1] * after[2], after[0]
         first, rows = geometry.first, shape[1:]
@@ -36,6 +41,7 @@ class ForwardBytes:
     def peak_bytes(self, examples: int, room: int, channels_last: bool) -> int:
         """Return the most bytes alive, the output among them and the input not; channels_last: how that lies in memory."""
         channels = len(self.weights[-2])
+        room += int(self.spare * (examples * prod(self.shape) * self.weights[0].itemsize))
         step = self.geometry.step(torch.Size((examples, *self.shape)), self.weights, room)
         step = -(-channels // -(-channels // step))
         wide, narrow = examples * self.wide * step, examples * self.narrow * step

@@ -15,26 +15,44 @@ from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import save, saved
 from fedact.nn.layers.function import as_output
 from fedact.nn.streams import forward
-from fedact.nn.streams.arithmetic import TENSORS, DecodedInput, Geometry, Input, WholeInput, ranges
+from fedact.nn.streams.arithmetic import TENSORS, Geometry, ranges
 from fedact.nn.streams.backward import Backward, Totals
 from fedact.nn.streams.pooled import PooledStage
+from fedact.nn.streams.source import DecodedInput, Input, WholeInput
 
 ARGUMENTS = 4
 """Of the function before the stages' tensors."""
 
 
+class Rooms(NamedTuple):
+    """Bytes for the wide maps of a block: without a gradient, and forward and backward with one.
+
+    decoding: for these backward, with the input where it is decoded.
+    """
+
+    frozen: int
+    forward: int
+    backward: int
+    decoding: int
+
+
 class StreamedBlock(torch.autograd.Function):
-    """y = block(x) with ``room`` bytes for its wide maps; the gradients are those of x as the method reconstructs it."""
+    """y = block(x), of which the gradients are those of x as the method reconstructs it."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, codec: LayerCodec, geometry: Geometry | PooledStage, room: int, *tensors: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        codec: LayerCodec,
+        geometry: Geometry | PooledStage,
+        rooms: Rooms,
+        *tensors: Tensor | None,
     ) -> Tensor:
         ctx.method, compressed, _ = codec.encode(x, x)
         save(ctx, ctx.method, compressed, *tensors)  # type: ignore[arg-type]
-        ctx.shape, ctx.room, ctx.geometry, sizes = x.shape, room, geometry, weights(tensors)
-        ctx.step = geometry.step(x.shape, sizes, room, backward=True)
-        return as_output(output(x, geometry, tensors, geometry.step(x.shape, sizes, room)))
+        ctx.shape, ctx.room, ctx.geometry, sizes = x.shape, rooms.decoding, geometry, weights(tensors)
+        ctx.step = geometry.step(x.shape, sizes, rooms.backward, backward=True)
+        return as_output(output(x, geometry, tensors, geometry.step(x.shape, sizes, rooms.forward)))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,15 +82,20 @@ def output(x: Tensor, geometry: Geometry | PooledStage, tensors: tuple[Tensor | 
 
 
 def _source(method: Method, compressed: Compressed, shape: torch.Size, room: int, as_map: bool) -> Input:
-    """Return the reconstructed input; where the method can, channels of half of ``room`` bytes at a time.
+    """Return the reconstructed input; where the method can, channels of at most half of ``room`` bytes at a time.
 
     as_map: laid out as a map is.
     """
-    size = 2 * prod(shape) * torch.float32.itemsize
-    if size <= room or not method.reconstructs_channels:
+    size = prod(shape) * torch.float32.itemsize
+    if is_small(size, room) or not method.reconstructs_channels:
         return WholeInput(method.reconstruct(compressed), as_map)
-    parts = ranges(shape[1], min(shape[1], -(-size // room)))
+    parts = ranges(shape[1], min(shape[1], -(-2 * size // room)))
     return DecodedInput(partial(method.reconstruct_channels, compressed), shape, parts)
+
+
+def is_small(size: int, room: int) -> bool:
+    """Tell whether an input of so many bytes is decoded once for the whole backward pass of a block with this room."""
+    return 4 * size <= room
 
 
 class _Buffer(NamedTuple):

@@ -23,6 +23,7 @@ from fedact.nn.streams.find import Chain
 from fedact.nn.streams.find import find as find_chains
 from fedact.nn.streams.pooled_chain import PooledChain
 from fedact.nn.streams.sources import BlockCodec, note, sources
+from fedact.nn.streams.spare import LOSSY, narrow_of, spares
 from fedact.nn.streams.walk import Stage
 
 ATTRIBUTES = ("stream", "streams_inside", "is_last", "alone", "input_codec")
@@ -136,8 +137,11 @@ def install(
     methods' random numbers, plus the layer's place in ``methods``.
     """
     seeds = {name: seed + place for place, name in enumerate(methods)}
+    keeps_inputs = all(method.traits.keeps_input for method in methods.values())
+    share, again = 1.0 if keeps_inputs else LOSSY, sources(chains, methods)
+    to_spare = spares(narrow_of(model, chains, methods, share, again))
     hosts: dict[str, list[Block]] = {}
-    for chain in chains:
+    for chain, spare in zip(chains, to_spare, strict=True):
         entry, *links = [model.get_submodule(name) for name in chain.names()]
         host = common_parent([*chain.names(), *([chain.pooling] if isinstance(chain, PooledChain) else [])])
         if isinstance(model.get_submodule(host), RecomputedSequential):
@@ -145,6 +149,7 @@ def install(
             continue
         stages = [_modules(model, stage) for stage in chain.stages]
         block = Block(stages, _inside(model, chain, host), room, _pooling(model, chain))
+        block.spare, block.decodes = spare, not (keeps_inputs or chain.reads_images)
         trained = next((name for name in chain.convolutions if name in methods), "")
         if chain.reads_images:
             entry.codec = LayerCodec(Images(), 0)  # type: ignore[assignment]

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.nn.layers.pooling import Windows
-from fedact.nn.streams.arithmetic import TENSORS, Images, Input, StageSettings, WholeInput, as_images, map_of, ranges
+from fedact.nn.streams.arithmetic import TENSORS, Images, StageSettings, as_images, map_of, ranges
 from fedact.nn.streams.backward import Totals
+from fedact.nn.streams.source import Input, WholeInput
 from fedact.torch_private import convolution_backward, max_pool2d_with_indices_backward
 
 INDEX_BYTES = 8

@@ -15,7 +15,7 @@ class PooledChain(NamedTuple):
 
     pooling: the pooling's name; of a function, what a module in its place would be called. takes_maxima: whether it is a
     module that takes maxima; of every channel's mean, the mean is the same again. identities: the modules between that
-    do nothing. reads_images, follows: as of an inverted residual's chain.
+    do nothing. reads_images, follows, area: as of an inverted residual's chain.
     """
 
     stage: Stage
@@ -24,6 +24,7 @@ class PooledChain(NamedTuple):
     identities: tuple[str, ...] = ()
     reads_images: bool = False
     follows: str = ""
+    area: float = 1.0
 
     @property
     def stages(self) -> list[Stage]:

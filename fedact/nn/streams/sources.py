@@ -65,7 +65,7 @@ class BlockRematerialization(Rematerialization):
         blocks: dict[Any, None] = dict.fromkeys(link.module.stream for link in self.chain)
         x = self.method.reconstruct(compressed)
         for block in blocks:
-            x = block.frozen_output(x)
+            x = block.frozen_output(x, block.room)
         return x.to(self.dtype)
 
 
