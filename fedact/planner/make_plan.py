@@ -119,7 +119,8 @@ def _runs_forward(problem: Problem, solver: Solver) -> bool:
     """Tell whether a peak budget allows the forward pass, in whatever way it is run: if not, there is no need to search."""
     if not problem.has_head or problem.scope == "saved" or problem.within_budget(inference_peak_bytes(problem)):
         return True
-    return problem.within_budget(_least_bytes(problem, solver, 0))
+    steps = ((solver.peaks.in_room(schedule.room), methods) for schedule, methods in solver.smallest(0))
+    return any(peaks.schedule([methods], 1) is not None for peaks, methods in steps)
 
 
 def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownLimit) -> Plan:

@@ -19,8 +19,6 @@ from fedact.nn.prefix.tiles_choice import MOST, tiling_bytes
 from fedact.nn.prefix.tiles_programs import Programs
 from fedact.planner.problem import PrefixSchedule, Problem
 
-AT_ONCE = 4
-"""Examples at a time in the prefix, whose outputs steps start from here."""
 AMPLE = 2**40
 """Bytes of room with which all channels of a block run at once: the fastest way to the outputs' shapes and strides."""
 
@@ -69,24 +67,24 @@ class Cut:
     @cached_property
     def output_bytes(self) -> int:
         """The bytes of the outputs that are not the images, an example."""
-        x, _ = self.problem.examples(1)
-        values, images = self._first(x), x.untyped_storage().data_ptr()
-        return stored_bytes([value for value in values if value.untyped_storage().data_ptr() != images])
+        images = self._image.untyped_storage().data_ptr()
+        return stored_bytes([value for value in self._first if value.untyped_storage().data_ptr() != images])
 
-    def _first(self, x: Tensor) -> Sequence[Tensor]:
-        """Return the outputs of one example, with the strides that they have in streams where there are some."""
+    @cached_property
+    def _image(self) -> Tensor:
+        return self.problem.examples(1)[0]
+
+    @cached_property
+    def _first(self) -> Sequence[Tensor]:
+        """The outputs of one example, with the strides that they have in streams where there are some."""
         in_streams = self.problem.room is not None and self.programs is not None
         self.installed(AMPLE if self.problem.room is not None else None)
-        return in_chunks(TiledPrefix(self.split, 1) if in_streams else self.split.prefix, x, 1) or []
+        return in_chunks(TiledPrefix(self.split, 1) if in_streams else self.split.prefix, self._image, 1) or []
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return tensors like the outputs of examples, in shapes and strides."""
         if not self._outputs or len(self._outputs[0]) < len(x):
-            if self.problem.room is None:
-                self.installed(None)
-                self._outputs = in_chunks(self.split.prefix, x, AT_ONCE) or []
-            else:
-                self._outputs = [_repeated(value, len(x)) for value in self._first(x[:1])]
+            self._outputs = [_repeated(value, len(x)) for value in self._first]
         return tuple(each[: len(x)] for each in self._outputs)
 
 

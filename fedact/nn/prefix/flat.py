@@ -1,14 +1,20 @@
 """A frozen prefix's graph with what its modules do in place of them."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from fedact.nn.graph import forward_graph
+from fedact.nn.graph import forward_graph, structure
 from fedact.nn.prefix.tiles_operations import module_operation, plain_class
 from fedact.torch_private import is_observed
+
+# A planner asks for prefixes of many lengths and in several states, of which most modules are the same.
+_TRACED: WeakKeyDictionary[nn.Module, list[tuple[Any, Graph | None]]] = WeakKeyDictionary()
+STATES = 3
+"""So many states of a module are remembered."""
 
 
 def flat_graph(model: nn.Module, prefix: Graph) -> Graph:
@@ -48,6 +54,16 @@ def _inner_graph(model: nn.Module, target: str, node: Node) -> Graph | None:
         return None
     if is_observed(module) or "forward" in vars(module) or module_operation(module) is not None:
         return None
-    graph = forward_graph(module, kind)
+    graph = _forward_graph(module, kind)
     result = next(iter(graph.find_nodes(op="output")), None) if graph else None
     return graph if result is not None and isinstance(result.args[0], Node) else None
+
+
+def _forward_graph(module: nn.Module, kind: Any) -> Graph | None:
+    """Return a module's ``forward_graph``, cached until the module or what is in it changes."""
+    key, known = (kind, structure(module)), _TRACED.setdefault(module, [])
+    graph = next((graph for other, graph in known if other == key), None)
+    if graph is None:
+        graph = forward_graph(module, kind)
+        known[:] = [*known, (key, graph)][-STATES:]
+    return graph
