@@ -25,7 +25,7 @@ def test_a_fleet_learns_street_scenes_within_its_budget(development_data, tmp_pa
     start = ["--pretrain-from", str(development_data / "weights" / "mobilenet_v2-imagenet.safetensors")]
     fleet = ["--pretrain-epochs", "1", "--resolution", "72", "--clients", "4", "--partition-by", "source", "--rounds", "3"]
     steps = ["--batch-size", "4", "--local-epochs", "2", "--lr", "0.02", "--layers", "5", "--threads", "1"]
-    how = ["--method", "auto", "--method", "hosvd", "--budget", str(BUDGET)]
+    how = ["--method", "auto", "--method", "hosvd", "--budget", str(BUDGET), "--scope", "saved"]
     assert main([*scenes, *start, *fleet, *steps, *how, "--out", str(tmp_path / "run")]) == 0
     run = fedact.load_run(tmp_path / "run")
     assert len(run.classes) == 11

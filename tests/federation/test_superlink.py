@@ -66,7 +66,7 @@ def test_nodes_learn_pixels_as_a_local_run_does(open_fleet: Fleet, tmp_path):
     for number in range(2):
         open_fleet.node(f"node-{number}", f"partition-id={number} num-partitions=2")
     scenes = {"task": "segmentation", "model": "pspnet_mobilenet_v2", "width": "", "resolution": 40, "max-examples": 40}
-    said = open_fleet.run(clients=2, budget="700KB", layers=5, **{"batch-size": 4}, **scenes, out=str(tmp_path / "run"))
+    said = open_fleet.run(clients=2, budget="1MB", layers=5, **{"batch-size": 4}, **scenes, out=str(tmp_path / "run"))
     assert "Traceback" not in said
     assert set(fedact.load_run(tmp_path / "run").clients["status"]) == {"ok"}
     assert timeless(repeated_here(tmp_path / "run")) == timeless(tmp_path / "run")
