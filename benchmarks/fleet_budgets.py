@@ -1,7 +1,7 @@
 """What a fleet learns within budgets of peak bytes: every method under every budget.
 
-python benchmarks/fleet_budgets.py run OUT [--budgets 128KB ...]   the runs, each in a folder under OUT; finished ones stay
-python benchmarks/fleet_budgets.py record OUT                      writes results/fleet_budgets.json
+python benchmarks/fleet_budgets.py run OUT [--budgets 128KB ...] [--seeds 0 ...]   the runs; what is there stays
+python benchmarks/fleet_budgets.py record OUT                                      writes results/fleet_budgets.json
 
 $FEDACT_DATA has cifar10.npz and weights/mobilenet_v2-imagenet.safetensors.
 """
@@ -13,6 +13,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,120 +23,105 @@ from results import NOT_RECORDED, commit, write_result
 
 BUDGETS = {"128KB": 128_000, "256KB": 256_000, "512KB": 512_000, "1MB": 1_000_000}
 METHODS = (
-    *("auto", "exact", "checkpoint", "hosvd", "hosvd:variance=0.8", "hosvd:bits=8"),
-    *("asi", "svd", "gradient_filter", "quantize", "vanilla"),
+    *("auto", "exact", "exact:derive=0", "checkpoint", "hosvd", "hosvd:bits=8", "hosvd:variance=0.8"),
+    *("quantize", "asi", "svd", "gradient_filter", "vanilla"),
 )
-RECOMPUTES = {"auto": METHODS, "0": ("exact",)}
-"""The methods that are run with each --recompute."""
-SEEDS = 3
+ROUNDS, SEEDS = 5, (0, 1, 2)
 NOTHING = "-"
 Rows = list[dict[str, Any]]
+Plans = list[dict[str, Any]]
 
 
-def command(budget: str, recompute: str) -> list[str]:
-    """Return the command of one budget's runs, without its folder."""
+def command(budget: str, seed: int) -> list[str]:
+    """Return the command of one budget's runs with a seed, without its folder."""
     data = Path(os.environ["FEDACT_DATA"])
-    methods = [word for method in RECOMPUTES[recompute] for word in ("--method", method)]
+    methods = [word for method in METHODS for word in ("--method", method)]
     return shlex.split(
         f"python -m fedact.simulate --dataset npz --data-dir {data / 'cifar10.npz'} --weights {data / IMAGENET} "
-        f"--resolution 64 --max-examples 664 --rounds 5 --evaluate-every 5 --batch-size 8 --lr 0.03 --seeds {SEEDS} "
-        f"--workers 1 --scope peak --budget {budget} --recompute {recompute} {shlex.join(methods)}"
+        f"--resolution 64 --max-examples 464 --rounds {ROUNDS} --evaluate-every {ROUNDS} --batch-size 8 --lr 0.03 "
+        f"--workers 1 --scope peak --budget {budget} --seed {seed} {shlex.join(methods)}"
     )
 
 
-def written(words: list[str]) -> str:
-    """Return a command as the documentation has it, without this machine's folders."""
-    return " ".join(Path(word).name if word.startswith("/") else word for word in words)
+def run(out: Path, budgets: Iterable[str], seeds: Iterable[int]) -> None:
+    """Run what has not been run, and resume what was interrupted."""
+    for seed in seeds:
+        for budget in budgets:
+            folder = out / budget / f"seed-{seed}"
+            words = ["-m", "fedact.simulate", "--resume", str(folder)] if folder.exists() else command(budget, seed)[1:]
+            subprocess.run([sys.executable, *words, *(() if folder.exists() else ("--out", str(folder)))], check=True)
 
 
-def run(out: Path, budgets: list[str]) -> None:
-    """Run what has not been run, resuming what was interrupted."""
-    for budget in budgets:
-        for recompute in RECOMPUTES:
-            folder = out / f"{budget}-recompute-{recompute}"
-            words = [sys.executable, *command(budget, recompute)[1:], "--out", str(folder)]
-            whole = [sys.executable, "-m", "fedact.simulate", "--resume", str(folder)] if folder.exists() else words
-            subprocess.run(whole, check=True)
-
-
-def read(folder: Path) -> tuple[Rows, dict[int, Any]]:
-    """Return the rows of all seeds, and the plans by seed."""
+def read(out: Path, budget: str) -> tuple[Rows, dict[str, Plans]]:
+    """Return the rows of all seeds, and every method's plans."""
     rows: Rows = []
-    plans = {}
-    for each in sorted(folder.glob("seed-*")):
-        own = [json.loads(line) for line in (each / "records.jsonl").read_text().splitlines()]
-        rows += own
-        plans[own[0]["config"]["seed"]] = json.loads((each / "plans.json").read_text())
+    plans: dict[str, Plans] = {}
+    for folder in sorted((out / budget).glob("seed-*")):
+        rows += [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for method, made in json.loads((folder / "plans.json").read_text()).items():
+            plans.setdefault(method, []).extend(made.values())
     return rows, plans
 
 
-def cell(rows: Rows, plans: dict[int, Any], method: str, recompute: str) -> dict[str, Any]:
-    """Return a method's figures over all seeds; raises ValueError where a seed has not finished."""
+def figures(rows: Rows, method: str, plans: Plans) -> dict[str, Any]:
+    """Return a method's figures over the seeds that it has finished."""
     own = [row for row in rows if row.get("method") == method]
-    clients = [row for row in own if row["kind"] == "client"]
-    scores = [100 * row["accuracy"] for row in own if row["kind"] == "round" and row["round"] == 5]
-    if len(scores) != SEEDS:
-        raise ValueError(f"{method}: {len(scores)} seeds of {SEEDS}")
-    made = [plan for seed in plans.values() for plan in seed[method].values()]
-    seconds = [sum(row["seconds"] or 0.0 for row in clients if row["seed"] == seed) for seed in plans]
+    ends = {row["seed"]: 100 * row["accuracy"] for row in own if row["kind"] == "round" and row["round"] == ROUNDS}
+    clients = [row for row in own if row["kind"] == "client" and row["seed"] in ends]
+    scores = list(ends.values())
+    seconds = [sum(row["seconds"] or 0.0 for row in clients if row["seed"] == seed) for seed in ends]
     return {
-        "method": f"{method} (nothing made again)" if recompute == "0" else method,
-        "accuracy": round(statistics.mean(scores), 1),
-        "standard error": round(statistics.stdev(scores) / SEEDS**0.5, 1),
-        "seeds": " / ".join(f"{score:.1f}" for score in scores),
-        "seconds of training": round(statistics.mean(seconds), 1),
-        "peak bytes": max((row["peak_bytes"] or 0 for row in clients), default=0),
-        "trained convolutions": span(plan["layers"] for plan in made),
-        "micro-batch": span(plan["micro_batch"] for plan in made),
-        "room": span(plan.get("room_bytes") or 0 for plan in made),
-        "tiles": span(plan.get("tiles") or 0 for plan in made),
-        "recompute": span(plan.get("recompute") or 0 for plan in made),
+        "method": method,
+        "accuracy": round(statistics.mean(scores), 1) if scores else None,
+        "standard error": round(statistics.stdev(scores) / len(scores) ** 0.5, 1) if len(scores) > 1 else None,
+        "by seed": " / ".join(f"{score:.1f}" for score in scores),
+        "seconds of training": round(statistics.mean(seconds), 1) if scores else None,
+        "peak bytes": max((row["peak_bytes"] or 0 for row in clients), default=0) or None,
+        "trained convolutions": span(plan["layers"] for plan in plans),
+        "micro-batch": span(plan["micro_batch"] for plan in plans),
+        "room": span(plan.get("room_bytes") or 0 for plan in plans),
+        "tiles": span(plan.get("tiles") or 0 for plan in plans),
+        "recompute": span(plan.get("recompute") or 0 for plan in plans),
         "status": ", ".join(sorted({row["status"] for row in clients})),
     }
 
 
-def span(values: Any) -> str:
+def span(values: Iterable[int]) -> str:
     """Return the least and the greatest of some numbers.
 
     >>> span([8, 4, 8]), span([2, 2]), span([0])
     ('4-8', '2', '-')
     """
     found = sorted(set(values))
-    ends = [f"{value:,}" for value in (found[:1] + found[-1:] if len(found) > 1 else found)]
-    return "-".join(ends) if found[-1] else NOTHING
-
-
-def record(out: Path) -> Path:
-    """Write results/fleet_budgets.json: a table a budget, and one with the accuracy under all of them."""
-    tables: dict[str, Any] = {}
-    for budget in BUDGETS:
-        found = [
-            cell(*read(out / f"{budget}-recompute-{recompute}"), method, recompute)
-            for recompute, methods in RECOMPUTES.items() for method in methods
-        ]  # fmt: skip
-        tables[budget] = {"columns": list(found[0]), "rows": [list(each.values()) for each in found]}
-    columns = ["method", *(f"{size:,} bytes" for size in BUDGETS.values())]
-    methods = [row[0] for row in tables["128KB"]["rows"]]
-    cells = [[text(dict(zip(table["columns"], table["rows"][place], strict=True))) for table in tables.values()]
-             for place in range(len(methods))]  # fmt: skip
-    default = {"columns": columns, "rows": [[method, *row] for method, row in zip(methods, cells, strict=True)]}
-    rows, _ = read(out / "512KB-recompute-auto")
-    commands = [written(command(budget, recompute)) for budget in BUDGETS for recompute in RECOMPUTES]
-    return write_result(
-        "fleet_budgets", "\n".join(commands), {"default": default, **tables},
-        machine=rows[0].get("machine") or NOT_RECORDED, versions=rows[0]["versions"],
-        threads=rows[0]["config"]["threads"], seeds=range(SEEDS), commit=commit(),
-    )  # fmt: skip
+    ends = dict.fromkeys([found[0], found[-1]]) if found else [0]
+    return "-".join(f"{value:,}" for value in ends) if any(ends) else NOTHING
 
 
 def text(found: dict[str, Any]) -> str:
     """Return a cell of the table of all budgets: accuracy, trained convolutions, micro-batch, seconds."""
-    if "skipped" in found["status"]:
-        return "does not fit"
+    if found["accuracy"] is None or "skipped" in found["status"]:
+        return "does not fit" if found["status"] else NOTHING
+    error = "" if found["standard error"] is None else f" ± {found['standard error']}"
     depth = "the head" if found["trained convolutions"] == NOTHING else found["trained convolutions"]
-    return (
-        f"{found['accuracy']} ± {found['standard error']}; {depth}, {found['micro-batch']}; {found['seconds of training']} s"
-    )
+    return f"{found['accuracy']}{error}; {depth}, {found['micro-batch']}; {found['seconds of training']:.0f} s"
+
+
+def record(out: Path) -> Path:
+    """Write results/fleet_budgets.json: a table a budget, and one of the accuracy under all of them."""
+    tables, summary = dict[str, Any](), {method: [method] for method in METHODS}
+    for budget in BUDGETS:
+        rows, plans = read(out, budget)
+        found = [figures(rows, method, plans.get(method, [])) for method in METHODS]
+        tables[budget] = {"columns": list(found[0]), "rows": [list(each.values()) for each in found]}
+        for each in found:
+            summary[each["method"]].append(text(each))
+    columns = ["method", *(f"{size:,} bytes" for size in BUDGETS.values())]
+    words = [" ".join(Path(word).name if word.startswith("/") else word for word in command(each, 0)) for each in BUDGETS]
+    return write_result(
+        "fleet_budgets", "\n".join(words), {"default": {"columns": columns, "rows": list(summary.values())}, **tables},
+        machine=rows[0].get("machine") or NOT_RECORDED, versions=rows[0]["versions"],
+        threads=rows[0]["config"]["threads"], seeds=SEEDS, commit=commit(),
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -144,9 +130,10 @@ def main() -> int:
     parser.add_argument("what", choices=["run", "record"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--budgets", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     given = parser.parse_args()
     if given.what == "run":
-        run(given.out, given.budgets)
+        run(given.out, given.budgets, given.seeds)
     else:
         print(record(given.out))
     return 0

@@ -19,6 +19,7 @@ from fedact.federation.global_evaluation import evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
 from fedact.federation.traffic import Traffic
+from fedact.models.tasks import Outcome
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
 from fedact.training.forgetting import client_accuracy, forgotten, unheld_accuracy
@@ -141,12 +142,21 @@ class PartialFedAvg(FedAvg):
         self.run.on_round(row, self.rows)
         return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if measured.get(name) is not None})
 
+    def _outcome(self, number: int, arrays: ArrayRecord) -> Outcome:
+        """Return the global model's outcome on the whole test set.
+
+        Before round 1 it is the same model for every method: those whose plans run it by the same operations share it.
+        """
+        run, plan = self.run, self.run.deepest_plan
+        known = run.workspace.start_outcomes if number == 0 else {}
+        key = None if plan is None else (plan.layers, plan.method == "vanilla", plan.room_bytes is None)
+        if key not in known:
+            known[key] = evaluate_on_test_set(run.workspace, run.experiment_key, plan, arrays, run.records)
+        return known[key]
+
     def _evaluate(self, number: int, arrays: ArrayRecord) -> Row:
         """Return the global model's scores after a round, on the whole test set and on its parts."""
-        held = self.run.experiment.held
-        found = evaluate_on_test_set(
-            self.run.workspace, self.run.experiment_key, self.run.deepest_plan, arrays, self.run.records
-        )
+        held, found = self.run.experiment.held, self._outcome(number, arrays)
         unheld = unheld_accuracy(found, held)
         if number == 0:
             self.unheld_before = unheld

@@ -24,6 +24,7 @@ from fedact.models.initialization import (
     resolved,
     weights_key,
 )
+from fedact.models.tasks import Outcome
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.layers import LayerCodec
 from fedact.nn.layers.stored_sizes import codecs_of
@@ -49,7 +50,8 @@ class Workspace:
     measured: the memory of steps measured in this process, the same for every client under a plan. frozen, caches: by
     plan, the model's frozen prefix, and by plan and "train" or "test", the disk cache of its outputs; None where there
     is none. choice: of depth and learning rate, the same for all methods and budgets; None until it is made. trials: by
-    which it is made here, None until the first.
+    which it is made here, None until the first. start_outcomes: of the initial model on the test set, by (trained
+    convolutions, whether plainly, whether in whole maps), None where nobody trains.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
@@ -63,6 +65,7 @@ class Workspace:
         self.caches: dict[tuple[Plan, str], PrefixCache | None] = {}
         self.choice: Choice | None = None
         self.trials: TrialFleet | None = None
+        self.start_outcomes: dict[tuple[int, bool, bool] | None, Outcome] = {}
         self._trained: dict[Plan, list[str]] = {}
 
     def model_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
