@@ -70,6 +70,11 @@ class ByteAllocation:
             candidates += rivals
         return self.selection.least_error(candidates, negligible)
 
+    @property
+    def may_stream(self) -> bool:
+        """Whether blocks may run in streams."""
+        return bool(self.candidates.schedules.rooms)
+
     def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
         ones = self.candidates.schedules.of_one(depth)
         return [(each, methods) for each in ones for methods in self.candidates.smallest(each, depth)]
@@ -120,9 +125,8 @@ class ByteAllocation:
         if exact:
             recompute = max(method.recompute for method in exact.methods.values())
             enough = schedules.seconds(Schedule(exact.micro_batch, recompute, exact.room), depth) / ALIKE
-        for schedule in self.candidates.schedules_that_may_fit(depth):
-            faster = enough == inf or schedules.seconds(schedule, depth) < enough
-            if faster and (schedule.recompute, schedule.in_streams) in known:
+        for schedule in self.candidates.schedules_that_may_fit(depth, enough):
+            if (schedule.recompute, schedule.in_streams) in known:
                 yield from self.candidates.of(schedule, depth)
 
     def _exact(self, depth: int) -> Solution | None:

@@ -65,6 +65,11 @@ class FixedMethodSearch:
                     return admitted
         return None
 
+    @property
+    def may_stream(self) -> bool:
+        """Whether blocks may run in streams."""
+        return bool(self.schedules.rooms)
+
     def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
         ones = self.schedules.of_one(depth)
         return [(schedule, methods) for schedule in ones for _, methods in self._levels(depth, schedule)]

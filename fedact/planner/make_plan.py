@@ -116,8 +116,10 @@ def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
 
 
 def _runs_forward(problem: Problem, solver: Solver) -> bool:
-    """Tell whether a peak budget allows the forward pass, in whatever way it is run: if not, there is no need to search."""
-    if not problem.has_head or problem.scope == "saved" or problem.within_budget(inference_peak_bytes(problem)):
+    """Tell whether a peak budget allows the forward pass on whole maps, or may in streams; if not, no search is needed."""
+    if not problem.has_head or problem.scope == "saved" or solver.may_stream:
+        return True
+    if problem.within_budget(inference_peak_bytes(problem)):
         return True
     steps = ((solver.peaks.in_room(schedule.room), methods) for schedule, methods in solver.smallest(0))
     return any(peaks.schedule([methods], 1) is not None for peaks, methods in steps)

@@ -21,10 +21,14 @@ SURE = 0.98
 """A step that is predicted to take the budget divided by this may still be within it."""
 FEW = 3
 """So many examples' step is not run where one's and two's say that it is over the budget."""
+SMALL = 32 * 3 * 64 * 64
+"""Of images with no more elements in all, the whole batch's step is run instead of two examples': a part of it takes at
+least that part of its bytes, where two examples' may be much the same as one's."""
 LINEARITY = 1.1
 """A step's bytes are at least those that two smaller ones say, on a straight line, divided by this."""
 PARTS = 1.5
-"""A step takes at least what one and two examples say of every storage, divided by this: some kernels work part by part."""
+"""A step takes at least what one and two examples say of every storage, divided by this: some kernels work part by part.
+In streams the parts are the same."""
 
 
 class PeakPrediction:
@@ -38,7 +42,7 @@ class PeakPrediction:
         self.problem, self.working, self.no_working = problem, WorkingMemory(), WorkingMemory(none=True)
         self._rooms: dict[int | None, PeakPrediction] = {problem.room: self}
         self._steps: dict[tuple[Structure, int, bool], StepLevels] = {}
-        self._too_large: dict[tuple[Structure, int], bool] = {}
+        self._bounds: dict[tuple[Structure, int], float] = {}
         self._cuts: dict[tuple[Structure, bool], Cut | None] = {}
         self._by_names: dict[tuple[Any, ...], Cut | None] = {}
         self._prefixes: dict[Cut, Prefix] = {}
@@ -108,24 +112,39 @@ class PeakPrediction:
         return self.problem.scope == "peak" and self._is_too_large(structure, micro_batch)
 
     def _is_too_large(self, structure: Structure, micro_batch: int) -> bool:
-        """Tell whether one and two examples say that so many are over the budget, even where methods store nothing.
+        """Tell whether one and two examples say that so many are over the budget, even where methods store nothing."""
+        budget, room, key = self.problem.budget, self.problem.room, (structure, micro_batch)
+        if budget is None:
+            return False
+        if key not in self._bounds and room is not None:
+            # Less room spares no more than all of the wide maps.
+            more = [(size, other) for size, other in self._rooms.items() if size is not None and size > room]
+            if any(other._bounds.get(key, 0) - size > budget for size, other in more):
+                return True
+        return self.lower_bound(structure, micro_batch) > budget
+
+    def lower_bound(self, structure: Structure, micro_batch: int) -> float:
+        """Return fewer bytes than a step takes, roughly if that is within the budget.
 
         At each moment the bytes grow by the same number with every example: the most of them by no less from two on.
         """
-        budget, key = self.problem.budget, (structure, micro_batch)
-        if budget is None:
-            return False
-        if key not in self._too_large:
+        budget, key = self.problem.budget or 0, (structure, micro_batch)
+        if key not in self._bounds:
             chunked = self._prefix(structure) is not None
             one = self._with_as_many_channels(micro_batch, 1)._levels(structure, 1, chunked)
             first = one.least_bytes
-            self._too_large[key] = int(first * SURE) > budget
-            if not self._too_large[key] and micro_batch >= FEW and first * micro_batch > budget:
+            bounds: list[float] = [int(first * SURE)]
+            if bounds[0] <= budget and self.problem.x.numel() <= SMALL:
+                whole = self.problem.batch_size
+                most = self._with_as_many_channels(micro_batch, whole)._levels(structure, whole, chunked).least_bytes
+                bounds.append(most * micro_batch / whole / LINEARITY)
+            elif micro_batch >= FEW and bounds[0] <= budget < first * micro_batch:
                 two = self._with_as_many_channels(micro_batch, 2)._levels(structure, 2, chunked)
-                most = one.least_bytes_of(micro_batch, two) or 0
-                least = first + (two.least_bytes - first) * (micro_batch - 1)
-                self._too_large[key] = least > LINEARITY * budget or most > PARTS * budget
-        return self._too_large[key]
+                grown = one.least_bytes_of(micro_batch, two) or 0
+                bounds.append(grown / (PARTS if self.problem.room is None else LINEARITY))
+                bounds.append((first + (two.least_bytes - first) * (micro_batch - 1)) / LINEARITY)
+            self._bounds[key] = max(bounds)
+        return self._bounds[key]
 
     def _with_as_many_channels(self, micro_batch: int, examples: int) -> "PeakPrediction":
         """Return the predictions of the room in which fewer examples run as many channels at a time."""

@@ -3,19 +3,24 @@
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import product
+from math import inf
 
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
+from fedact.compression.quantize import Quantize
 from fedact.nn.streams.find import find
 from fedact.planner.cost_model import step_seconds
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, Schedule
 from fedact.planner.profiles import Profiles
+from fedact.planner.stand_in import structure_of
 from fedact.planner.step_memory import floor_bytes
 from fedact.planner.step_structure import distinct_recomputes, layers_with_input
 
 SHARES = (2, 8, 32)
 """The rooms of an example are the floor divided by these: the more room, the fewer groups of channels, and the faster."""
+
+EXACT, QUICK = Exact(), Quantize(bits=8)
 
 
 class Schedules:
@@ -27,7 +32,7 @@ class Schedules:
     def __init__(self, problem: Problem, profiles: Profiles, in_time: bool = False) -> None:
         self.problem, self.profiles, self.in_time = problem, profiles, in_time
         self._recomputes: dict[int, list[int]] = {}
-        self._seconds: dict[tuple[int, Schedule], float] = {}
+        self._seconds: dict[tuple[int, Schedule, Method], float] = {}
 
     @cached_property
     def rooms(self) -> tuple[int, ...]:
@@ -83,45 +88,55 @@ class Schedules:
         given, *others = self.problem.recomputes
         return 0 if others else given
 
-    def seconds(self, schedule: Schedule, depth: int) -> float:
-        """Return the estimated seconds of a batch, without what a method's coding takes."""
-        if (depth, schedule) not in self._seconds:
+    def seconds(self, schedule: Schedule, depth: int, method: Method = EXACT) -> float:
+        """Return the estimated seconds of a batch with one method for all saved inputs."""
+        key = depth, schedule, method
+        if key not in self._seconds:
             structure = self.profiles.structure(schedule.recompute, depth, schedule.in_streams)
             saved, costs = structure.saved_inputs(depth), self.profiles.costs
-            exact = dict.fromkeys((each.key for each in saved), Exact())
+            methods = dict.fromkeys((each.key for each in saved), method)
             blocks = self.profiles.blocks if schedule.in_streams else ()
             path, sizes = structure.gradient_path(depth), (schedule.micro_batch, self.problem.batch_size)
-            elements = dict.fromkeys(exact, 0)
-            found = step_seconds(costs, path, saved, exact, elements, *sizes, blocks, schedule.room or 0)
-            self._seconds[depth, schedule] = found
-        return self._seconds[depth, schedule]
+            elements = {name: costs.shapes[name][1:].numel() if name in costs.shapes else 0 for name in methods}
+            found = step_seconds(costs, path, saved, methods, elements, *sizes, blocks, schedule.room or 0)
+            self._seconds[key] = found
+        return self._seconds[key]
 
     def that_may_fit(
-        self, depth: int, peaks: PeakPrediction, kept_by: Callable[[int], Methods] | None = None
+        self, depth: int, peaks: PeakPrediction, kept_by: Callable[[int], Methods] | None = None, below: float = inf
     ) -> Iterator[Schedule]:
-        """Yield the schedules that no step on one or two examples rules out under a peak, the preferred first.
+        """Yield the schedules that no step on a few examples rules out under a peak, the preferred first.
 
-        peaks: of any room. kept_by: returns the methods with a recompute, if they keep their inputs.
+        peaks: of any room. kept_by: returns the methods with a recompute, if they keep their inputs. below: seconds of a
+        batch that are too many, with the fastest method that loses something.
         """
         ruled_out: list[Schedule] = []
         layers = layers_with_input(self.problem, depth)
 
         def is_ruled_out(schedule: Schedule) -> bool:
-            if any(schedule.asks_as_much(other) for other in ruled_out):
+            recompute, size, found = schedule.recompute, schedule.micro_batch, peaks.in_room(schedule.room)
+            if kept_by is not None:
+                return found.rules_out(kept_by(recompute), size)
+            if below < inf and self._kept_is_too_little(schedule, depth, found):
                 return True
-            size, found = schedule.micro_batch, peaks.in_room(schedule.room)
-            if kept_by is None:
-                out = found.is_too_large(layers, schedule.recompute, size)
-            else:
-                out = found.rules_out(kept_by(schedule.recompute), size)
-            ruled_out.extend([schedule] if out else [])
-            return out
+            return found.is_too_large(layers, recompute, size)
 
         for schedule in self.preferred_first(depth):
-            # Where the least room is too much, no other has to be looked at.
-            least = schedule._replace(room=self.rooms[-1] * schedule.micro_batch) if schedule.in_streams else schedule
-            if not is_ruled_out(least) and not is_ruled_out(schedule):
+            if below < inf and self.seconds(schedule, depth, QUICK) >= below:
+                continue
+            if any(schedule.asks_as_much(other) for other in ruled_out):
+                continue
+            if is_ruled_out(schedule):
+                ruled_out.append(schedule)
+            else:
                 yield schedule
+
+    def _kept_is_too_little(self, schedule: Schedule, depth: int, peaks: PeakPrediction) -> bool:
+        """Tell whether exact training is over the budget even without its saved inputs."""
+        exact = dict.fromkeys(layers_with_input(self.problem, depth), EXACT.recomputing(schedule.recompute))
+        structure = self.profiles.structure(schedule.recompute, depth, schedule.in_streams)
+        kept = schedule.micro_batch * sum(x.nbytes for x in structure.inputs.values())
+        return not self.problem.within_budget(int(peaks.lower_bound(structure_of(exact), schedule.micro_batch) - kept))
 
 
 def may_stream(method: Method | str) -> bool:

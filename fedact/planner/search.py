@@ -51,6 +51,10 @@ class Solver(Protocol):
     def peaks(self) -> PeakPrediction:
         """Predicts peak bytes."""
 
+    @property
+    def may_stream(self) -> bool:
+        """Whether blocks may run in streams."""
+
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         """Return estimated gradient errors by trained layer, None where no step fits the budget."""
 
