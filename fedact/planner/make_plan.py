@@ -21,7 +21,7 @@ from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
-from fedact.planner.smaller_images import skipped_reason
+from fedact.planner.smaller_images import least_inference, skipped_reason
 from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import VanillaStep, floor_bytes, inference_peak_bytes, measure_step, vanilla_step
 from fedact.training.threads import threads_for
@@ -214,8 +214,9 @@ def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
 
 
 def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:
+    inference = least_inference(problem, _solver(problem, 0, limit))
     reason = skipped_reason(
-        problem, least, depth, limit, lambda other: _least_bytes(other, _solver(other, depth, limit), depth)
+        problem, least, depth, limit, lambda other: _least_bytes(other, _solver(other, depth, limit), depth), inference
     )
     unmeasured: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
     return Plan(

@@ -168,6 +168,11 @@ class PeakPrediction:
         prefix = None if self.problem.scope == "saved" else self._prefix(self._structure(methods))
         return WHOLE if prefix is None else prefix.least(micro_batch)
 
+    def least_inference(self, methods: Methods) -> tuple[int, str]:
+        """Return the fewest bytes of the frozen prefix on one example, and how, in words; none where it runs whole."""
+        prefix = self._prefix(self._structure(methods))
+        return (0, "") if prefix is None else prefix.in_words()
+
     def _prefix(self, structure: Structure) -> Prefix | None:
         """Return the frozen prefix, None where there is none that may run in chunks or in tiles."""
         cut = self._cut(structure)

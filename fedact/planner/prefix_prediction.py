@@ -105,6 +105,14 @@ class Prefix:
         schedules = (PrefixSchedule(chunk, tiles) for tiles in self._tiles() for chunk in (0, 1))
         return min(schedules, key=lambda schedule: self.peak_bytes(examples, schedule))
 
+    def in_words(self) -> tuple[int, str]:
+        """Return the fewest bytes that one example takes, and how it runs then, in words."""
+        schedule = self.least(1)
+        streams = ["streams"] if self.room is not None else []
+        tiles = [f"{schedule.tiles} x {schedule.tiles} tiles"] if schedule.tiles > 1 else []
+        size = self.peak_bytes(1, schedule)
+        return size, f", {size:,} in {' and '.join([*streams, *tiles])}" if streams or tiles else ""
+
     def _tiles(self) -> Iterator[int]:
         """Yield the numbers of tiles that may be chosen, the fastest first; of blocks in streams, 1 is whole maps."""
         if self.room is None:

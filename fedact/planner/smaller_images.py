@@ -7,6 +7,7 @@ from math import sqrt
 import torch.nn.functional as F
 
 from fedact.planner.problem import Problem
+from fedact.planner.search import Solver
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import inference_peak_bytes
 
@@ -18,11 +19,17 @@ FEW = 2
 
 
 def skipped_reason(
-    problem: Problem, least: int, depth: int, limit: SlowdownLimit, least_bytes: Callable[[Problem], int]
+    problem: Problem,
+    least: int,
+    depth: int,
+    limit: SlowdownLimit,
+    least_bytes: Callable[[Problem], int],
+    in_streams_or_tiles: str = "",
 ) -> str:
     """Return why nothing can be trained, and under a peak also what would fit.
 
     least: bytes of the least step at this depth; least_bytes: measures them for another problem.
+    in_streams_or_tiles: how inference takes the least, in words.
     """
     what = f"{depth} layer{'s'[: depth > 1]}" if depth else "the head alone"
     if problem.within_budget(least) and limit.max_slowdown is None:
@@ -33,9 +40,17 @@ def skipped_reason(
     reason = f"even {what}, one example at a time, needs {least:,} {problem.scope} bytes"
     if problem.scope != "peak":
         return reason
-    reason += f"; inference alone peaks at {inference_peak_bytes(problem):,} bytes"
+    reason += f"; inference alone peaks at {inference_peak_bytes(problem):,} bytes" + in_streams_or_tiles
     smaller = fitting_images(problem, least, least_bytes)
     return f"{reason}; {smaller}" if smaller else reason
+
+
+def least_inference(problem: Problem, solver: Solver) -> str:
+    """Return how inference takes the least, in words; none of a problem without a head, or where it is run whole."""
+    if problem.scope != "peak" or not problem.has_head:
+        return ""
+    found = [solver.peaks.in_room(schedule.room).least_inference(methods) for schedule, methods in solver.smallest(0)]
+    return min(found, default=(0, ""))[1]
 
 
 def fitting_images(problem: Problem, least: int, least_bytes: Callable[[Problem], int]) -> str | None:

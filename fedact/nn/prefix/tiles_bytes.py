@@ -65,7 +65,7 @@ def peak_bytes(tasks: Sequence[Task], given: Mapping[int, int], element_bytes: i
                 alive.note(result + size)
             alive.add(output, size)
         elif isinstance(operation, Streamed):
-            alive.note(operation.bytes.peak_bytes(examples, operation.room, task.channels_last))
+            alive.note(operation.peak_bytes(examples, task.channels_last))
             alive.free(task.frees)
             alive.add(output, size)
         elif task.overwrites is not None:

@@ -67,17 +67,24 @@ class Sum:
 class Streamed:
     """An inverted residual of whole maps, a few of its wide channels at a time.
 
-    entry: the name of its first module. room: bytes for its wide maps. bytes: what is alive meanwhile.
+    entry: the name of its first module. room: bytes for its wide maps. bytes: what is alive meanwhile. has_spare: whether it
+    takes more where less else is alive than at the worst place, which is none in a prefix whose first stages run in tiles.
     """
 
     entry: str
     room: int
     bytes: ForwardBytes
+    has_spare: bool = True
 
     def run(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the block's output."""
-        y: Tensor = model.get_submodule(self.entry).stream.frozen_output(x)  # type: ignore[operator, union-attr]
+        room = None if self.has_spare else self.room
+        y: Tensor = model.get_submodule(self.entry).stream.frozen_output(x, room)  # type: ignore[operator, union-attr]
         return y
+
+    def peak_bytes(self, examples: int, channels_last: bool) -> int:
+        """Return the most bytes alive, the output among them and the input not; channels_last: how that lies in memory."""
+        return self.bytes.peak_bytes(examples, self.room, channels_last, self.has_spare)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedact.nn.prefix.tiles_geometry import Span, tile_spans
 from fedact.nn.prefix.tiles_graph import IMAGES, MapShape, Steps, steps_of
 from fedact.nn.prefix.tiles_operations import Streamed, Windowed
 from fedact.nn.prefix.tiles_program import Axis, Task, tasks_of, tile_axis, whole_tasks
-from fedact.nn.prefix.tiles_streams import with_layouts, with_streams
+from fedact.nn.prefix.tiles_streams import with_layouts, with_streams, without_spare
 from fedact.torch_private import without_dispatch_modes
 
 
@@ -77,7 +77,9 @@ class Programs:
         if stage not in self._rests:
             last = self.steps.steps[stage - 1].output if stage else IMAGES
             tasks = whole_tasks(self.whole, self._starts[last] if stage else 0)
-            self._rests[stage] = with_layouts(tasks, {last: stage > 0}) if self.has_streams else tasks
+            if self.has_streams:
+                tasks = with_layouts(without_spare(tasks) if stage else tasks, {last: stage > 0})
+            self._rests[stage] = tasks
         return self._rests[stage]
 
     def rest_peak(self, stage: int, element_bytes: int, examples: int) -> int:

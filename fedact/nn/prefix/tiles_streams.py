@@ -80,6 +80,17 @@ def _streamed(steps: Steps, run: Sequence[Step], block: Block, entry: str) -> St
     return replace(last, operation=operation, inputs=first.inputs, then=last.then[len(last.then) - surplus :])
 
 
+def without_spare(tasks: Iterable[Task]) -> tuple[Task, ...]:
+    """Return tasks whose blocks in streams take no more than their room."""
+
+    def bounded(task: Task) -> Task:
+        if not isinstance(task.step.operation, Streamed):
+            return task
+        return replace(task, step=replace(task.step, operation=replace(task.step.operation, has_spare=False)))
+
+    return tuple(map(bounded, tasks))
+
+
 def with_layouts(tasks: Iterable[Task], given: Mapping[int, bool]) -> tuple[Task, ...]:
     """Return tasks that know whether what streams read has its channels last in memory; given: of the first values."""
     layouts, known = dict(given), list[Task]()

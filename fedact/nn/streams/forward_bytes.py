@@ -38,10 +38,10 @@ class ForwardBytes:
         first = 0 if self.geometry.first is None else self.weights[0].numel() * self.wide
         return first + (depthwise.numel() + project.numel()) * self.narrow
 
-    def peak_bytes(self, examples: int, room: int, channels_last: bool) -> int:
+    def peak_bytes(self, examples: int, room: int, channels_last: bool, has_spare: bool = True) -> int:
         """Return the most bytes alive, the output among them and the input not; channels_last: how that lies in memory."""
         channels = len(self.weights[-2])
-        room += int(self.spare * (examples * prod(self.shape) * self.weights[0].itemsize))
+        room += int(has_spare * self.spare * (examples * prod(self.shape) * self.weights[0].itemsize))
         step = self.geometry.step(torch.Size((examples, *self.shape)), self.weights, room)
         step = -(-channels // -(-channels // step))
         wide, narrow = examples * self.wide * step, examples * self.narrow * step
