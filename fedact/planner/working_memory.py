@@ -73,7 +73,7 @@ class WorkingMemory:
         if self.none:
             return 0
         method, examples = _rounded_up(method), _few(like)
-        key = (method, *_each(like), len(channels), examples)
+        key = (method, *_each(like), channels, examples)
         if key not in self._channels:
             compressed = method.compress(like.noise(examples), method.start(0))
             given = [*compressed.tensors, *compressed.state.tensors]

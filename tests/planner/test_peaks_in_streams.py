@@ -17,7 +17,7 @@ from tests.support.inverted_residuals import InvertedResidual, batch, network
 
 EXACT = ["exact", "exact:derive=3", "hosvd:ranks=2x3x4x4", "svd:ranks=2", "gradient_filter", "quantize:bits=8"]
 NEAR = ["asi:ranks=2x3x4x4", "transform:bits=2", "quantize:bits=4,derive=3"]
-ROOMS = 3000, 12_000
+ROOMS = 3000, 20_000
 
 
 def problem(method, room, activation="relu6"):
