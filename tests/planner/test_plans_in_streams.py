@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.planner.test_plan_property import Case, check_bytes
+from tests.support.asked import Case, check_bytes
 from tests.support.inverted_residuals import InvertedResidual, network
 
 FAST = ["hosvd", "quantize:bits=4", "asi:variance=0.8"]
