@@ -15,6 +15,7 @@ from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, Schedule
 from fedact.planner.profiles import Profiles
 from fedact.planner.refinement import Candidate
+from fedact.planner.schedules import Schedules
 from fedact.planner.search import Solution, is_worth_it
 from fedact.planner.selection import ALIKE, Selection, fastest_first
 from fedact.planner.slowdown import SlowdownLimit
@@ -36,7 +37,7 @@ class ByteAllocation:
                 return None
         if self.problem.method == AUTO:
             return self._least_errors(self.families, depth, 1)
-        kinds = dict.fromkeys((each.recompute, each.in_streams) for each in self.candidates.schedules.preferred_first(depth))
+        kinds = dict.fromkeys((each.recompute, each.in_streams) for each in self.schedules.preferred_first(depth))
         found = (self._compact_errors(self.candidates.families(*kind)[-1], depth) for kind in kinds)
         return next(filter(is_worth_it, found), None)
 
@@ -73,10 +74,18 @@ class ByteAllocation:
     @property
     def may_stream(self) -> bool:
         """Whether blocks may run in streams."""
-        return bool(self.candidates.schedules.rooms)
+        return bool(self.schedules.rooms)
+
+    def seconds(self, depth: int, schedule: Schedule) -> float:
+        return self.schedules.seconds(schedule, depth)
+
+    @property
+    def schedules(self) -> Schedules:
+        """How a batch may be run."""
+        return self.candidates.schedules
 
     def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
-        ones = self.candidates.schedules.of_one(depth)
+        ones = self.schedules.of_one(depth)
         return [(each, methods) for each in ones for methods in self.candidates.smallest(each, depth)]
 
     @property
@@ -97,7 +106,7 @@ class ByteAllocation:
     @cached_property
     def families(self) -> list[Family]:
         """The sets of methods of which a plan may mix one, of a given method the simplest first."""
-        problem, schedules = self.problem, self.candidates.schedules
+        problem, schedules = self.problem, self.schedules
         free = problem.method == AUTO and self.limit.max_slowdown is not None
         recomputes = problem.least_recomputes if free else problem.recomputes
         kinds = [(recompute, False) for recompute in recomputes]
@@ -120,7 +129,7 @@ class ByteAllocation:
 
     def _mixes(self, exact: Solution | None, depth: int) -> Iterator[Candidate]:
         """Yield the candidates of ``auto``; where exact training fits, those that are faster."""
-        families, schedules = self.families, self.candidates.schedules
+        families, schedules = self.families, self.schedules
         known, enough = {(family.recompute, family.in_streams) for family in families}, inf
         if exact:
             recompute = max(method.recompute for method in exact.methods.values())

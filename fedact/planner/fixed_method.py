@@ -70,6 +70,9 @@ class FixedMethodSearch:
         """Whether blocks may run in streams."""
         return bool(self.schedules.rooms)
 
+    def seconds(self, depth: int, schedule: Schedule) -> float:
+        return self.schedules.seconds(schedule, depth)
+
     def smallest(self, depth: int) -> list[tuple[Schedule, Methods]]:
         ones = self.schedules.of_one(depth)
         return [(schedule, methods) for schedule in ones for _, methods in self._levels(depth, schedule)]

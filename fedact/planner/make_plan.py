@@ -22,6 +22,7 @@ from fedact.planner.problem import Methods, Problem, make_problem
 from fedact.planner.search import Solution, Solver, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.smaller_images import least_inference, skipped_reason
+from fedact.planner.spare_budget import with_spare_budget
 from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import VanillaStep, floor_bytes, inference_peak_bytes, measure_step, vanilla_step
 from fedact.training.threads import threads_for
@@ -85,7 +86,7 @@ def make_plan(
         depths = depths_for(problem, layers, most_layers)
         solver = _solver(problem, depths.requested, limit)
         if _runs_forward(problem, solver) and (solution := search(problem, depths, solver)):
-            return _plan(problem, solution, depths.requested, limit)
+            return _plan(problem, with_spare_budget(problem, solution, solver), depths.requested, limit)
         depth = 0 if problem.has_head else depths.candidates[0]
         return _skipped(problem, _least_bytes(problem, solver, depth), depth, limit)
 

@@ -17,8 +17,9 @@ from fedact.planner.stand_in import structure_of
 from fedact.planner.step_memory import floor_bytes
 from fedact.planner.step_structure import distinct_recomputes, layers_with_input
 
-SHARES = (2, 8, 32)
-"""The rooms of an example are the floor divided by these: the more room, the fewer groups of channels, and the faster."""
+SHARES, FEW_SHARES = (2, 4, 8, 16, 32), (2, 8, 32)
+"""The rooms of an example are the floor divided by these: the more room, the fewer groups of channels, and the faster.
+Few of them for methods with free settings, of which every room has candidates of its own."""
 
 EXACT, QUICK = Exact(), Quantize(bits=8)
 
@@ -40,7 +41,8 @@ class Schedules:
         problem = self.problem
         if problem.scope == "saved" or problem.budget is None or not may_stream(problem.method) or not self._blocks(problem):
             return ()
-        return tuple(max(1, floor_bytes(problem) // share) for share in SHARES)
+        free = isinstance(problem.method, Method) and problem.method.has_free_settings
+        return tuple(max(1, floor_bytes(problem) // share) for share in (FEW_SHARES if free else SHARES))
 
     def _blocks(self, problem: Problem) -> bool:
         return bool(find(problem.plain_model))

@@ -55,6 +55,9 @@ class Solver(Protocol):
     def may_stream(self) -> bool:
         """Whether blocks may run in streams."""
 
+    def seconds(self, depth: int, schedule: Schedule) -> float:
+        """Return the estimated seconds of a batch."""
+
     def expected_errors(self, depth: int) -> Mapping[str, float] | None:
         """Return estimated gradient errors by trained layer, None where no step fits the budget."""
 

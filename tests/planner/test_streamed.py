@@ -1,6 +1,8 @@
 """Below what the fast engine needs, a plan of all methods trains in streams, and peaks as it says to the byte."""
 
 import copy
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +66,35 @@ def test_more_examples_at_once_in_streams_are_preferred_to_one_in_the_fast_engin
     plan = fedact.make_plan(model, peak_bytes(model, x, y, LAYERS), (x, y), method, LAYERS, "peak")
     assert (plan.status, plan.layers, plan.micro_batch) == ("ok", LAYERS, 4)
     assert plan.room_bytes
+
+
+@pytest.mark.parametrize(("method", "share"), [("auto", 3), ("exact", 4), ("quantize:bits=8", 3)])
+def test_what_a_budget_leaves_is_given_to_the_room(method, share):
+    model, (x, y) = wide()
+    budget = peak_bytes(model, x, y, LAYERS) // share
+    plan = fedact.make_plan(model, budget, (x, y), method, LAYERS, "peak")
+    some, labels = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
+    fitting = []
+    for room in range(plan.room_bytes, 2 * plan.room_bytes, plan.room_bytes // 50):
+        applied = fedact.apply(copy.deepcopy(model), replace(plan, room_bytes=room))
+        with fedact.measure_memory(applied, (some, labels)) as memory:
+            F.cross_entropy(applied(some), labels).backward()
+        fitting += [memory.peak_bytes] * (memory.peak_bytes <= budget)
+    # What fits in more room runs in as many groups.
+    assert len(set(fitting)) == 1
+    assert fitting[0] <= plan.peak_bytes <= budget
+
+
+@pytest.mark.parametrize("share", [3, 5])
+def test_a_free_method_keeps_no_narrow_input_in_more_bytes_than_its_own(share):
+    model, (x, y) = wide()
+    plan = fedact.make_plan(model, peak_bytes(model, x, y, LAYERS) // share, (x[:2], y[:2]), "hosvd", LAYERS, "peak")
+    assert plan.room_bytes
+    kept = [each for each in plan.kept if each.cap_bytes]
+    assert any(each.method.startswith("hosvd") for each in kept)
+    for each in kept:
+        own = 4 * math.prod(each.shape)
+        assert each.cap_bytes == own if each.method == "exact" else each.cap_bytes < own
 
 
 def test_less_than_streams_need_is_skipped():
