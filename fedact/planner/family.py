@@ -34,7 +34,9 @@ class Family:
         if self.method is not None:
             levels = [Exact(), *self.method.for_dimensions(x.dim()).levels(x, spectra).values()]
         else:
-            levels = [Exact(), Quantize(bits=8), Quantize(bits=4), *Transform().levels(x).values()]
+            # The exact method stands for the gentlest level.
+            _, *coded = Transform().levels(x).values()
+            levels = [Exact(), Quantize(bits=8), Quantize(bits=4), *coded]
         return [method.codec.recomputing(self.recompute) for method in levels]
 
     def spectra(self, x: Tensor) -> Any:

@@ -22,8 +22,9 @@ from fedact.config.spec import settings
 MOST_BITS = 16
 DEFAULT_VARIANCE = 0.96
 """On MobileNetV2's layers the weight gradient's cosine is then about 0.95."""
-LEVELS = (8.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
-"""Bits an element between which a budget chooses."""
+LEVELS = (12.0, 8.0, 5.0, 3.0, 1.0, 0.3, 0.1, 0.03)
+"""Bits an element between which a budget chooses. In streams masks are made again from what is kept: there 8 are too few for
+every layer's gradient to be as good as exact."""
 DECAY, DECAY_FOR_MASKS = 0.5, 0.25
 """How fast the frequencies' weights fall: rematerialized masks need the higher ones more than a weight gradient does."""
 COARSE_STEP = 0.05
