@@ -48,8 +48,8 @@ def command(budget: str, seed: int) -> list[str]:
     methods = [word for method in METHODS for word in ("--method", method)]
     return shlex.split(
         f"python -m fedact.simulate --dataset npz --data-dir {data / 'cifar10.npz'} --weights {data / IMAGENET} "
-        f"--resolution 64 --max-examples 464 --rounds {ROUNDS} --evaluate-every {ROUNDS} --batch-size 8 --lr 0.03 "
-        f"--workers 1 --scope peak --budget {budget} --seed {seed} {shlex.join(methods)}"
+        f"--resolution 64 --clients 10 --max-examples 264 --rounds {ROUNDS} --evaluate-every {ROUNDS} --batch-size 8 "
+        f"--lr 0.03 --workers 1 --scope peak --budget {budget} --seed {seed} {shlex.join(methods)}"
     )
 
 
@@ -66,7 +66,7 @@ def read(out: Path, budget: str) -> tuple[Rows, dict[str, Plans]]:
     """Return the rows of all seeds, and every method's plans."""
     rows: Rows = []
     plans: dict[str, Plans] = {}
-    for folder in sorted((out / budget).glob("seed-*")):
+    for folder in sorted(path for path in (out / budget).glob("seed-*") if path.is_dir()):
         rows += [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
         for method, made in json.loads((folder / "plans.json").read_text()).items():
             plans.setdefault(method, []).extend(made.values())
@@ -133,16 +133,17 @@ def text(found: dict[str, Any]) -> str:
 def record(out: Path) -> Path:
     """Write results/fleet_budgets.json: a table a budget, and one of the accuracy under all of them."""
     tables, summary = dict[str, Any](), {method: [method] for method in METHODS}
+    budgets = [budget for budget in BUDGETS if (out / budget).exists()]
     workspace = None
-    for budget in BUDGETS:
+    for budget in budgets:
         rows, plans = read(out, budget)
         workspace = workspace or prepare(Config.model_validate({**rows[0]["config"], "threads": 1}))
         found = [figures(rows, method, plans.get(method, []), workspace) for method in METHODS]
         tables[budget] = {"columns": list(found[0]), "rows": [list(each.values()) for each in found]}
         for each in found:
             summary[each["method"]].append(text(each))
-    columns = ["method", *(f"{size:,} bytes" for size in BUDGETS.values())]
-    words = [" ".join(Path(word).name if word.startswith("/") else word for word in command(each, 0)) for each in BUDGETS]
+    columns = ["method", *(f"{BUDGETS[budget]:,} bytes" for budget in budgets)]
+    words = [" ".join(Path(word).name if word.startswith("/") else word for word in command(each, 0)) for each in budgets]
     return write_result(
         "fleet_budgets", "\n".join(words), {"default": {"columns": columns, "rows": list(summary.values())}, **tables},
         machine=rows[0].get("machine") or NOT_RECORDED, versions=rows[0]["versions"],
