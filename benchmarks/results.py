@@ -72,7 +72,9 @@ def run_table(cases: Sequence[Case], score: str) -> Table:
     for case in cases:
         figures = figures_of(case, target)
         rows.append({name: cell(figures) for name, cell in cells.items()} | run_figures(case.run, case.method))
-    return {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+    # A budget, or a plan in streams, has rows that others' tables lack.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return {"columns": columns, "rows": [[row.get(name) for name in columns] for row in rows]}
 
 
 def record_runs(name: str, folders: Sequence[Path], command: str | None = None, root: Path = ROOT) -> Path:
