@@ -63,13 +63,15 @@ def run(out: Path, budgets: Iterable[str], seeds: Iterable[int]) -> None:
 
 
 def read(out: Path, budget: str) -> tuple[Rows, dict[str, Plans]]:
-    """Return the rows of all seeds, and every method's plans."""
+    """Return the rows of all seeds, and every method's plans where it has finished."""
     rows: Rows = []
     plans: dict[str, Plans] = {}
     for folder in sorted(path for path in (out / budget).glob("seed-*") if path.is_dir()):
-        rows += [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        own = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        rows += own
         for method, made in json.loads((folder / "plans.json").read_text()).items():
-            plans.setdefault(method, []).extend(made.values())
+            if any(row["kind"] == "round" and (row["method"], row["round"]) == (method, ROUNDS) for row in own):
+                plans.setdefault(method, []).extend(made.values())
     return rows, plans
 
 
