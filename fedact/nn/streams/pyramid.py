@@ -29,7 +29,7 @@ from fedact.nn.layers.provenance import Handover
 from fedact.nn.layers.rematerialized import RematerializedCodec
 from fedact.nn.rematerialization import Rematerialized, call_nodes, upstream
 from fedact.nn.streams.arithmetic import Images, as_images, map_of
-from fedact.torch_private import adaptive_avg_pool2d_backward, is_observed
+from fedact.torch_private import adaptive_avg_pool2d_backward, is_observed, upsample_bilinear2d_backward
 
 CHANNELS = 64
 """At once, where something of all pixels is added to something."""
@@ -174,7 +174,7 @@ def _sum(x: Images, weight: Tensor, parts: Sequence[Images]) -> Images:
 def _scaled_down(gradient: Images, shape: Sequence[int]) -> Images:
     """Return the gradient of what was scaled up, from rows and columns as in ``shape``."""
     sizes = list(gradient.shape[2:]), [*gradient.shape[:2], *shape[2:]]
-    return torch.ops.aten.upsample_bilinear2d_backward(gradient, *sizes, True)  # type: ignore[no-any-return]
+    return upsample_bilinear2d_backward(gradient, *sizes, True)
 
 
 def _check_first_derivative() -> None:
