@@ -127,7 +127,7 @@ def text(found: dict[str, Any]) -> str:
     """Return a cell of the table of all budgets: accuracy, trained convolutions, micro-batch, milliseconds."""
     if found["accuracy"] is None or "skipped" in found["status"]:
         return "does not fit" if found["status"] else NOTHING
-    error = "" if found["standard error"] is None else f" ± {found['standard error']}"
+    error = " (one seed)" if found["standard error"] is None else f" ± {found['standard error']}"
     depth = "the head" if found["trained convolutions"] == NOTHING else found["trained convolutions"]
     return f"{found['accuracy']}{error}; {depth}, {found['micro-batch']}; {found['ms an image']:.0f} ms"
 
