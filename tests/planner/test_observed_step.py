@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fedact.compression import make_method
 from fedact.planner.observed_step import ObservedStep
-from fedact.planner.problem import make_problem
+from fedact.planner.problem import WHOLE, make_problem
 from fedact.planner.step_error import step_error
 from fedact.planner.step_memory import measure_step, measure_within_budget
 from fedact.planner.step_structure import layers_with_input
@@ -23,7 +23,7 @@ def test_error_operations_and_bytes_are_those_of_steps_of_their_own(name, micro_
     problem = make_problem(net(), batch(8), method=method, **given)
     methods = dict.fromkeys(layers_with_input(problem, 3), method)
     observed = ObservedStep(methods)
-    memory = measure_within_budget(problem, methods, micro_batch, 0, observed)
+    memory = measure_within_budget(problem, methods, micro_batch, WHOLE, observed)
     assert memory == measure_step(problem, methods, micro_batch)
     own, found = step_error(problem, methods, micro_batch), step_error(problem, methods, micro_batch, observed)
     assert found.flops == own.flops
