@@ -16,6 +16,7 @@ from fedact.nn.install import has_statistics, install, trained_parameters
 from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec
 from fedact.nn.recompute import recompute_of, rematerialized_inputs
 from fedact.nn.restoration import restore
+from fedact.nn.streams.install import blocks_of
 
 __all__ = [
     "apply",
@@ -152,7 +153,10 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']
     """
-    return install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes, plan.tiles)
+    install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes, plan.tiles)
+    for block in blocks_of(model):
+        block.examples = plan.micro_batch
+    return model
 
 
 def reset_states(codecs: Mapping[str, LayerCodec], plan: Plan, seed: int = 0) -> None:

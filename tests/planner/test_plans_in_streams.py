@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import fedact
+from fedact.nn.streams.function import weights
+from fedact.nn.streams.install import blocks_of
 from tests.support.asked import Case, check_bytes
 from tests.support.inverted_residuals import InvertedResidual, network
 
@@ -45,3 +48,23 @@ def test_no_step_in_streams_is_over_its_plans_bytes(method, layers):
     assert [name for name, size in caps.items() if size] == first + last
     others = sum(size for name, size in plan.by_layer if name) - sum(caps.values())
     assert 0 <= others <= 200
+
+
+def test_fewer_examples_than_the_micro_batch_run_no_more_channels_at_a_time():
+    asked = CaseInStreams(9, "", 8, 32, 225_000, "exact", "peak", 9, momentum=True)
+    plan = asked.plan()
+    assert plan.micro_batch > 2
+
+    def steps(block, shape, examples):
+        x = torch.empty(examples, *shape)
+        rooms, sizes = block.rooms(x.nbytes, examples), weights(block.tensors)
+        wide = ((rooms.frozen, False), (rooms.forward, False), (rooms.backward, True))
+        return [block.geometry.step(x.shape, sizes, room, backward) for room, backward in wide]
+
+    blocks = blocks_of(fedact.apply(asked.network(), plan))
+    for block in blocks:
+        shape = (block.stages[0].convolution.in_channels, 8, 8)
+        whole = steps(block, shape, plan.micro_batch)
+        for examples in range(1, plan.micro_batch):
+            assert all(few <= most for few, most in zip(steps(block, shape, examples), whole, strict=True))
+    assert blocks

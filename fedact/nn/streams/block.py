@@ -39,14 +39,14 @@ class Block:
     transforms of ``torch.func``, and while ``is_whole``. inside: all modules between which a wide tensor goes,
     containers too. spare: what its maps may take beside the room. decodes: whether its input may
     be. pooling: of its only stage's output; None where the
-    stages are an inverted residual's.
+    stages are an inverted residual's. examples: for which the room is meant, fewer have a share of it; 0 for any number.
     """
 
     def __init__(
         self, stages: Sequence[StageModules], inside: Sequence[nn.Module], room: int, pooling: nn.Module | None = None
     ) -> None:
         self.stages, self.inside, self.room = tuple(stages), tuple(inside), room
-        self.spare, self.decodes = Spare(), False
+        self.spare, self.decodes, self.examples = Spare(), False, 0
         self.maxima = pooling if isinstance(pooling, nn.MaxPool2d) else None
         self.calls, self.is_whole, self.is_alone = 0, False, False
         self.geometry = _geometry([StageSettings.of(*stage) for stage in self.stages], pooling)
@@ -71,9 +71,13 @@ class Block:
         """Whether any of its convolutions has trainable parameters."""
         return any(parameter.requires_grad for stage in self.stages for parameter in stage.convolution.parameters())
 
-    def rooms(self, size: int) -> Rooms:
-        """Return the room for an input of so many bytes."""
-        frozen, forward, backward = (self.room + int(share * size) for share in self.spare)
+    def rooms(self, size: int, examples: int = 0) -> Rooms:
+        """Return the room for an input of so many bytes.
+
+        Of fewer examples than the room is meant for no more channels at a time: they would take what the whole ones leave.
+        """
+        room = self.room * min(examples, self.examples) // self.examples if examples and self.examples else self.room
+        frozen, forward, backward = (room + int(share * size) for share in self.spare)
         is_beside = self.decodes and is_small(size, backward)
         return Rooms(frozen, forward, backward - size if is_beside else backward, backward)
 
@@ -84,7 +88,7 @@ class Block:
         if not (self.is_alone or self._may_run(x, tensors)):
             return None
         if is_recorded(x, *tensors):
-            y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.rooms(x.nbytes), *tensors)
+            y: Tensor = StreamedBlock.apply(x, codec, self.geometry, self.rooms(x.nbytes, len(x)), *tensors)
         else:
             y = self.frozen_output(x)
         self._output = None if self.is_alone else ref(y)
@@ -108,7 +112,7 @@ class Block:
 
         room: for its wide maps; None for all that it may take where nothing is kept.
         """
-        tensors, room = self.tensors, self.rooms(x.nbytes).frozen if room is None else room
+        tensors, room = self.tensors, self.rooms(x.nbytes, len(x)).frozen if room is None else room
         return output(x, self.geometry, tensors, self.geometry.step(x.shape, weights(tensors), room))
 
     def hands_on(self, x: Any, is_last: bool) -> bool:
