@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from fedact.data.augmentation import Augmented, augmented, center_crop
 from fedact.data.decoded_cache import decode_files
-from fedact.data.examples import Examples, Images, Loader, Preprocessing, Request, Rows, Source, in_blocks
+from fedact.data.examples import Examples, Images, Loader, Preprocessing, Request, Rows, Source
+from fedact.data.kinds import in_blocks
 from fedact.data.masks import VOID
 from fedact.data.readers import (
     cifar,

@@ -1,8 +1,6 @@
 """Labelled images, with a mask each where a task has them, and how they become a model's input."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +36,6 @@ class Request:
     cache: Path = field(default_factory=lambda: cache_folder() / "decoded")
 
 
-BYTES_AT_ONCE = 32_000_000
-
-
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of an array, copied only where they are asked for."""
@@ -72,17 +67,21 @@ Images = np.ndarray | Files | Rows
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """images: uint8 (examples, height, width, 3), or rows of such an array; labels: int64 (examples,).
+    """images: pictures or series, or rows of such an array; labels: int64 (examples,).
 
+    Pictures are uint8, uint16 or float32 (examples, height, width, 1 or 3). Series are float32 of any other shape, such as
+    (examples, channels, steps), and go to a model as they are but for their mean and deviation.
     masks: uint8 (examples, height, width), or rows of such an array: the class of each pixel, VOID where none counts. Then
     the labels are only what the examples are dealt by. pixels: int64 (examples, classes), how many pixels of each class a
-    mask has in its full size; of examples with masks alone.
+    mask has in its full size; of examples with masks alone. clients: int64 (examples,), whose each is, as numbers of the
+    data set's ``client_names``; None where nobody's is known.
     """
 
     images: Images
     labels: np.ndarray
     masks: Images | None = None
     pixels: np.ndarray | None = None
+    clients: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,17 +89,18 @@ class Examples:
     def take(self, positions: np.ndarray) -> "Examples":
         """Return a copy of the examples at these positions."""
         masks = None if self.masks is None else self.masks[positions]
-        return Examples(self.images[positions], self.labels[positions], masks, self._pixels(positions))
+        return self._with(self.images[positions], masks, positions)
 
     def subset(self, positions: np.ndarray) -> "Examples":
         """Return the examples at these positions without copying their images and masks."""
         if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return self
         masks = None if self.masks is None else _rows(self.masks, positions)
-        return Examples(_rows(self.images, positions), self.labels[positions], masks, self._pixels(positions))
+        return self._with(_rows(self.images, positions), masks, positions)
 
-    def _pixels(self, positions: np.ndarray) -> np.ndarray | None:
-        return None if self.pixels is None else self.pixels[positions]
+    def _with(self, images: Images, masks: Images | None, positions: np.ndarray) -> "Examples":
+        pixels, clients = (None if array is None else array[positions] for array in (self.pixels, self.clients))
+        return Examples(images, self.labels[positions], masks, pixels, clients)
 
     def class_sizes(self, classes: int) -> np.ndarray:
         """Return how many examples of each class there are, or pixels where there are masks: int64 (classes,)."""
@@ -114,20 +114,13 @@ def _rows(array: Images, positions: np.ndarray) -> Rows:
     return Rows(array.array, array.rows[positions]) if isinstance(array, Rows) else Rows(array, positions)
 
 
-def in_blocks(array: Images) -> Iterator[np.ndarray]:
-    """Yield the rows in order, some megabytes at a time: no more of them are copied at once."""
-    each = max(1, prod(array.shape[1:]) * array.dtype.itemsize)
-    at_once = max(1, BYTES_AT_ONCE // each)
-    for start in range(0, len(array), at_once):
-        yield array[start : start + at_once]
-
-
 @dataclass(frozen=True, eq=False)
 class Source:
     """A data set: what may be trained on, what is only tested on, and the classes' names, none where they are not known.
 
     The classes are those of the labels, or of the masks' pixels where there are masks. server_examples: how many the server
     keeps of its half at most, None for all; what is made to order grows with the fleet, not with what there is to learn.
+    client_names: of those who hold the examples, by the numbers in these; none where nobody's is known.
     """
 
     train: Examples
@@ -135,6 +128,7 @@ class Source:
     classes: int
     names: tuple[str, ...] = ()
     server_examples: int | None = None
+    client_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,11 @@ def arrays(**changes) -> dict[str, np.ndarray]:
 
 NPZ = {
     "lacks y_test": arrays(y_test=None),
-    "float images": arrays(x_train=np.zeros((40, 8, 8, 3), np.float32)),
-    "gray images": arrays(x_train=np.zeros((40, 8, 8), np.uint8)),
-    "channels first": arrays(x_train=np.zeros((40, 3, 8, 8), np.uint8)),
+    "floats to train and bytes to test": arrays(x_train=np.zeros((40, 8, 8, 3), np.float32)),
+    "gray to train and colour to test": arrays(x_train=np.zeros((40, 8, 8), np.uint8)),
+    "five dimensions": arrays(x_train=np.zeros((40, 3, 8, 8, 1), np.uint8)),
+    "no number": arrays(x_train=np.full((40, 8, 8, 3), np.nan), x_test=np.zeros((8, 8, 8, 3))),
+    "a client too few": arrays(client_train=np.zeros(39, int)),
     "float labels": arrays(y_train=np.zeros(40)),
     "text labels": arrays(y_train=np.array(["cat"] * 40)),
     "objects": arrays(y_train=np.array([None] * 40)),

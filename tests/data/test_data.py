@@ -79,6 +79,15 @@ def test_npz_gives_back_its_arrays(tmp_path, save):
     assert source.classes == 4
 
 
+def test_an_npz_may_say_whose_each_example_is(tmp_path):
+    owners = {"client_train": np.array([*"ccabba"]), "client_test": np.array([*"ad"])}
+    np.savez(tmp_path / "a.npz", **arrays(**owners))
+    source = DATASETS["npz"](request(tmp_path / "a.npz"))
+    assert source.client_names == ("a", "b", "c", "d")
+    assert source.train.clients.tolist() == [2, 2, 0, 1, 1, 0]
+    assert source.test.clients.tolist() == [0, 3]
+
+
 def test_npz_labels_with_gaps_are_classes_without_and_their_names(tmp_path, caplog):
     labels = {"y_train": np.array([10, 30, 20, 10, 30, 20]), "y_test": np.array([40, 10])}
     np.savez(tmp_path / "a.npz", **arrays(**labels))
@@ -94,9 +103,12 @@ def test_npz_labels_with_gaps_are_classes_without_and_their_names(tmp_path, capl
     ("changes", "said"),
     [
         ({"x_test": None, "y_test": None}, "lacks x_test, y_test"),
-        ({"x_train": np.zeros((6, 5, 4, 3))}, "uint8"),
-        ({"x_train": np.zeros((6, 5, 4, 1), np.uint8)}, "uint8"),
-        ({"x_train": np.zeros((6, 5, 4), np.uint8)}, "uint8"),
+        ({"x_train": np.zeros((6, 5, 4, 3))}, "must be alike, not float32"),
+        ({"x_train": np.zeros((6, 5, 4, 1), np.uint8)}, "must be alike, not uint8"),
+        ({"x_train": np.zeros((6, 5, 4, 2), np.uint8)}, "must be pictures"),
+        ({"x_train": np.array([[{}]] * 6)}, "cannot be read"),
+        ({"client_train": np.array([None] * 6)}, "cannot be read"),
+        ({"client_train": np.arange(5)}, "client_train of .* must be 6"),
         ({"x_train": np.zeros((6, 0, 4, 3), np.uint8)}, "x_train"),
         ({"y_train": np.zeros(6)}, "whole numbers"),
         ({"y_train": np.zeros(6, bool)}, "whole numbers"),

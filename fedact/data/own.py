@@ -1,0 +1,168 @@
+"""Data of one's own: arrays, tensors, and data sets of PyTorch and Hugging Face, as the examples of a run."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fedact.config.errors import ConfigError, shortened
+from fedact.data.class_ids import classes_of_ids
+from fedact.data.examples import Examples, Source
+from fedact.data.kinds import checked_inputs
+
+MOST_CLASSES, FEW_CLASSES = 100_000, 1000
+"""Up to the second there may be fewer training examples than classes."""
+
+
+class Arrays(NamedTuple):
+    """Inputs, their labels, and where it is known, whose they are.
+
+    x: (examples, ...), pictures or series, see ``kinds.checked_inputs``. y: (examples,) whole numbers or texts. clients:
+    (examples,) whole numbers or texts.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    clients: np.ndarray | None = None
+
+
+def as_arrays(data: Any, name: str = "the data") -> Arrays:
+    """Return data as arrays: ``(x, y)`` or ``(x, y, clients)``, a map-style data set of PyTorch, one of Hugging Face.
+
+    Each may be arrays, tensors or lists; an item of a data set is an input, which may be a Pillow picture, its label, and
+    perhaps whose it is. name: what errors call the data. Raises ConfigError for anything else.
+
+    >>> as_arrays((torch.zeros(2, 6, 128), [0, 1])).x.shape
+    (2, 6, 128)
+    """
+    if isinstance(data, Arrays):
+        return data
+    if isinstance(data, tuple):
+        if len(data) not in (2, 3):
+            raise ConfigError(f"{name} must be (x, y) or (x, y, clients), not {len(data)} values")
+        return Arrays(*(_array(part, f"{what} of {name}") for part, what in zip(data, Arrays._fields, strict=False)))
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or hasattr(data, "keys"):
+        raise ConfigError(
+            f"{name} must be (x, y), (x, y, clients) or a data set with a length whose items are (x, y), not "
+            f"{type(data).__name__}"
+        )
+    return _of_items(data, name)
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    """Return a tensor, a list or whatever numpy takes as an array; raises ConfigError for what is no array."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if type(value).__module__.partition(".")[0] == "PIL":
+        return np.asarray(value if value.mode in ("L", "RGB", "I;16") else value.convert("RGB"))
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever a stranger's class raises
+        raise ConfigError(f"{what} is no array: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if array.dtype.hasobject and array.size and all(isinstance(each, str) for each in array.flat):
+        # As pandas keeps texts.
+        return array.astype(str)
+    return array
+
+
+def _of_items(data: Any, name: str) -> Arrays:
+    """Return the items of a data set as arrays; raises ConfigError for items that are no pairs, or of several shapes."""
+    count = len(data)
+    if not count:
+        raise ConfigError(f"{name} is empty")
+    x, others = np.empty(0), []
+    for row in range(count):
+        item = data[row]
+        if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+            raise ConfigError(f"items of {name} must be (x, y) or (x, y, client), not {shortened(item)} (item {row})")
+        own = _array(item[0], f"x of item {row} of {name}")
+        if not row:
+            x = np.empty((count, *own.shape), own.dtype)
+        if (own.shape, own.dtype) != (x.shape[1:], x.dtype):
+            raise ConfigError(
+                f"item {row} of {name} is {own.dtype} {own.shape}, the first is {x.dtype} {x.shape[1:]}: all must be alike"
+            )
+        x[row] = own
+        others.append([_plain(value) for value in item[1:]])
+        if len(others[row]) != len(others[0]):
+            raise ConfigError(f"item {row} of {name} has {len(item)} values, the first has {len(others[0]) + 1}")
+    columns = zip(Arrays._fields[1:], zip(*others, strict=True), strict=False)
+    return Arrays(x, *(_array(list(column), f"{what} of {name}") for what, column in columns))
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or text without its tensor or array of one element."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+
+
+def source_of(train: Arrays, test: Arrays, where: str) -> Source:
+    """Return a data set of arrays: classes numbered in the order of their labels, clients in that of their names.
+
+    Labels with gaps and texts are the classes' names. where: names the data in errors. Raises ConfigError for arrays that
+    are not what ``Arrays`` says, or do not belong together.
+    """
+    parts = {"train": train, "test": test}
+    images = {part: checked_inputs(arrays.x, f"x_{part} of {where}") for part, arrays in parts.items()}
+    _check_alike(images["train"], images["test"], where)
+    labels = {part: checked_ids(arrays.y, f"y_{part} of {where}", len(images[part])) for part, arrays in parts.items()}
+    classes, names = _classes(labels["train"], labels["test"], where)
+    owners = {
+        part: None if arrays.clients is None else checked_ids(arrays.clients, f"client_{part} of {where}", len(images[part]))
+        for part, arrays in parts.items()
+    }
+    clients = _union([each for each in owners.values() if each is not None], f"client_train and client_test of {where}")
+    made = {
+        part: Examples(images[part], np.searchsorted(classes, labels[part]), clients=_numbers(clients, owners[part]))
+        for part in parts
+    }
+    return Source(made["train"], made["test"], len(classes), names, client_names=tuple(map(str, clients.tolist())))
+
+
+def _numbers(known: np.ndarray, ids: np.ndarray | None) -> np.ndarray | None:
+    return None if ids is None else np.searchsorted(known, ids)
+
+
+def _check_alike(train: np.ndarray, test: np.ndarray, where: str) -> None:
+    pictures = train.ndim == test.ndim == 4 and train.shape[3] == test.shape[3] in (1, 3)
+    if train.dtype != test.dtype or not (pictures or train.shape[1:] == test.shape[1:]):
+        raise ConfigError(
+            f"x_train and x_test of {where} must be alike, not {train.dtype} {train.shape} and {test.dtype} {test.shape}"
+        )
+
+
+def checked_ids(ids: np.ndarray, what: str, count: int) -> np.ndarray:
+    """Return labels or clients as int64 or as texts (count,); raises ConfigError where they are neither, or not as many."""
+    if ids.shape != (count,) or ids.dtype.kind not in "iuUS":
+        raise ConfigError(f"{what} must be {count} whole numbers or texts, not {ids.dtype} {ids.shape}")
+    if ids.dtype.kind == "S":
+        try:
+            ids = np.char.decode(ids, "utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{what} holds bytes that are no text in UTF-8") from None
+    if ids.dtype.kind == "U":
+        if (blank := np.flatnonzero(np.char.strip(ids) == "")).size:
+            raise ConfigError(f"{what} holds an empty text, of example {blank[0]}")
+        return ids
+    if ids.dtype.kind == "u" and ids.max() > np.iinfo(np.int64).max:
+        raise ConfigError(f"{what} holds {ids.max():,}, which is too large")
+    return ids.astype(np.int64)
+
+
+def _classes(train: np.ndarray, test: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return all labels in order, and the classes' names, none where each is its own class."""
+    labels = _union([train, test], f"y_train and y_test of {where}")
+    if labels.dtype.kind != "U" and (labels[0] < 0 or labels[-1] >= MOST_CLASSES):
+        part = "train" if train.min() < 0 or train.max() >= MOST_CLASSES else "test"
+        raise ConfigError(f"y_{part} of {where} holds a label that is not between 0 and {MOST_CLASSES - 1:,}")
+    if len(labels) > max(FEW_CLASSES, len(train)):
+        raise ConfigError(f"{where} has {len(train):,} examples to train on, but {len(labels):,} labels: too many classes")
+    return labels, tuple(labels.tolist()) if labels.dtype.kind == "U" else classes_of_ids(labels.tolist(), where)[1]
+
+
+def _union(parts: Sequence[np.ndarray], what: str) -> np.ndarray:
+    """Return all different ids in order; raises ConfigError where some are numbers and some are texts."""
+    if len({part.dtype.kind for part in parts}) > 1:
+        raise ConfigError(f"{what} must be both whole numbers or both texts")
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
