@@ -23,7 +23,7 @@ from fedact.measure.step import Batch
 from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.models.weights import plain_preprocessing
-from fedact.nn.surgery import convolutions
+from fedact.nn.surgery import count_text
 from fedact.processes.pool import Workers
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import PlanReport, budgeted_bytes, summary, tensor_table, title
@@ -173,5 +173,5 @@ def _report(workspace: Workspace, make: Maker, example: Batch, method: str, budg
         parts=tuple(input_costs(model, plan, example[0])) if trains else (),
         time=step_time(workspace.model_with({}), plan, timed, config.train_norm) if trains else None,
         more=None if budget is None else make(method, 2 * budget),
-        convolutions=len(convolutions(model)),
+        body_layers=count_text(model),
     )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedact.compression.operations import Convolution, MatrixProduct, Operation, has_few, rows_of
+from fedact.compression.temporal import Convolution1d
 
 SHARE = 4
 """What a weight gradient works with beside its input and output gradient: at most their bytes divided by this ..."""
@@ -38,6 +39,9 @@ def add_weight_gradient(total: Total, operation: Operation, x: Tensor, grad_outp
         total.tensor().addmm_(grad_output.reshape(-1, grad_output.shape[-1]).T, x.reshape(-1, x.shape[-1]))
     elif isinstance(operation, Convolution) and operation.groups == 1:
         _add_convolution(total.tensor(), operation, x, grad_output, weight)
+    elif isinstance(operation, Convolution1d) and operation.plane.groups == 1:
+        planes = (tensor.unsqueeze(2) for tensor in (x, grad_output, weight))
+        _add_convolution(total.tensor().unsqueeze(2), operation.plane, *planes)
     else:
         total.add(operation.weight_gradient(x, grad_output, weight))
 

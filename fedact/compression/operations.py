@@ -116,7 +116,7 @@ class MatrixProduct:
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """A batch norm with fixed statistics, trained (``nn.BatchNorm2d`` alone) in its scale and shift."""
+    """A batch norm with fixed statistics, trained (one of series or pictures) in its scale and shift."""
 
     mean: Tensor
     variance: Tensor
@@ -126,8 +126,8 @@ class Normalization:
         return F.batch_norm(x, self.mean, self.variance, weight, bias, training=False, eps=self.eps)
 
     def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
-        centred = x.to(self.mean.dtype) - self.mean[:, None, None]
-        return torch.einsum("bchw,bchw->c", centred, grad_output.to(centred.dtype)) * self._scale()
+        centred = x.to(self.mean.dtype) - self.mean.view(-1, *[1] * (x.dim() - 2))
+        return torch.einsum("bc...,bc...->c", centred, grad_output.to(centred.dtype)) * self._scale()
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor | None) -> Tensor:
         return grad_output * self.scale(grad_output, weight)
@@ -138,7 +138,7 @@ class Normalization:
         return scale.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
     def bias_gradient(self, grad_output: Tensor) -> Tensor:
-        return grad_output.sum((0, 2, 3))
+        return grad_output.sum((0, *range(2, grad_output.dim())))
 
     def _scale(self) -> Tensor:
         return (self.variance + self.eps).rsqrt()

@@ -15,7 +15,7 @@ from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
 from fedact.data import Loader, center_crop
 from fedact.models.tasks import task_loss
-from fedact.nn.surgery import apply, calibrate, convolutions, head, states
+from fedact.nn.surgery import apply, body_layers, calibrate, head, states
 from fedact.planner import expected_error, make_plan
 from fedact.planner.search import USUAL_DEPTH
 from fedact.planner.trial_search import choose, usual_choice
@@ -88,7 +88,7 @@ def choice_for(workspace: Workspace, key: str = "", workers: Workers | None = No
     """
     if workspace.choice is None:
         experiment, model = workspace.experiment, workspace.model_with({})
-        config, count, has_head = experiment.config, len(convolutions(model)), bool(head(model))
+        config, count, has_head = experiment.config, len(body_layers(model)), bool(head(model))
         tried = config.weights != "pretrain" and len(experiment.calibration) >= FEWEST_EXAMPLES and config.rounds > 0
         if tried and "auto" in (config.layers, config.lr):
             started = time.monotonic()

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from fedact.compression import Method, at, family, method_name
 from fedact.compression.operations import Convolution
+from fedact.compression.temporal import Convolution1d
 from fedact.config.errors import ConfigError
 from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, shallow_copy
 from fedact.models.tasks import task_loss
-from fedact.nn.surgery import convolutions, restore
+from fedact.nn.surgery import body_layers, count_text, restore
 
 Case = tuple[str, float]
 """A layer and a cosine."""
@@ -76,11 +77,11 @@ class FamilyRatios:
 def convolutions_to_compare(model: nn.Module, last: int, every: int) -> list[str]:
     """Return the names of the last convolutions, and of every so many-th before them; every 0: of no other.
 
-    Raises ConfigError where the model has fewer convolutions.
+    Raises ConfigError where the model has fewer.
     """
-    names = convolutions(model)
+    names = body_layers(model)
     if not 1 <= last <= len(names):
-        raise ConfigError(f"the model has {len(names)} convolutions: --layers is at least 1 and at most that, not {last}")
+        raise ConfigError(f"the model has {count_text(model)}: --layers is at least 1 and at most that, not {last}")
     before = names[: len(names) - last]
     return ([*reversed(before[-every::-every])] if every else []) + names[-last:]
 
@@ -105,12 +106,15 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
     captured = []
     for name in names:
         module, x, grad_output = plain.get_submodule(name), inputs[name], gradients[name]
-        assert isinstance(module, nn.Conv2d | nn.Linear)
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
         weight = module.weight.detach()
         if isinstance(module, nn.Linear):
             # It is a 1 x 1 convolution over its rows.
             x, grad_output = (each.movedim(-1, 1).reshape(len(each), each.shape[-1], -1, 1) for each in (x, grad_output))
             operation, weight = Convolution((1, 1), (0, 0), (1, 1), 1), weight[:, :, None, None]
+        elif isinstance(module, nn.Conv1d):
+            x, grad_output, weight = (tensor.unsqueeze(2) for tensor in (x, grad_output, weight))
+            operation = Convolution1d.of(module).plane
         else:
             operation = Convolution.of(module)
         exact = operation.weight_gradient(x, grad_output, weight)

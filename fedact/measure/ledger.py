@@ -141,7 +141,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note_paper_bytes(self, tensor: Tensor, span: list[float], life: Lifetime) -> None:
         """Count a tensor that a trained convolution saves for the papers' figure, if it is the convolution's input."""
         module = self.modules[-1][1]
-        if not (isinstance(module, nn.Conv2d) and trains_weight(module)):
+        if not (isinstance(module, nn.Conv1d | nn.Conv2d) and trains_weight(module)):
             return
         self.paper.append((span, life))
         # A module that saves its input by itself, and may pack several elements into a byte, says so.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.models.micro_batch import Inputs, add_gradient
 from fedact.models.tasks import Loss, task_loss
-from fedact.nn.layers import RecomputedSequential, SourceConv2d
+from fedact.nn.layers import RecomputedSequential, SourceConvolution
 from fedact.nn.prefix.graph import starts_suffix
 from fedact.nn.prefix.split import PrefixOutputs, split
 from fedact.nn.streams.install import blocks_of
@@ -36,7 +36,7 @@ def prefix_outputs(model: nn.Module, x: Tensor, shared: Inputs | None = None) ->
     model is cut at the same place, so not where it keeps the input of a frozen layer, recomputes segments, or has blocks in
     streams, which are cut whole.
     """
-    cut_elsewhere = any(isinstance(module, SourceConv2d | RecomputedSequential) for module in model.modules())
+    cut_elsewhere = any(isinstance(module, SourceConvolution | RecomputedSequential) for module in model.modules())
     if shared is not None and not cut_elsewhere and not blocks_of(model):
         return shared
     parts = split(model)

@@ -10,7 +10,7 @@ from torch.fx import Graph
 
 from fedact.nn.code import Code, code_of
 from fedact.nn.graph import forward_graph, named_modules
-from fedact.nn.layers.base import Saving, Swapped, made_class
+from fedact.nn.layers.base import CONVOLUTIONS, Saving, Swapped, made_class
 from fedact.nn.layers.frozen import FrozenNorm
 from fedact.nn.layers.function import runs_plain
 from fedact.torch_private import is_observed
@@ -54,8 +54,8 @@ def _gains(module: nn.Module) -> bool:
     if isinstance(module, Swapped | nn.Sequential) or kind.__module__.partition(".")[0] not in PACKAGES:
         return False
     children = [each for each in module._modules.values() if each is not None]
-    kinds = {base for each in children for base in (nn.Conv2d, FrozenNorm) if isinstance(each, base)}
-    return len(kinds) == 2 or any(map(_called, children))
+    convolutions, norms = (any(isinstance(each, kind) for each in children) for kind in (CONVOLUTIONS, FrozenNorm))
+    return (convolutions and norms) or any(map(_called, children))
 
 
 def inlined(module: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -17,13 +17,13 @@ from fedact.nn.layers import (
     PLAIN,
     SAVES_LESS,
     SMOOTH,
+    SOURCES,
     TRAINED,
     CodecLayer,
     LayerCodec,
     Masked,
     RecomputedSequential,
     RematerializedCodec,
-    SourceConv2d,
     Swapped,
     Table,
     fuse,
@@ -122,7 +122,7 @@ def _rematerialize(model: nn.Module, methods: Mapping[str, Method], rematerializ
         # What a frozen layer saves is counted once, at the first layer that is rematerialized from it.
         counts = not isinstance(source, CodecLayer)
         if counts:
-            source.__class__ = SourceConv2d
+            source.__class__ = SOURCES[type(source)]
             source.codec = LayerCodec(methods[name], 0)  # type: ignore[assignment]
         chain = [model.get_submodule(link) for link in tensor.chain]
         codec = RematerializedCodec(source.codec, chain, counts)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from torch import nn
 from fedact.compression import Method
 from fedact.nn.graph import named_modules
 from fedact.nn.install import install
-from fedact.nn.layers import RecomputedSequential, RematerializedCodec, SourceConv2d, has_weights
+from fedact.nn.layers import CONVOLUTIONS, RecomputedSequential, RematerializedCodec, SourceConvolution, has_weights
 from fedact.nn.streams.install import Images, StreamEntry
 
 
@@ -30,7 +30,7 @@ def recompute_of(model: nn.Module) -> int:
 
 
 def _convolutions_in(modules: Iterable[nn.Module]) -> int:
-    return sum(isinstance(module, nn.Conv2d) for module in modules)
+    return sum(isinstance(module, CONVOLUTIONS) for module in modules)
 
 
 def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method], room: int | None = None) -> dict[str, str]:
@@ -40,7 +40,7 @@ def rematerialized_inputs(model: nn.Module, methods: Mapping[str, Method], room:
     elsewhere. room: bytes for the wide maps of blocks in streams, of which the images, too, are kept without a byte.
     """
     install(model, methods, room=room)
-    frozen = {module.codec: name for name, module in named_modules(model) if isinstance(module, SourceConv2d)}
+    frozen = {module.codec: name for name, module in named_modules(model) if isinstance(module, SourceConvolution)}
     codecs = {name: getattr(model.get_submodule(name), "codec", None) for name in methods}
     rematerialized = {name: codec for name, codec in codecs.items() if isinstance(codec, RematerializedCodec)}
     found = {name: frozen[codec.source] if codec.counts else "" for name, codec in rematerialized.items()}

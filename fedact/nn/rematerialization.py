@@ -11,10 +11,11 @@ from torch.fx import Node
 
 from fedact.compression import Method
 from fedact.nn.graph import may_change, named_modules, traced
+from fedact.nn.layers import CONVOLUTIONS, NORMS
 
 REPEATABLE = (
-    nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Dropout2d,
-    nn.Identity,
+    nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity,
 )  # fmt: skip
 """Layers whose forward pass can be repeated with the same result (batch norm in eval mode, dropout off)."""
 MASK_FROM_OUTPUT = (nn.ReLU, nn.ReLU6)
@@ -65,7 +66,7 @@ def rematerializations(
     modules |= dict.fromkeys(streamed, nn.Module())
     inputs = _inputs(calls, modules, methods)
     saved = {name for name, method in methods.items() if method.recompute and name not in inputs}
-    sources = {name for name in saved if isinstance(modules[name], nn.Conv2d)} | {
+    sources = {name for name in saved if isinstance(modules[name], CONVOLUTIONS)} | {
         tensor.source for tensor in inputs.values()
     }
     active = {name: calls[name] for name in calls if name in gradient_path and type(modules[name]) in MASK_FROM_OUTPUT}
@@ -129,7 +130,7 @@ def _siblings(layer: Node, modules: Mapping[str, nn.Module]) -> Iterator[Remater
     for user in x.users:
         if user is layer or may_change(x, None, modules):
             return
-        if user.op == "call_module" and type(modules[str(user.target)]) is nn.Conv2d:
+        if user.op == "call_module" and type(modules[str(user.target)]) in CONVOLUTIONS:
             yield Rematerialized(str(user.target), (), 1.0)
 
 
@@ -146,10 +147,10 @@ def upstream(node: Node, reader: Node | None, reach: int, modules: Mapping[str, 
         x = node.all_input_nodes[0]
         if reader is not None and may_change(node, reader, modules):
             return
-        if type(module) not in REPEATABLE or (isinstance(module, nn.BatchNorm2d) and module.running_mean is None):
+        if type(module) not in REPEATABLE or (isinstance(module, NORMS) and module.running_mean is None):
             return
         chain = (name, *chain)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             size *= prod(module.stride) * module.in_channels / module.out_channels
             reach -= 1
             if not may_change(x, node, modules):

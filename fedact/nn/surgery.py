@@ -11,9 +11,10 @@ from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.sizes import parse_bytes
+from fedact.nn.body import body_layers, convolutions, count_text, head, smooth_activations, trained_layers
 from fedact.nn.graph import named_modules
-from fedact.nn.install import has_statistics, install, trained_parameters
-from fedact.nn.layers import SMOOTH, CodecLayer, LayerCodec
+from fedact.nn.install import install, trained_parameters
+from fedact.nn.layers import CodecLayer, LayerCodec
 from fedact.nn.recompute import recompute_of, rematerialized_inputs
 from fedact.nn.restoration import restore
 from fedact.nn.streams.install import blocks_of
@@ -21,9 +22,11 @@ from fedact.nn.streams.install import blocks_of
 __all__ = [
     "apply",
     "assign",
+    "body_layers",
     "calibrate",
     "compress",
     "convolutions",
+    "count_text",
     "head",
     "install",
     "layer_inputs",
@@ -41,59 +44,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-def convolutions(model: nn.Module) -> list[str]:
-    """Return the names of the model's 2-D convolutions in definition order, without those that are its head."""
-    heads = _named_heads(model)
-    return [name for name, module in named_modules(model) if isinstance(module, nn.Conv2d) and name not in heads]
-
-
-def head(model: nn.Module) -> list[str]:
-    """Return the names of the model's head layers: usually one, none for a model without a head.
-
-    They are what its attribute ``head_name`` says (a name, or several); without it, the last linear layer unless a
-    convolution comes after. Raises ConfigError for a ``head_name`` that is no convolution or linear layer.
-    """
-    if named := _named_heads(model):
-        return named
-    kinds = [(name, module) for name, module in named_modules(model) if isinstance(module, nn.Conv2d | nn.Linear)]
-    return [kinds[-1][0]] if kinds and isinstance(kinds[-1][1], nn.Linear) else []
-
-
-def _named_heads(model: nn.Module) -> list[str]:
-    """Return the layers that ``model.head_name`` names, none where it has no such attribute."""
-    attribute = getattr(model, "head_name", ())
-    named, layers = [attribute] if isinstance(attribute, str) else list(attribute), dict(named_modules(model))
-    for name in named:
-        if not isinstance(layers.get(name), nn.Conv2d | nn.Linear):
-            raise ConfigError(f"the model's head_name is {name!r}, which is none of its convolutions and linear layers")
-    return named
-
-
-def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
-    """Return the names of the trained layers: the last ``layers`` convolutions, then the head.
-
-    With ``train_norm`` (and layers above 0) also every batch norm with scale and shift after the first of them.
-    Raises ConfigError where the model has fewer convolutions, or where nothing would be trained.
-    """
-    names = convolutions(model)
-    if not 0 <= layers <= len(names):
-        raise ConfigError(f"the model has {len(names)} convolutions: layers is at least 0 and at most that, not {layers}")
-    trained = names[len(names) - layers :] + head(model)
-    if not trained:
-        raise ConfigError("the model has no head: layers must be at least 1, not 0")
-    if not (train_norm and layers):
-        return trained
-    modules = named_modules(model)
-    later = modules[[name for name, _ in modules].index(trained[0]) + 1 :]
-    norms = {name: module for name, module in later if isinstance(module, nn.BatchNorm2d) and has_statistics(module)}
-    return trained + [name for name, norm in norms.items() if norm.affine]
-
-
-def smooth_activations(model: nn.Module) -> list[str]:
-    """Return the names of the activations (and channel norms) whose gradient needs their input, such as GELU."""
-    return [name for name, module in named_modules(model) if isinstance(module, tuple(SMOOTH))]
-
-
 def compress(
     model: nn.Module,
     method: str | Method = "hosvd:variance=0.8",
@@ -103,7 +53,7 @@ def compress(
     room: int | str | None = None,
     recompute: int = 0,
 ) -> nn.Module:
-    """Freeze all but the last ``layers`` convolutions and the head, and save their inputs compressed, in place.
+    """Freeze all but the last ``layers`` of the ``body_layers`` and the head, and save their inputs compressed, in place.
 
     train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: of the
     method's random numbers. room: bytes, or a size such as "120KB", for the wide maps of an inverted residual, which is then

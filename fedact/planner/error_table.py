@@ -16,11 +16,12 @@ from torch.fx import Node
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
+from fedact.compression.operations import MatrixProduct, Normalization, Operation
+from fedact.compression.temporal import convolution_of
 from fedact.measure.step import Batch
 from fedact.models.tasks import Loss
 from fedact.nn.graph import IDENTITIES
-from fedact.nn.layers import Masked
+from fedact.nn.layers import CONVOLUTIONS, Masked
 from fedact.nn.layers.base import has_weights
 from fedact.nn.rematerialization import Rematerializations, call_nodes
 from fedact.nn.surgery import install, restore
@@ -36,7 +37,7 @@ from fedact.torch_private import is_observed
 
 Rows = dict[tuple[SavedInput, Method], GradientErrors]
 """The errors of methods for saved inputs."""
-LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d
+LAYERS = *CONVOLUTIONS, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d
 """Trained layers whose weight gradient is computed here."""
 
 
@@ -130,7 +131,7 @@ class ErrorTable:
         else:
             gradient = module.slope_times(gradient, values.of(self._chain(activation)))  # type: ignore[operator]
         for norm in map(self.model.get_submodule, reversed(between)):
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 gradient = operation_of(norm).input_gradient(gradient.shape, gradient, norm.weight)
         return gradient
 
@@ -158,9 +159,9 @@ def _coder(method: Method) -> Method:
 
 def operation_of(module: nn.Module) -> Operation:
     """Return the operation of a trained layer, or of a batch norm with its running statistics."""
-    if isinstance(module, nn.Conv2d):
-        return Convolution.of(module)
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, CONVOLUTIONS):
+        return convolution_of(module)
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         assert module.running_mean is not None
         assert module.running_var is not None
         return Normalization(module.running_mean, module.running_var, module.eps)
@@ -206,7 +207,8 @@ def measure_table(
             stack.callback(handle.remove)
         watched = [*trained, *(path[-1] for path in names.values())]
         exact.weights.update(gradients_of(model, batch, None, loss, watched, watched, exact.outputs.__setitem__))
-    single = (isinstance(modules[key], nn.Conv2d) and x.dim() != 4 for key, x in inputs.items())
+    convolutions = {key: modules[key] for key in inputs if isinstance(modules[key], CONVOLUTIONS)}
+    single = (inputs[key].dim() != len(module.kernel_size) + 2 for key, module in convolutions.items())
     return None if any(single) else ErrorTable(model, saved_inputs, inputs, exact, derived, names)
 
 
@@ -217,4 +219,4 @@ def _is_usual(module: nn.Module) -> bool:
 
 def _passes_slope(modules: Mapping[str, nn.Module], node: Node) -> bool:
     """Tell whether what a layer's output passes before an activation function scales its channels at most."""
-    return node.op == "call_module" and isinstance(modules[str(node.target)], (nn.BatchNorm2d, *IDENTITIES))
+    return node.op == "call_module" and isinstance(modules[str(node.target)], (nn.BatchNorm1d, nn.BatchNorm2d, *IDENTITIES))

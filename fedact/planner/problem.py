@@ -15,7 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.measure.memory import Memory
 from fedact.models.tasks import Loss
 from fedact.nn.surgery import (
-    convolutions,
+    body_layers,
     head,
     layer_inputs,
     restore,
@@ -136,12 +136,12 @@ class Problem:
         """
         if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int)):
             raise ConfigError(f"layers is a whole number or auto, not {layers!r}")
-        if not convolutions(self.model) and not head(self.model):
+        if not body_layers(self.model) and not head(self.model):
             raise ConfigError("the model has neither a convolution nor a linear layer that could be trained")
         if layers != "auto":
             self.trained(int(layers))
             return range(int(layers), int(layers) + 1)
-        most = len(convolutions(self.model))
+        most = len(body_layers(self.model))
         self.trained(most)
         return range(next(depth for depth in range(min(1, most), most + 1) if self._called_layers(depth)), most + 1)
 

@@ -97,6 +97,6 @@ def path_to_activation(node: Node, modules: Mapping[str, nn.Module]) -> tuple[No
         module = modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, (*PIECEWISE, *SMOOTH)):
             return path
-        if node.op == "output" or isinstance(module, nn.Conv2d | nn.Linear):
+        if node.op == "output" or isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             return ()
     return ()

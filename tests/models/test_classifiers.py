@@ -17,7 +17,7 @@ from fedact.measure.memory import Memory
 from fedact.models import make_model
 from fedact.models.classifiers import AUXILIARY, classifier_names
 from fedact.models.weights import fill, load_into
-from fedact.nn.surgery import convolutions, head
+from fedact.nn.surgery import body_layers, convolutions, head
 from fedact.simulate import main
 from fedact.training.local import train_locally
 from fedact.training.recipe import Recipe
@@ -110,6 +110,29 @@ def test_a_step_of_a_small_classifier_counts_all_it_holds(name):
 def test_a_plan_for_a_small_classifier_keeps_its_budget(name, method):
     torch.manual_seed(0)
     check_a_plan(SMALL[name](), 32, method, 150_000)
+
+
+def counts(model: nn.Module) -> tuple[int, int]:
+    return len(convolutions(model)), len(body_layers(model))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "alexnet", "vgg11", "efficientnet_b0", "squeezenet1_0"])
+def test_the_layers_of_a_convolutional_network_are_its_convolutions(name):
+    convolved, layers = counts(on_no_device(name, CLASSES))
+    assert convolved == layers
+
+
+@pytest.mark.parametrize(("name", "linear"), [("convnext_tiny", 36), ("vit_b_32", 36), ("swin_t", 51), ("maxvit_t", 89)])
+def test_where_linear_layers_are_the_body_they_count_too(name, linear):
+    convolved, layers = counts(on_no_device(name, CLASSES))
+    assert layers == convolved + linear
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", sorted(set(classifier_names()) - {"regnet_y_128gf"}))
+def test_linear_layers_are_the_body_of_transformers_and_convnext_alone(name):
+    convolved, layers = counts(on_no_device(name, CLASSES))
+    assert (layers > convolved) == name.startswith(("convnext", "vit", "swin", "maxvit"))
 
 
 @pytest.mark.exhaustive

@@ -10,7 +10,7 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small
 
 import fedact
 from fedact.compression import make_method
-from fedact.nn.layers import CodecLayer, RematerializedCodec, SourceConv2d
+from fedact.nn.layers import CodecLayer, RematerializedCodec, SourceConvolution
 from fedact.nn.surgery import convolutions, trained_parameters
 from tests.support.laws import relative_error
 from tests.support.networks import measure, packed_bytes
@@ -90,10 +90,10 @@ def test_what_is_made_again_in_mobilenet(layers, reach, made_again, frozen_origi
     made_again = {"features.17.conv.2"} if reach == 1 else made_again
     model = fedact.compress(network(), f"exact:derive={reach}", layers)
     assert derived(model) == made_again
-    assert {name for name, module in model.named_modules() if isinstance(module, SourceConv2d)} == frozen_origins
+    assert {name for name, module in model.named_modules() if isinstance(module, SourceConvolution)} == frozen_origins
     fedact.restore(model)
     assert not derived(model)
-    assert not any(isinstance(module, SourceConv2d) for module in model.modules())
+    assert not any(isinstance(module, SourceConvolution) for module in model.modules())
 
 
 def test_nothing_is_left_behind_by_a_step_or_without_gradients():

@@ -7,7 +7,7 @@ from torchvision.models import mobilenet_v2
 
 import fedact
 from fedact.config.errors import ConfigError
-from fedact.nn.surgery import convolutions, head, trained_layers, trained_parameters
+from fedact.nn.surgery import body_layers, convolutions, head, trained_layers, trained_parameters
 
 
 @pytest.fixture
@@ -129,3 +129,25 @@ def test_a_head_that_is_no_layer_is_refused(name):
     model.head_name = name
     with pytest.raises(ConfigError, match=f"head_name is '{name}'"):
         fedact.compress(model, layers=1)
+
+
+def test_a_network_of_linear_layers_is_trained_layer_by_layer():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert (convolutions(model), body_layers(model), head(model)) == ([], ["0", "2"], ["4"])
+    assert trained_layers(model, 1) == ["2", "4"]
+    with pytest.raises(fedact.ConfigError, match="the model has 2 layers: layers is at least 0"):
+        trained_layers(model, 3)
+
+
+@pytest.mark.parametrize(("linear", "counted"), [(1, 2), (2, 2), (3, 5)])
+def test_linear_layers_count_where_they_are_more_than_the_convolutions(linear, counted):
+    blocks = [module for _ in range(linear) for module in (nn.Linear(6, 6), nn.ReLU())]
+    model = nn.Sequential(nn.Conv1d(3, 6, 3), nn.Conv1d(6, 6, 3), nn.Flatten(1, 2), *blocks, nn.Linear(6, 2))
+    assert len(body_layers(model)) == counted
+
+
+def test_a_convolution_of_series_counts_and_may_be_the_head():
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Conv1d(4, 5, 1))
+    assert trained_layers(model, 1) == ["4"]
+    model.head_name = "4"
+    assert trained_layers(model, 1) == ["2", "4"]

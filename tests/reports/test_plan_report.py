@@ -116,7 +116,7 @@ def test_a_steps_time_is_relative_to_plain_trainings(method):
 
 
 def plan_report(plan: Plan, more: Plan | None = None) -> PlanReport:
-    return PlanReport(plan, (), StepTime(3.0, 2.0), more, convolutions=4)
+    return PlanReport(plan, (), StepTime(3.0, 2.0), more, body_layers="4 convolutions")
 
 
 def test_the_device_needs_its_peak_trained_weights_gradients_optimizer_and_images():

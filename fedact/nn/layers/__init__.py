@@ -11,19 +11,32 @@ from fedact.nn.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
-from fedact.nn.layers.base import ChannelNorm, Swapped, has_weights, identity_class
+from fedact.nn.layers.base import CONVOLUTIONS, ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.codec import LayerCodec
-from fedact.nn.layers.compressed import CodecLayer, CompressedBatchNorm2d, CompressedConv2d, CompressedLinear
-from fedact.nn.layers.frozen import FrozenConv2d, eval_class, frozen_class
+from fedact.nn.layers.compressed import (
+    CodecLayer,
+    CompressedBatchNorm1d,
+    CompressedBatchNorm2d,
+    CompressedConv1d,
+    CompressedConv2d,
+    CompressedLinear,
+)
+from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.fused import fuse
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
-from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv2d
+from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv1d, SourceConv2d, SourceConvolution
 
 Table = dict[type[nn.Module], type[nn.Module]]
 
-TRAINED: Table = {nn.Conv2d: CompressedConv2d, nn.Linear: CompressedLinear, nn.BatchNorm2d: CompressedBatchNorm2d}
+TRAINED: Table = {
+    nn.Conv1d: CompressedConv1d,
+    nn.Conv2d: CompressedConv2d,
+    nn.Linear: CompressedLinear,
+    nn.BatchNorm1d: CompressedBatchNorm1d,
+    nn.BatchNorm2d: CompressedBatchNorm2d,
+}
 """Replacements for trained layers, which save their input compressed by a method."""
 
 SMOOTH: Table = {
@@ -43,6 +56,7 @@ PLAIN: Table = {norm: eval_class(norm) for norm in NORMS} | {dropout: identity_c
 SAVES_LESS: Table = {
     **PLAIN,
     **{norm: frozen_class(norm) for norm in NORMS},
+    nn.Conv1d: FrozenConv1d,
     nn.Conv2d: FrozenConv2d,
     nn.ReLU: MaskedReLU,
     nn.ReLU6: MaskedReLU6,
@@ -53,19 +67,24 @@ SAVES_LESS: Table = {
 }
 """Replacements for all other layers: same gradient, smaller saved tensors."""
 
+SOURCES: Table = {FrozenConv1d: SourceConv1d, FrozenConv2d: SourceConv2d}
+"""Replacements for frozen convolutions from whose saved input others are made again."""
+
 __all__ = [
+    "CONVOLUTIONS",
     "DROPOUTS",
     "NORMS",
     "PLAIN",
     "SAVES_LESS",
     "SMOOTH",
+    "SOURCES",
     "TRAINED",
     "CodecLayer",
     "LayerCodec",
     "Masked",
     "RecomputedSequential",
     "RematerializedCodec",
-    "SourceConv2d",
+    "SourceConvolution",
     "Swapped",
     "Table",
     "fuse",

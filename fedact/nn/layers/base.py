@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from fedact.nn.layers.provenance import Provenance
 
 
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d
+"""The convolutions that a method can train, of series and of pictures."""
+
+
 class ChannelNorm(nn.LayerNorm):
     """``nn.LayerNorm`` over dimension 1 of (examples, channels, height, width)."""
 

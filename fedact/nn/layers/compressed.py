@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fedact.compression.accumulation import add_weight_gradient, is_large
 from fedact.compression.method import Codec, Compressed, Method, State
-from fedact.compression.operations import Convolution, MatrixProduct, Normalization, Operation
+from fedact.compression.operations import MatrixProduct, Normalization, Operation
+from fedact.compression.temporal import convolution_of
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import parameter_gradient, release
 from fedact.nn.layers.base import FixedStatistics, Saving, noted
@@ -22,6 +23,7 @@ from fedact.nn.layers.function import (
     runs_plain,
     without_autocast,
 )
+from fedact.torch_private import NormWithStatistics
 
 WEIGHT = 1
 """The weight's place among the tensors of an operation: input, weight and bias."""
@@ -168,22 +170,38 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64 else None
 
 
-class CompressedConv2d(CodecLayer, nn.Conv2d):
-    """A convolution that saves its input compressed."""
+class CompressedConvolution(CodecLayer):
+    """A convolution that saves its input compressed; ``dimensions``: of a batch."""
 
-    plain: ClassVar[type[nn.Module]] = nn.Conv2d
+    dimensions: ClassVar[int]
+    weight: Tensor
+    bias: Tensor | None
 
     @noted
     def forward(self, x: Tensor) -> Tensor:
         if is_traced():
-            return super().forward(x)
+            return super().forward(x)  # type: ignore[no-any-return]
         # Once, for a parametrized weight is computed at every reading.
-        weight, bias, operation = self.weight, self.bias, Convolution.of(self)
+        weight, bias, operation = self.weight, self.bias, convolution_of(self)
         if not self.compresses(x, weight):
             return operation.forward(x, weight, bias)
-        batched = x if x.dim() == 4 else x.unsqueeze(0)
+        batched = x if x.dim() == self.dimensions else x.unsqueeze(0)
         y: Tensor = apply(_CompressedInput, batched, weight, bias, self.codec, operation, autocast_type(x))
-        return y if x.dim() == 4 else y.squeeze(0)
+        return y if x.dim() == self.dimensions else y.squeeze(0)
+
+
+class CompressedConv1d(CompressedConvolution, nn.Conv1d):
+    """A convolution of series that saves its input compressed."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Conv1d
+    dimensions: ClassVar[int] = 3
+
+
+class CompressedConv2d(CompressedConvolution, nn.Conv2d):
+    """A convolution of pictures that saves its input compressed."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Conv2d
+    dimensions: ClassVar[int] = 4
 
 
 class CompressedLinear(CodecLayer, nn.Linear):
@@ -199,14 +217,12 @@ class CompressedLinear(CodecLayer, nn.Linear):
         return y
 
 
-class CompressedBatchNorm2d(FixedStatistics, CodecLayer, nn.BatchNorm2d):
+class CompressedBatchNorm(FixedStatistics, CodecLayer, NormWithStatistics):
     """Batch norm with its running statistics and trained scale and shift, which saves its input compressed."""
-
-    plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d
 
     @noted
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         assert self.running_mean is not None
         assert self.running_var is not None
         operation = Normalization(self.running_mean, self.running_var, self.eps)
@@ -215,3 +231,15 @@ class CompressedBatchNorm2d(FixedStatistics, CodecLayer, nn.BatchNorm2d):
             return operation.forward(x, weight, bias)
         y: Tensor = apply(_CompressedInput, x, weight, bias, self.codec, operation, None)
         return y
+
+
+class CompressedBatchNorm1d(CompressedBatchNorm, nn.BatchNorm1d):
+    """``CompressedBatchNorm`` of series, or of features."""
+
+    plain: ClassVar[type[nn.Module]] = nn.BatchNorm1d
+
+
+class CompressedBatchNorm2d(CompressedBatchNorm, nn.BatchNorm2d):
+    """``CompressedBatchNorm`` of pictures."""
+
+    plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d

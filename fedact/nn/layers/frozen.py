@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.compression.operations import Convolution, Normalization
+from fedact.compression.operations import Normalization, Operation
+from fedact.compression.temporal import convolution_of
 from fedact.nn.layers.base import FixedStatistics, Saving, Slope, Swapped, made_class, noted
 from fedact.nn.layers.bitmask import apply_mask, pack_mask
 from fedact.nn.layers.compressed import autocast_type, in_type
@@ -22,7 +23,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, operation: Convolution, dtype: torch.dtype | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation, dtype: torch.dtype | None
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, x.dtype
@@ -37,20 +38,36 @@ class _FrozenConvolution(torch.autograd.Function):
         return grad_input.to(ctx.dtype), None, None, None, None
 
 
-class FrozenConv2d(Saving, nn.Conv2d):
-    """A convolution that saves no activation (while its weights are frozen)."""
+class FrozenConvolution(Saving, nn.Module):
+    """A convolution that saves no activation (while its weights are frozen); ``dimensions``: of a batch."""
 
-    plain: ClassVar[type[nn.Module]] = nn.Conv2d
+    dimensions: ClassVar[int]
+    weight: Tensor
+    bias: Tensor | None
 
     @noted
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 4 or not is_recorded(x) or runs_plain():
-            return super().forward(x)
+        if x.dim() < self.dimensions or not is_recorded(x) or runs_plain():
+            return super().forward(x)  # type: ignore[no-any-return]
         # Once, for a parametrized weight is computed at every reading.
-        weight, bias, operation = self.weight, self.bias, Convolution.of(self)
+        weight, bias, operation = self.weight, self.bias, convolution_of(self)
         if is_recorded(weight, bias):
             return operation.forward(x, weight, bias)
         return apply(_FrozenConvolution, x, weight, bias, operation, autocast_type(x))  # type: ignore[no-any-return]
+
+
+class FrozenConv1d(FrozenConvolution, nn.Conv1d):
+    """``FrozenConvolution`` of series."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Conv1d
+    dimensions: ClassVar[int] = 3
+
+
+class FrozenConv2d(FrozenConvolution, nn.Conv2d):
+    """``FrozenConvolution`` of pictures."""
+
+    plain: ClassVar[type[nn.Module]] = nn.Conv2d
+    dimensions: ClassVar[int] = 4
 
 
 def normalized(

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fedact.nn.layers.activations import MaskedReLU, MaskedReLU6
-from fedact.nn.layers.base import Saving, made_class
-from fedact.nn.layers.compressed import CompressedConv2d
-from fedact.nn.layers.frozen import FrozenConv2d, FrozenNorm
+from fedact.nn.layers.base import CONVOLUTIONS, Saving, made_class
+from fedact.nn.layers.compressed import CompressedConvolution
+from fedact.nn.layers.frozen import FrozenConvolution, FrozenNorm
 from fedact.nn.layers.function import is_recorded, runs_plain
-from fedact.nn.layers.rematerialized import SourceConv2d
 from fedact.torch_private import is_observed
 
 
@@ -43,7 +42,7 @@ class FusedSequential(Saving, nn.Sequential):
 
 def is_plain_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution that nothing observes, whose output is new, and in no saved tensor."""
-    known = isinstance(module, FrozenConv2d | CompressedConv2d | SourceConv2d)
+    known = isinstance(module, FrozenConvolution | CompressedConvolution)
     return known and is_layer_itself(module) and not is_observed(module)
 
 
@@ -70,7 +69,7 @@ def is_pair(norm: nn.Module, activation: nn.Module | None) -> bool:
 
 def _are_neighbours(module: nn.Module, after: nn.Module | None) -> bool:
     """Tell whether a norm may run as one with the activation after it, or write over a convolution's output."""
-    return is_pair(module, after) or (isinstance(module, nn.Conv2d) and isinstance(after, FrozenNorm))
+    return is_pair(module, after) or (isinstance(module, CONVOLUTIONS) and isinstance(after, FrozenNorm))
 
 
 def _may_be_fused(norm: FrozenNorm, activation: nn.Module, x: Any) -> bool:

@@ -1,17 +1,18 @@
 """Layers with rematerialized inputs: not saved, but recomputed in the backward pass from another layer's saved input."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.method import Compressed, Method
-from fedact.compression.operations import Convolution, Operation
+from fedact.compression.operations import Operation
+from fedact.compression.temporal import convolution_of
+from fedact.nn.layers.base import CONVOLUTIONS
 from fedact.nn.layers.codec import Encoded, LayerCodec
 from fedact.nn.layers.compressed import CodecLayer
-from fedact.nn.layers.frozen import FrozenConv2d, FrozenNorm
+from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, FrozenConvolution, FrozenNorm
 from fedact.nn.layers.function import eagerly, runs_plain
 from fedact.nn.layers.provenance import Chain, Handover, Link, weight_marks
 
@@ -46,9 +47,9 @@ class Rematerialization:
             for link in self.chain:
                 check_unchanged(link)
                 module = link.module
-                if x is None and isinstance(module, nn.Conv2d):
+                if x is None and isinstance(module, CONVOLUTIONS):
                     # Some methods need not decode for it.
-                    x, alone = self.method.output(compressed, module.weight, module.bias, Convolution.of(module)), True
+                    x, alone = self.method.output(compressed, module.weight, module.bias, convolution_of(module)), True
                     continue
                 if x is None:
                     x = self.method.reconstruct(compressed)
@@ -58,7 +59,7 @@ class Rematerialization:
                 # Not by a call, so that hooks do not run.
                 # A norm writes over what a convolution of this chain computed.
                 x = type(module).forward(module, x, *[True] * (alone and isinstance(module, FrozenNorm)))
-                alone = isinstance(module, nn.Conv2d)
+                alone = isinstance(module, CONVOLUTIONS)
         x = self.method.reconstruct(compressed) if x is None else x
         return x.to(self.dtype)
 
@@ -113,12 +114,18 @@ class RematerializedCodec(LayerCodec):
         return self.method.stored_elements(tensor) if self.counts or self._saves_itself else 0
 
 
-class SourceConv2d(CodecLayer, FrozenConv2d):
+class SourceConvolution(CodecLayer, FrozenConvolution):
     """A frozen convolution that saves its input for trained layers after it, whose own inputs are larger."""
-
-    plain: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not runs_plain():
-            eagerly(self.codec.encode, (x if x.dim() == 4 else x.unsqueeze(0)).detach(), x)
+            eagerly(self.codec.encode, (x if x.dim() == self.dimensions else x.unsqueeze(0)).detach(), x)
         return super().forward(x)
+
+
+class SourceConv1d(SourceConvolution, FrozenConv1d):
+    """``SourceConvolution`` of series."""
+
+
+class SourceConv2d(SourceConvolution, FrozenConv2d):
+    """``SourceConvolution`` of pictures."""

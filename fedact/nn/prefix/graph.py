@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from fedact.nn.code import Code, code_of
 from fedact.nn.graph import forward_graph
-from fedact.nn.layers import RecomputedSequential, SourceConv2d, Swapped
+from fedact.nn.layers import RecomputedSequential, SourceConvolution, Swapped
 from fedact.nn.streams.block import Block
 from fedact.nn.streams.install import StreamEntry, blocks_of
 from fedact.nn.streams.pooled import PooledStage
@@ -64,7 +64,9 @@ def starts_suffix(module: nn.Module) -> bool:
     """Tell whether the suffix begins at this module: it has trainable parameters, or saves its input for a trained layer."""
     if isinstance(module, StreamEntry) and module.stream.is_trained:
         return True
-    return isinstance(module, SourceConv2d) or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    return isinstance(module, SourceConvolution) or any(
+        parameter.requires_grad for parameter in module.parameters(recurse=False)
+    )
 
 
 def parts_of(model: nn.Module) -> Parts | None:

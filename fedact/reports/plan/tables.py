@@ -32,7 +32,7 @@ class PlanReport:
     parts: tuple[InputCost, ...]
     time: StepTime | None
     more: Plan | None
-    convolutions: int
+    body_layers: str
 
 
 def summary(report: PlanReport) -> Table:
@@ -57,7 +57,7 @@ def summary(report: PlanReport) -> Table:
 def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     """Yield rows: trained layers and micro-batch, compromises for the budget, expected error, time of a step."""
     plan, time = report.plan, report.time
-    depth = f"the last {plan.layers} of {report.convolutions} convolutions and the head" if plan.layers else "the head alone"
+    depth = f"the last {plan.layers} of {report.body_layers} and the head" if plan.layers else "the head alone"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
     frozen += f", that part in {plan.tiles} x {plan.tiles} tiles" if plan.tiles else ""
     if plan.trials:

@@ -1,0 +1,83 @@
+"""A network's body and head: which layers there are to train, by name."""
+
+from torch import nn
+
+from fedact.config.errors import ConfigError
+from fedact.nn.graph import named_modules
+from fedact.nn.install import has_statistics
+from fedact.nn.layers import CONVOLUTIONS, SMOOTH
+
+
+def body_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that ``layers=N`` counts from the end, in definition order, without the head.
+
+    They are the convolutions of series and of pictures; in a network with more linear layers than these, as a transformer
+    is, its linear layers too.
+    """
+    heads, kinds = set(head(model)), (*CONVOLUTIONS, nn.Linear)
+    layers = [(name, module) for name, module in named_modules(model) if isinstance(module, kinds) and name not in heads]
+    convolved = [name for name, module in layers if isinstance(module, CONVOLUTIONS)]
+    return [name for name, _ in layers] if 2 * len(convolved) < len(layers) else convolved
+
+
+def convolutions(model: nn.Module) -> list[str]:
+    """Return the names of the model's convolutions in definition order, without those that are its head."""
+    heads = _named_heads(model)
+    return [name for name, module in named_modules(model) if isinstance(module, CONVOLUTIONS) and name not in heads]
+
+
+def count_text(model: nn.Module) -> str:
+    """Return how many body layers a model has, in words: ``52 convolutions``, or ``25 layers`` where some are linear."""
+    names = body_layers(model)
+    return f"{len(names)} {'convolutions' if names == convolutions(model) else 'layers'}"
+
+
+def head(model: nn.Module) -> list[str]:
+    """Return the names of the model's head layers: usually one, none for a model without a head.
+
+    They are what its attribute ``head_name`` says (a name, or several); without it, the last linear layer unless a
+    convolution comes after. Raises ConfigError for a ``head_name`` that is no convolution or linear layer.
+    """
+    if named := _named_heads(model):
+        return named
+    kinds = [(name, module) for name, module in named_modules(model) if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
+    return [kinds[-1][0]] if kinds and isinstance(kinds[-1][1], nn.Linear) else []
+
+
+def _named_heads(model: nn.Module) -> list[str]:
+    """Return the layers that ``model.head_name`` names, none where it has no such attribute."""
+    attribute = getattr(model, "head_name", ())
+    named, layers = [attribute] if isinstance(attribute, str) else list(attribute), dict(named_modules(model))
+    for name in named:
+        if not isinstance(layers.get(name), (*CONVOLUTIONS, nn.Linear)):
+            raise ConfigError(f"the model's head_name is {name!r}, which is none of its convolutions and linear layers")
+    return named
+
+
+def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
+    """Return the names of the trained layers: the last ``layers`` of its ``body_layers``, then the head.
+
+    With ``train_norm`` (and layers above 0) also every batch norm with scale and shift after the first of them.
+    Raises ConfigError where the model has fewer layers, or where nothing would be trained.
+    """
+    names = body_layers(model)
+    if not 0 <= layers <= len(names):
+        raise ConfigError(f"the model has {count_text(model)}: layers is at least 0 and at most that, not {layers}")
+    trained = names[len(names) - layers :] + head(model)
+    if not trained:
+        raise ConfigError("the model has no head: layers must be at least 1, not 0")
+    if not (train_norm and layers):
+        return trained
+    modules = named_modules(model)
+    later = modules[[name for name, _ in modules].index(trained[0]) + 1 :]
+    norms = {
+        name: module
+        for name, module in later
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and has_statistics(module)
+    }
+    return trained + [name for name, norm in norms.items() if norm.affine]
+
+
+def smooth_activations(model: nn.Module) -> list[str]:
+    """Return the names of the activations (and channel norms) whose gradient needs their input, such as GELU."""
+    return [name for name, module in named_modules(model) if isinstance(module, tuple(SMOOTH))]
