@@ -20,28 +20,30 @@ from results import commit, write_result
 METHODS = (
     "vanilla", "exact", "exact:derive=2", "checkpoint", "hosvd:variance=0.8", "hosvd:variance=0.8,bits=8",
     "hosvd:variance=0.8,truncation=sequential", "svd:variance=0.8", "channel_svd:variance=0.8", "asi:variance=0.8",
-    "lance:variance=0.8", "gradient_filter", "quantize", "transform:variance=0.96", "transform:variance=0.96,derive=2",
+    "lance:variance=0.8", "gradient_filter", "quantize", "division", "topk", "random_projection",
+    "transform:variance=0.96", "transform:variance=0.96,derive=2",
 )  # fmt: skip
 ONE_BY_ONE = (
     "vanilla", "exact", "exact:derive=3", "checkpoint", "hosvd:variance=0.8", "hosvd:variance=0.8,bits=8",
-    "hosvd:variance=0.8,bits=8,derive=3", "gradient_filter", "quantize:bits=8", "transform:variance=0.99",
-    "transform:variance=0.99,derive=3",
+    "hosvd:variance=0.8,bits=8,derive=3", "gradient_filter", "quantize:bits=8", "division:bits=8", "topk:share=0.3",
+    "random_projection:ratio=0.5", "transform:variance=0.99", "transform:variance=0.99,derive=3",
 )  # fmt: skip
 SWEPT = (
     "vanilla", "exact", "exact:derive=3", "checkpoint", "hosvd:variance=0.8", "hosvd:bits=8,variance=0.8", "quantize",
-    "transform", "gradient_filter",
+    "division", "topk", "random_projection", "transform", "gradient_filter",
 )  # fmt: skip
 """Families of the figure of the whole network."""
 SHOWN = {
     "vanilla", "exact", "exact:derive=3", "checkpoint", "hosvd:variance=0.99", "hosvd:variance=0.99,bits=8",
-    "quantize:bits=8", "transform:variance=0.9999", "gradient_filter",
+    "quantize:bits=8", "division:bits=8", "topk:share=0.3", "random_projection:ratio=0.5", "transform:variance=0.9999",
+    "gradient_filter",
 }  # fmt: skip
 """Of its points, those in the table."""
 DEPTHS = (2, 4, 6)
 NAMES = {"features.17.conv.0.0": "17.expand", "features.17.conv.1.0": "17.dw", "features.17.conv.2": "17.project",
          "features.18.0": "18", "classifier.1": "head"}  # fmt: skip
 """Short names of the last 4 convolutions and the head."""
-FAMILIES = ("hosvd:bits=8", "hosvd", "quantize", "transform")
+FAMILIES = ("hosvd:bits=8", "hosvd", "quantize", "division", "topk", "random_projection", "transform")
 Row = dict[str, Any]
 Table = dict[str, Any]
 Found = tuple[str, Table]

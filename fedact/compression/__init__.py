@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
+from fedact.compression.division import Division
 from fedact.compression.exact import Checkpoint, Exact, Vanilla
 from fedact.compression.gradient_filter import GradientFilter
 from fedact.compression.lowrank.asi import ASI
@@ -13,6 +14,8 @@ from fedact.compression.lowrank.lance import LANCE
 from fedact.compression.lowrank.svd import SVD, ChannelSVD
 from fedact.compression.method import Compressed, Method, State, Traits
 from fedact.compression.quantize import Quantize
+from fedact.compression.random_projection import RandomProjection
+from fedact.compression.topk import TopK
 from fedact.compression.transform.transform import Transform
 from fedact.config import spec
 from fedact.config.errors import ConfigError, unknown
@@ -30,6 +33,9 @@ METHODS: dict[str, type[Method]] = {
     "gradient_filter": GradientFilter,
     "quantize": Quantize,
     "transform": Transform,
+    "division": Division,
+    "topk": TopK,
+    "random_projection": RandomProjection,
 }
 """The one table of methods; to add one, write its file and its line."""
 

@@ -32,7 +32,8 @@ SCENES = [
     "--threads", "1", "--cache-size", "none", "--scope", "saved",
 ]  # fmt: skip
 BUDGET = 600_000
-SLOW, EXHAUSTIVE = ("hosvd", "transform", "auto"), ("exact", "svd", "asi", "gradient_filter", "quantize", "checkpoint")
+SLOW = ("hosvd", "transform", "auto")
+EXHAUSTIVE = ("exact", "svd", "asi", "gradient_filter", "quantize", "checkpoint", "topk")
 METHODS = [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 METHODS += [pytest.param(method, marks=pytest.mark.exhaustive) for method in EXHAUSTIVE]
 

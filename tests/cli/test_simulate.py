@@ -206,7 +206,8 @@ def test_every_method_trains_within_its_budget(tmp_path, more):
     assert set(run.clients["status"]) == {"ok"}
     assert (run.clients["peak_bytes"] <= 500_000).all()
     states = run.clients.groupby("method")["state_bytes"].max()
-    assert {method.partition(":")[0] for method, size in states.items() if size} == {"asi", "lance", "quantize", "transform"}
+    stateful = {"asi", "lance", "quantize", "transform", "division", "random_projection"}
+    assert {method.partition(":")[0] for method, size in states.items() if size} == stateful
 
 
 def test_the_list_shows_every_table(capsys):

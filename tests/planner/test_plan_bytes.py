@@ -23,6 +23,7 @@ METHODS = [
     "hosvd:truncation=sequential", "hosvd:variance=0.8,truncation=sequential,mean=true", "hosvd:batch=false", "tucker",
     "svd:variance=0.8", "channel_svd:variance=0.8", "asi:variance=0.8", "lance:variance=0.8", "gradient_filter",
     "quantize:bits=4", "checkpoint", "exact:derive=2", "transform", "transform:variance=0.9", "transform:bits=0.5,derive=0",
+    "division", "topk", "random_projection",
 ]  # fmt: skip
 budgets = st.integers(11, 21).flatmap(lambda bits: st.integers(2**bits, min(2 ** (bits + 1), 4_000_000)))
 scopes, layers_asked = st.sampled_from(["saved", "peak"]), st.sampled_from(["auto", 1, 3])

@@ -23,7 +23,10 @@ from tests.support.asked import MODELS, Case, check_bytes, trained
 from tests.support.planned import in_scope
 
 FAST, ALL, QUICK_MODELS = 20, 100, ["net", "net", "normed", "residual"]
-FREE = ["hosvd", "transform", "hosvd:bits=8", "hosvd:batch=false", "hosvd:truncation=sequential"]
+FREE = [
+    "hosvd", "transform", "division", "topk", "random_projection",
+    "hosvd:bits=8", "hosvd:batch=false", "hosvd:truncation=sequential",
+]  # fmt: skip
 """Methods without the setting that a budget chooses."""
 ASKED = [
     *METHODS, "auto", "auto", "transform",
@@ -32,6 +35,11 @@ ASKED = [
     "channel_svd:variance=0.6", "lance:variance=0.8", "gradient_filter:patch=4", "quantize:bits=2", "exact:derive=2",
     "transform:variance=0.9", "transform:bits=0.5,derive=0", "quantize:bits=4,derive=2",
 ]  # fmt: skip
+SMALLEST = {
+    "hosvd": {"ranks": (1,) * 4}, "transform": {"bits": 0.03}, "division": {"bits": 2}, "topk": {"share": 0.01},
+    "random_projection": {"ratio": 0.05},
+}  # fmt: skip
+"""The least that a budget may choose of a method's settings."""
 LEAST, MOST, TIGHT = 8_000, 64_000_000, 150_000
 
 
@@ -93,8 +101,8 @@ def check_kind(asked: Case, plan: Plan) -> None:
 
 def smallest_bytes(kind: type, shape: tuple[int, ...]) -> int:
     """Return the fewest bytes for which a method stores a tensor: one component in each mode, or hardly any bits."""
-    smallest = kind(ranks=(1,) * 4) if kind is METHODS["hosvd"] else kind(bits=0.03)
-    return smallest.predicted_bytes(shape)
+    name = next(name for name, entry in METHODS.items() if entry is kind)
+    return kind(**SMALLEST[name]).predicted_bytes(shape)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -126,7 +134,8 @@ def test_a_method_without_settings_is_itself_under_any_budget(model, method):
         plan = asked.plan(budget=budget)
         check_answers(asked, plan)
         check_bytes(replace(asked, budget=budget), plan)
-    assert method == "transform" or any(kept.method.startswith("hosvd:") for kept in plan.kept)
+    name = method.partition(":")[0]
+    assert name == "transform" or any(kept.method.startswith(f"{name}:") for kept in plan.kept)
     assert plan.error_per_layer <= NEGLIGIBLE
 
 

@@ -21,9 +21,12 @@ GENTLEST = {
     "gradient_filter": "gradient_filter:patch=1",
     "quantize": "quantize:bits=8,group=16",
     "transform": "transform:bits=16,derive=0",
+    "division": "division:block=1,bits=8",
+    "topk": "topk:share=1",
+    "random_projection": "random_projection:ratio=1",
 }
 """The setting of each method that loses nothing but rounding."""
-ROUNDING = {"quantize": 2e-2, "transform": 1e-3}
+ROUNDING = {"quantize": 2e-2, "transform": 1e-3, "division": 1e-3}
 """How far the gentlest setting may be off, relatively, where it is not float32's own rounding."""
 LOSSY = [
     "hosvd",
@@ -57,6 +60,12 @@ LOSSY = [
     "transform:variance=0.8",
     "transform:bits=0.5,derive=0",
     "transform:variance=0.99,bits=1.5",
+    "division",
+    "division:block=3,bits=4",
+    "topk",
+    "topk:share=0.02",
+    "random_projection",
+    "random_projection:ratio=0.5",
 ]
 """Settings that really lose something."""
 
