@@ -22,7 +22,6 @@ from fedact.measure.plan_cost import input_costs, step_time
 from fedact.measure.step import Batch
 from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
-from fedact.models.weights import plain_preprocessing
 from fedact.nn.surgery import count_text
 from fedact.processes.pool import Workers
 from fedact.reports.plan.figures import plans_against_budget
@@ -139,7 +138,8 @@ def prepared(config: Config) -> Workspace:
         return prepare(config)
     small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}), side=wanted)
     whole = small.experiment.config.model_copy(update={"resolution": wanted})
-    return Workspace(replace(small.experiment, config=whole, preprocessing=plain_preprocessing(wanted)), small.model)
+    preprocessing = replace(small.experiment.preprocessing, resolution=wanted, resize=wanted)
+    return Workspace(replace(small.experiment, config=whole, preprocessing=preprocessing), small.model)
 
 
 def _ladders(make: Maker, methods: list[str], budgets: list[int | None]) -> dict[str, list[Plan]]:

@@ -97,6 +97,11 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
         return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
 
     @property
+    def data_title(self) -> str:
+        """What the data is called, and the size of its pictures where these have one."""
+        return self.data_name if self.resolution is None else f"{self.data_name} at {self.resolution} px"
+
+    @property
     def usual_lr(self) -> float:
         """The given learning rate, or the task's usual one where it is left to a trial."""
         return USUAL_LR[self.task] if self.lr == "auto" else self.lr

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedact.config.paths import cache_folder
 from fedact.data.files import Files
+from fedact.data.kinds import is_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +134,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """uint8 images to a model's input: the shorter side to ``resize``, the middle ``resolution`` square, mean and std.
+    """Examples to a model's input, float32.
 
-    whole: the images stay in their frame, neither scaled nor cut.
+    Pictures: whole numbers to 0 to 1 (floats stay), the shorter side to ``resize``, the middle ``resolution`` square, and
+    mean and std by channel, as many as the model takes: a grey picture is repeated. whole: pictures stay in their frame,
+    neither scaled nor cut. Series: mean and std by channel, their second dimension, and nothing else.
     """
 
     resolution: int
@@ -144,11 +147,21 @@ class Preprocessing:
     std: tuple[float, ...]
     whole: bool = False
 
-    def __call__(self, images: np.ndarray) -> Float[Tensor, "examples channels height width"]:
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        x = x if self.whole else _middle(_resized(x, self.resize), self.resolution)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+    def __call__(self, images: np.ndarray) -> Float[Tensor, "examples ..."]:
+        if is_picture(images.shape):
+            x = _unit(images).permute(0, 3, 1, 2)
+            x = x if self.whole else _middle(_resized(x, self.resize), self.resolution)
+            x = x.expand(-1, len(self.mean), -1, -1)
+        else:
+            x = torch.from_numpy(images)
+        mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (self.mean, self.std))
         return ((x - mean) / std).contiguous()
+
+    def input_shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one input, made of images of this shape (examples, ...)."""
+        if not is_picture(images):
+            return images[1:]
+        return (len(self.mean), *(images[1:3] if self.whole else (self.resolution, self.resolution)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +184,15 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+
+def _unit(pictures: np.ndarray) -> Tensor:
+    """Return pictures as float32, whole numbers from 0 to 1."""
+    if pictures.dtype.kind == "f":
+        return torch.from_numpy(pictures)
+    if pictures.dtype == np.uint8:
+        return torch.from_numpy(pictures).float() / 255
+    return torch.from_numpy(pictures.astype(np.float32)) / np.iinfo(pictures.dtype).max
 
 
 def _resized(x: Tensor, shorter: int) -> Tensor:

@@ -112,23 +112,6 @@ def check_network(config: Config, model: nn.Module) -> None:
         raise ConfigError(f"--head-epochs {config.head_epochs}: {config.model} has no head of its own")
 
 
-def check_images(config: Config, model: nn.Module, frame: tuple[int, ...]) -> None:
-    """Raise ConfigError for crops larger than the images, or where the model fails on images or crops of their size.
-
-    frame: height and width of the images, in pixels.
-    """
-    if config.crop is not None and config.crop > min(frame):
-        raise ConfigError(f"--crop {config.crop} is more than the {min(frame)} pixels of an image's shorter side")
-    for height, width in {frame, frame if config.crop is None else (config.crop, config.crop)}:
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            setting = f"--crop {config.crop}" if height == config.crop else f"--resolution {config.resolution}"
-            raise ConfigError(f"{setting}: {config.model} takes no images of that size: {reason}") from None
-
-
 def decoder_parts(model: nn.Module) -> tuple[str, ...]:
     """Return the names of a segmentation network's children other than its encoder."""
     return tuple(name for name, _ in model.named_children() if name != getattr(model, "encoder_name", None))

@@ -148,6 +148,8 @@ def _fingerprint(
     digest = hashlib.sha256(
         json.dumps([name, nondefault_settings(preprocessing), nondefault_settings(recipe), arithmetic()]).encode()
     )
+    if examples.images.dtype != np.uint8:
+        digest.update(f"{examples.images.dtype} {examples.images.shape[1:]}".encode())
     for block in in_blocks(examples.images):
         digest.update(block.tobytes())
     for targets in (examples.labels, *([] if examples.masks is None else in_blocks(examples.masks))):

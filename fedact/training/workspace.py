@@ -13,9 +13,9 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.data import Preprocessing
+from fedact.data.kinds import is_picture
 from fedact.data.partition import stratified
 from fedact.models.initialization import (
-    check_images,
     check_network,
     decoder_parts,
     fit_head,
@@ -24,6 +24,7 @@ from fedact.models.initialization import (
     resolved,
     weights_key,
 )
+from fedact.models.inputs import check_device_inputs, check_settings, fitted_preprocessing
 from fedact.models.tasks import Outcome
 from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.layers import LayerCodec
@@ -111,8 +112,12 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     """
     check_names(config)
     use_threads(config.threads)
+    given = config
     config, weights, preprocessing = resolved(config)
     source, server, clients = read_data(config, side or preprocessing.resize)
+    check_settings(given, clients.images.shape)
+    if not is_picture(clients.images.shape):
+        config = config.model_copy(update={"resolution": None})
     # Planning builds a whole batch, however few examples there are.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
@@ -123,8 +128,7 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
         key = weights_key(config)
         load_into(model, weights.tensors, getattr(config, key), key)
     check_network(config, model)
-    frame = clients.images.shape[1:3] if preprocessing.whole else (preprocessing.resolution,) * 2
-    check_images(config, model, frame)
+    preprocessing = fitted_preprocessing(config, model, preprocessing, server.images, source.classes)
     if config.weights == "pretrain":
         encoded = weights is not None and fills_encoder_alone(model, weights.tensors)
         pretrain(config, model, server, preprocessing, decoder_parts(model) if encoded else ())
@@ -154,6 +158,7 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in start.items()}:
         raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")
     check_network(config, model)
+    check_device_inputs(config, model, preprocessing, clients.images.shape, source.classes)
     model.to(config.device)
     nothing = clients.take(np.arange(0))
     experiment = Experiment(config, start, preprocessing, class_names(source), clients, parts, nothing, nothing)
