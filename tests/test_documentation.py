@@ -26,13 +26,14 @@ from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
 from fedact.config.spec import build
 from fedact.data.partition import PARTITIONS
+from fedact.laws import __main__ as laws
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 COMMAND = re.compile(r"python -m fedact\.(\w+)\s+([^`#&;\n]+)")
-DOORS = {"simulate": simulate, "plan": plan, "bench": bench, "compare": compare}
+DOORS = {"simulate": simulate, "plan": plan, "bench": bench, "compare": compare, "laws": laws}
 
 
 def blocks(text: str, kind: str) -> list[str]:
@@ -60,9 +61,13 @@ COMMANDS = sorted(found for found in FOUND if found[2] != "--help")
 @pytest.mark.parametrize(("page", "door", "arguments"), COMMANDS)
 def test_every_command_is_understood(page, door, arguments):
     settings = DOORS[door].parser().settings(shlex.split(arguments))
-    given = {name: value for name, value in settings.items() if name in Config.model_fields and door != "compare"}
+    given = {
+        name: value
+        for name, value in settings.items()
+        if name in Config.model_fields and door in ("simulate", "plan", "bench")
+    }
     make_config(given if door == "simulate" else {name: value for name, value in given.items() if name != "method"})
-    for method in settings.get("method", ()):
+    for method in settings.get("method", filter(None, [settings.get("name")])):
         assert choose_method(method)
     if "partition" in given:
         assert build("partition", PARTITIONS, given["partition"])

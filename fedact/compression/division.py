@@ -45,6 +45,8 @@ class Division(Method):
         per_example=True,
         tensor_seconds=6e-4,
         element_seconds=1.2e-8,
+        gentlest="block=1,bits=8",
+        rounding=1e-3,
     )
 
     block: Count = 8

@@ -20,7 +20,7 @@ from fedact.compression.method import (
 )
 from fedact.config.spec import settings
 
-IDENTITY = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0)
+IDENTITY = Traits("", keeps_input=True, per_example=True, tensor_seconds=0.0, element_seconds=0.0, gentlest="")
 
 
 class Identity(Method):

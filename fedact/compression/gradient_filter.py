@@ -39,6 +39,7 @@ class GradientFilter(Method):
         published="patch=2",
         sweep=Sweep("patch", (7, 4, 2)),
         exact_input_gradient=False,
+        gentlest="patch=1",
     )
 
     patch: Literal[1, 2, 4, 7] = 2

@@ -36,6 +36,8 @@ class Quantize(Method):
         per_example=True,
         tensor_seconds=4e-4,
         element_seconds=8e-9,
+        gentlest="bits=8,group=16",
+        rounding=2e-2,
     )
 
     bits: Literal[8, 4, 2] = 2

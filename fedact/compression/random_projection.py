@@ -57,6 +57,7 @@ class RandomProjection(Method):
         sweep=Sweep("ratio", (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)),
         tensor_seconds=6e-4,
         element_seconds=1e-8,
+        gentlest="ratio=1",
     )
 
     ratio: Ratio | None = None

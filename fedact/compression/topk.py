@@ -45,6 +45,7 @@ class TopK(Method):
         per_example=True,
         tensor_seconds=5e-4,
         element_seconds=1.5e-8,
+        gentlest="share=1",
     )
 
     share: Share | None = None

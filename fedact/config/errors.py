@@ -60,6 +60,7 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> ConfigError:
 EXTRAS = {
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
+    "laws": ("hypothesis",),
     "segmentation": ("segmentation_models_pytorch", "torchmetrics"),
 }
 """The packages that each extra brings, as they are imported."""

@@ -3,34 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedact.compression import Compressed, Method, make_method
+from fedact.compression import make_method
 from fedact.compression.lowrank.algebra import unfold
 from fedact.compression.lowrank.asi import subspace_step
-from fedact.compression.method import State
+from fedact.laws import LAWS
+from fedact.laws.cases import StepsCase
+from fedact.laws.inputs import relative_error
+from fedact.laws.steps import steps
 from fedact.measure.memory import stored_bytes
-from fedact.nn.surgery import compress
-from tests.support.laws import INPUTS, relative_error
 
-SHAPE = (6, 5, 4)
-BATCHES = (4, 4, 1, 6, 4)
-"""A last batch is smaller, and a first one may be: what a state bounds must hold for larger ones too."""
 FIXED = ["asi:ranks=2x3x2x2", "asi:ranks=9x9x9x9", "lance:ranks=3x2x2", "lance:ranks=9x9x9", "quantize:bits=4"]
 BY_VARIANCE = ["asi:variance=0.8", "asi:variance=0.9,max_ranks=3x3x3x3", "lance:variance=0.8"]
 
 
-def inputs(kind: str = "gaussian", batches: tuple[int, ...] = BATCHES) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [INPUTS[kind]((batch, *SHAPE), generator) for batch in batches]
-
-
-def steps(method: Method, tensors: list[Tensor], seed: int = 0) -> list[Compressed]:
-    found, state = [], method.start(seed)
-    for x in tensors:
-        found.append(method.compress(x, state))
-        state = found[-1].state
-    return found
+def inputs(kind: str = "gaussian", batches: tuple[int, ...] = StepsCase().batches) -> list[Tensor]:
+    """A last batch is smaller, and a first one may be: what a state bounds must hold for larger ones too."""
+    return [*StepsCase(batches=batches, kind=kind).inputs]
 
 
 def span(basis: Tensor) -> np.ndarray:
@@ -45,10 +35,8 @@ def leading(x: Tensor, mode: int, rank: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["gaussian", "zeros", "constant"])
 @pytest.mark.parametrize("text", FIXED)
 def test_predicted_bytes_are_those_stored_at_every_step(text, kind):
-    method, tensors = make_method(text), inputs(kind)
-    for x, (stored, _, state) in zip(tensors, steps(method, tensors), strict=True):
-        assert stored_bytes(stored) == method.predicted_bytes(x) == method.predicted_bytes(x.shape)
-        assert stored_bytes(state.tensors) == method.predicted_state_bytes(x) == method.predicted_state_bytes(x.shape)
+    assert make_method(text).fixed_size
+    LAWS["steps"].check(make_method(text), StepsCase(kind=kind))
 
 
 @pytest.mark.parametrize("text", BY_VARIANCE)
@@ -84,12 +72,10 @@ def test_caps_bind_a_state_that_came_with_larger_ranks(name):
     assert stored_bytes(following.tensors) <= method.predicted_state_bytes(x.shape)
 
 
-@pytest.mark.parametrize("text", BY_VARIANCE)
-def test_the_tensors_of_a_state_are_enough_to_go_on_from(text):
-    # This is all that a LayerCodec's ``load`` hands over.
-    method, (x, y) = make_method(text), inputs(batches=(4, 4))
-    found = method.compress(x).state
-    assert method.reconstruct(method.compress(y, State(found.tensors))).shape == y.shape
+@pytest.mark.parametrize("law", ["state", "batch_sizes", "later_nan", "seed"])
+@pytest.mark.parametrize("text", [*FIXED, *BY_VARIANCE, "quantize"])
+def test_laws_of_a_state(text, law):
+    LAWS[law].check(make_method(text), StepsCase())
 
 
 def test_subspace_steps_on_one_input_converge_to_its_leading_subspaces():
@@ -160,28 +146,3 @@ def test_quantization_has_the_same_bits_for_the_same_seed_alone():
     for one, same, different in zip(first, again, other, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.tensors, same.tensors, strict=True))
         assert not torch.equal(one.tensors[0], different.tensors[0])
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("text", [*FIXED, *BY_VARIANCE])
-def test_a_nan_in_a_later_step_is_never_turned_into_numbers(text, bad):
-    method, (x, y) = make_method(text), inputs(batches=(4, 4))
-    y[1, 2, 3, 1] = bad
-    state = method.compress(x, method.start(0)).state
-    try:
-        rebuilt = method.reconstruct(method.compress(y, state))
-    except FloatingPointError:
-        return
-    assert not rebuilt[1].isfinite().all()
-
-
-@pytest.mark.parametrize("text", ["asi:variance=0.8", "lance:variance=0.8", "quantize"])
-def test_a_layer_keeps_one_state_for_batches_of_every_size(text):
-    model = compress(nn.Sequential(nn.Conv2d(6, 3, 3)), text, layers=1)
-    held = []
-    for x in inputs():
-        model(x).sum().backward()
-        held.append(stored_bytes(model[0].state_tensors()))
-    assert len(set(held)) == 1
-    model(torch.randn(2, 6, 7, 7)).sum().backward()
-    assert stored_bytes(model[0].state_tensors()) > held[0]

@@ -1,33 +1,17 @@
-"""What every method must obey, at every setting, on every operation and input."""
+"""The settings of every method on which the laws of ``fedact.laws`` are tested."""
 
-from dataclasses import dataclass
-
-import torch
-from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from fedact.compression import METHODS, Method, make_method, method_name
+from fedact.compression import METHODS, make_method, method_name
+from fedact.laws.inputs import INPUTS as INPUTS
+from fedact.laws.inputs import relative_error as relative_error
 
 GENTLEST = {
-    "vanilla": "vanilla",
-    "exact": "exact",
-    "checkpoint": "checkpoint",
-    "hosvd": "hosvd:variance=1.0",
-    "tucker": "tucker:variance=1.0",
-    "svd": "svd:variance=1.0",
-    "channel_svd": "channel_svd:variance=1.0",
-    "asi": "asi:variance=1.0",
-    "lance": "lance:variance=1.0",
-    "gradient_filter": "gradient_filter:patch=1",
-    "quantize": "quantize:bits=8,group=16",
-    "transform": "transform:bits=16,derive=0",
-    "division": "division:block=1,bits=8",
-    "topk": "topk:share=1",
-    "random_projection": "random_projection:ratio=1",
+    name: ":".join(filter(None, (name, entry.traits.gentlest)))
+    for name, entry in METHODS.items()
+    if entry.traits.gentlest is not None
 }
 """The setting of each method that loses nothing but rounding."""
-ROUNDING = {"quantize": 2e-2, "transform": 1e-3, "division": 1e-3}
-"""How far the gentlest setting may be off, relatively, where it is not float32's own rounding."""
+ROUNDING = {name: entry.traits.rounding for name, entry in METHODS.items()}
+"""How far the gentlest setting may be off, relatively."""
 LOSSY = [
     "hosvd",
     "hosvd:variance=0.5",
@@ -77,76 +61,4 @@ EVERY_SETTING = [*GENTLEST.values(), *LOSSY, *MADE_AGAIN]
 ALONE = list(dict.fromkeys(method_name(make_method(text).codec) for text in EVERY_SETTING))
 """The same for layers that are looked at alone, without the one whose input theirs is made again from."""
 
-assert set(GENTLEST) == set(METHODS), "a new method needs its gentlest setting here"
-
-
-def gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator)
-
-
-def decaying(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Energy that falls off along every mode, as in real activations."""
-    x = torch.randn(shape, generator=generator)
-    for mode, size in enumerate(shape):
-        view = [size if position == mode else 1 for position in range(len(shape))]
-        x = x * (0.5 ** torch.arange(size)).view(view)
-    return x
-
-
-def relu6_like(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return (3 * torch.randn(shape, generator=generator)).clamp(0, 6)
-
-
-def constant(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.full(shape, 1.5)
-
-
-def zeros(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.zeros(shape)
-
-
-INPUTS = {f.__name__: f for f in (gaussian, decaying, relu6_like, constant, zeros)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A plain convolution, an input, and an output gradient."""
-
-    layer: nn.Conv2d
-    x: Tensor
-    grad_output: Tensor
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Convolutions of every geometry over every kind of input, down to a single example."""
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    inputs = groups * draw(st.integers(1, 4))
-    outputs = groups * draw(st.integers(1, 3))
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
-    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 2)))
-    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
-    paddings = st.tuples(st.integers(0, 2), st.integers(0, 3))
-    padding = draw(st.one_of(paddings, st.just("valid"), st.just("same") if stride == (1, 1) else paddings))
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    size = [draw(st.integers(max(r, 4), r + 6)) for r in reach]
-    seed = draw(st.integers(0, 2**31))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layer = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()), padding_mode=mode
-        )
-    x = INPUTS[draw(st.sampled_from(sorted(INPUTS)))]((draw(st.integers(1, 4)), inputs, *size), generator)
-    with torch.no_grad():
-        grad_output = torch.randn(layer(x).shape, generator=generator)
-    return Case(layer, x, grad_output)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-12))
-
-
-def method(text: str) -> Method:
-    return make_method(text)
+assert set(GENTLEST) == set(METHODS), "a new method names its gentlest setting in its traits"

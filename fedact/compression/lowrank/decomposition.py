@@ -43,7 +43,12 @@ LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
 CORE_TYPES = {torch.float16: torch.bfloat16}
 """A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
 
-DECOMPOSITION = Traits("", published="variance=0.8", sweep=Sweep("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)))
+DECOMPOSITION = Traits(
+    "",
+    published="variance=0.8",
+    sweep=Sweep("variance", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)),
+    gentlest="variance=1.0",
+)
 """What the decompositions have in common."""
 
 

@@ -75,6 +75,8 @@ class Transform(Method):
         worst_case_count=4,
         tensor_seconds=7e-4,
         element_seconds=4e-9,
+        gentlest="bits=16,derive=0",
+        rounding=1e-3,
     )
 
     variance: Variance | None = None

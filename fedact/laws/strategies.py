@@ -1,0 +1,60 @@
+"""Hypothesis strategies: which cases laws are checked on; every failure shrinks to the smallest case that still fails."""
+
+from typing import Any, Literal
+
+from hypothesis import strategies as st
+
+from fedact.laws.cases import ConvolutionCase, LinearCase, StepsCase, TensorCase
+from fedact.laws.inputs import INPUTS
+
+KINDS = st.sampled_from(sorted(INPUTS))
+SEEDS = st.integers(0, 2**31)
+MODES: list[Literal["zeros", "reflect", "replicate", "circular"]] = ["zeros", "zeros", "reflect", "replicate", "circular"]
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> ConvolutionCase:
+    """Draw convolutions of every geometry over every kind of input, down to a single example."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    in_channels = groups * draw(st.integers(1, 4))
+    out_channels = groups * draw(st.integers(1, 3))
+    kernel_size = draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 2)))
+    padding_mode = draw(st.sampled_from(MODES))
+    paddings = st.tuples(st.integers(0, 2), st.integers(0, 3))
+    same: st.SearchStrategy[Any] = st.just("same") if stride == (1, 1) else paddings
+    padding = draw(st.one_of(paddings, st.just("valid"), same))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    height, width = (draw(st.integers(max(r, 4), r + 6)) for r in reach)
+    seed, bias = draw(SEEDS), draw(st.booleans())
+    kind, batch = draw(KINDS), draw(st.integers(1, 4))
+    geometry = kernel_size, stride, padding, dilation, groups, bias, padding_mode
+    return ConvolutionCase((height, width), in_channels, out_channels, *geometry, batch, kind, seed)
+
+
+def images() -> st.SearchStrategy[TensorCase]:
+    """Draw the inputs of such convolutions."""
+    return convolutions().map(lambda case: TensorCase((case.batch, case.in_channels, *case.size), case.kind, case.seed))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> TensorCase:
+    """Draw tensors of two to five dimensions, the batch first."""
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=2, max_size=5)))
+    return TensorCase(shape, draw(KINDS), draw(SEEDS))
+
+
+def of_shapes(*shapes: tuple[int, ...]) -> st.SearchStrategy[TensorCase]:
+    """Draw one of a few tensors, each of a seed of its own."""
+    return st.sampled_from([TensorCase(shape) for shape in shapes])
+
+
+def linears() -> st.SearchStrategy[LinearCase]:
+    """Draw rows of features, and of tokens."""
+    return st.sampled_from([LinearCase((6, 10)), LinearCase((3, 5, 8))])
+
+
+def batches() -> st.SearchStrategy[StepsCase]:
+    """Draw steps whose batches are of several sizes, over every kind of input."""
+    return st.sampled_from([StepsCase(kind=kind) for kind in INPUTS])
