@@ -8,6 +8,7 @@ from fedact.cli.flags import Parser, check_file, command
 from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
+from fedact.config.own_code import with_code
 from fedact.config.sizes import parse_bytes
 
 FIELDS = (
@@ -82,7 +83,7 @@ def main(arguments: list[str]) -> int:
     elif rounds < 1:
         raise ConfigError(f"--rounds is a whole number from 1, not {rounds}")
     steady = {} if rounds is None else {**STEADY, **given, "rounds": rounds + 1}
-    config = make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady})
+    config = with_code(make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady}))
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
     methods = list(config.method) if "method" in given else None

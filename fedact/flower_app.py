@@ -16,8 +16,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedact.cli.flags import log_to_stderr
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config, read_toml
+from fedact.config.own_code import with_code
 from fedact.config.paths import expanded
-from fedact.config.schema import Config
+from fedact.config.schema import SETTINGS, Config
 
 NODE_WAIT, RESUME = "node-wait", "resume"
 NOT_HERE = ("runtime", "ray_address", "workers")
@@ -73,7 +74,7 @@ def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     fleet.wait(float(seconds))
     if resume:
         return resume_run(resume, fleet.open)
-    config = fleet.config(config)
+    config = fleet.config(with_code(config))
     return start_run(config, (config.out or default_folder(config)).absolute(), fleet.open)
 
 
@@ -100,7 +101,7 @@ def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
 
 def run_config_keys() -> list[str]:
     """Return the keys that a run config may have; pyproject.toml has them all."""
-    fields = [name.replace("_", "-") for name in Config.model_fields if name not in NOT_HERE]
+    fields = [name.replace("_", "-") for name in SETTINGS if name not in NOT_HERE]
     return [*fields, NODE_WAIT, RESUME]
 
 

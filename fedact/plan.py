@@ -5,6 +5,7 @@ import sys
 from fedact.cli.flags import Parser, check_file, command
 from fedact.cli.process import run_process
 from fedact.config.loading import make_config
+from fedact.config.own_code import with_code
 from fedact.config.settings.data import USUAL_CALIBRATION
 
 METHOD = "auto"
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     options = {name: given.pop(name) for name in FILES}
     check_file("json", options["json"])
     check_file("figure", options["figure"], ".png")
-    config = make_config({"method": [METHOD], **given})
+    config = with_code(make_config({"method": [METHOD], **given}))
     if "calibration" not in given:
         usual = USUAL_CALIBRATION if config.calibration == "auto" else config.calibration
         config = config.model_copy(update={"calibration": max(usual, config.batch_size)})

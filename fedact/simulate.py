@@ -1,14 +1,18 @@
 """python -m fedact.simulate: a fleet of clients fine-tunes a model, each under its memory budget."""
 
+import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fedact.cli.flags import RUNNING, Parser, command, user_path
 from fedact.cli.process import run_process
+from fedact.config.code import code_label
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
-from fedact.config.schema import Config
+from fedact.config.own_code import check_code, with_code
+from fedact.config.schema import SETTINGS, Config
 
 FIRST_FIELDS = ("clients", "rounds", "budget", "method", "dataset")
 
@@ -16,10 +20,13 @@ FIRST_FIELDS = ("clients", "rounds", "budget", "method", "dataset")
 def parser() -> Parser:
     """Return the command line: one flag for each field of Config, and those that are no part of a run."""
     result = Parser("simulate", __doc__ or "")
-    result.add_fields(Config.model_fields, FIRST_FIELDS)
+    result.add_fields(SETTINGS, FIRST_FIELDS)
     running = result.group(RUNNING)
     running.add_argument("--config", type=user_path, metavar="FILE", help="settings in TOML; flags override them")
     running.add_argument("--resume", type=user_path, metavar="DIR", help="resume a run from its last finished round")
+    running.add_argument(
+        "--own-code", action="store_true", help="let --resume, or --config with a run's file, run its own code"
+    )
     running.add_argument("--dry-run", action="store_true", help="print the plans and the partition, train nothing")
     running.add_argument(
         "--list", action="store_true", help="methods with their settings, models, data sets, partitions, devices"
@@ -31,7 +38,8 @@ def parser() -> Parser:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     settings = parser().settings(arguments)
-    file, resume, dry_run, show = (settings.pop(name) for name in ("config", "resume", "dry_run", "list"))
+    names = ("config", "resume", "own_code", "dry_run", "list")
+    file, resume, own_code, dry_run, show = (settings.pop(name) for name in names)
     if show:
         from fedact.cli.listing import show_tables
 
@@ -44,16 +52,29 @@ def main(arguments: list[str]) -> int:
             )
         from fedact.cli.simulate import resume_run
 
-        return resume_run(resume, workers=workers)
-    config = make_config({**(read_toml(file) if file else {}), **settings})
+        return resume_run(resume, workers=workers, own_code=own_code)
+    config = read_config(file, settings, own_code)
     from fedact.cli.simulate import show_plans, start_run
 
     return show_plans(config) if dry_run else start_run(config, config.out or default_folder(config))
 
 
+def read_config(file: Path | None, settings: dict[str, Any], own_code: bool) -> Config:
+    """Return the config of a file's settings, if there is one, and of others, which override them.
+
+    A file with the digests of code is a run's own: its code is run only where that is allowed.
+    """
+    of_file = read_toml(file) if file else {}
+    if of_file.get("code") is not None:
+        check_code(make_config(of_file), own_code, f"--config {file}")
+    return with_code(make_config({**of_file, **settings}))
+
+
 def default_folder(config: Config) -> Path:
     """Return runs/<time>-<dataset>-<model>."""
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.dataset}-{config.model}"
+    what = f"{code_label(config.dataset)}-{config.model_name}".replace(".py:", "-")
+    word = re.sub(r"[^\w.-]+", "-", what)
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{word}"
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _loader(experiment: Experiment) -> Loader:
 
 def _title(config: Config, layers: str, micro_batch: int | None = None) -> str:
     parts = "" if micro_batch is None else f" in micro-batches of {micro_batch}"
-    return f"{config.model}, {config.data_title}, batch {config.batch_size}{parts}, {layers}"
+    return f"{config.model_name}, {config.data_title}, batch {config.batch_size}{parts}, {layers}"
 
 
 def _write(file: Path | None, config: Config, figures: Mapping[str, Any]) -> None:

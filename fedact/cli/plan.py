@@ -11,6 +11,7 @@ import numpy as np
 from fedact.cli.console import show
 from fedact.cli.flags import log_to_stderr
 from fedact.cli.signals import catch_late
+from fedact.config.code import is_code
 from fedact.config.plan import Plan, PlanKey, plans_json
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -134,7 +135,9 @@ def prepared(config: Config) -> Workspace:
     lr = config.lr if config.layers == "auto" else config.usual_lr
     config = config.model_copy(update={"width": width, "lr": lr, **ALONE})
     wanted = config.resolution or SMALL_RESOLUTION
-    if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION or config.task == "segmentation":
+    # A network of the user's own may be another at fewer pixels.
+    fixed = config.task == "segmentation" or is_code(config.model)
+    if config.weights != "pretrain" or wanted <= SMALL_RESOLUTION or fixed:
         return prepare(config)
     small = prepare(config.model_copy(update={"resolution": SMALL_RESOLUTION}), side=wanted)
     whole = small.experiment.config.model_copy(update={"resolution": wanted})

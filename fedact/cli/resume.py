@@ -5,6 +5,7 @@ from typing import Any
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
+from fedact.config.own_code import merged_code
 from fedact.config.schema import Config
 from fedact.federation.planning import canonical_methods
 from fedact.storage.rows import redrawn_test_set
@@ -12,7 +13,7 @@ from fedact.storage.run_folder import RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard", "workers")
 """Settings without influence on results; ignored when the configs of a run are compared."""
-GROWING = ("method", "seeds")
+GROWING = ("method", "seeds", "code")
 """Settings to which values may be added when a run goes on."""
 AS_GIVEN = ("cache_size", "ray_address", "tensorboard", "workers")
 """Settings taken from the new command line on resume."""
@@ -42,7 +43,8 @@ def merged_config(given: Config, out: Path, begun: Config) -> Config:
         raise ConfigError(f"--out {out} holds a run of one seed, to which none can be added: name a new folder")
     methods = dict.fromkeys([*begun.method, *canonical_methods(given)])
     other = {name: getattr(given, name) for name in AS_GIVEN}
-    return begun.model_copy(update={"method": tuple(methods), "seeds": max(given.seeds, begun.seeds), **other})
+    grown = {"method": tuple(methods), "seeds": max(given.seeds, begun.seeds), "code": merged_code(begun, given)}
+    return begun.model_copy(update={**grown, **other})
 
 
 def with_workers(begun: Config, workers: int | str | None) -> Config:
@@ -50,6 +52,13 @@ def with_workers(begun: Config, workers: int | str | None) -> Config:
     return (
         begun if workers is None else make_config({**begun.model_dump(mode="json", exclude_none=True), "workers": workers})
     )
+
+
+def _goes_on(name: str, then: Any, now: Any) -> bool:
+    """Tell whether a run that began with one value of a setting may go on with another."""
+    if name == "code":
+        return dict(then or {}).items() <= dict(now or {}).items()
+    return set(then) <= set(now) if name == "method" else now in (None, then)
 
 
 def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
@@ -66,8 +75,7 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
     began = make_config(rows[0]["config"])
     for name in Config.model_fields:
         now, then = getattr(config, name), getattr(began, name)
-        same = set(then) <= set(now) if name == "method" else now in (None, then)
-        if name not in FREE and not same:
+        if name not in FREE and not _goes_on(name, then, now):
             raise ConfigError(
                 f"{folder.config} says {name} {now}, but the run in {folder.records} began with {then}: start another run"
             )

@@ -17,6 +17,7 @@ from fedact.cli.resume import finished_rounds, merged_config, with_workers
 from fedact.cli.signals import catch_late, stop_code
 from fedact.config.errors import ConfigError, check_extra, shortened
 from fedact.config.loading import make_config, read_toml
+from fedact.config.own_code import check_code
 from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
 from fedact.federation.worker_grid import start_workers
@@ -54,10 +55,13 @@ def start_run(config: Config, out: Path, open_grid: OpenGrid | None = None) -> i
         return _run_seeds(config, out, locks, open_grid)
 
 
-def resume_run(out: Path, open_grid: OpenGrid | None = None, workers: int | str | None = None) -> int:
+def resume_run(
+    out: Path, open_grid: OpenGrid | None = None, workers: int | str | None = None, own_code: bool = False
+) -> int:
     """Go on with a run from its last finished round and return the exit code; a finished run is left as it is.
 
-    workers: instead of the run's own number, or "auto"; rows do not depend on it.
+    workers: instead of the run's own number, or "auto"; rows do not depend on it. own_code: let the code run that the run's
+    config names; without it such a run is refused.
     """
     catch_late()
     if reason := unusable(out):
@@ -65,7 +69,12 @@ def resume_run(out: Path, open_grid: OpenGrid | None = None, workers: int | str 
     file = RunFolder(out).config
     if not file.is_file():
         raise ConfigError(f"--resume {out}: there is no run, {file} does not exist")
-    return _go_on(out, lambda begun: with_workers(begun, workers), open_grid)
+
+    def change(begun: Config) -> Config:
+        check_code(begun, own_code, f"--resume {out}")
+        return with_workers(begun, workers)
+
+    return _go_on(out, change, open_grid)
 
 
 def _go_on(out: Path, change: Callable[[Config], Config], open_grid: OpenGrid | None) -> int:

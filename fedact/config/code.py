@@ -44,6 +44,17 @@ def is_code(text: str) -> bool:
     return place.partition(".")[0] not in OURS and ("." in place or place in sys.modules or _found(place))
 
 
+def check_almost_code(text: str, flag: str) -> None:
+    """Raise ConfigError for a text that is no name of fedact's, and looks like code but names none."""
+    if text.endswith((".py", ".py:")):
+        raise ConfigError(f"{flag} {text}: write which of its functions, as in {text.rstrip(':')}:NAME")
+    match = _CODE.fullmatch(text)
+    if match and match["place"] not in OURS and not match["settings"]:
+        raise ConfigError(
+            f"{flag} {text}: there is no module {match['place']}, nor a file {match['place']}.py that it names"
+        )
+
+
 def split_code(text: str) -> tuple[str, str]:
     """Return the code that a text names, and the settings behind it, "" where there are none.
 
@@ -85,8 +96,8 @@ def code_digest(text: str) -> str:
         return str(vars(_of_module(place, text))["DIGEST"])
     try:
         spec = find_spec(place)
-    except Exception as error:  # the package around it fails, or is none
-        raise _failure(text, error) from None
+    except Exception as error:  # the package around it fails, or there is none
+        raise _of_import(error, place, text) from None
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise ConfigError(f"{text}: there is no module {place} with a file of its own")
     return sha256(Path(spec.origin).read_bytes()).hexdigest()
@@ -163,14 +174,16 @@ def _of_module(place: str, text: str) -> ModuleType:
         raise ConfigError(f"{text.rpartition(':')[2]} is in no file: call fedact.run again with what it was given")
     try:
         return import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name and f"{place}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{text}: there is no module {error.name}") from None
-        raise _failure(text, error) from None
     except (Exception, SystemExit) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise _failure(text, error) from None
+        raise _of_import(error, place, text) from None
+
+
+def _of_import(error: BaseException, place: str, text: str) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
+        return ConfigError(f"{text}: there is no module {error.name}")
+    return _failure(text, error)
 
 
 def _content(file: Path, text: str) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedact.config.errors import ConfigError, as_flag, nearest, shortened
-from fedact.config.schema import Config
+from fedact.config.schema import SETTINGS, Config
 from fedact.config.toml import read_table
 
 
@@ -32,7 +32,7 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"] if part in Config.model_fields or isinstance(part, int))
     if detail["type"] == "extra_forbidden":
         key = str(detail["loc"][0])
-        return f"unknown key {key!r}{nearest(key, Config.model_fields)}"
+        return f"unknown key {key!r}{nearest(key, SETTINGS)}"
     message = detail["msg"].removeprefix("Value error, ")
     if not name or message.startswith("--"):
         return str(message)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedact.config.code import code_label
 from fedact.config.paths import cache_folder, expanded
 from fedact.config.settings.base import Settings
 from fedact.config.settings.budget import BudgetSettings
@@ -20,6 +21,8 @@ from fedact.config.settings.training import TrainingSettings
 GROUPS: tuple[type[Settings], ...] = (
     FleetSettings, BudgetSettings, MethodSettings, ModelSettings, DataSettings, TrainingSettings, RunningSettings,
 )  # fmt: skip
+SETTINGS = tuple(name for group in GROUPS for name in group.model_fields)
+"""The fields of Config that a user sets: each has a flag."""
 
 USUAL_LR = {"classification": 0.03, "segmentation": 0.01}
 """The learning rate, by task, where no trial chooses one."""
@@ -34,6 +37,10 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     """
 
     model_config = ConfigDict(defer_build=False)
+
+    code: dict[str, str] | None = Field(
+        None, description="SHA-256 of each file of the user's own code, by the name of that code; filled in by a run"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +101,12 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     @property
     def data_name(self) -> str:
         """What the data is called: a file or a folder of the user's own by its name."""
-        return self.data_path().name if self.dataset in ("npz", "folder") else self.dataset
+        return self.data_path().name if self.dataset in ("npz", "folder") else code_label(self.dataset)
+
+    @property
+    def model_name(self) -> str:
+        """What the network is called: one of the user's own without the folders of its file."""
+        return code_label(self.model)
 
     @property
     def data_title(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fedact.config.budgets import Budget, parse_budget, size_text
+from fedact.config.code import absolute_code, code_digest, code_label, is_code, split_code
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
 from fedact.config.paths import cache_folder, expanded
@@ -20,7 +21,7 @@ from fedact.data import Preprocessing
 from fedact.storage import checkpoints
 from fedact.training.workspace import Workspace, prepare_with, workspace_for
 
-KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir")
+KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir", "own-code")
 NOT_SENT = ("devices", "out", "ray_address", "workers", "data_dir", "weights", "pretrain_from", "method")
 """What of a run's config is the server's own business, or a path on its disk."""
 MOST_CACHED = 3
@@ -29,15 +30,36 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Node:
-    """A node: which of how many partitions it holds, where its data lies, and its budget of one size, if one was given."""
+    """A node: which of how many partitions it holds, where its data lies, and its budget of one size, if one was given.
+
+    own_code: what of the user's own code it may run.
+    """
 
     partition: int
     partitions: int
     budget: Budget | None
     data_dir: Path | None
+    own_code: tuple[str, ...] = ()
+
+    def own(self, text: str, digest: str | None) -> str:
+        """Return this node's name of code that an order names: its own, of the same name and from a file with this digest.
+
+        Raises ConfigError where its --node-config names none such: an order runs no code here.
+        """
+        name = split_code(text)[0].rpartition(":")[2]
+        for own in self.own_code:
+            if own.rpartition(":")[2] == name and digest is not None and code_digest(own) == digest:
+                return own
+        raise ConfigError(
+            f"the run has code of its own, {code_label(text)}: this node runs none but what its --node-config names as "
+            f"own-code, and that is {', '.join(self.own_code) or 'none'} (due is a file of SHA-256 {str(digest)[:12]})"
+        )
 
     def check(self, client: int, plan: Plan) -> None:
-        """Raise ConfigError for an order that is another's, or needs more than this node has."""
+        """Raise ConfigError for an order that is another's, needs more than this node has, or runs code that is not its."""
+        for text in {plan.method, *(kept.method for kept in plan.kept)}:
+            if is_code(text) and split_code(text)[0] not in self.own_code:
+                self.own(text, None)
         if client != self.partition:
             raise ConfigError(f"this node holds partition {self.partition}, the order is for {client}")
         size = self.budget.sizes[0] if self.budget else None
@@ -61,7 +83,8 @@ def read_node(settings: Mapping[str, Any]) -> Node:
                 f"--node-config: memory-budget is {text!r}: a node has one size, such as 64KB, none, or a device"
             )
         budget = parse_budget(size_text(size))
-    return Node(partition, partitions, budget, expanded(str(data_dir)) if data_dir else None)
+    own = tuple(absolute_code(text) for text in str(settings.get("own-code") or "").split())
+    return Node(partition, partitions, budget, expanded(str(data_dir)) if data_dir else None, own)
 
 
 def _whole(settings: Mapping[str, Any], key: str) -> int:
@@ -101,6 +124,11 @@ def device_config(sent: str, node: Node) -> Config:
     settings["weights"] = "pretrain" if json.loads(sent)["weights"] == "pretrain" else "none"
     settings["threads"] = min(settings.get("threads") or 1, os.cpu_count() or 1)
     settings["data_dir"] = node.data_dir
+    digests, settings["code"] = settings.get("code") or {}, {}
+    for key in ("model", "dataset"):
+        if is_code(text := str(settings[key])):
+            settings[key] = node.own(text, digests.get(text))
+            settings["code"][settings[key]] = digests[text]
     return make_config(settings)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedact.config.code import check_almost_code, is_code
 from fedact.config.errors import ConfigError
+from fedact.config.own_code import digest_of
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator, torch_seed
@@ -21,6 +23,7 @@ from fedact.models import (
     make_model,
     make_segmenter,
 )
+from fedact.models.own import check_own, own_network
 from fedact.models.pretraining import PretrainingRecipe, pretrained
 from fedact.models.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
 from fedact.nn.surgery import head, trained_layers
@@ -34,11 +37,14 @@ PRETRAINING_BATCH, MASKS_BATCH = 32, 8
 
 def check_model(config: Config) -> None:
     """Raise ConfigError for a model that the task does not have, or for settings of another model or other weights."""
-    if config.task == "segmentation":
+    if is_code(config.model):
+        check_own(config)
+    elif config.task == "segmentation":
         check_segmenter_name(config.model)
     elif config.model in SEGMENTERS:
         raise ConfigError(f"--model {config.model} is for --task segmentation, not for --task {config.task}")
     else:
+        check_almost_code(config.model, "--model")
         check_model_name(config.model)
     if config.width is not None and config.model not in SCALABLE:
         raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
@@ -64,8 +70,12 @@ def weights_key(config: Config) -> str:
 
 def network(config: Config, classes: int) -> nn.Module:
     """Return the config's network for this many classes, with random weights."""
-    segments = config.task == "segmentation"
-    model = make_segmenter(config.model, classes) if segments else make_model(config.model, classes, config.width)
+    if is_code(config.model):
+        model = own_network(config, classes)
+    elif config.task == "segmentation":
+        model = make_segmenter(config.model, classes)
+    else:
+        model = make_model(config.model, classes, config.width)
     # A third faster on CPUs than the default layout.
     return model.to(memory_format=torch.channels_last)
 
@@ -143,7 +153,9 @@ def fit_head(config: Config, model: nn.Module, examples: Examples, preprocessing
 def _fit(
     config: Config, model: nn.Module, examples: Examples, preprocessing: Preprocessing, recipe: PretrainingRecipe
 ) -> None:
-    name = f"{config.model} {config.width} {config.seed}"
+    # Of code of the user's own by what it is, wherever it lies.
+    what = digest_of(config, config.model) if is_code(config.model) else config.width
+    name = f"{config.model_name} {what} {config.seed}"
     random = generator(config.seed, Purpose.PRETRAINING)
     # Dropout draws from torch's own generator.
     with torch_seed(config.seed, Purpose.PRETRAINING):

@@ -103,6 +103,8 @@ def _prefix_key(experiment: Experiment, part: FrozenPrefix) -> str:
         repr(experiment.preprocessing),
         str(part.group),
         "norms folded, channels last, packed",
+        # What a module of the user's own computes stands in no graph.
+        *([str(experiment.config.code)] if experiment.config.code else []),
     ]
     machine = [arithmetic(), str(torch.get_num_threads()), experiment.config.device]
     return fingerprint(*code, *machine, *part.tensors.values())

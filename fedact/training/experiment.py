@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from fedact.config.code import check_almost_code, is_code
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
@@ -16,6 +17,7 @@ from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
 from fedact.data.partition import PARTITIONS, halves, partition_examples, stratified
 from fedact.data.partition.base import HeldOutParts
+from fedact.data.readers.own_code import check_own_data, own_source
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
 from fedact.storage.checkpoints import digest
@@ -67,7 +69,7 @@ def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
     random = generator(config.seed, Purpose.DATA)
     sizes = (config.max_examples, config.max_test_examples)
     request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by, examples_needed(config))
-    source = _limited(config, _datasets(config)[config.dataset](request))
+    source = _limited(config, _reader(config)(request))
     source = decode_files(source, cache_folder() / "decoded")
     return source, *_server_and_clients(config, source)
 
@@ -88,15 +90,25 @@ def check_names(config: Config) -> None:
     check_task(config.task)
     check_model(config)
     check_masks(config)
-    if config.task == "classification" and config.dataset in SEGMENTATION_DATASETS.keys() - DATASETS.keys():
+    if is_code(config.dataset):
+        check_own_data(config)
+    elif config.task == "classification" and config.dataset in SEGMENTATION_DATASETS.keys() - DATASETS.keys():
         raise ConfigError(f"--dataset {config.dataset} is for --task segmentation, not for --task {config.task}")
-    if config.dataset not in (known := _datasets(config)):
+    elif config.dataset not in (known := _datasets(config)):
+        check_almost_code(config.dataset, "--dataset")
         raise unknown("data set", config.dataset, known)
     build("partition", PARTITIONS, config.partition)
 
 
 def _datasets(config: Config) -> Mapping[str, Callable[[Request], Source]]:
     return SEGMENTATION_DATASETS if config.task == "segmentation" else DATASETS
+
+
+def _reader(config: Config) -> Callable[[Request], Source]:
+    """Return what reads the config's data set; code of the user's own where it names such."""
+    if is_code(config.dataset):
+        return lambda request: own_source(config, request)
+    return _datasets(config)[config.dataset]
 
 
 def _limited(config: Config, source: Source) -> Source:

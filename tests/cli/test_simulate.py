@@ -13,7 +13,7 @@ import fedact
 from fedact.compression import METHODS, published
 from fedact.config.errors import as_flag
 from fedact.config.privacy import PRIVACY
-from fedact.config.schema import Config
+from fedact.config.schema import SETTINGS
 from fedact.config.strategies import STRATEGIES
 from fedact.federation import server
 from fedact.simulate import main, parser
@@ -251,8 +251,8 @@ def test_help_shows_the_flags_in_groups_and_what_matters_first(columns, monkeypa
     assert [line[:-1] for line in lines if line.endswith(":") and not line.startswith(" ")] == GROUPS
     flags = [line.split()[0] for line in lines if line.startswith("  -")]
     assert flags[:5] == ["--clients", "--rounds", "--budget", "--method", "--dataset"]
-    others = ["--config", "--resume", "--dry-run", "--list", "-h,"]
-    assert sorted(flags) == sorted([*map(as_flag, Config.model_fields), *others])
+    others = ["--config", "--resume", "--own-code", "--dry-run", "--list", "-h,"]
+    assert sorted(flags) == sorted([*map(as_flag, SETTINGS), *others])
 
 
 def test_module_command_line_works_from_outside(tmp_path):

@@ -10,7 +10,7 @@ from fedact.config.budgets import parse_budget
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config, read_toml
 from fedact.config.paths import cache_folder
-from fedact.config.schema import Config
+from fedact.config.schema import SETTINGS, Config
 from fedact.simulate import parser
 
 
@@ -187,9 +187,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_every_field_has_a_flag_and_a_description():
     flags = {action.dest: action for action in parser()._actions}
-    for name, field in Config.model_fields.items():
+    for name in SETTINGS:
         assert name in flags
-        assert field.description
+        assert Config.model_fields[name].description
+    assert set(Config.model_fields) == {*SETTINGS, "code"}
 
 
 def test_data_lies_where_the_flag_the_variable_or_the_cache_says(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from fedact.config.code import code_label
 from fedact.config.errors import ConfigError
 from fedact.storage.rows import Count, Row, redrawn_test_set
 
@@ -37,8 +38,14 @@ _READER = TypeAdapter(_Header)
 
 def differences_that_matter(headers: Sequence[Row]) -> list[str]:
     """Return in what runs with these headers differ so that their scores are not of the same thing."""
-    settings = [name for name in SAME if len({str(header["config"].get(name)) for header in headers}) > 1]
+    settings = [name for name in SAME if len({_value(header, name) for header in headers}) > 1]
     return settings + [TEST_SET] * (len({redrawn_test_set(header) for header in headers}) > 1)
+
+
+def _value(header: Row, name: str) -> str:
+    """Return a setting of a run as text; of code of the user's own with the digest of its file."""
+    value, code = str(header["config"].get(name)), header["config"].get("code")
+    return f"{code_label(value)} {code[value]}" if isinstance(code, dict) and value in code else value
 
 
 def note_on_test_set(header: Row, where: object) -> list[str]:
@@ -67,7 +74,7 @@ def check_another_seed(rows: Sequence[Row], others: Sequence[Row], where: object
     if not rows or not others:
         return
     this, first = rows[0]["config"], others[0]["config"]
-    if strange := [name for name in SAME if this.get(name) != first.get(name)]:
+    if strange := [name for name in SAME if _value(rows[0], name) != _value(others[0], name)]:
         raise ConfigError(
             f"{where} is of another run: its {strange[0]} is {this.get(strange[0])}, not {first.get(strange[0])}"
         )

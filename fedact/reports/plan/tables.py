@@ -140,7 +140,7 @@ def title(config: Config) -> str:
     width = "" if config.width is None else f" of width {config.width:g}"
     weights = {"none": "random weights", "pretrain": "pretrained here", "imagenet": "ImageNet weights"}
     start = weights.get(config.weights) or config.weights.rpartition("/")[2]
-    return f"{config.model}{width} ({start}), {config.data_title}, batch {config.batch_size}"
+    return f"{config.model_name}{width} ({start}), {config.data_title}, batch {config.batch_size}"
 
 
 def tensor_table(plan: Plan, parts: Sequence[InputCost]) -> Table:

@@ -1,0 +1,59 @@
+"""The code of the user's own that a config names: with which digests a run starts, and when it may run at all."""
+
+from fedact.config.code import absolute_code, check_digest, code_digest, is_code, split_code
+from fedact.config.errors import ConfigError
+from fedact.config.schema import Config
+
+
+def code_of(config: Config) -> tuple[str, ...]:
+    """Return the code that a config names as its network, its data set and its methods, each once, without settings.
+
+    >>> code_of(Config(model="mine.py:build", method=("mine.py:Blocks:size=4", "hosvd")))
+    ('mine.py:build', 'mine.py:Blocks')
+    """
+    named = (text for text in (config.model, config.dataset, *config.method) if is_code(text))
+    return tuple(dict.fromkeys(split_code(text)[0] for text in named))
+
+
+def with_code(config: Config) -> Config:
+    """Return the config with which a run starts: its code by absolute paths, and the digests of these files.
+
+    Raises ConfigError where one is missing, or is another than the config says.
+    """
+    model, dataset, *methods = (
+        absolute_code(text) if is_code(text) else text for text in (config.model, config.dataset, *config.method)
+    )
+    full = config.model_copy(update={"model": model, "dataset": dataset, "method": tuple(methods)})
+    digests = {text: code_digest(text) for text in code_of(full)}
+    for text, due in (config.code or {}).items():
+        if text in digests:
+            check_digest(text, due)
+    return full.model_copy(update={"code": digests or None})
+
+
+def check_code(config: Config, allowed: bool, where: str) -> None:
+    """Raise ConfigError where a run's config would run code that is not allowed to, or is not what it was in that run.
+
+    where: how the config was named, as in ``--resume runs/1``.
+    """
+    named = code_of(config)
+    if named and not allowed:
+        raise ConfigError(f"{where} runs code of its own, {', '.join(named)}: add --own-code if you trust it")
+    for text in named:
+        if text not in (config.code or {}):
+            raise ConfigError(f"{where} names {text} without the digest of its file: start another run")
+        check_digest(text, (config.code or {})[text])
+
+
+def merged_code(begun: Config, given: Config) -> dict[str, str] | None:
+    """Return the digests of a run that goes on with a config of now; raises ConfigError where a file is another by now."""
+    now = given.code or {}
+    for text, due in (begun.code or {}).items():
+        if now.get(text, due) != due:
+            check_digest(text, due)
+    return {**(begun.code or {}), **now} or None
+
+
+def digest_of(config: Config, text: str) -> str | None:
+    """Return the digest with which a run started of the file that its code lies in."""
+    return (config.code or {}).get(split_code(text)[0])

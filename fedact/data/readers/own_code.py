@@ -1,0 +1,70 @@
+"""Data of the user's own code: ``--dataset mydata.py:load``, a function that returns what it trains and tests on."""
+
+import inspect
+from typing import Any
+
+from fedact.config.code import load_code
+from fedact.config.errors import ConfigError, shortened
+from fedact.config.own_code import digest_of
+from fedact.config.schema import Config
+from fedact.data.examples import Examples, Request, Source
+from fedact.data.own import as_arrays, source_of
+
+OPTIONS = ("data_dir", "resolution", "seed")
+"""Fields of Config that a function is given where it has a parameter of that name."""
+
+
+def check_own_data(config: Config) -> None:
+    """Raise ConfigError for settings that data of the user's own code has not."""
+    if config.task != "classification":
+        raise ConfigError(f"--dataset {config.dataset} is for --task classification, not for --task {config.task}")
+
+
+def own_source(config: Config, request: Request) -> Source:
+    """Return what the data function of a config's own code returns, a ``Source`` or ``(train, test)``, as a data set.
+
+    train, test: what ``as_arrays`` takes. The code is run, if it is the one with the config's digest. Raises ConfigError
+    where it is missing, fails, or returns anything else.
+    """
+    text = config.dataset
+    function = load_code(text, digest_of(config, text))
+    given = {"data_dir": request.path, "resolution": config.resolution, "seed": config.seed}
+    made = _called(function, text, given)
+    if isinstance(made, Source):
+        return _checked(made, text)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ConfigError(
+            f"{text} returns {shortened(made)}: (train, test) is due, each (x, y) or (x, y, clients), or a Source"
+        )
+    train, test = (as_arrays(part, f"{name} of {text}") for part, name in zip(made, ("train", "test"), strict=True))
+    return source_of(train, test, text)
+
+
+def _called(function: Any, text: str, given: dict[str, Any]) -> Any:
+    if not callable(function):
+        raise ConfigError(f"{text} is a {type(function).__name__}: it must be a function that returns (train, test)")
+    parameters = inspect.signature(function).parameters.values()
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in rest]
+    if strange := [name for name in needed if name not in OPTIONS]:
+        raise ConfigError(f"{text} needs {strange[0]}: its parameters may be {', '.join(OPTIONS)}, each where it wants it")
+    named = {each.name for each in parameters}
+    try:
+        return function(**{name: value for name, value in given.items() if name in named})
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{text} fails: {' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(': ')}") from None
+
+
+def _checked(source: Source, text: str) -> Source:
+    """Return a source; raises ConfigError where its labels are none of its classes, or there are none."""
+    for name in ("train", "test"):
+        part = getattr(source, name)
+        if not isinstance(part, Examples) or not len(part):
+            raise ConfigError(f"{text} returns a Source whose {name} has no examples")
+        if part.labels.min() < 0 or part.labels.max() >= source.classes:
+            raise ConfigError(
+                f"{text} returns a Source with a label in {name} that is not below its {source.classes} classes"
+            )
+    return source
