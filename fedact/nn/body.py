@@ -7,15 +7,23 @@ from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics
 from fedact.nn.layers import CONVOLUTIONS, SMOOTH
 
+POSITIONS = "cpb_mlp"
+"""The part of torchvision's and timm's Swin version 2 that makes position biases: its input is no activation."""
+
 
 def body_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers that ``layers=N`` counts from the end, in definition order, without the head.
 
     They are the convolutions of series and of pictures; in a network with more linear layers than these, as a transformer
-    is, its linear layers too.
+    is, its linear layers too. Of ``nn.MultiheadAttention`` the input projection is a layer, by the name of the module, and
+    the output projection another. What a network makes position biases with (Swin version 2) is none.
     """
-    heads, kinds = set(head(model)), (*CONVOLUTIONS, nn.Linear)
-    layers = [(name, module) for name, module in named_modules(model) if isinstance(module, kinds) and name not in heads]
+    heads, kinds = set(head(model)), (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+    layers = [
+        (name, module)
+        for name, module in named_modules(model)
+        if isinstance(module, kinds) and name not in heads and POSITIONS not in name.split(".")
+    ]
     convolved = [name for name, module in layers if isinstance(module, CONVOLUTIONS)]
     return [name for name, _ in layers] if 2 * len(convolved) < len(layers) else convolved
 

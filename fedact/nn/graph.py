@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
 
+from fedact.nn.layers.attention_modules import known_attention
 from fedact.torch_private import clear_hooks
 
 IDENTITIES = (
@@ -112,6 +113,27 @@ class _ShallowTracer(Tracer):
         return True
 
 
+class _LayerTracer(Tracer):
+    """A tracer that records the two projections of attention as layers, one after the other."""
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = self.path_of_module(m)
+        if isinstance(m, nn.MultiheadAttention):
+            inputs = (*args, *(value for value in kwargs.values() if isinstance(value, Proxy)))
+            attended = self.create_proxy("call_module", name, inputs, {})
+            return self.create_proxy("call_module", f"{name}.out_proj", (attended,), {}), None
+        if known_attention(m):
+            projected = self.create_proxy("call_module", f"{name}.qkv", args[:1], {})
+            attended = self.create_proxy("call_function", attention, (projected, *args[1:]), kwargs)
+            return self.create_proxy("call_module", f"{name}.proj", (attended,), {})
+        return super().call_module(m, forward, args, kwargs)
+
+
+def attention(projected: Any, *masks: Any, **named_masks: Any) -> Any:
+    """Stand in a graph for what is between the projections of attention."""
+    raise NotImplementedError("a graph of layers is read, and not run")
+
+
 def _single_input_class(plain: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass whose forward has one argument; a tracer would put proxies in place of other arguments' defaults."""
 
@@ -158,9 +180,15 @@ def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
         return set(order[min((order.index(name) for name in first), default=len(order)) :])
     reached: set[Node] = set()
     for node in graph.nodes:
-        if (node.op == "call_module" and node.target in first) or reached.intersection(node.all_input_nodes):
+        starts = node.op == "call_module" and (node.target in first or _holds(str(node.target), first))
+        if starts or reached.intersection(node.all_input_nodes):
             reached.add(node)
     return first | {str(node.target) for node in reached if node.op == "call_module"}
+
+
+def _holds(module: str, names: set[str]) -> bool:
+    """Tell whether a module that the tracer did not look into holds one of these."""
+    return any(name.startswith(f"{module}.") for name in names)
 
 
 def _trace(model: nn.Module) -> Graph | None:
@@ -171,7 +199,7 @@ def _trace(model: nn.Module) -> Graph | None:
         for module in skeleton.modules():
             clear_hooks(module)
         with torch.random.fork_rng():
-            return Tracer().trace(skeleton)
+            return _LayerTracer().trace(skeleton)
     except Exception:
         return None
 

@@ -21,6 +21,8 @@ from fedact.nn.layers import (
     TRAINED,
     CodecLayer,
     LayerCodec,
+    LeanAttention,
+    LeanMultiheadAttention,
     Masked,
     RecomputedSequential,
     RematerializedCodec,
@@ -29,6 +31,9 @@ from fedact.nn.layers import (
     fuse,
     has_weights,
     identity_class,
+    known_attention,
+    lean_class,
+    plain_class,
 )
 from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Rematerializations, rematerializations
@@ -91,11 +96,13 @@ def install(
     _freeze(model)
     for place, (name, method) in enumerate(methods.items()):
         module = model.get_submodule(name)
-        module.requires_grad_(has_weights(module))
+        for parameter in own_parameters(module):
+            parameter.requires_grad_(has_weights(module))
         if saves_less and _swap(module, HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
     for _, module in named_modules(model):
         _swap(module, SAVES_LESS if saves_less else PLAIN)
+    _share_inputs(model)
     for module in map(model.get_submodule, streamed):
         # One without a method, in a frozen block: what streams run of it is the replacement's.
         if type(module) in SMOOTH and _swap(module, SMOOTH):
@@ -113,6 +120,19 @@ def install(
     if saves_less:
         _warn(model, methods, gradient_path, gradient_path - gates)
     return model
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return what is trained of a layer: all of its parameters; of attention those of the input projection alone."""
+    return list(module.parameters(recurse=not isinstance(module, nn.MultiheadAttention)))
+
+
+def _share_inputs(model: nn.Module) -> None:
+    """Let attention make its queries, keys and values again from the saved input of their projection."""
+    for _, module in named_modules(model):
+        layer = module.qkv if isinstance(module, LeanAttention) else module
+        if isinstance(module, LeanAttention | LeanMultiheadAttention) and isinstance(layer, CodecLayer):
+            layer.codec.dependents += 1
 
 
 def _rematerialize(model: nn.Module, methods: Mapping[str, Method], rematerialized: Rematerializations) -> None:
@@ -195,10 +215,12 @@ def _swap(module: nn.Module, table: Table) -> bool:
 
 def _replacement(module: nn.Module, table: Table) -> Any:
     """Return the class in the table that may replace a module's, None where there is none."""
-    kind = type(module)
+    kind: Any = type(module)
     # Known by their names: the packages need not be loaded for them.
     if kind.__name__ in RANDOM and kind.__module__.startswith(("torchvision.", "timm.")):
-        return identity_class(kind) if nn.Dropout in table else None  # type: ignore[arg-type]
+        return identity_class(kind) if nn.Dropout in table else None
+    if nn.Dropout in table and known_attention(module):
+        return lean_class(kind) if table is SAVES_LESS else plain_class(kind)
     return table.get(kind) if has_statistics(module) else None
 
 

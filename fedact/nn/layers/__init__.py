@@ -11,6 +11,17 @@ from fedact.nn.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
+from fedact.nn.layers.attention_modules import (
+    CompressedMultiheadAttention,
+    CompressedOutProjection,
+    LeanAttention,
+    LeanMultiheadAttention,
+    OutProjection,
+    PlainMultiheadAttention,
+    known_attention,
+    lean_class,
+    plain_class,
+)
 from fedact.nn.layers.base import CONVOLUTIONS, ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.channel_norm import CompressedChannelNorm
 from fedact.nn.layers.checkpointed import RecomputedSequential
@@ -34,6 +45,8 @@ TRAINED: Table = {
     nn.Conv1d: CompressedConv1d,
     nn.Conv2d: CompressedConv2d,
     nn.Linear: CompressedLinear,
+    nn.MultiheadAttention: CompressedMultiheadAttention,
+    OutProjection: CompressedOutProjection,
     nn.BatchNorm1d: CompressedBatchNorm1d,
     nn.BatchNorm2d: CompressedBatchNorm2d,
 }
@@ -50,7 +63,11 @@ SMOOTH: Table = {
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
 
-PLAIN: Table = {norm: eval_class(norm) for norm in NORMS} | {dropout: identity_class(dropout) for dropout in DROPOUTS}
+PLAIN: Table = {
+    **{norm: eval_class(norm) for norm in NORMS},
+    **{dropout: identity_class(dropout) for dropout in DROPOUTS},
+    nn.MultiheadAttention: PlainMultiheadAttention,
+}
 """Replacements under every method, vanilla too: batch norm in eval mode, dropout off."""
 
 SAVES_LESS: Table = {
@@ -64,6 +81,7 @@ SAVES_LESS: Table = {
     nn.AdaptiveAvgPool2d: ShapeAdaptiveAvgPool2d,
     nn.AvgPool2d: ShapeAvgPool2d,
     nn.MaxPool2d: PlacedMaxPool2d,
+    nn.MultiheadAttention: LeanMultiheadAttention,
 }
 """Replacements for all other layers: same gradient, smaller saved tensors."""
 
@@ -81,6 +99,8 @@ __all__ = [
     "TRAINED",
     "CodecLayer",
     "LayerCodec",
+    "LeanAttention",
+    "LeanMultiheadAttention",
     "Masked",
     "RecomputedSequential",
     "RematerializedCodec",
@@ -90,4 +110,7 @@ __all__ = [
     "fuse",
     "has_weights",
     "identity_class",
+    "known_attention",
+    "lean_class",
+    "plain_class",
 ]

@@ -170,6 +170,11 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64 else None
 
 
+def input_compressed(x: Tensor, weight: Tensor, bias: Tensor | None, codec: LayerCodec, operation: Operation) -> Tensor:
+    """Return an operation's output for x, which the codec saves."""
+    return apply(_CompressedInput, x, weight, bias, codec, operation, autocast_type(x))  # type: ignore[no-any-return]
+
+
 class CompressedConvolution(CodecLayer):
     """A convolution that saves its input compressed; ``dimensions``: of a batch."""
 
