@@ -78,10 +78,15 @@ def method_name(method: Method) -> str:
     return spec.spell(name, method)
 
 
-def check_for_images(method: Method) -> None:
-    """Raise ConfigError for ranks that no convolution's input has: they would leave all of them exact."""
-    if type(method.for_dimensions(4)) is not type(method):
-        raise ConfigError(f"{method_name(method)} gives ranks for linear layers' inputs, and convolutions are trained too")
+SERIES, PICTURES = 3, 4
+"""Dimensions of a batch of series (or tokens), and of pictures."""
+
+
+def check_for(method: Method, *dimensions: int) -> None:
+    """Raise ConfigError for ranks that fit no tensor of one of these numbers of dimensions: all would be kept exactly."""
+    if all(type(method.for_dimensions(count)) is not type(method) for count in dimensions):
+        kinds = " or ".join({SERIES: "series or tokens", PICTURES: "pictures"}[count] for count in dimensions)
+        raise ConfigError(f"{method_name(method)} gives ranks for other tensors than those of {kinds}, which are trained too")
 
 
 def published() -> list[str]:
@@ -90,7 +95,7 @@ def published() -> list[str]:
 
 
 __all__ = [
-    "AUTO", "METHODS", "Compressed", "Method", "State", "Traits", "check_for_images", "choose_method", "make_method",
+    "AUTO", "METHODS", "Compressed", "Method", "State", "Traits", "check_for", "choose_method", "make_method",
     "method_name", "published",
 ]  # fmt: skip
 

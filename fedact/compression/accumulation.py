@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedact.compression.operations import Convolution, MatrixProduct, Operation, has_few, rows_of
+from fedact.compression.matrix_product import MatrixProduct
+from fedact.compression.operations import Convolution, Operation, has_few, rows_of
 from fedact.compression.temporal import Convolution1d
 
 SHARE = 4
@@ -36,7 +37,7 @@ def is_large(weight: Tensor, x_shape: torch.Size, grad_output: Tensor) -> bool:
 def add_weight_gradient(total: Total, operation: Operation, x: Tensor, grad_output: Tensor, weight: Tensor) -> None:
     """Add an operation's weight gradient to a total of the weight's shape, a few input channels at a time."""
     if isinstance(operation, MatrixProduct):
-        total.tensor().addmm_(grad_output.reshape(-1, grad_output.shape[-1]).T, x.reshape(-1, x.shape[-1]))
+        total.tensor().addmm_(operation.rows(grad_output).T, operation.rows(x))
     elif isinstance(operation, Convolution) and operation.groups == 1:
         _add_convolution(total.tensor(), operation, x, grad_output, weight)
     elif isinstance(operation, Convolution1d) and operation.plane.groups == 1:

@@ -52,7 +52,7 @@ class Codec(ABC):
 
     @abstractmethod
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        """Return what to store of x, a tensor of any shape whose first dimension is the batch.
+        """Return what to store of x: (batch, channels, *positions), with as many dimensions of positions as there are.
 
         state: what the last step on this layer returned, or ``start(seed)``. Raises FloatingPointError where x holds a NaN
         or an infinity that the codec would have to turn into numbers.
@@ -83,18 +83,23 @@ class Codec(ABC):
         """Return the state before the first step; what is random in a codec follows from the seed."""
         return NO_STATE
 
+    @property
+    def has_own_gradient(self) -> bool:
+        """Whether it takes the weight gradient in another way than from the reconstruction."""
+        return type(self).weight_gradient is not Codec.weight_gradient
+
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        """Return the gradient of the operation's weight, in the weight's shape."""
+        """Return the gradient of the operation's weight, in the weight's shape; grad_output: its channels are second too."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
 
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
         """Add the gradient of the operation's weight to a total of the weight's shape."""
-        if type(self).weight_gradient is Codec.weight_gradient:
-            add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
-        else:
+        if self.has_own_gradient:
             total.add(self.weight_gradient(compressed, grad_output, weight, operation))
+        else:
+            add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, of this shape, which needs no activation."""
@@ -140,7 +145,7 @@ class Method(Codec):
         return 0
 
     def for_dimensions(self, dimensions: int) -> "Method":
-        """Return the method for an input with so many dimensions: 4 before a convolution, 2 before a linear layer."""
+        """Return the method for an input with so many dimensions: batch, channels and those of positions, none in a head."""
         return self
 
     @property

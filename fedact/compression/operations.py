@@ -97,23 +97,6 @@ class Operation(Protocol):
     def bias_gradient(self, grad_output: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class MatrixProduct:
-    """``nn.Linear``: y = x W^T + b over the last dimension."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
-        return grad_output.reshape(-1, grad_output.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-
-    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor) -> Tensor:
-        return grad_output @ weight
-
-    def bias_gradient(self, grad_output: Tensor) -> Tensor:
-        return grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
-
-
 @dataclass(frozen=True, eq=False)
 class Normalization:
     """A batch norm with fixed statistics, trained (one of series or pictures) in its scale and shift."""

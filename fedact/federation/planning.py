@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fedact.compression import Method, check_for_images, choose_method, make_method, method_name
+from fedact.compression import PICTURES, SERIES, Method, check_for, choose_method, make_method, method_name
 from fedact.config.choice import Choice, choice_text
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
@@ -163,7 +163,7 @@ def canonical_methods(config: Config) -> list[str]:
     methods = [choose_method(text) for text in config.method]
     for method in methods if config.layers != 0 else ():
         if isinstance(method, Method):
-            check_for_images(method)
+            check_for(method, SERIES, PICTURES)
     names = [method_name(method) if isinstance(method, Method) else method for method in methods]
     for name in names:
         if names.count(name) > 1:

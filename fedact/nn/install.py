@@ -11,6 +11,7 @@ from fedact.compression import Method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.nn import blocks
+from fedact.nn.channels import layers_over_last
 from fedact.nn.graph import consumers, downstream, named_modules, product_factors
 from fedact.nn.layers import (
     NORMS,
@@ -93,13 +94,14 @@ def install(
     rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path, streamed)
     saved = {name: method for name, method in methods.items() if name not in rematerialized.inputs}
     maskless = activations_without_mask(model, saved) if saves_less else []
+    over_last = layers_over_last(model)
     _freeze(model)
     for place, (name, method) in enumerate(methods.items()):
         module = model.get_submodule(name)
         for parameter in own_parameters(module):
             parameter.requires_grad_(has_weights(module))
         if saves_less and _swap(module, HAVE_CODEC):
-            module.codec = LayerCodec(method, seed + place)  # type: ignore[assignment]
+            module.codec = LayerCodec(method, seed + place, name in over_last)  # type: ignore[assignment]
     for _, module in named_modules(model):
         _swap(module, SAVES_LESS if saves_less else PLAIN)
     _share_inputs(model)

@@ -6,12 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import Method, check_for_images, make_method
+from fedact.compression import PICTURES, SERIES, Method, check_for, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.sizes import parse_bytes
 from fedact.nn.body import body_layers, convolutions, count_text, head, smooth_activations, trained_layers
+from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import named_modules
 from fedact.nn.install import install, trained_parameters
 from fedact.nn.layers import CodecLayer, LayerCodec
@@ -82,11 +83,14 @@ def compress(
 
 def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, Method]:
     """Return a method for every named layer, fitted to its input's dimensions; raises ConfigError for impossible ranks."""
-    dimensions = {name: 2 if isinstance(model.get_submodule(name), nn.Linear) else 4 for name in names}
-    if 4 in dimensions.values():
-        check_for_images(method)
+    modules, heads = {name: model.get_submodule(name) for name in names}, head(model)
+    for module, dimensions in ((nn.Conv1d, SERIES), (nn.Conv2d, PICTURES)):
+        if any(isinstance(each, module) for each in modules.values()):
+            check_for(method, dimensions)
     linear = method.for_dimensions(2).codec.recomputing(method.recompute)
-    return {name: linear if count == 2 else method for name, count in dimensions.items()}
+    return {
+        name: linear if isinstance(each, nn.Linear) and name in heads else method for name, each in modules.items()
+    }
 
 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
@@ -133,12 +137,16 @@ def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def layer_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, Tensor]:
-    """Return, uncompressed, the inputs of the trained layers and of the smooth activations on the gradient path, by name."""
+    """Return, uncompressed, the inputs of the trained layers and of the smooth activations on the gradient path, by name.
+
+    As methods see them: (batch, channels, *positions).
+    """
     inputs: dict[str, Tensor] = {}
+    over_last = layers_over_last(model)
 
     def record(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         if name in trained or args[0].requires_grad:
-            inputs[name] = args[0].detach().clone()
+            inputs[name] = as_methods_see(args[0].detach().clone(), name in over_last)
 
     smooth = smooth_activations(model)
     install(model, assign(model, [*trained, *smooth], Exact()))

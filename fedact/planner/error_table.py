@@ -16,10 +16,12 @@ from torch.fx import Node
 
 from fedact.compression import Method
 from fedact.compression.exact import Exact
-from fedact.compression.operations import MatrixProduct, Normalization, Operation
+from fedact.compression.matrix_product import MatrixProduct, channels_last
+from fedact.compression.operations import Normalization, Operation
 from fedact.compression.temporal import convolution_of
 from fedact.measure.step import Batch
 from fedact.models.tasks import Loss
+from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import IDENTITIES
 from fedact.nn.layers import CONVOLUTIONS, Masked
 from fedact.nn.layers.base import has_weights
@@ -52,7 +54,7 @@ class ExactNorms(NamedTuple):
 class ErrorTable:
     """What an exact step on a batch tells: from it, and from what stands in for a saved input, follow gradient errors.
 
-    inputs: of the layers whose input is saved, by the key in ``saved_inputs``. paths: from every layer whose
+    inputs: of the layers whose input is saved, as methods see them, by the key in ``saved_inputs``. paths: from every layer whose
     output gradient passes a slope that is computed from a saved input, the modules up to that activation function; not
     where another trained layer is between, whose own output gradient has the error.
     """
@@ -63,6 +65,11 @@ class ErrorTable:
     exact: ExactGradients
     derived: Rematerializations
     paths: Mapping[str, Sequence[str]]
+
+    @cached_property
+    def over_last(self) -> set[str]:
+        """The layers whose input's channels are its last dimension."""
+        return layers_over_last(self.model)
 
     @cached_property
     def norms(self) -> ExactNorms:
@@ -93,7 +100,9 @@ class ErrorTable:
         lossy = [method for method in methods if not method.traits.keeps_input]
         with torch.no_grad():
             x = self.inputs[saved.key]
-            found = [self._errors(saved, each) for each in lossy[0].reconstructions(x, lossy, spectra)] if lossy else []
+            rebuilt = lossy[0].reconstructions(x, lossy, spectra) if lossy else ()
+            over_last = saved.key in self.over_last
+            found = [self._errors(saved, channels_last(each) if over_last else each) for each in rebuilt]
         none = GradientErrors(
             {name: 0.0 for name in saved.layers if name in self.exact.weights}, dict.fromkeys(saved.slope_layers, 0.0)
         )
@@ -196,10 +205,10 @@ def measure_table(
     names = {name: [str(node.target) for node in path] for name, path in paths.items()}
     names = {name: path for name, path in names.items() if not set(trained).intersection(path)}
     install_exact(model, saved_inputs)
-    inputs, exact = dict[str, Tensor](), ExactGradients({}, {})
+    inputs, exact, over_last = dict[str, Tensor](), ExactGradients({}, {}), layers_over_last(model)
 
     def record(module: nn.Module, args: Any, name: str) -> None:
-        inputs[name] = args[0].detach().clone()
+        inputs[name] = as_methods_see(args[0].detach().clone(), name in over_last)
 
     with ExitStack() as stack:
         for saved in saved_inputs:

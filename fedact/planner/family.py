@@ -11,8 +11,8 @@ from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
 from fedact.compression.transform.transform import Transform
 
-IMAGES = 4
-"""Dimensions of a convolution's input."""
+NO_POSITIONS = 2
+"""Dimensions of an input of batch and channels alone, such as a head's."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Family:
         """Return the places of the methods that may save an input with so many dimensions.
 
         sizes: the bytes that each of them stores of it; exact_size: its own. ``auto`` may take any. A given method keeps
-        every convolution's input itself where one of its levels is smaller than the input, and leaves it exact only where
-        none is; the inputs of other layers may be exact as well.
+        every input that has positions itself where one of its levels is smaller than the input, and leaves it exact only
+        where none is; other inputs may be exact as well.
         """
         if self.method is None:
             return list(range(len(methods)))
         exact = [place for place, method in enumerate(methods) if method.traits.keeps_input]
         smaller = [place for place, size in enumerate(sizes) if place not in exact and size < exact_size]
-        return smaller if smaller and dimensions == IMAGES else exact + smaller
+        return smaller if smaller and dimensions > NO_POSITIONS else exact + smaller

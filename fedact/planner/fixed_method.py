@@ -7,8 +7,9 @@ from itertools import product
 
 from torch import Tensor
 
-from fedact.compression import make_method
+from fedact.compression import check_for, make_method
 from fedact.nn.surgery import assign
+from fedact.planner.family import NO_POSITIONS
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, Methods, PrefixSchedule, Problem, Schedule
 from fedact.planner.profiles import Profiles
@@ -120,6 +121,8 @@ class FixedMethodSearch:
         inputs = problem.inputs(problem.trained(depth), count)
         assigned = assign(problem.model, inputs, method)
         methods = {name: assigned[name].for_dimensions(x.dim()) for name, x in inputs.items()}
+        if several := {x.dim() for x in inputs.values() if x.dim() > NO_POSITIONS}:
+            check_for(method.codec, *sorted(several))
         if problem.budget is None:
             return [(1.0, methods)]
         if schedule.room is not None:

@@ -20,7 +20,7 @@ from fedact.measure.timeline import Levels, Use
 from fedact.nn.graph import consumers
 from fedact.nn.install import activations_without_mask
 from fedact.planner.stand_in import Calls, Geometry, GradientCall
-from fedact.planner.working_memory import WorkingMemory, has_own_gradient, has_own_input_gradient
+from fedact.planner.working_memory import WorkingMemory, has_own_input_gradient
 
 
 class Part(Enum):
@@ -132,7 +132,7 @@ class StepLevels:
     def _size(self, slot: Slot, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         method = methods[slot.layer]
         part, keeps = slot.part, method.traits.keeps_input
-        own = slot.inside and has_own_gradient(method)
+        own = slot.inside and method.has_own_gradient
         if part is Part.KEPT:
             return slot.size if keeps or any(methods[name].traits.keeps_input for name in slot.others) else 0
         if part is Part.MASK:

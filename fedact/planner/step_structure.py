@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fedact.compression import Compressed, Method, State, Traits
 from fedact.compression.exact import IDENTITY, Exact
+from fedact.compression.matrix_product import channels_last
 from fedact.compression.method import NO_STATE
+from fedact.nn.channels import layers_over_last
 from fedact.nn.graph import consumers, downstream
 from fedact.nn.layers import TRAINED
 from fedact.nn.rematerialization import Rematerializations
@@ -94,8 +96,9 @@ class StepStructure:
     @cached_property
     def images(self) -> set[str]:
         """The saved inputs that are the raw images, which count nothing."""
-        x = self.problem.x[:1]
-        return {key for key, found in self.inputs.items() if x.shape == found.shape and torch.equal(x, found)}
+        x, over_last = self.problem.x[:1], layers_over_last(self.problem.model)
+        as_given = {key: channels_last(found) if key in over_last else found for key, found in self.inputs.items()}
+        return {key for key, found in as_given.items() if x.shape == found.shape and torch.equal(x, found)}
 
     @cached_property
     def mask_sources(self) -> dict[str, str]:

@@ -118,11 +118,6 @@ class WorkingMemory:
         return self._gradients[key] * like.shape[0] // examples
 
 
-def has_own_gradient(method: Method) -> bool:
-    """Tell whether a method takes the weight gradient in another way than from the reconstruction."""
-    return type(method).weight_gradient is not Codec.weight_gradient
-
-
 def has_own_input_gradient(method: Method) -> bool:
     """Tell whether a method takes the input gradient in another way than the plain layer."""
     return type(method).input_gradient is not Codec.input_gradient

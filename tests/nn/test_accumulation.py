@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 import fedact
 from fedact.compression.accumulation import add_weight_gradient, is_large
-from fedact.compression.operations import Convolution, MatrixProduct
+from fedact.compression.matrix_product import MatrixProduct
+from fedact.compression.operations import Convolution
 from fedact.nn.layers.accumulation import ParameterGradient
 
 GEOMETRIES = [

@@ -217,6 +217,5 @@ def full_ranks(shape: Sequence[int]) -> tuple[int, ...]:
 
 def channel_mean(x: Tensor) -> Tensor:
     """Return every channel's mean over the batch and the positions, with x's number of dimensions and in x's type."""
-    channels = 1 if x.dim() == 4 else x.dim() - 1
-    others = [dimension for dimension in range(x.dim()) if dimension != channels]
-    return computable(x).mean(others, keepdim=True).to(x.dtype) if others else x.clone()
+    others = [dimension for dimension in range(x.dim()) if dimension != 1]
+    return computable(x).mean(others, keepdim=True).to(x.dtype) if x.dim() > 1 else x.clone()

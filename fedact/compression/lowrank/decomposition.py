@@ -13,7 +13,7 @@ from torch import Tensor
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import channel_mean, compose
 from fedact.compression.lowrank.bit_depth import BitDepth, signed
-from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.lowrank.layer_gradient import factors_are_enough, layer_gradient
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
@@ -31,7 +31,7 @@ from fedact.compression.method import (
     owned,
     shape_of,
 )
-from fedact.compression.operations import Convolution, Operation
+from fedact.compression.operations import Operation
 from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 
@@ -158,7 +158,7 @@ class LowRank(Method):
         held = self.factorization.state_modes(len(shape))
         core = prod(ranks.get(mode, size) for mode, size in enumerate(shape))
         factors = [shape[mode] * rank for mode, rank in ranks.items() if mode not in held]
-        means = shape[1 if len(shape) == 4 else -1] if self.mean else 0
+        means = shape[min(1, len(shape) - 1)] if self.mean else 0
         stored = sum(self.bit_depth.bytes(elements, item_size(x)) for elements in (core, *factors))
         return stored + means * item_size(x)
 
@@ -181,11 +181,10 @@ class LowRank(Method):
         layout = compressed.metadata
         caps = self.rank_rule(layout.shape).caps
         ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
-        of = (tuple(ranks), layout.shape, self.modes(4), weight.shape)
-        if not isinstance(operation, Convolution) or not factors_are_cheaper(*of, operation):
+        if not factors_are_enough(ranks, layout.shape, self.modes(len(ranks)), weight, operation):
             return super().weight_gradient(compressed, grad_output, weight, operation)
         core, factors = self.parts(compressed)
-        gradient = factor_gradient(core, factors, computable(grad_output), computable(weight), operation, caps)
+        gradient = layer_gradient(core, factors, computable(grad_output), computable(weight), operation, caps)
         gradient = gradient.to(weight.dtype)
         if not self.mean:
             return gradient

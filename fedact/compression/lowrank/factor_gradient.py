@@ -31,7 +31,7 @@ def factor_gradient(
     Pointwise, the output gradient is contracted along height and width too; depthwise, the channels are expanded first.
     caps: as for ``project``.
     """
-    if is_pointwise(weight.shape, operation) and HEIGHT in factors:
+    if is_pointwise(weight.shape, operation) and WIDTH in factors:
         projected = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
         gradient = unfold(projected, CHANNELS) @ unfold(core, CHANNELS).T
         return (gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient).reshape(weight.shape)
@@ -79,9 +79,10 @@ def factors_are_cheaper(
     positions = pixels * prod(kernel) // strides
     rebuilding = k1 * k2 * channels * pixels + (batch * k2 * channels * pixels if CHANNELS in factors else 0)
     rebuilt = rebuilding + batch * outputs * inputs * positions
-    if is_pointwise(weight, operation) and HEIGHT in factors:
+    if is_pointwise(weight, operation) and WIDTH in factors:
         left = prod(positional)
-        contracting = batch * outputs * (pixels * min(positional) + k1 * left)
+        least = min((rank for rank, size in zip(positional, space, strict=True) if size > 1), default=1)
+        contracting = batch * outputs * (pixels * least + k1 * left)
         return contracting + k1 * k2 * left * outputs + k2 * outputs * inputs < rebuilt
     contracting = k1 * batch * outputs * pixels // strides if BATCH in factors else 0
     if is_depthwise(weight) and CHANNELS in factors:

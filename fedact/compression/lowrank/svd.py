@@ -51,4 +51,4 @@ class ChannelSVD(LowRank):
     traits: ClassVar[Traits] = replace(DECOMPOSITION, source="Karhunen-Loeve transform over channels")
 
     def modes(self, dimensions: int) -> tuple[int, ...]:
-        return (1 if dimensions == 4 else dimensions - 1,)
+        return (min(1, dimensions - 1),)

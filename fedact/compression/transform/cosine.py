@@ -19,6 +19,8 @@ RINGS = 64
 """Groups of frequencies that share a level."""
 SMALL_MAP = 16
 """Positions of a map that one matrix transforms at once; of larger ones rows and columns are transformed in turn."""
+LONG, MOST_COLUMNS = 256, 64
+"""Positions of a series up to which it is one column, and the most that a longer one's rows have."""
 SMALL_SIDE = 32
 """Rows and columns of a map up to which its tables, 17 kB at most, are kept."""
 MADE_BYTES = 32
@@ -35,7 +37,7 @@ Table = NDArray[np.float32]
 class Frequencies(NamedTuple):
     """A weighted cosine transform of maps of one size: matrices of rows and columns, and the rings.
 
-    forward and back: of rows and columns; or one of all positions, for a small map; or none, for one.
+    forward and back: of rows and columns; or one of all positions, for a small map or a column; or none, for one.
     rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
     """
 
@@ -45,22 +47,29 @@ class Frequencies(NamedTuple):
 
 
 def images_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return (batch, height, width, channels) of a kept tensor; a linear layer's input has no map, or one row of it."""
-    if len(shape) == 4:
-        batch, channels, height, width = shape
-        return batch, height, width, channels
-    return (shape[0] if len(shape) > 1 else 1), prod(shape[1:-1]), 1, shape[-1]
+    """Return (batch, height, width, channels) of a kept tensor (batch, channels, *positions): of tokens and series a column.
+
+    A long series is cut into rows of up to 64 of its positions: the cosine transform of all of them would need a large matrix.
+    """
+    batch, channels, *positions = shape if len(shape) > 1 else (1, *shape)
+    if len(positions) == 2:
+        return batch, positions[0], positions[1], channels
+    count = prod(positions)
+    width = 1 if count <= LONG else next((width for width in range(MOST_COLUMNS, 1, -1) if count % width == 0), 1)
+    return batch, count // width, width, channels
 
 
 def as_images(x: Tensor) -> Float[Tensor, "batch height width channels"]:
     """Return a kept tensor with its channels last; no copy of one that is in memory like that, in float32."""
-    images = x.permute(0, 2, 3, 1) if x.dim() == 4 else x.reshape(images_shape(x.shape))
-    return images.float().contiguous()
+    last = x.movedim(1, -1) if x.dim() > 1 else x
+    return last.reshape(images_shape(x.shape)).float().contiguous()
 
 
 def from_images(images: Float[Tensor, "batch height width channels"], shape: Sequence[int]) -> Tensor:
-    """Return the kept tensor behind ``as_images``."""
-    return images.permute(0, 3, 1, 2) if len(shape) == 4 else images.reshape(tuple(shape))
+    """Return the kept tensor behind ``as_images``, of the images' channels."""
+    if len(shape) < 2:
+        return images.reshape(tuple(shape))
+    return images.reshape(shape[0], *shape[2:], -1).movedim(-1, 1)
 
 
 def frequencies(height: int, width: int, decay: float) -> Frequencies:
@@ -82,8 +91,8 @@ def _tables(height: int, width: int, decay: float) -> tuple[tuple[Table, ...], t
     """Return the fields of ``Frequencies``."""
     rows = _weighted(height, decay)
     columns = rows if width == height else _weighted(width, decay)
-    pairs = zip(rows, columns, strict=True)
-    forward, back = ((_of_positions(*pair),) if height * width <= SMALL_MAP else pair for pair in pairs)
+    pairs, is_one = zip(rows, columns, strict=True), height * width <= SMALL_MAP or 1 in (height, width)
+    forward, back = ((_of_positions(*pair),) if is_one else pair for pair in pairs)
     radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
     rings = np.empty(len(radius), dtype=np.uint8)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
-from fedact.compression.operations import Convolution, MatrixProduct, Operation
+from fedact.compression.matrix_product import MatrixProduct
+from fedact.compression.operations import Convolution, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
 from fedact.compression.transform.decoder import decode, images_behind
@@ -103,7 +104,7 @@ class Transform(Method):
             return super().weight_gradient(compressed, grad_output, weight, operation)
         shape = images_shape(compressed.metadata.shape)
         by = self._frequencies(*shape[1:3])
-        grads = grad_output.permute(0, 2, 3, 1) if grad_output.dim() == 4 else grad_output.reshape(*shape[:3], -1)
+        grads = grad_output.movedim(1, -1).reshape(*shape[:3], -1)
         found = pointwise_gradient(compressed.tensors[0], shape, by, grads)
         if isinstance(found, Tensor):
             return found.view(weight.shape)
@@ -117,7 +118,7 @@ class Transform(Method):
             images = pointwise_output(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]), weight.flatten(1))
             if images is not None:
                 images = images if bias is None else images.add_(bias)
-                return from_images(images, (*compressed.metadata.shape[:-1], 0))
+                return from_images(images, compressed.metadata.shape)
         return super().output(compressed, weight, bias, operation)
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedact.compression.channels_last import ChannelsLast
 from fedact.compression.exact import Exact
+from fedact.compression.matrix_product import channels_second
 from fedact.compression.method import Compressed, Method, State
 from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
 
@@ -26,15 +28,17 @@ class Encoded(NamedTuple):
 class LayerCodec:
     """A layer's method, with one state for every shape (without the batch), type and device of its inputs.
 
-    dependents: number of other layers whose inputs (or masks) are rematerialized from what is saved here. provenance: of
-    the tensors that are computed from it. stored: is told what is stored, where somebody counts it.
+    over_last: whether the inputs' channels are their last dimension; the method sees them second. dependents: number of
+    other layers whose inputs (or masks) are rematerialized from what is saved here. provenance: of the tensors that are
+    computed from it. stored: is told what is stored, where somebody counts it.
     """
 
     stored: StoredSizes | None = None
 
-    def __init__(self, method: Method, seed: int) -> None:
+    def __init__(self, method: Method, seed: int, over_last: bool = False) -> None:
         self.method = method
         self.seed = seed
+        self.over_last = over_last
         self.states: dict[tuple[torch.Size, torch.dtype, torch.device], State] = {}
         self.dependents = 0
         self.provenance = Provenance()
@@ -50,20 +54,22 @@ class LayerCodec:
         given: the tensor that the layer was called with, of which x may be a cast copy.
         """
         method = self.method.for_dimensions(x.dim()) if x.numel() else Exact()
+        seen = channels_second(x) if self.over_last else x
+        coder = ChannelsLast(method) if seen is not x and not method.traits.keeps_input else method
         # An example's size, not the batch's: the last batch of an epoch is smaller.
-        size, stored = (x.shape[1:], x.dtype, x.device), self.stored
+        size, stored = (seen.shape[1:], x.dtype, x.device), self.stored
         if stored is not None and not stored.counts(method):
             stored = None
         if stored is not None:
             stored.begin_call()
-        compressed = method.compress(x, self.states.get(size) or method.start(self.seed))
+        compressed = coder.compress(x, self.states.get(size) or method.start(self.seed))
         if stored is not None:
-            stored.end_call(self, x, compressed)
+            stored.end_call(self, seen, compressed)
         if compressed.state.tensors:
             self.states[size] = compressed.state
         if self.dependents:
-            self.provenance.note(given, Origin(SavedRun(method, compressed, given, self.dependents)))
-        return Encoded(method, compressed)
+            self.provenance.note(given, Origin(SavedRun(coder, compressed, given, self.dependents)))
+        return Encoded(coder, compressed)
 
     def stored_elements(self, tensor: Tensor) -> int:
         """Return the number of elements that a saved tensor stores, for the papers' memory figure."""

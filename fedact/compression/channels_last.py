@@ -1,0 +1,62 @@
+"""A method for inputs whose channels are last: it sees them second, as every method sees every tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedact.compression.accumulation import Total
+from fedact.compression.matrix_product import MatrixProduct, channels_last, channels_second
+from fedact.compression.method import NO_STATE, Codec, Compressed, Method, State, Traits
+from fedact.compression.operations import Operation
+
+
+@dataclass(frozen=True)
+class ChannelsLast(Codec):
+    """Hands a method views of a linear layer's tensors (batch, *positions, channels), with the channels second."""
+
+    method: Method
+
+    @property
+    def traits(self) -> Traits:
+        """The method's."""
+        return self.method.traits
+
+    @property
+    def has_own_gradient(self) -> bool:
+        return self.method.has_own_gradient
+
+    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
+        return self.method.compress(channels_second(x), state)
+
+    def reconstruct(self, compressed: Compressed) -> Tensor:
+        return channels_last(self.method.reconstruct(compressed))
+
+    def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return self.method.predicted_bytes(_seen(x))
+
+    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
+        return self.method.predicted_state_bytes(_seen(x))
+
+    def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        return self.method.weight_gradient(compressed, channels_second(grad_output), weight, seen(operation))
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        self.method.add_weight_gradient(total, compressed, channels_second(grad_output), weight, seen(operation))
+
+    def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        shape, grad_output = _seen(shape), channels_second(grad_output)
+        return channels_last(self.method.input_gradient(shape, grad_output, weight, seen(operation)))
+
+
+def seen(operation: Operation) -> Operation:
+    """Return the operation on tensors whose channels are second."""
+    return replace(operation, channels=1) if isinstance(operation, MatrixProduct) else operation
+
+
+def _seen(x: Tensor | Sequence[int]) -> Tensor | Sequence[int]:
+    if isinstance(x, Tensor):
+        return channels_second(x)
+    return (x[0], x[-1], *x[1:-1]) if len(x) > 2 else x

@@ -1,0 +1,51 @@
+"""The weight gradient of any layer straight from a core and factors: series and tokens are pictures of one row."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedact.compression.lowrank.factor_gradient import WIDTH, factor_gradient, factors_are_cheaper
+from fedact.compression.operations import Operation
+from fedact.compression.plane import ROW, as_plane, plane_of
+
+PICTURES = WIDTH + 1
+"""Dimensions of a batch of pictures."""
+
+
+def factors_are_enough(
+    ranks: Sequence[int], shape: torch.Size, modes: Sequence[int], weight: Tensor, operation: Operation
+) -> bool:
+    """Tell whether the gradient comes from the factors, and in fewer multiplications than from the rebuilt tensor.
+
+    ranks: the core's shape; shape: of the saved input, one of two dimensions has no positions to sum over; modes: those
+    that have a factor.
+    """
+    plane = plane_of(operation)
+    if plane is None or not PICTURES - 1 <= len(shape) <= PICTURES:
+        return False
+    sizes = [tuple(each) if len(each) == PICTURES else (*each[:ROW], 1, *each[ROW:]) for each in (ranks, shape)]
+    weights = as_plane(weight).shape
+    return factors_are_cheaper(sizes[0], torch.Size(sizes[1]), tuple(_places(modes, len(shape))), weights, plane)
+
+
+def layer_gradient(
+    core: Tensor,
+    factors: Mapping[int, Tensor],
+    grad_output: Tensor,
+    weight: Tensor,
+    operation: Operation,
+    caps: Mapping[int, int],
+) -> Tensor:
+    """Return the weight gradient from the factors, in the weight's shape; as ``factor_gradient`` for pictures."""
+    plane, dimensions = plane_of(operation), core.dim()
+    assert plane is not None
+    of_pictures = [dict(zip(_places(each, dimensions), each.values(), strict=True)) for each in (factors, caps)]
+    planes = (as_plane(tensor) for tensor in (grad_output, weight))
+    gradient = factor_gradient(as_plane(core), of_pictures[0], *planes, plane, of_pictures[1])
+    return gradient.reshape(weight.shape)
+
+
+def _places(modes: Sequence[int] | Mapping[int, object], dimensions: int) -> list[int]:
+    """Return the modes of pictures that those of a tensor with so many dimensions are."""
+    return [mode if mode < ROW or dimensions == PICTURES else mode + 1 for mode in modes]
