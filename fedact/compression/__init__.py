@@ -86,7 +86,7 @@ def check_for(method: Method, *dimensions: int) -> None:
     """Raise ConfigError for ranks that fit no tensor of one of these numbers of dimensions: all would be kept exactly."""
     if all(type(method.for_dimensions(count)) is not type(method) for count in dimensions):
         kinds = " or ".join({SERIES: "series or tokens", PICTURES: "pictures"}[count] for count in dimensions)
-        raise ConfigError(f"{method_name(method)} gives ranks for other tensors than those of {kinds}, which are trained too")
+        raise ConfigError(f"{method_name(method)} gives ranks for other tensors than those of {kinds}")
 
 
 def published() -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -21,10 +22,6 @@ class ChannelsLast(Codec):
     def traits(self) -> Traits:
         """The method's."""
         return self.method.traits
-
-    @property
-    def has_own_gradient(self) -> bool:
-        return self.method.has_own_gradient
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
         return self.method.compress(channels_second(x), state)
@@ -47,8 +44,18 @@ class ChannelsLast(Codec):
         self.method.add_weight_gradient(total, compressed, channels_second(grad_output), weight, seen(operation))
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        shape, grad_output = _seen(shape), channels_second(grad_output)
-        return channels_last(self.method.input_gradient(shape, grad_output, weight, seen(operation)))
+        gradient = self.method.input_gradient(_seen_shape(shape), channels_second(grad_output), weight, seen(operation))
+        return channels_last(gradient)
+
+
+Coder = Method | ChannelsLast
+"""What compresses a layer's input."""
+
+
+def has_own_gradient(codec: Any) -> bool:
+    """Tell whether a codec takes the weight gradient in another way than from the reconstruction."""
+    method = codec.method if isinstance(codec, ChannelsLast) else codec
+    return type(method).weight_gradient is not Codec.weight_gradient
 
 
 def seen(operation: Operation) -> Operation:
@@ -57,6 +64,8 @@ def seen(operation: Operation) -> Operation:
 
 
 def _seen(x: Tensor | Sequence[int]) -> Tensor | Sequence[int]:
-    if isinstance(x, Tensor):
-        return channels_second(x)
-    return (x[0], x[-1], *x[1:-1]) if len(x) > 2 else x
+    return channels_second(x) if isinstance(x, Tensor) else _seen_shape(x)
+
+
+def _seen_shape(shape: Sequence[int]) -> Sequence[int]:
+    return (shape[0], shape[-1], *shape[1:-1]) if len(shape) > 2 else shape

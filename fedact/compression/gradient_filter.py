@@ -16,7 +16,6 @@ from fedact.compression.operations import Operation
 from fedact.compression.plane import is_pointwise, plane_of
 from fedact.config.spec import settings
 
-
 SERIES, PICTURES = DIMENSIONS = 3, 4
 """Dimensions of a batch of series (or tokens), and of pictures."""
 
@@ -25,8 +24,8 @@ SERIES, PICTURES = DIMENSIONS = 3, 4
 class GradientFilter(Method):
     """Patch means of the activation; the input gradient comes from patch means of the output gradient.
 
-    Stores (B, C, H/p, W/p) means, sizes rounded up: 4 bytes each in float32; of tokens and series (B, C, T/p), a patch being p
-    neighbours in their order, a class token with its first neighbours. Activation x and output gradient g are taken to be
+    Stores (B, C, H/p, W/p) means, sizes rounded up: 4 bytes each in float32. Of tokens and series (B, C, T/p): a patch is
+    p neighbours in their order, a class token with its first neighbours. Activation x and output gradient g are taken to be
     constant within a patch, so that the weight gradient of a 1x1 convolution, and of a linear layer on tokens, is the sum
     over patches of mean(x) sum(g).
     For 1x1 convolutions of stride 1 both gradients are the paper's; for larger kernels the paper gives every tap the same

@@ -1,4 +1,4 @@
-"""Linear layers as functions of the saved input, whose channels are last, as the layer has them, or second, as methods do."""
+"""Linear layers as functions of the saved input: its channels are last as the layer has them, second as methods do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

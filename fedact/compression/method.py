@@ -83,11 +83,6 @@ class Codec(ABC):
         """Return the state before the first step; what is random in a codec follows from the seed."""
         return NO_STATE
 
-    @property
-    def has_own_gradient(self) -> bool:
-        """Whether it takes the weight gradient in another way than from the reconstruction."""
-        return type(self).weight_gradient is not Codec.weight_gradient
-
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's weight, in the weight's shape; grad_output: its channels are second too."""
         return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
@@ -96,10 +91,10 @@ class Codec(ABC):
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
         """Add the gradient of the operation's weight to a total of the weight's shape."""
-        if self.has_own_gradient:
-            total.add(self.weight_gradient(compressed, grad_output, weight, operation))
-        else:
+        if type(self).weight_gradient is Codec.weight_gradient:
             add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
+        else:
+            total.add(self.weight_gradient(compressed, grad_output, weight, operation))
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, of this shape, which needs no activation."""

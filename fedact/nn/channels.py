@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fedact.compression.matrix_product import channels_second
 from fedact.nn.graph import named_modules
-from fedact.nn.layers import SMOOTH, ChannelNorm
+from fedact.nn.layers import SMOOTH
+from fedact.nn.layers.base import ChannelNorm
 
 CHANNELS_LAST = nn.Linear, nn.LayerNorm
 """Layers over the last dimension."""

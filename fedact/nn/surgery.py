@@ -88,9 +88,7 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
         if any(isinstance(each, module) for each in modules.values()):
             check_for(method, dimensions)
     linear = method.for_dimensions(2).codec.recomputing(method.recompute)
-    return {
-        name: linear if isinstance(each, nn.Linear) and name in heads else method for name, each in modules.items()
-    }
+    return {name: linear if isinstance(each, nn.Linear) and name in heads else method for name, each in modules.items()}
 
 
 def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:

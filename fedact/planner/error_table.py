@@ -54,8 +54,8 @@ class ExactNorms(NamedTuple):
 class ErrorTable:
     """What an exact step on a batch tells: from it, and from what stands in for a saved input, follow gradient errors.
 
-    inputs: of the layers whose input is saved, as methods see them, by the key in ``saved_inputs``. paths: from every layer whose
-    output gradient passes a slope that is computed from a saved input, the modules up to that activation function; not
+    inputs: of the layers whose input is saved, as methods see them, by the key in ``saved_inputs``. paths: from every layer
+    whose output gradient passes a slope that is computed from a saved input, the modules up to that activation function; not
     where another trained layer is between, whose own output gradient has the error.
     """
 

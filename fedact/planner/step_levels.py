@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fedact.compression import Method
+from fedact.compression.channels_last import has_own_gradient
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.decomposition import LowRank
 from fedact.measure.ledger import Ledger
@@ -132,7 +133,7 @@ class StepLevels:
     def _size(self, slot: Slot, methods: Mapping[str, Method], working: WorkingMemory) -> int:
         method = methods[slot.layer]
         part, keeps = slot.part, method.traits.keeps_input
-        own = slot.inside and method.has_own_gradient
+        own = slot.inside and has_own_gradient(method)
         if part is Part.KEPT:
             return slot.size if keeps or any(methods[name].traits.keeps_input for name in slot.others) else 0
         if part is Part.MASK:

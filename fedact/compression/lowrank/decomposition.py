@@ -13,8 +13,8 @@ from torch import Tensor
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import channel_mean, compose
 from fedact.compression.lowrank.bit_depth import BitDepth, signed
-from fedact.compression.lowrank.layer_gradient import factors_are_enough, layer_gradient
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
+from fedact.compression.lowrank.layer_gradient import factors_are_enough, layer_gradient
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule

@@ -1,6 +1,6 @@
 """The weight gradient of any layer straight from a core and factors: series and tokens are pictures of one row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,12 +40,12 @@ def layer_gradient(
     """Return the weight gradient from the factors, in the weight's shape; as ``factor_gradient`` for pictures."""
     plane, dimensions = plane_of(operation), core.dim()
     assert plane is not None
-    of_pictures = [dict(zip(_places(each, dimensions), each.values(), strict=True)) for each in (factors, caps)]
-    planes = (as_plane(tensor) for tensor in (grad_output, weight))
-    gradient = factor_gradient(as_plane(core), of_pictures[0], *planes, plane, of_pictures[1])
+    of_pictures = dict(zip(_places(factors, dimensions), factors.values(), strict=True))
+    most = dict(zip(_places(caps, dimensions), caps.values(), strict=True))
+    gradient = factor_gradient(as_plane(core), of_pictures, as_plane(grad_output), as_plane(weight), plane, most)
     return gradient.reshape(weight.shape)
 
 
-def _places(modes: Sequence[int] | Mapping[int, object], dimensions: int) -> list[int]:
+def _places(modes: Iterable[int], dimensions: int) -> list[int]:
     """Return the modes of pictures that those of a tensor with so many dimensions are."""
     return [mode if mode < ROW or dimensions == PICTURES else mode + 1 for mode in modes]

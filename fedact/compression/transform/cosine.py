@@ -49,7 +49,7 @@ class Frequencies(NamedTuple):
 def images_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Return (batch, height, width, channels) of a kept tensor (batch, channels, *positions): of tokens and series a column.
 
-    A long series is cut into rows of up to 64 of its positions: the cosine transform of all of them would need a large matrix.
+    A long series is cut into rows of up to 64 of its positions: the transform of all of them would need a large matrix.
     """
     batch, channels, *positions = shape if len(shape) > 1 else (1, *shape)
     if len(positions) == 2:

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
 from fedact.compression.matrix_product import MatrixProduct
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
 from fedact.compression.operations import Convolution, Operation
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.accumulation import add_weight_gradient, is_large
+from fedact.compression.channels_last import has_own_gradient
 from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Normalization, Operation
@@ -142,7 +143,7 @@ def _weight_gradient(
     method, operation = ctx.method, ctx.operation
     large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
     total = parameter_gradient(ctx, WEIGHT) if large else None
-    if total is not None and total.is_first and method.has_own_gradient:
+    if total is not None and total.is_first and has_own_gradient(method):
         # Of a method that makes a new tensor in any case, autograd takes the first one as it is.
         total = None
     if total is None:

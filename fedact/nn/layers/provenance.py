@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fedact.torch_private import saved_tensor_hooks, version
 
 if TYPE_CHECKING:
-    from fedact.compression.method import Codec, Compressed
+    from fedact.compression.channels_last import Coder
+    from fedact.compression.method import Compressed
     from fedact.nn.layers.base import Slope
 
 Mark = tuple[int, int]
@@ -75,15 +76,15 @@ class Handover:
 class SavedRun:
     """What a layer saved of its input x in one forward pass, for ``readers`` others that rematerialize theirs from it."""
 
-    def __init__(self, method: Codec, compressed: Compressed, x: Tensor, readers: int) -> None:
+    def __init__(self, method: Coder, compressed: Compressed, x: Tensor, readers: int) -> None:
         self.readers = readers
         self._hooks, self._marks = saved_tensor_hooks(), [mark(tensor) for tensor in compressed.tensors]
         # Not x itself: x's origin holds this, and x would never be freed where a reader does not come.
         self._is_x = [tensor is x for tensor in compressed.tensors]
         tensors = tuple(tensor.detach() if tensor is x else tensor for tensor in compressed.tensors)
-        self._saved: tuple[Codec, Compressed] | None = (method, compressed._replace(tensors=tensors))
+        self._saved: tuple[Coder, Compressed] | None = (method, compressed._replace(tensors=tensors))
 
-    def take(self, x: Tensor | None = None) -> tuple[Codec, Compressed] | None:
+    def take(self, x: Tensor | None = None) -> tuple[Coder, Compressed] | None:
         """Return the method and what is saved, None where it was changed since; the last reader's call releases it.
 
         None also across the border of a part that PyTorch's checkpoint runs again, which saves by hooks of its own.

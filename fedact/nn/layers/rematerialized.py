@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.accumulation import Total, add_weight_gradient
-from fedact.compression.method import Compressed, Method
+from fedact.compression.channels_last import Coder
+from fedact.compression.method import Compressed
 from fedact.compression.operations import Operation
 from fedact.compression.temporal import convolution_of
 from fedact.nn.layers.base import CONVOLUTIONS
@@ -32,7 +33,7 @@ class Rematerialization:
     Intermediate tensors are freed when a gradient is returned.
     """
 
-    def __init__(self, method: Method, chain: Chain, dtype: torch.dtype) -> None:
+    def __init__(self, method: Coder, chain: Chain, dtype: torch.dtype) -> None:
         self.method, self.chain, self.dtype = method, chain, dtype
         self.traits = method.traits
 
