@@ -25,8 +25,8 @@ class Division(Method):
 
     Stores every map's means over blocks of positions, 2 bytes each, and the remainder x - mean in ``bits`` bits an element,
     with its least value and its step for every map, 2 bytes each; maps of fewer than 32 positions share these. Rounding is
-    stochastic, so that the mean of the reconstruction is x. Blocks are ``block`` x ``block`` positions of a convolution's
-    input and ``block`` tokens of a sequence; a vector has no positions, and is rounded alone. State: the seed of the next
+    stochastic, so that the mean of the reconstruction is x. Blocks are ``block`` x ``block`` positions of a picture and
+    ``block`` positions of a series or tokens; a vector has no positions, and is rounded alone. State: the seed of the next
     step's noise, 8 bytes.
     DIVISION: Wang et al., ICML 2023, arXiv 2208.04187, section 4.
 
@@ -103,8 +103,8 @@ class Division(Method):
 
 
 def group_of(shape: Sequence[int]) -> int:
-    """Return how many neighbours of a tensor share a scale: a map of a convolution's input, a row of another one."""
-    size = prod(shape[2:]) if len(shape) == 4 else shape[-1]
+    """Return how many neighbours of a tensor share a scale: one channel's map, or a row of a tensor without positions."""
+    size = prod(shape[2:]) if len(shape) > 2 else shape[-1]
     return max(1, size * ceil(LEAST_GROUP / max(1, size)))
 
 
@@ -126,7 +126,7 @@ def spread(means: Tensor, block: int, shape: Sequence[int]) -> Tensor:
 
 def _position_dimensions(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the dimensions along which a tensor has positions: neither examples nor channels."""
-    return (2, 3) if len(shape) == 4 else tuple(range(1, len(shape) - 1))
+    return tuple(range(2, len(shape)))
 
 
 def _means_shape(shape: Sequence[int], block: int) -> list[int]:

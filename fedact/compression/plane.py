@@ -35,3 +35,9 @@ def is_pointwise(operation: Operation, weight: Tensor) -> bool:
     if plane is None or prod(weight.shape[2:]) != 1:
         return False
     return plane.stride == (1, 1) and not any((*plane.padding, *plane.edges))
+
+
+def is_product(operation: Operation, weight: Tensor) -> bool:
+    """Tell whether an operation multiplies every position's channels by the weight: 1 x 1 convolutions, linear layers."""
+    plane = plane_of(operation)
+    return plane is not None and plane.groups == 1 and is_pointwise(operation, weight)

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, computable, item_size, shape_of
-from fedact.compression.operations import Convolution, MatrixProduct, Operation
+from fedact.compression.operations import Operation
+from fedact.compression.plane import is_product
 from fedact.config.spec import settings
 
 BLOCK = 64
@@ -71,7 +72,7 @@ class RandomProjection(Method):
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         (mixed, seed), (shape, dtype) = compressed.tensors, compressed.metadata
-        count, mixed = prod(shape) // _channels(shape), computable(mixed)
+        count, mixed = prod(shape) // shape[1], computable(mixed)
         rows, done = mixed.new_empty(count, mixed.shape[1]), 0
         for matrices, part in self._matrices(count, seed, mixed):
             few = mixed[done : done + matrices.shape[0] * matrices.shape[1]]
@@ -80,15 +81,15 @@ class RandomProjection(Method):
         return images_of(rows.to(dtype), shape)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        (mixed, seed), shape = compressed.tensors, compressed.metadata[0]
-        if not _is_by_rows(operation, shape, weight):
+        mixed, seed = compressed.tensors
+        if not is_product(operation, weight):
             return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
         grads = self._project(rows_of(computable(grad_output)), seed)
         return (grads.T @ computable(mixed)).view(weight.shape).to(weight.dtype)
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         shape = shape_of(x)
-        channels = _channels(shape)
+        channels = shape[1]
         whole, rest = divmod(prod(shape) // max(1, channels), BLOCK)
         rows = whole * self._count(BLOCK) + self._count(rest)
         return rows * channels * item_size(x) + torch.int64.itemsize
@@ -141,25 +142,12 @@ class RandomProjection(Method):
 
 def rows_of(x: Tensor) -> Rows:
     """Return the positions of all examples as rows of channels."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(-1, _channels(x.shape))
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
 def images_of(rows: Rows, shape: Sequence[int]) -> Tensor:
     """Return rows of channels in the shape of the tensor behind ``rows_of``."""
-    if len(shape) != 4:
-        return rows.view(*shape)
-    return rows.view(shape[0], *shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _channels(shape: Sequence[int]) -> int:
-    return shape[1] if len(shape) == 4 else shape[-1]
-
-
-def _is_by_rows(operation: Operation, shape: Sequence[int], weight: Tensor) -> bool:
-    """Tell whether an operation multiplies every row by the weight."""
-    if isinstance(operation, MatrixProduct):
-        return len(shape) != 4
-    return isinstance(operation, Convolution) and operation.is_pointwise(weight)
+    return rows.view(shape[0], *shape[2:], -1).movedim(-1, 1)
 
 
 @lru_cache(maxsize=BLOCK)

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fedact.compression.matrix_product import channels_last, channels_second
+from fedact.compression.method import Method
 from fedact.laws.inputs import INPUTS
 
 
@@ -21,7 +23,7 @@ class Case:
 
 @dataclass(frozen=True, repr=False)
 class TensorCase(Case):
-    """A tensor to keep.
+    """A tensor to keep; over_last: its channels lie side by side in memory, as in a linear layer's input.
 
     >>> TensorCase((2, 3), "constant").x.tolist()
     [[1.5, 1.5, 1.5], [1.5, 1.5, 1.5]]
@@ -32,11 +34,15 @@ class TensorCase(Case):
     shape: tuple[int, ...]
     kind: str = "gaussian"
     seed: int = 0
+    over_last: bool = False
 
     @cached_property
     def x(self) -> Tensor:
         """The tensor."""
-        return INPUTS[self.kind](self.shape, torch.Generator().manual_seed(self.seed))
+        batch, *others = self.shape
+        shape = (batch, *others[1:], others[0]) if self.over_last else self.shape
+        x = INPUTS[self.kind](shape, torch.Generator().manual_seed(self.seed))
+        return channels_second(x) if self.over_last else x
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,10 +64,15 @@ class StepsCase(Case):
 class LayerCase(Case):
     """A plain layer, an input and an output gradient.
 
-    layers: what ``compress`` is told for a model of this layer alone: 0 where it is the head.
+    layers: what ``compress`` is told for a model of this layer and ``others``: 0 where it is the head.
     """
 
     layers: ClassVar[int]
+
+    @property
+    def others(self) -> tuple[nn.Module, ...]:
+        """The layers behind it, which are not run."""
+        return ()
 
     @cached_property
     def layer(self) -> nn.Module:
@@ -82,6 +93,10 @@ class LayerCase(Case):
     def grad_output(self) -> Tensor:
         """The gradient of the output."""
         return self.tensors[1]
+
+    def rebuilt(self, method: Method) -> Tensor:
+        """Return the input that the backward pass sees."""
+        return method.reconstruct(method.compress(self.x))
 
 
 def drawn(layer: nn.Module, shape: tuple[int, ...], kind: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -147,3 +162,51 @@ class LinearCase(LayerCase):
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
         return drawn(self.layer, self.shape, self.kind, self.seed)
+
+    def rebuilt(self, method: Method) -> Tensor:
+        # Methods see channels second.
+        return channels_last(method.reconstruct(method.compress(channels_second(self.x))))
+
+
+@dataclass(frozen=True, repr=False)
+class TokensCase(LinearCase):
+    """A plain linear layer of a network's body, on tokens or on maps whose channels are last."""
+
+    layers: ClassVar[int] = 1
+
+    @property
+    def others(self) -> tuple[nn.Module, ...]:
+        return (nn.Linear(self.out_features, 1),)
+
+
+@dataclass(frozen=True, repr=False)
+class SeriesCase(LayerCase):
+    """A plain convolution of series, an input of ``time`` positions, and an output gradient."""
+
+    time: int
+    in_channels: int = 1
+    out_channels: int = 1
+    kernel_size: int = 1
+    stride: int = 1
+    padding: int | str = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = True
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"
+    batch: int = 1
+    kind: str = "gaussian"
+    seed: int = 0
+
+    layers: ClassVar[int] = 1
+
+    @cached_property
+    def layer(self) -> nn.Module:
+        """The convolution."""
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return nn.Conv1d(self.in_channels, self.out_channels, *geometry, bias=self.bias, padding_mode=self.padding_mode)
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return drawn(self.layer, (self.batch, self.in_channels, self.time), self.kind, self.seed)

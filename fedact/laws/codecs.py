@@ -25,7 +25,7 @@ def rebuilt(method: Method, x: Tensor) -> Tensor:
 
 def bytes_are_as_predicted(method: Method, case: TensorCase) -> None:
     """Check stored bytes and the state's against the method's own account, and that no view pins more than it shows."""
-    x = case.x
+    x, method = case.x, method.for_dimensions(case.x.dim())
     tensors, metadata, state = method.compress(x)
     stored, kept = stored_bytes(tensors), stored_bytes(state.tensors)
     demand(
@@ -118,7 +118,7 @@ def same_input_same_bits(method: Method, case: TensorCase) -> None:
 
 def input_stays_as_it_was(method: Method, case: TensorCase) -> None:
     """Check that compressing changes nothing of its input, and that what is stored hangs on no graph."""
-    x = case.x.clone().requires_grad_()
+    x, method = case.x.clone().requires_grad_(), method.for_dimensions(case.x.dim())
     with torch.no_grad():
         tensors, _, state = method.compress(x)
     demand(torch.equal(x, case.x), "compress changes its input in place")
@@ -128,6 +128,7 @@ def input_stays_as_it_was(method: Method, case: TensorCase) -> None:
 
 def nothing_undeclared_is_read(method: Method, case: TensorCase) -> None:
     """Check that a reconstruction follows from what is stored, and from the state only where the traits say so."""
+    method = method.for_dimensions(case.x.dim())
     compressed = method.compress(case.x)
     first = method.reconstruct(compressed).clone()
     method.compress(-2 * case.x)

@@ -19,7 +19,7 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 def wrapped(case: LayerCase, method: Method) -> nn.Module:
     """Return the case's layer, which keeps its input by the method."""
-    model: nn.Module = compress(nn.Sequential(copy.deepcopy(case.layer)), method, layers=case.layers)
+    model: nn.Module = compress(nn.Sequential(copy.deepcopy(case.layer), *case.others), method, layers=case.layers)
     return model.get_submodule("0")
 
 
@@ -55,18 +55,23 @@ def weight_gradient_is_of_the_reconstruction(method: Method, case: LayerCase) ->
     """Check that the weight's gradient is plain autograd's for the reconstruction, to rounding."""
     _, _, grad_weight, _ = backward(wrapped(case, method), case)
     demand(grad_weight.isfinite().all(), "the weight gradient has numbers that are not finite")
-    plain, kept = copy.deepcopy(case.layer).double(), of_input(case, method)
-    plain(kept.reconstruct(kept.compress(case.x)).double()).backward(case.grad_output.double())
+    plain, rebuilt = copy.deepcopy(case.layer).double(), case.rebuilt(of_input(case, method))
+    plain(rebuilt.double()).backward(case.grad_output.double())
     expected, scale = plain.get_parameter("weight").grad, case.x.double().norm() * case.grad_output.double().norm()
     assert expected is not None
     off = (grad_weight.double() - expected).norm()
     demand(off <= ROUNDING * scale, f"the weight gradient is {float(off / scale):.3g} of |x| |grad_output| off")
 
 
+def sequences_obey_too(method: Method, case: LayerCase) -> None:
+    """Check output and gradients of a layer on tokens or series."""
+    output_is_plain(method, case)
+    weight_gradient_is_of_the_reconstruction(method, case)
+
+
 def linear_layers_keep_their_input_too(method: Method, case: LinearCase) -> None:
     """Check the gradients of a linear layer, relative to themselves."""
-    kept = of_input(case, method)
-    expected, plain = kept.reconstruct(kept.compress(case.x)), copy.deepcopy(case.layer)
+    expected, plain = case.rebuilt(of_input(case, method)), copy.deepcopy(case.layer)
     _, _, weight, bias = backward(wrapped(case, method), case)
     plain(expected).backward(case.grad_output)
     for name, found in (("weight", weight), ("bias", bias)):

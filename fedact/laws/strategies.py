@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from fedact.laws.cases import ConvolutionCase, LinearCase, StepsCase, TensorCase
+from fedact.laws.cases import ConvolutionCase, LinearCase, SeriesCase, StepsCase, TensorCase, TokensCase
 from fedact.laws.inputs import INPUTS
 
 KINDS = st.sampled_from(sorted(INPUTS))
@@ -31,6 +31,37 @@ def convolutions(draw: st.DrawFn) -> ConvolutionCase:
     kind, batch = draw(KINDS), draw(st.integers(1, 4))
     geometry = kernel_size, stride, padding, dilation, groups, bias, padding_mode
     return ConvolutionCase((height, width), in_channels, out_channels, *geometry, batch, kind, seed)
+
+
+@st.composite
+def series(draw: st.DrawFn) -> SeriesCase:
+    """Draw convolutions of series of every geometry."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    in_channels, out_channels = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 3))
+    kernel_size, dilation, stride = draw(st.integers(1, 5)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    padding_mode, paddings = draw(st.sampled_from(MODES)), st.integers(0, 3)
+    padding = draw(st.one_of(paddings, st.sampled_from(["valid", "same"] if stride == 1 else ["valid"])))
+    reach = dilation * (kernel_size - 1) + 1
+    geometry = kernel_size, stride, padding, dilation, groups, draw(st.booleans()), padding_mode
+    time = draw(st.integers(max(reach, 4), reach + 12))
+    return SeriesCase(time, in_channels, out_channels, *geometry, draw(st.integers(1, 4)), draw(KINDS), draw(SEEDS))
+
+
+@st.composite
+def tokens(draw: st.DrawFn) -> TokensCase:
+    """Draw linear layers on tokens, and on maps of tokens."""
+    positions = draw(st.sampled_from([(1,), (7,), (18,), (3, 5), (6, 6)]))
+    shape = (draw(st.integers(1, 4)), *positions, draw(st.integers(1, 8)))
+    return TokensCase(shape, draw(st.integers(1, 9)), draw(st.booleans()), draw(KINDS), draw(SEEDS))
+
+
+def inputs() -> st.SearchStrategy[TensorCase]:
+    """Draw the inputs of all these layers, as methods see them."""
+    of_series = series().map(lambda case: TensorCase((case.batch, case.in_channels, case.time), case.kind, case.seed))
+    of_tokens = tokens().map(
+        lambda case: TensorCase((case.shape[0], case.shape[-1], *case.shape[1:-1]), case.kind, case.seed, over_last=True)
+    )
+    return st.one_of(images(), images(), of_series, of_tokens)
 
 
 def images() -> st.SearchStrategy[TensorCase]:

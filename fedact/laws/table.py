@@ -6,9 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fedact.compression import Method
+from fedact.compression import SERIES, Method
 from fedact.laws import codecs, gradients, steps
-from fedact.laws.strategies import batches, convolutions, images, linears, of_shapes, tensors
+from fedact.laws.strategies import batches, convolutions, inputs, linears, of_shapes, series, tensors, tokens
 
 
 def always(method: Method) -> str:
@@ -30,6 +30,11 @@ def with_loss(method: Method) -> str:
 def with_state(method: Method) -> str:
     """Return why the law is not checked on a method without a state."""
     return "" if steps.has_state(method) else "the method has no state"
+
+
+def fits_series(method: Method) -> str:
+    """Return why the law is not checked on a method with ranks for other tensors."""
+    return "" if type(method.for_dimensions(SERIES)) is type(method) else "its ranks are for other tensors than series"
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,21 @@ LAWS: dict[str, Law] = {
         "A linear layer's gradients are plain autograd's for the reconstruction, of rows and of tokens.",
         gradients.linear_layers_keep_their_input_too, linears(),
     ),
+    "series": Law(
+        "A convolution of series has the plain output, and plain autograd's gradients for the reconstruction.",
+        gradients.sequences_obey_too, series(), 15, fits_series,
+    ),
+    "tokens": Law(
+        "A linear layer on tokens has the plain output, and plain autograd's gradients for the reconstruction.",
+        gradients.sequences_obey_too, tokens(), 15,
+    ),
     "shape": Law(
         "A reconstruction has the tensor's shape and type, whatever its number of dimensions.",
         codecs.shape_and_type_come_back, tensors(),
     ),
     "bytes": Law(
         "Stored bytes are as predicted, for a shape at most; no view pins more, and nothing hides in the metadata.",
-        codecs.bytes_are_as_predicted, images(),
+        codecs.bytes_are_as_predicted, inputs(),
     ),
     "views": Law(
         "A view of a large tensor does not keep all of it alive.",
@@ -75,7 +88,7 @@ LAWS: dict[str, Law] = {
     ),
     "gentlest": Law(
         "The gentlest setting loses nothing but rounding.",
-        codecs.gentlest_loses_nothing, images(), not_checked=with_gentlest_setting,
+        codecs.gentlest_loses_nothing, inputs(), not_checked=with_gentlest_setting,
     ),
     "smaller": Law(
         "A setting that loses something stores fewer bytes than a tensor like a real activation has.",
@@ -91,11 +104,11 @@ LAWS: dict[str, Law] = {
     ),
     "input": Law(
         "Compressing changes nothing of its input, and what is stored hangs on no graph.",
-        codecs.input_stays_as_it_was, images(),
+        codecs.input_stays_as_it_was, inputs(),
     ),
     "declared": Law(
         "A reconstruction follows from what is stored alone, and from the state where the traits say so.",
-        codecs.nothing_undeclared_is_read, images(),
+        codecs.nothing_undeclared_is_read, inputs(),
     ),
     "channels": Law(
         "Some channels, decoded alone, are those of the whole reconstruction.",

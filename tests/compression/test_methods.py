@@ -12,7 +12,7 @@ from fedact.config.errors import ConfigError
 from fedact.laws import LAWS
 from fedact.laws.strategies import convolutions
 from fedact.nn.surgery import compress
-from tests.support.laws import EVERY_SETTING, GENTLEST
+from tests.support.laws import EVERY_SETTING, GENTLEST, OF_SERIES
 from tests.support.portions import examples
 
 
@@ -20,6 +20,7 @@ def law_test(name: str):
     """A property over every setting that the law is about."""
     law = LAWS[name]
     settings = [GENTLEST[name] for name in GENTLEST] if name == "gentlest" else EVERY_SETTING
+    settings = [*settings, *OF_SERIES] if name in ("series", "tokens") else settings
 
     @pytest.mark.parametrize("text", [text for text in settings if not law.not_checked(make_method(text))])
     @given(case=law.cases)

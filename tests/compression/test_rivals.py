@@ -7,12 +7,13 @@ from torch import Tensor
 
 import fedact
 from fedact.compression import make_method
-from fedact.compression.operations import Convolution, MatrixProduct
+from fedact.compression.matrix_product import MatrixProduct
+from fedact.compression.operations import Convolution
 from tests.support.laws import relative_error
 from tests.support.planned import batch, net
 
-SHAPES = [(3, 4, 6, 7), (2, 9, 5), (2, 3, 3, 4, 5), (6, 10)]
-"""Pictures, tokens, tokens in rows, vectors."""
+SHAPES = [(3, 4, 6, 7), (2, 5, 9), (2, 5, 3, 3, 4), (6, 10)]
+"""Pictures, tokens, volumes, vectors: the channels are second."""
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:
@@ -65,7 +66,7 @@ def test_topk_keeps_the_largest_elements_of_every_example_and_nothing_else(share
     ("operation", "shape", "outputs", "weight"),
     [
         (MatrixProduct(), (70, 12), (70, 5), (5, 12)),
-        (MatrixProduct(), (3, 50, 8), (3, 50, 6), (6, 8)),
+        (MatrixProduct(channels=1), (3, 8, 50), (3, 6, 50), (6, 8)),
         (Convolution((1, 1), (0, 0), (1, 1), 1), (4, 6, 9, 10), (4, 5, 9, 10), (5, 6, 1, 1)),
     ],
 )

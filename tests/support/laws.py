@@ -53,6 +53,9 @@ LOSSY = [
 ]
 """Settings that really lose something."""
 
+OF_SERIES = ["hosvd:ranks=2x3x4", "asi:ranks=2x2x3", "lance:ranks=2x3", "tucker:ranks=1x2x4"]
+"""Ranks for tokens and series."""
+
 MADE_AGAIN = ["exact:derive=2", "transform:derive=2", "hosvd:variance=0.9,derive=1"]
 """Settings that keep fewer tensors, and make others again."""
 

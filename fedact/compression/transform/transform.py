@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
-from fedact.compression.operations import Convolution, Operation
+from fedact.compression.operations import Operation
+from fedact.compression.plane import is_product
 from fedact.compression.transform.bitstream import least_body, levels_end
 from fedact.compression.transform.cosine import RINGS, Frequencies, as_images, frequencies, from_images, images_shape
 from fedact.compression.transform.decoder import decode, images_behind
@@ -100,7 +100,7 @@ class Transform(Method):
         return from_images(images, shape).to(dtype)
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-        if not is_pointwise(operation, weight) or not self._in_float32(compressed, grad_output):
+        if not is_product(operation, weight) or not self._in_float32(compressed, grad_output):
             return super().weight_gradient(compressed, grad_output, weight, operation)
         shape = images_shape(compressed.metadata.shape)
         by = self._frequencies(*shape[1:3])
@@ -113,7 +113,7 @@ class Transform(Method):
         return operation.weight_gradient(x, grad_output, weight)
 
     def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
-        if is_pointwise(operation, weight) and self._in_float32(compressed, weight):
+        if is_product(operation, weight) and self._in_float32(compressed, weight):
             sizes = images_shape(compressed.metadata.shape)
             images = pointwise_output(compressed.tensors[0], sizes, self._frequencies(*sizes[1:3]), weight.flatten(1))
             if images is not None:
@@ -186,11 +186,6 @@ class Transform(Method):
         room = self._most((batch, channels, height, width)) - levels_end(channels, min(RINGS, height * width))
         # The share of the energy that may be lost.
         return Target(None if self.fixed_size else 1 - (self.variance or DEFAULT_VARIANCE), room)
-
-
-def is_pointwise(operation: Operation, weight: Tensor) -> bool:
-    """Tell whether an operation multiplies every position's channels by the weight."""
-    return isinstance(operation, MatrixProduct) or (isinstance(operation, Convolution) and operation.is_pointwise(weight))
 
 
 def _bits_of(size: int, x: Tensor) -> float:
