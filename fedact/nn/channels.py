@@ -7,7 +7,7 @@ from fedact.nn.graph import named_modules
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import ChannelNorm
 
-CHANNELS_LAST = nn.Linear, nn.LayerNorm
+CHANNELS_LAST = nn.Linear, nn.MultiheadAttention, nn.LayerNorm
 """Layers over the last dimension."""
 CHANNELS_SECOND = ChannelNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d
 """Layers whose channels are the second dimension."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fedact.compression.exact import Exact
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Compressed
-from fedact.compression.operations import MatrixProduct
 from fedact.nn.layers.attention import Attention, Masks, Source, attend, no_mask
 from fedact.nn.layers.base import Saving, Swapped, made_class
 from fedact.nn.layers.codec import LayerCodec
