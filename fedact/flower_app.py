@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedact.cli.flags import log_to_stderr
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config, read_toml
+from fedact.config.natural import natural_clients
 from fedact.config.own_code import with_code
 from fedact.config.paths import expanded
 from fedact.config.schema import SETTINGS, Config
@@ -65,7 +66,8 @@ def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     from fedact.simulate import default_folder
 
     config, resume = read_run_config(settings)
-    fleet = Fleet(grid, config.clients)
+    check_partition(config)
+    fleet = Fleet(grid, config.fleet_size)
     if resume:
         fleet.planned_budgets = config.client_budgets()
     seconds = settings.get(NODE_WAIT)
@@ -97,6 +99,15 @@ def read_run_config(settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
     if "method" in given:
         given["method"] = tuple(str(given["method"]).split())
     return make_config({**given, "runtime": "flower"}), None
+
+
+def check_partition(config: Config) -> None:
+    """Raise ConfigError for a natural partition that nodes cannot know: they take no path from the server."""
+    rule = natural_clients(config.partition)
+    if rule and rule.file is not None:
+        raise ConfigError(f"partition={config.partition!r}: a node takes no path from the server")
+    if config.clients is None:
+        raise ConfigError(f"partition={config.partition!r}: clients says how many of its clients have a node")
 
 
 def run_config_keys() -> list[str]:

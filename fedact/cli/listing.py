@@ -8,6 +8,7 @@ from fedact.cli.console import show
 from fedact.compression import AUTO, METHODS
 from fedact.config.devices import Device, read_devices
 from fedact.config.faults import Faults
+from fedact.config.natural import NATURAL, NaturalClients
 from fedact.config.privacy import PRIVACY
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import settings_of, spelled
@@ -33,7 +34,8 @@ def show_tables(devices: str | None = None) -> int:
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
     show(listing(title, ("name", "what it keeps"), methods, lines=True), prose=True)
-    partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in PARTITIONS.items()]
+    dealt: dict[str, type] = {**PARTITIONS, NATURAL: NaturalClients}
+    partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in dealt.items()]
     show(listing("Partitions", ("name", "settings", "who holds what"), partitions), prose=True)
     for title, table in (("Strategies: what the server makes of updates", STRATEGIES), ("Privacy of an update", PRIVACY)):
         rules = [

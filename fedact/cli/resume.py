@@ -83,7 +83,7 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
         if row["kind"] == "run":
             continue
         fits = row["method"] in config.method and row["round"] <= config.rounds and row["seed"] == config.seed
-        if not fits or row.get("client", 0) >= config.clients:
+        if not fits or row.get("client", 0) >= config.fleet_size:
             raise ConfigError(f"{folder.records}, line {number}, is of another run than {folder.config}")
     done = {row["method"]: row["round"] for row in rows if row["kind"] == "round"}
     if redrawn_test_set(rows[0]) and any(done.get(method, -1) < config.rounds for method in config.method):

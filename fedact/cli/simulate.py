@@ -93,7 +93,8 @@ def show_plans(config: Config) -> int:
     with start_workers(config) if several else Workers(1) as workers:
         simulation = Simulation(config, workers=workers)
     experiment = simulation.experiment
-    show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by), prose=True)
+    names = experiment.client_names
+    show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by, names), prose=True)
     show(*(report.plan_table(plan) for plans in simulation.plans.values() for plan in plans.values()))
     return DONE
 

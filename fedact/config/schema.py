@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedact.config.code import code_label
+from fedact.config.natural import NATURAL
 from fedact.config.paths import cache_folder, expanded
 from fedact.config.settings.base import Settings
 from fedact.config.settings.budget import BudgetSettings
@@ -48,6 +49,15 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
         segments = isinstance(settings, dict) and settings.get("task") == "segmentation"
         return {**OF_SEGMENTATION, **settings} if segments else settings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_clients_as_there_are(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or settings.get("clients") is not None:
+            return settings
+        natural = str(settings.get("partition", "")).strip().partition(":")[0] == NATURAL
+        rest = {name: value for name, value in settings.items() if name != "clients"}
+        return {**rest, "clients": None} if natural else rest
+
     @field_validator("*", mode="before")
     @classmethod
     def _sensible(cls, value: Any, info: ValidationInfo) -> Any:
@@ -77,7 +87,7 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     @model_validator(mode="after")
     def _a_budget_for_each(self) -> "Config":
         listed = len(self.budget.sizes)
-        if self.budget.shares is None and listed != self.clients:
+        if self.budget.shares is None and self.clients not in (None, listed):
             raise ValueError(f"--budget lists {listed} budgets for {self.clients} clients")
         return self
 
@@ -118,9 +128,14 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
         """The given learning rate, or the task's usual one where it is left to a trial."""
         return USUAL_LR[self.task] if self.lr == "auto" else self.lr
 
+    @property
+    def fleet_size(self) -> int:
+        """The number of clients, 0 as long as only the data knows it."""
+        return self.clients or 0
+
     def client_budgets(self) -> tuple[int | None, ...]:
         """Return each client's budget in bytes, None for no bound."""
-        return self.budget.by_client(self.clients, self.seed)
+        return self.budget.by_client(self.fleet_size, self.seed)
 
     def to_toml(self) -> str:
         """Return the whole config; reading it back gives an equal one."""

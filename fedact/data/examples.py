@@ -75,7 +75,7 @@ class Examples:
     masks: uint8 (examples, height, width), or rows of such an array: the class of each pixel, VOID where none counts. Then
     the labels are only what the examples are dealt by. pixels: int64 (examples, classes), how many pixels of each class a
     mask has in its full size; of examples with masks alone. clients: int64 (examples,), whose each is, as numbers of the
-    data set's ``client_names``; None where nobody's is known.
+    data set's ``client_names``, -1 for nobody's; None where nobody's is known.
     """
 
     images: Images

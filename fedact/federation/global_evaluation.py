@@ -1,6 +1,6 @@
 """The server's evaluation on the whole test set, a portion in each of several processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,14 @@ class Portion:
 
     key: of the workspace, by which a process finds its own. plan: under which the most layers are trained: what is frozen
     then is so under every plan; None for a model that nobody trains. arrays: the model's trained tensors. positions: of the
-    examples.
+    examples, which are those of the experiment under the name ``which``.
     """
 
     key: str
     plan: Plan | None
     arrays: Sent
     positions: np.ndarray
+    which: str = "test"
 
 
 def evaluate_on_test_set(
@@ -42,9 +43,41 @@ def evaluate_on_test_set(
     if records.workers.count == 1:
         return count_in(workspace, plan, tensors_of(arrays, copy=False), np.arange(examples)).outcome()
     parts = portions(examples, workspace.experiment.config.task)
-    total: Count
-    asked = (Portion(key, plan, records.share(arrays), positions) for positions in parts)
-    total, *others = records.workers.results(count_portion, asked)
+    return _joined(
+        _counts(workspace, [Portion(key, plan, records.share(arrays), positions) for positions in parts], records)
+    )
+
+
+def evaluate_on_clients(
+    workspace: Workspace,
+    key: str,
+    plan: Plan | None,
+    arrays: ArrayRecord,
+    records: SharedRecords,
+    which: str,
+    parts: Iterable[np.ndarray],
+) -> tuple[Outcome, list[Outcome]]:
+    """Return a model's metrics on all of some clients' examples, and on each client's that has any.
+
+    which: name of the examples. parts: each client's positions among these. Other arguments as above.
+    """
+    asked = [Portion(key, plan, records.share(arrays), positions, which) for positions in parts if len(positions)]
+    counts = _counts(workspace, asked, records)
+    outcomes = [count.outcome() for count in counts]
+    return _joined(counts), outcomes
+
+
+def _counts(workspace: Workspace, asked: Sequence[Portion], records: SharedRecords) -> list[Count]:
+    if records.workers.count > 1:
+        return list(records.workers.results(count_portion, asked))
+    return [
+        count_in(workspace, each.plan, tensors_of(received(each.arrays), copy=False), each.positions, each.which)
+        for each in asked
+    ]
+
+
+def _joined(counts: Sequence[Count]) -> Outcome:
+    total, *others = counts
     for count in others:
         total.join(count)
     return total.outcome()
@@ -53,12 +86,14 @@ def evaluate_on_test_set(
 def count_portion(portion: Portion) -> Count:
     """Return the count of a portion, made in this process's workspace."""
     tensors = tensors_of(received(portion.arrays), copy=False)
-    return count_in(workspace_of(portion.key), portion.plan, tensors, portion.positions)
+    return count_in(workspace_of(portion.key), portion.plan, tensors, portion.positions, portion.which)
 
 
-def count_in(workspace: Workspace, plan: Plan | None, tensors: Mapping[str, Tensor], positions: np.ndarray) -> Count:
-    """Return the count of some test examples in a workspace; tensors: the model's trained ones, others as of ``Portion``."""
+def count_in(
+    workspace: Workspace, plan: Plan | None, tensors: Mapping[str, Tensor], positions: np.ndarray, which: str = "test"
+) -> Count:
+    """Return the count of some examples in a workspace; tensors: the model's trained ones, others as of ``Portion``."""
     experiment = workspace.experiment
     model = workspace.model_with(tensors) if plan is None else workspace.model_under(plan, tensors)
-    batches = test_batches(workspace, plan, tensors, positions)
+    batches = test_batches(workspace, plan, tensors, positions, which)
     return counted(model, batches, len(positions), experiment.config.task, len(experiment.classes))

@@ -26,10 +26,34 @@ def run_header(config: Config, experiment: Experiment, budgets: Sequence[int | N
         "threads": config.threads,
         "start_digest": experiment.start_digest,
         "classes": list(experiment.classes),
+        **natural_header(experiment),
         "budgets": {str(size): budgets.count(size) for size in dict.fromkeys(budgets)},
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def natural_header(experiment: Experiment) -> Row:
+    """Return what the header says of a natural partition; nulls for one that is dealt."""
+    if experiment.client_names is None:
+        return dict.fromkeys(("client_names", "server_clients", "held_out_clients", "partition_digest"))
+    held_out = experiment.held_out
+    return {
+        "client_names": list(experiment.client_names),
+        "server_clients": list(experiment.server_names),
+        "held_out_clients": [] if held_out is None else list(held_out.names),
+        "partition_digest": experiment.partition_digest,
+    }
+
+
+def check_partition(header: Row, experiment: Experiment, file: Path) -> None:
+    """Raise ConfigError where the examples are other clients' than when a run began; file: its records, for the message."""
+    began = header.get("partition_digest")
+    if began is not None and began != experiment.partition_digest:
+        raise ConfigError(
+            f"in the run in {file} the examples were other clients': {experiment.config.partition} says something else now; "
+            "start another run"
+        )
 
 
 def check_start(header: Row, experiment: Experiment, file: Path) -> None:

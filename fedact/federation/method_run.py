@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedact.config.errors import BadReply, NoReply
 from fedact.config.faults import Fault, Faults, draw_fault, make_faults
+from fedact.config.natural import natural_clients
 from fedact.config.plan import Plan, PlanKey
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
@@ -53,9 +54,16 @@ class MethodRun:
         return make_faults(self.config.faults)
 
     @cached_property
-    def _examples(self) -> list[int]:
-        examples: list[int] = self.experiment.parts.sizes()[0].tolist()
-        return examples
+    def _examples(self) -> list[tuple[int, int]]:
+        """On how many examples each client trains, and how many it holds out."""
+        training, held_out = (sizes.tolist() for sizes in self.experiment.parts.sizes())
+        return list(zip(training, held_out, strict=True))
+
+    @cached_property
+    def _fewest_examples(self) -> int:
+        """A client that holds fewer is skipped: of a natural partition some may, and nobody gives them any."""
+        rule = natural_clients(self.config.partition)
+        return rule.min_partition_size if rule else 1
 
     @property
     def classes(self) -> int | None:
@@ -78,17 +86,28 @@ class MethodRun:
 
     def chosen_clients(self, number: int) -> list[int]:
         """Return the numbers of the clients that train in a round, rising; the same for every method."""
-        count = max(1, round(self.config.sample_fraction * self.config.clients))
+        count = max(1, round(self.config.sample_fraction * self.config.fleet_size))
         random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
-        return sorted(int(client) for client in random.choice(self.config.clients, count, replace=False))
+        return sorted(int(client) for client in random.choice(self.config.fleet_size, count, replace=False))
 
     def names_of(self, plan: Plan) -> list[str]:
         """Return the names of the tensors that a plan trains."""
         return self.workspace.trained_by(plan)
 
-    def examples_of(self, client: int) -> int:
-        """Return on how many examples a client trains."""
+    def examples_of(self, client: int) -> tuple[int, int]:
+        """Return on how many examples a client trains, and how many it holds out."""
         return self._examples[client]
+
+    def too_few(self, client: int) -> str | None:
+        """Return why a client has too few examples to train, None where it has enough."""
+        examples = sum(self.examples_of(client))
+        if examples >= self._fewest_examples:
+            return None
+        return (
+            f"it holds {examples} examples, min_partition_size is {self._fewest_examples}"
+            if examples
+            else "it holds no example"
+        )
 
     def fault_of(self, client: int, number: int) -> Fault | None:
         """Return the simulated fault of a client in a round."""
@@ -107,15 +126,15 @@ class MethodRun:
             "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
             "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "recompute": plan.recompute,
             "floor_bytes": plan.floor_bytes,
-            "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client),
+            "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client)[0],
             **figures,
         }  # fmt: skip
 
     def missing_row(self, number: int, client: int) -> Row | None:
         """Return the row of a client that is sent no order (skipped, vanished or too late), None where one is sent."""
         plan, fault = self.plan_of(client, number), self.fault_of(client, number)
-        if plan.status == "skipped":
-            return self.row(number, client, "skipped", plan.reason, seconds=0.0)
+        if (reason := self.too_few(client)) or plan.status == "skipped":
+            return self.row(number, client, "skipped", reason or plan.reason, seconds=0.0)
         reason = fault.loss_reason(self.config.deadline) if fault else None
         return self.row(number, client, "failed", reason, fault=fault.kind) if fault and reason else None
 

@@ -14,6 +14,7 @@ from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.code import absolute_code, code_digest, code_label, is_code, split_code
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.loading import make_config
+from fedact.config.natural import natural_clients
 from fedact.config.paths import cache_folder, expanded
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
@@ -129,7 +130,10 @@ def device_config(sent: str, node: Node) -> Config:
         if is_code(text := str(settings[key])):
             settings[key] = node.own(text, digests.get(text))
             settings["code"][settings[key]] = digests[text]
-    return make_config(settings)
+    config = make_config(settings)
+    if (rule := natural_clients(config.partition)) and rule.file is not None:
+        raise ConfigError(f"partition {config.partition!r} names a file of the server's: this node takes no path from it")
+    return config
 
 
 def workspace_on(node: Node, sent: str, start: str, preprocessing: str) -> Workspace:

@@ -71,7 +71,7 @@ class RayGrid(LocalGrid):
     """Sends each message to a worker that is free; replies are yielded in the order of the messages."""
 
     def __init__(self, config: Config, load: Loader = load_app) -> None:
-        super().__init__(client.app, config.clients)
+        super().__init__(client.app, config.fleet_size)
         self.backend = start_backend(config, load)
         self.workers = list(self.backend.pool.pool)
         # The backend takes one message a worker at a time.

@@ -35,12 +35,18 @@ def in_order(replies: Iterable[Message], clients: Mapping[int, int]) -> Iterator
 
 
 def read_reply(
-    reply: Message | None, expected: Mapping[str, Tensor], plan: Plan, examples: int, classes: int | None = None
+    reply: Message | None,
+    expected: Mapping[str, Tensor],
+    plan: Plan,
+    examples: int,
+    classes: int | None = None,
+    held_out: int = 1,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a reply's tensors, and its figures with a record's field names.
 
     expected: tensors of the names, shapes and types that the plan trains. plan: whose budget its bytes must keep. examples:
-    how many the client trains on. classes: for how many it says an IoU, none where the task is to classify.
+    how many the client trains on. classes: for how many it says an IoU, none where the task is to classify. held_out: on how
+    many examples it is scored; on none there is no accuracy.
     Raises BadReply for anything else, and for what is not finite; NoReply where the client failed or did not answer.
     """
     if reply is None:
@@ -58,7 +64,7 @@ def read_reply(
     if strange := [name for name in arrays if name not in expected]:
         raise BadReply(f"tensor {strange[0]!r} is none that the plan trains")
     tensors = {name: _tensor(name, arrays[name], like) for name, like in expected.items()}
-    return tensors, _figures(metrics, plan, examples, classes)
+    return tensors, _figures(metrics, plan, examples, held_out, classes)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -118,13 +124,13 @@ CLASS_IOU = "class-iou"
 """What it also says where the task is to segment: a list, NaN for a class that is not there."""
 
 
-def _figures(metrics: MetricRecord, plan: Plan, examples: int, classes: int | None) -> dict[str, Any]:
+def _figures(metrics: MetricRecord, plan: Plan, examples: int, held_out: int, classes: int | None) -> dict[str, Any]:
     wanted = {*FIGURES, *([] if classes is None else [CLASS_IOU])}
     if wrong := sorted(wanted ^ set(metrics)):
         raise BadReply(f"figure {wrong[0]!r} is {'missing' if wrong[0] in wanted else 'none that a reply has'}")
     for name, (holds, must) in FIGURES.items():
-        # No pixel may count among those that a client holds out.
-        unscored = name == "accuracy" and classes is not None and _is_no_score(metrics[name])
+        # No pixel may count among those that a client holds out, and it may hold out nothing.
+        unscored = name == "accuracy" and (classes is not None or not held_out) and _is_no_score(metrics[name])
         if not (unscored or holds(metrics[name])):
             raise BadReply(f"figure {name!r} is {_shown(metrics[name])}, and must be {must}")
     if metrics["num-examples"] != examples:
@@ -134,7 +140,7 @@ def _figures(metrics: MetricRecord, plan: Plan, examples: int, classes: int | No
         raise BadReply(f"the client says a step held {held:,} {plan.scope} bytes, over the budget of {plan.budget_bytes:,}")
     figures = {name.replace("-", "_"): metrics[name] for name in FIGURES}
     if classes is None:
-        return figures
+        return figures | {"accuracy": None if _is_no_score(metrics["accuracy"]) else metrics["accuracy"]}
     class_iou = _class_iou(metrics[CLASS_IOU], classes)
     score = None if _is_no_score(metrics["accuracy"]) else metrics["accuracy"]
     if (score is None) != all(iou is None for iou in class_iou):

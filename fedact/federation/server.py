@@ -15,7 +15,7 @@ from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
 from fedact.federation.arrays import record_of, tensors_of
-from fedact.federation.global_evaluation import evaluate_on_test_set
+from fedact.federation.global_evaluation import evaluate_on_clients, evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
 from fedact.federation.replies import in_order, read_reply
 from fedact.federation.traffic import Traffic
@@ -99,11 +99,11 @@ class PartialFedAvg(FedAvg):
         number, before = server_round + self.offset, tensors_of(self.arrays)
         collector = self.aggregation.collector()
         for client, reply in in_order(replies, self.clients):
-            plan = self.run.plan_of(client, number)
+            plan, (examples, held_out) = self.run.plan_of(client, number), self.run.examples_of(client)
             traffic = self.traffic.row(client, reply)
             expected = {name: before[name] for name in self.run.names_of(plan)}
             try:
-                tensors, figures = read_reply(reply, expected, plan, self.run.examples_of(client), self.run.classes)
+                tensors, figures = read_reply(reply, expected, plan, examples, self.run.classes, held_out)
             except NoReply as error:
                 self.rows.append(self.run.failure_row(number, client, error) | traffic)
             else:
@@ -163,8 +163,21 @@ class PartialFedAvg(FedAvg):
         return {
             "accuracy": found.score, "client_accuracy": client_accuracy(found, held), "unheld_accuracy": unheld,
             "forgotten": forgotten(self.unheld_before, unheld), "test_examples": len(self.run.experiment.test),
-            "class_iou": found.class_iou, "loss": found.loss,
+            "class_iou": found.class_iou, "loss": found.loss, **self._on_held_out_clients(arrays),
         }  # fmt: skip
+
+    def _on_held_out_clients(self, arrays: ArrayRecord) -> Row:
+        """Return the global model's scores on the clients that take no part in training; nothing where there are none."""
+        run, held_out = self.run, self.run.experiment.held_out
+        if held_out is None:
+            return {}
+        plan, parts = run.deepest_plan, held_out.parts
+        found, each = evaluate_on_clients(run.workspace, run.experiment_key, plan, arrays, run.records, "held_out", parts)
+        return {
+            "held_out_client_accuracy": found.score,
+            "worst_held_out_client_accuracy": min((one.score for one in each if one.score is not None), default=None),
+            "held_out_client_examples": len(held_out.examples),
+        }
 
 
 def extremes(rows: list[Row]) -> Row:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedact.config.errors import ConfigError
 from fedact.config.plan import PlanKey, Plans, plans_from_json, plans_json
 from fedact.config.schema import Config
-from fedact.federation.header import check_start, run_header
+from fedact.federation.header import check_partition, check_start, run_header
 from fedact.federation.local_grid import RUN_ID, SERVER_NODE
 from fedact.federation.plan_check import check_plan
 from fedact.federation.plan_tasks import make_all_plans
@@ -66,6 +66,7 @@ class Simulation:
         self.started = folder is not None and folder.records.exists()
         if self.started:
             self._check_partition()
+            check_partition(self.folder.header(), self.experiment, self.folder.records)
             check_start(self.folder.header(), self.experiment, self.folder.records)
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
@@ -91,7 +92,7 @@ class Simulation:
     def partition(self) -> str:
         """The text of partition.csv."""
         dealt = self.experiment.parts.whole
-        return partition_csv(dealt.owners(), self.experiment.train.labels[dealt.order])
+        return partition_csv(dealt.owners(), self.experiment.train.labels[dealt.order], self.experiment.client_names)
 
     def _check_partition(self) -> None:
         """Raise ConfigError where partition.csv on disk is another partition; an old run has no such file."""

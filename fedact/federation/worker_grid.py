@@ -50,8 +50,10 @@ def worker_count(config: Config) -> int:
         return config.workers
     if config.device != "cpu" or images_trained(config) < FEWEST_IMAGES:
         return 1
-    clients = max(1, round(config.sample_fraction * config.clients))
-    return max(1, min(cores() // (config.threads or 1), clients))
+    most = cores() // (config.threads or 1)
+    # How many clients there are may only be known with the data.
+    clients = round(config.sample_fraction * config.fleet_size) if config.fleet_size else most
+    return max(1, min(most, max(1, clients)))
 
 
 def images_trained(config: Config) -> float:
@@ -120,7 +122,7 @@ class WorkerGrid(LocalGrid):
     """
 
     def __init__(self, config: Config, records: SharedRecords, examples: Sequence[int]) -> None:
-        super().__init__(client.app, config.clients)
+        super().__init__(client.app, config.fleet_size)
         self.records = records
         self.workers = records.workers
         self.examples = examples

@@ -1,8 +1,10 @@
 """partition.csv: how many examples of each class each client of a run holds, its held-out ones included."""
 
+import csv
 import re
 from codecs import BOM_UTF8
-from io import BytesIO
+from collections.abc import Sequence
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,29 @@ if TYPE_CHECKING:
 
 COLUMNS = ("client", "label", "examples")
 _HEADER = (",".join(COLUMNS) + "\n").encode()
-_ROWS = re.compile(rb"(?:(?:0|[1-9][0-9]{0,17}),(?:0|[1-9][0-9]{0,17}),[1-9][0-9]{0,17}\n)*+")
+_NUMBERS = rb"(?:0|[1-9][0-9]{0,17}),(?:0|[1-9][0-9]{0,17}),[1-9][0-9]{0,17}"
+_ROWS = re.compile(rb"(?:" + _NUMBERS + rb"\n)*+")
+NAME = "name"
+"""A fourth column, where the clients have names."""
+_NAMED_HEADER = (",".join((*COLUMNS, NAME)) + "\n").encode()
+_NAMED_ROWS = re.compile(rb"(?:" + _NUMBERS + rb',(?:"(?:[^"\n]|"")+"|[^",\n]+)\n)*+')
 
 
-def partition_csv(clients: np.ndarray, labels: np.ndarray) -> str:
-    """Return the text of partition.csv, by client and label: client ``clients[i]`` holds an example of ``labels[i]``."""
+def partition_csv(clients: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> str:
+    """Return the text of partition.csv, by client and label: client ``clients[i]`` holds an example of ``labels[i]``.
+
+    names: by client, where they have some; a column of theirs comes last then.
+    """
     classes, numbers = np.unique(labels, return_inverse=True)
     pairs, counts = np.unique(clients * len(classes) + numbers, return_counts=True)
     of_client, of_class = np.divmod(pairs, max(1, len(classes)))
     rows = zip(of_client.tolist(), classes[of_class].tolist(), counts.tolist(), strict=True)
+    if names is not None:
+        text = StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow((*COLUMNS, NAME))
+        writer.writerows((client, label, count, names[client]) for client, label, count in rows)
+        return text.getvalue()
     return _HEADER.decode() + "".join(f"{client},{label},{count}\n" for client, label, count in rows)
 
 
@@ -46,6 +62,8 @@ def empty_partition() -> "pd.DataFrame":
 def read_partition(file: Path) -> "pd.DataFrame":
     """Return partition.csv, a row a client and label (int64 columns client, label, examples); empty where there is no file.
 
+    Clients with names have a column ``name`` too, and of them some may hold nothing.
+
     Raises ConfigError for a file that no run could have written.
     """
     import pandas as pd
@@ -53,17 +71,20 @@ def read_partition(file: Path) -> "pd.DataFrame":
     if not file.exists():
         return empty_partition()
     content = read_partition_bytes(file)
-    if not content.startswith(_HEADER):
+    named = content.startswith(_NAMED_HEADER)
+    if not named and not content.startswith(_HEADER):
         raise ConfigError(f"{file}, line 1: its columns are {', '.join(COLUMNS)}")
-    whole = _ROWS.match(content, len(_HEADER))
+    whole = _NAMED_ROWS.match(content, len(_NAMED_HEADER)) if named else _ROWS.match(content, len(_HEADER))
     assert whole is not None
     if whole.end() < len(content):
         line = content.count(b"\n", 0, whole.end()) + 1
         raise ConfigError(f"{file}, line {line}: a row is a client, a label and at least one example")
-    partition = pd.read_csv(BytesIO(content), dtype=np.int64)
+    partition = pd.read_csv(
+        BytesIO(content), dtype={**dict.fromkeys(COLUMNS, np.int64), NAME: str}, keep_default_na=False
+    )  # fmt: skip
     next_client, next_label = (np.diff(partition[name], prepend=-1) for name in ("client", "label"))
-    # Every client holds some examples.
-    in_order = (next_client == 1) | ((next_client == 0) & (next_label > 0))
+    # Every client that has no name holds some examples.
+    in_order = ((next_client > 0) if named else (next_client == 1)) | ((next_client == 0) & (next_label > 0))
     if not in_order.all():
         line = int(np.argmin(in_order)) + 2
         raise ConfigError(f"{file}, line {line}: the rows are in the order of clients, from 0, and of labels")

@@ -50,12 +50,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @with_config(LAX)
 class RunRow(TypedDict, total=False):
-    """The first line: what the run is."""
+    """The first line: what the run is.
+
+    Of a natural partition, else null: client_names of those that train, by number; server_clients, whose examples are the
+    server's; held_out_clients, on whom the global model is tested; partition_digest of whose each example is.
+    """
 
     kind: Required[Literal["run"]]
     schema: Required[Literal[1, 2]]
     config: Required[dict[str, Any]]
     classes: list[str] | None
+    client_names: list[str] | None
+    server_clients: list[str] | None
+    held_out_clients: list[str] | None
+    partition_digest: str | None
 
 
 @with_config(EXACT)
@@ -111,7 +119,9 @@ class RoundRow(TypedDict, total=False):
 
     accuracy, loss: on the whole test set, of ``test_examples`` examples. client_accuracy, unheld_accuracy: on the classes
     that clients hold and on those that none holds (see ``fedact.training.forgetting``). forgotten: the fall of
-    unheld_accuracy since round 0, a share, above 0 where it fell.
+    unheld_accuracy since round 0, a share, above 0 where it fell. held_out_client_accuracy: on all examples of the clients
+    that take no part in training, held_out_client_examples of them; worst_held_out_client_accuracy: of the worst of these
+    clients; all null where there are none.
     """
 
     kind: Required[Literal["round"]]
@@ -126,6 +136,9 @@ class RoundRow(TypedDict, total=False):
     class_iou: list[Share | None] | None
     loss: Number | None
     worst_client_accuracy: Share | None
+    held_out_client_accuracy: Share | None
+    worst_held_out_client_accuracy: Share | None
+    held_out_client_examples: Count | None
     saved_bytes_max: Count | None
     peak_bytes_max: Count | None
     clients: Count | None

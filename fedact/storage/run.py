@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedact.config.errors import ConfigError
-from fedact.storage.partition_csv import COLUMNS, empty_partition, read_partition
+from fedact.storage.partition_csv import COLUMNS, NAME, empty_partition, read_partition
 from fedact.storage.rows import CLIENT_FIELDS, ROUND_FIELDS, Row, score_name
 from fedact.storage.run_folder import RunFolder
 
@@ -21,7 +21,8 @@ class Run:
 
     rounds: one row a method, seed and round: the global model's accuracy and loss, the clients' largest bytes. clients: one
     row a client that was drawn in a round. headers: the ``run`` row of each seed. plans: by method and budget. partition:
-    the number of ``examples`` of each label that a client holds under a seed; empty for a run without partition.csv.
+    the number of ``examples`` of each label that a client holds under a seed, with its ``name`` where clients have some;
+    empty for a run without partition.csv.
     """
 
     path: Path
@@ -40,6 +41,11 @@ class Run:
     def score_name(self) -> str:
         """What column ``accuracy`` holds: "accuracy", or "mean IoU"."""
         return score_name(self.config)
+
+    @property
+    def client_names(self) -> list[str] | None:
+        """The clients' names by number, under the first seed; None where they have none."""
+        return self.headers[0].get("client_names")
 
     @property
     def classes(self) -> list[str] | None:
@@ -75,7 +81,11 @@ def load_run(path: str | Path) -> Run:
     run = make_run(Path(path), chain(*rows.values()), folders[0].read_plans() if folders[0].plans.exists() else {})
     seeds = {folder: own[0]["config"].get("seed", 0) for folder, own in rows.items() if own}
     partitions = [read_partition(folder.partition).assign(seed=seed) for folder, seed in seeds.items()]
-    return replace(run, partition=pd.concat(partitions, ignore_index=True)[["seed", *COLUMNS]])
+    return replace(run, partition=_with_seed_first(pd.concat(partitions, ignore_index=True)))
+
+
+def _with_seed_first(partition: "pd.DataFrame") -> "pd.DataFrame":
+    return partition[["seed", *COLUMNS, *([NAME] if NAME in partition else [])]]
 
 
 def make_run(path: Path, rows: Iterable[Row], plans: dict[str, dict[str, Row]]) -> Run:

@@ -34,19 +34,23 @@ def client_batches(
     config = workspace.experiment.config
     if config.crop is not None or config.flip:
         augmented = Augmented(_loader(workspace.experiment, "train", training), config.crop, config.flip, random)
+        if not len(held_out):
+            return augmented, augmented
         return augmented, _batches(workspace, plan, "train", held_out, moving)
     all_batches = _batches(workspace, plan, "train", np.concatenate([training, held_out]), moving)
     return all_batches, lambda chosen: all_batches(chosen + len(training))
 
 
-def test_batches(workspace: Workspace, plan: Plan | None, moving: Collection[str], positions: Positions) -> Batches:
-    """Return batches of some of the server's test examples, for the workspace's model under the plan, None for a plain one.
+def test_batches(
+    workspace: Workspace, plan: Plan | None, moving: Collection[str], positions: Positions, which: str
+) -> Batches:
+    """Return batches of some examples to be tested on, for the workspace's model under the plan, None for a plain one.
 
-    moving: names of the tensors that any client trains. positions: of the examples.
+    moving: names of the tensors that any client trains. positions: of the examples. which: their name.
     """
     if plan is None:
-        return _loader(workspace.experiment, "test", positions)
-    return _batches(workspace, plan, "test", positions, moving)
+        return _loader(workspace.experiment, which, positions)
+    return _batches(workspace, plan, which, positions, moving)
 
 
 def _loader(experiment: Experiment, which: str, positions: Positions) -> Loader:
@@ -54,7 +58,7 @@ def _loader(experiment: Experiment, which: str, positions: Positions) -> Loader:
 
 
 def _examples(experiment: Experiment, which: str) -> Examples:
-    return experiment.train if which == "train" else experiment.test
+    return experiment.examples[which]
 
 
 def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions, moving: Collection[str]) -> Batches:
@@ -62,7 +66,7 @@ def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions,
     experiment, loader = workspace.experiment, _loader(workspace.experiment, which, positions)
     if plan not in workspace.frozen:
         # Cached, for tracing a model takes long.
-        share = len(experiment.train) / experiment.config.clients
+        share = len(experiment.train) / experiment.config.fleet_size
         workspace.frozen[plan] = frozen_prefix(workspace.model, plan, loader, share)
     part = workspace.frozen[plan]
     if part is None:

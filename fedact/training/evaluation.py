@@ -1,5 +1,7 @@
 """Evaluation: the metrics of a model on examples, counted in one process, or a portion of them in each of several."""
 
+from math import nan
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,7 +18,12 @@ MOST_PORTIONS, FEWEST_BATCHES = 16, 2
 
 
 def evaluate(model: nn.Module, batches: Batches, examples: int, task: str = "classification", classes: int = 0) -> Outcome:
-    """Return the model's metrics on the examples, in eval mode; classes: their number, for segmentation."""
+    """Return the model's metrics on the examples, in eval mode; classes: their number, for segmentation.
+
+    Of no examples there is no score.
+    """
+    if not examples:
+        return Outcome(None, nan, None if task == "classification" else (None,) * classes)
     return counted(model, batches, examples, task, classes).outcome()
 
 

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from fedact.config.code import check_almost_code, is_code
 from fedact.config.errors import ConfigError, unknown
+from fedact.config.natural import natural_clients
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.config.settings.data import USUAL_CALIBRATION
-from fedact.config.spec import build
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
-from fedact.data.partition import PARTITIONS, halves, partition_examples, stratified
+from fedact.data.partition import halves, make_partition, partition_examples, stratified
 from fedact.data.partition.base import HeldOutParts
 from fedact.data.readers.own_code import check_own_data, own_source
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
 from fedact.storage.checkpoints import digest
+from fedact.training.natural import Dealt, HeldOutClients, deal_naturally, roles_of, with_owners
 from fedact.training.prefix_cache import fingerprint
 
 MOST_CALIBRATION, CALIBRATION_SHARE = 256, 10
@@ -33,7 +34,8 @@ class Experiment:
 
     config: complete, with what data and weights decide filled in. start: the initial weights of every method. classes:
     their names, or numbers where they have none. train: the clients' examples. parts: by client, (training, held-out)
-    positions in ``train``. test, calibration: the server's examples.
+    positions in ``train``. test, calibration: the server's examples. client_names, server_names, held_out: of a natural
+    partition, see ``Dealt``.
     """
 
     config: Config
@@ -44,6 +46,9 @@ class Experiment:
     parts: HeldOutParts
     test: Examples
     calibration: Examples
+    client_names: tuple[str, ...] | None = None
+    server_names: tuple[str, ...] = ()
+    held_out: HeldOutClients | None = None
 
     @cached_property
     def start_digest(self) -> str:
@@ -52,8 +57,21 @@ class Experiment:
 
     @cached_property
     def image_digests(self) -> dict[str, str]:
-        """The digests of the training and of the test images, by "train" and "test"."""
-        return {"train": fingerprint(self.train.images), "test": fingerprint(self.test.images)}
+        """The digests of the images of ``examples``, by the same words."""
+        return {which: fingerprint(examples.images) for which, examples in self.examples.items()}
+
+    @cached_property
+    def partition_digest(self) -> str:
+        """The digest of whose each training example is, held-out clients' too."""
+        every = [self.parts.whole, *([] if self.held_out is None else [self.held_out.parts])]
+        names = [*(self.client_names or ()), "", *self.server_names, "", *(self.held_out.names if self.held_out else ())]
+        return fingerprint(*names, *(array for parts in every for array in (parts.order, parts.bounds)))
+
+    @property
+    def examples(self) -> dict[str, Examples]:
+        """The clients' examples by "train", the test set's by "test", and the held-out clients' by "held_out"."""
+        held_out = {} if self.held_out is None else {"held_out": self.held_out.examples}
+        return {"train": self.train, "test": self.test, **held_out}
 
     @cached_property
     def held(self) -> np.ndarray:
@@ -61,22 +79,35 @@ class Experiment:
         return self.train.class_sizes(len(self.classes))
 
 
-def read_data(config: Config, side: int) -> tuple[Source, Examples, Examples]:
-    """Return the data set, the server's examples and the clients'; side: the size of decoded pictures, in pixels.
+def read_data(config: Config, side: int) -> tuple[Source, Dealt]:
+    """Return the data set, and who has what of it; side: the size of decoded pictures, in pixels.
 
-    The server's are a class-skewed half with ``--weights pretrain``, else a small calibration set.
+    The server's are a class-skewed half with ``--weights pretrain``, else a small calibration set; of a natural partition
+    they are those of as many of its clients.
     """
     random = generator(config.seed, Purpose.DATA)
     sizes = (config.max_examples, config.max_test_examples)
     request = Request(config.data_path(), *sizes, random, side, config.void, config.partition_by, examples_needed(config))
-    source = _limited(config, _reader(config)(request))
-    source = decode_files(source, cache_folder() / "decoded")
-    return source, *_server_and_clients(config, source)
+    source, rule = _reader(config)(request), natural_clients(config.partition)
+
+    def wanted(examples: int) -> int:
+        return examples // 2 if config.weights == "pretrain" else calibration_size(config, examples)
+
+    if rule is not None:
+        source = with_owners(config, rule, source)
+        roles = roles_of(config, rule, source, wanted)
+    source = decode_files(_limited(config, source), cache_folder() / "decoded")
+    if rule is not None:
+        return source, deal_naturally(config, source, roles, wanted(len(source.train)))
+    server, clients = _server_and_clients(config, source)
+    return source, Dealt(server, clients, partition(config, clients.labels))
 
 
 def examples_needed(config: Config) -> int:
     """Return the fewest training examples of which the server can take its part and every client enough."""
-    of_clients = build("partition", PARTITIONS, config.partition).examples_needed(config.clients)
+    if natural_clients(config.partition) is not None:
+        return 0
+    of_clients = make_partition(config.partition).examples_needed(config.fleet_size)
     return 2 * of_clients if config.weights == "pretrain" else of_clients + calibration_size(config, 2 * of_clients)
 
 
@@ -97,7 +128,8 @@ def check_names(config: Config) -> None:
     elif config.dataset not in (known := _datasets(config)):
         check_almost_code(config.dataset, "--dataset")
         raise unknown("data set", config.dataset, known)
-    build("partition", PARTITIONS, config.partition)
+    if natural_clients(config.partition) is None:
+        make_partition(config.partition)
 
 
 def _datasets(config: Config) -> Mapping[str, Callable[[Request], Source]]:
@@ -147,7 +179,7 @@ def calibration_size(config: Config, examples: int) -> int:
 
 def partition(config: Config, labels: np.ndarray) -> HeldOutParts:
     """Return the clients' (training, held-out) positions among the examples with these labels, by the config's rule."""
-    rule = build("partition", PARTITIONS, config.partition)
+    rule = make_partition(config.partition)
     return HeldOutParts(
-        partition_examples(rule, labels, config.clients, generator(config.seed, Purpose.PARTITION)), config.seed
+        partition_examples(rule, labels, config.fleet_size, generator(config.seed, Purpose.PARTITION)), config.seed
     )

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
+from fedact.config.natural import natural_clients
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
-from fedact.config.spec import build
 from fedact.data import Loader, center_crop
-from fedact.data.partition import PARTITIONS, partition_examples
+from fedact.data.partition import make_partition, partition_examples
+from fedact.data.partition.base import Parts
 from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
@@ -33,6 +34,8 @@ CLIENTS, ROUNDS, FOLDS = 5, 3, 2
 """So many clients train for so many rounds; each example is held out in one of the folds, and trained on in the others."""
 MOST_BATCHES = 5
 """A client of a trial has at most so many batches an epoch."""
+FEWEST_OF_AN_OWNER = 3
+"""Examples of a trial's client, at least."""
 STABLE = 1.25
 """A step is too long where the first round's training loss is more than so many times that of a candidate before it."""
 
@@ -75,7 +78,8 @@ class TrialFleet:
         self.at_once = TASKS[config.task].evaluation_batch
         # In its few rounds a client takes as many steps as one of the run in all of its rounds.
         each = ceil(float(np.median(experiment.parts.sizes()[0])) * config.rounds / ROUNDS)
-        self.folds = folds(config, experiment.calibration.labels, min(each, MOST_BATCHES * config.batch_size))
+        calibration = experiment.calibration
+        self.folds = folds(config, calibration.labels, min(each, MOST_BATCHES * config.batch_size), calibration.clients)
         self._prefix: tuple[int, Inputs] | None = None
 
     def judge(self, layers: int, lr: float, rival: Judgement | None = None) -> Judgement:
@@ -170,27 +174,41 @@ def train_fold(task: FoldTask) -> tuple[float, Tensor | None]:
         return workspace.trials.train(task)
 
 
-def folds(config: Config, labels: np.ndarray, each: int) -> list[Fold]:
+def folds(config: Config, labels: np.ndarray, each: int, owners: np.ndarray | None = None) -> list[Fold]:
     """Return the folds of a trial: each example is held out once, the others are dealt as the config deals clients theirs.
 
     labels: of the server's examples. each: how many examples a client has, on average; examples are repeated to make them.
+    owners: whose they are in a natural partition: then each of its clients is of one of the trial's.
     """
     random = generator(config.seed, Purpose.TRIAL)
     order = random.permutation(len(labels))
     fold_of = np.empty(len(labels), dtype=np.int64)
     # Class by class, so that folds have the same mix.
     fold_of[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % FOLDS
-    rule, made = build("partition", PARTITIONS, config.partition), []
+    natural, made = natural_clients(config.partition) is not None, []
+    rule = Iid() if natural else make_partition(config.partition)
     for number in range(FOLDS):
         fit = np.flatnonzero(fold_of != number)
         pool = np.tile(fit, -(-CLIENTS * max(each, rule.min_partition_size) // len(fit)))
         try:
-            parts = partition_examples(rule, labels[pool], CLIENTS, random)
+            if natural and owners is not None:
+                parts = _by_owner(owners[pool], random)
+            else:
+                parts = partition_examples(rule, labels[pool], CLIENTS, random)
         except ConfigError:
             # Some rules need more clients or classes than there are here.
             parts = partition_examples(Iid(min_partition_size=3), labels[pool], CLIENTS, random)
         made.append(Fold(tuple(pool[part] for part in parts), np.flatnonzero(fold_of == number)))
     return made
+
+
+def _by_owner(owners: np.ndarray, random: np.random.Generator) -> Parts:
+    """Return each trial client's positions: all of some owners', as many owners for each; raises ConfigError for too few."""
+    names, numbers = np.unique(owners, return_inverse=True)
+    parts = Parts.by_owner(np.arange(len(owners)), (random.permutation(len(names)) % CLIENTS)[numbers], CLIENTS)
+    if parts.sizes.min() < FEWEST_OF_AN_OWNER:
+        raise ConfigError(f"{len(names)} clients are too few for a trial")
+    return parts
 
 
 def _load(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from fedact.models.weights import fill, fills_encoder_alone, load_into
 from fedact.nn.layers import LayerCodec
 from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
-from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, partition, read_data
+from fedact.training.experiment import Experiment, calibration_size, check_names, class_names, read_data
 from fedact.training.frozen_prefix import FrozenPrefix
 from fedact.training.prefix_cache import PrefixCache
 from fedact.training.step_bytes import Measured
@@ -114,14 +114,15 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     use_threads(config.threads)
     given = config
     config, weights, preprocessing = resolved(config)
-    source, server, clients = read_data(config, side or preprocessing.resize)
+    source, dealt = read_data(config, side or preprocessing.resize)
+    server, clients, parts = dealt.server, dealt.train, dealt.parts
     check_settings(given, clients.images.shape)
+    config = with_clients(config, len(parts))
     if not is_picture(clients.images.shape):
         config = config.model_copy(update={"resolution": None})
     # Planning builds a whole batch, however few examples there are.
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
-    parts = partition(config, clients.labels)
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
         model = network(config, source.classes)
     if weights:
@@ -139,8 +140,19 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     calibration = server.take(chosen)
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.to(config.device)
-    experiment = Experiment(config, start, preprocessing, class_names(source), clients, parts, source.test, calibration)
+    experiment = Experiment(
+        config, start, preprocessing, class_names(source), clients, parts, source.test, calibration,
+        dealt.names, dealt.server_names, dealt.held_out,
+    )  # fmt: skip
     return Workspace(experiment, model)
+
+
+def with_clients(config: Config, clients: int) -> Config:
+    """Return the config with the number of its clients; raises ConfigError where its budgets are for another."""
+    listed = len(config.budget.sizes)
+    if config.budget.shares is None and listed != clients:
+        raise ConfigError(f"--budget lists {listed} budgets for {clients} clients")
+    return config.model_copy(update={"clients": clients})
 
 
 def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Preprocessing) -> Workspace:
@@ -151,8 +163,8 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     """
     check_names(config)
     use_threads(config.threads)
-    source, _, clients = read_data(config, preprocessing.resize)
-    parts = partition(config, clients.labels)
+    source, dealt = read_data(config, preprocessing.resize)
+    clients, parts = dealt.train, dealt.parts
     model = network(config, source.classes)
     state = model.state_dict()
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in start.items()}:
@@ -161,7 +173,8 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     check_device_inputs(config, model, preprocessing, clients.images.shape, source.classes)
     model.to(config.device)
     nothing = clients.take(np.arange(0))
-    experiment = Experiment(config, start, preprocessing, class_names(source), clients, parts, nothing, nothing)
+    names = class_names(source)
+    experiment = Experiment(config, start, preprocessing, names, clients, parts, nothing, nothing, dealt.names)
     return Workspace(experiment, model)
 
 

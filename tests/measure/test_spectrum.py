@@ -70,7 +70,7 @@ def test_a_runs_model_comes_back_as_its_rounds_left_it(tmp_path):
     for method in ("exact", "quantize:bits=4"):
         workspace, model = trained_model(run, method)
         examples = len(workspace.experiment.test)
-        found = evaluate(model, test_batches(workspace, None, (), np.arange(examples)), examples)
+        found = evaluate(model, test_batches(workspace, None, (), np.arange(examples), "test"), examples)
         rounds = run.rounds[run.rounds["method"] == method]
         assert found.score == pytest.approx(rounds["accuracy"].iloc[-1])
     with pytest.raises(ConfigError, match="finished no round of vanilla, but of exact, quantize"):

@@ -6,7 +6,7 @@ import pytest
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Request
-from fedact.training.experiment import partition, read_data
+from fedact.training.experiment import read_data
 
 SIDES = {"classification": 32, "segmentation": 16}
 
@@ -14,8 +14,8 @@ SIDES = {"classification": 32, "segmentation": 16}
 def parts(side=None, **settings):
     """Return the server's examples and the clients' parts of a config."""
     config = make_config({"dataset": "synthetic", **settings})
-    _, server, clients = read_data(config, side or SIDES[config.task])
-    return server, partition(config, clients.labels).whole.sizes
+    _, dealt = read_data(config, side or SIDES[config.task])
+    return dealt.server, dealt.parts.whole.sizes
 
 
 @pytest.mark.parametrize("task", SIDES)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedact.config.errors import as_flag
+from fedact.config.natural import partition_in_full
 from fedact.config.paths import UserPath
 from fedact.config.settings.base import Positive, Settings
 
@@ -37,7 +38,11 @@ class DataSettings(Settings):
         description="the server's examples for planning and trials; auto: 64, with given weights a tenth of the training "
         "examples, at most 256",
     )
-    partition: str = Field("dirichlet:alpha=0.3", description="rule that deals the examples out to the clients, see --list")
+    partition: str = Field(
+        "dirichlet:alpha=0.3",
+        description="who holds what: a rule that deals the examples out, see --list; clients (the data's own), or "
+        "clients:FILE.csv (columns example, client)",
+    )
     partition_by: Literal["class", "source"] = Field(
         "class", description="label that images with masks are dealt by: their most frequent class, or their source"
     )
@@ -45,3 +50,8 @@ class DataSettings(Settings):
     resolution: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         None, description="pixels of an image's shorter side [the weights' own, else 64]"
     )
+
+    @field_validator("partition")
+    @classmethod
+    def _partition_in_full(cls, value: str) -> str:
+        return partition_in_full(value)

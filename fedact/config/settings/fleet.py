@@ -16,7 +16,9 @@ class FleetSettings(Settings):
 
     title: ClassVar[str] = "fleet"
 
-    clients: Positive = Field(20, description="number of simulated clients")
+    clients: Positive | None = Field(
+        20, description="number of simulated clients; --partition clients has as many as the data, or a draw of so many"
+    )
     rounds: Annotated[int, Field(ge=0)] = Field(10, description="rounds of federated training")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the clients that train in a round"

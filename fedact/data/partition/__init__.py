@@ -6,7 +6,9 @@ from heapq import heapify, heappop, heapreplace
 import numpy as np
 
 from fedact.config.budgets import largest_remainder
-from fedact.config.errors import ConfigError
+from fedact.config.errors import ConfigError, unknown
+from fedact.config.natural import NATURAL
+from fedact.config.spec import build, split
 from fedact.data.partition.base import FEWEST_HELD_OUT, Partition, Parts
 from fedact.data.partition.class_skew import Dirichlet, Pathological, Shards
 from fedact.data.partition.size_skew import Exponential, Iid, Linear, Quantity, Square
@@ -24,7 +26,15 @@ PARTITIONS: dict[str, type[Partition]] = {
     "exponential": Exponential,
     "quantity": Quantity,
 }
-"""The one table of partitions."""
+"""The one table of rules that deal; beside them there is what nobody deals (see ``config.natural``)."""
+
+
+def make_partition(text: str) -> Partition:
+    """Return the rule behind a text; raises ConfigError for an unknown name or setting."""
+    name = split(text)[0]
+    if name not in PARTITIONS:
+        raise unknown("partition", name, (*PARTITIONS, NATURAL))
+    return build("partition", PARTITIONS, text)
 
 
 def partition_examples(partition: Partition, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:

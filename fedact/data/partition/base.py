@@ -98,9 +98,9 @@ def hold_out(positions: np.ndarray, generator: np.random.Generator) -> tuple[np.
 
 
 def held_out_sizes(sizes: np.ndarray) -> np.ndarray:
-    """Return how many of so many examples are held out."""
+    """Return how many of so many examples are held out: none of one or two, of which nothing would be left to train on."""
     held: np.ndarray = np.maximum(FEWEST_HELD_OUT, np.rint(HELD_OUT_SHARE * sizes).astype(np.int64))
-    return held
+    return np.where(sizes > FEWEST_HELD_OUT, held, 0)
 
 
 ENOUGH_EXAMPLES = 10

@@ -41,7 +41,7 @@ def html_report(
                 "columns": [column_title(name, target, score) for name in columns],
                 "rows": [[cell(row) for cell in columns.values()] for row in figures],
             }
-            for title, columns in all_tables(replication=True).items()
+            for title, columns in all_tables(True, figures).items()
         ],
         figures=[
             {"name": name.replace("accuracy", score), "data": b64encode(content).decode()}

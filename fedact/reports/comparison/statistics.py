@@ -60,6 +60,8 @@ def _scores(case: Case, target: float) -> Figures:
         "test_examples": None if examples is None else int(examples),
         "client_accuracy_before": mean(first["client_accuracy"]),
         "client_accuracy": mean(last["client_accuracy"]),
+        "held_out_client_accuracy": mean(last["held_out_client_accuracy"]),
+        "worst_held_out_client_accuracy": mean(last["worst_held_out_client_accuracy"]),
         "unheld_accuracy_before": mean(first["unheld_accuracy"]),
         "unheld_accuracy": mean(last["unheld_accuracy"]),
         "forgotten": mean(last["forgotten"]),

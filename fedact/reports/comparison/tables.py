@@ -50,6 +50,8 @@ LEARNING: dict[str, Cell] = {
     "clients' classes": lambda figures: percent(figures["client_accuracy"]),
     "forgotten": lambda figures: points(figures["forgotten"]),
     "worst client": lambda figures: percent(figures["worst_client_accuracy"]),
+    "held-out clients": lambda figures: percent(figures["held_out_client_accuracy"]),
+    "worst of these": lambda figures: percent(figures["worst_held_out_client_accuracy"]),
     "rounds to target": lambda figures: (
         f"not in {figures['rounds']}" if figures["rounds_to_target"] is None else f"{figures['rounds_to_target']:.3g}"
     ),
@@ -106,6 +108,7 @@ HOW_TO_READ = {
     "clients' classes": "accuracy on the classes that clients hold, in the clients' proportions",
     "forgotten": "the fall of accuracy since round 0, in points, on test examples of classes that no client holds",
     "worst client": "the worst client's model on its own held-out examples after its last training",
+    "held-out clients": "accuracy of the global model at the end on all examples of clients that took no part in training",
     "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
     "peak bytes": "peak activation memory: the most alive at any moment above weights, gradients, optimizer and images",
     "x floor": "peak bytes over floor bytes: the largest input and output of any one layer, one image",
@@ -124,9 +127,18 @@ HOW_TO_READ = {
 OF_MEAN_IOU = "intersection over union of a class's pixels as they are and as predicted, the mean over classes; "
 
 
-def all_tables(replication: bool) -> dict[str, dict[str, Cell]]:
-    """Return the tables by title, with the replication's where it is wanted."""
-    return TABLES | ({REPLICATION_TITLE: REPLICATION} if replication else {})
+OF_SOME = ("held-out clients", "worst of these")
+"""Columns that are left out where no case has them."""
+
+
+def all_tables(replication: bool, cases: Sequence[Figures]) -> dict[str, dict[str, Cell]]:
+    """Return the tables by title, with the replication's where it is wanted, of columns that some case fills."""
+    wanted = TABLES | ({REPLICATION_TITLE: REPLICATION} if replication else {})
+
+    def filled(name: str, cell: Cell) -> bool:
+        return name not in OF_SOME or any(cell(figures) != "-" for figures in cases)
+
+    return {title: {name: cell for name, cell in columns.items() if filled(name, cell)} for title, columns in wanted.items()}
 
 
 def column_title(column: str, target: float, score: str) -> str:
@@ -143,7 +155,7 @@ def how_to_read(score: str) -> dict[str, str]:
 def tables(cases: Sequence[Figures], target: float, replication: bool = False, score: str = "accuracy") -> list[Table]:
     """Return the comparison as tables for a terminal; score: the name of the runs' score."""
     result = []
-    for title, columns in all_tables(replication).items():
+    for title, columns in all_tables(replication, cases).items():
         # A Text is taken letter by letter: a name may hold what rich reads as markup.
         rows = [tuple(Text(escaped(cell(figures))) for cell in columns.values()) for figures in cases]
         named = tuple(column_title(name, target, score) for name in columns)

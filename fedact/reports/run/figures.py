@@ -45,7 +45,7 @@ def forgetting_by_round(run: Run) -> Figure:
 
 def partition_of_run(run: Run) -> Figure:
     """Return the figure of the run's partition, which must be on disk."""
-    return partition_figure(run.partition, run.config.get("partition_by") or "class", run.classes)
+    return partition_figure(run.partition, run.config.get("partition_by") or "class", run.classes, run.client_names)
 
 
 def class_iou_of_run(run: Run) -> Figure:

@@ -26,24 +26,30 @@ FAR_APART = 50
 PALEST = 0.25
 """Where in matplotlib's Blues one example stands, so that it is not taken for none."""
 
-NAME_LETTERS = 20
-"""Characters of a class's name."""
+NAME_LETTERS, LETTERS_IN_A_ROW = 20, 60
+"""Characters of a class's or a client's name, and of the names beside each other."""
 PLURALS = {"class": "classes", "source": "sources"}
 """Plurals of the labels that examples are dealt by."""
 
 
-def partition_figure(partition: "pd.DataFrame", by: str = "class", classes: Sequence[str] | None = None) -> Figure:
+def partition_figure(
+    partition: "pd.DataFrame",
+    by: str = "class",
+    classes: Sequence[str] | None = None,
+    clients_named: Sequence[str] | None = None,
+) -> Figure:
     """Return the figure of a run's ``partition``, of its first seed where there are several.
 
-    by: what the labels number, class or source. classes: the names of the classes, where they are known.
+    by: what the labels number, class or source. classes: the names of the classes, where they are known. clients_named: the
+    names of the clients, where they have some; some of them may hold nothing.
     """
     seeds = partition["seed"].unique()
     first = partition[partition["seed"] == seeds[0]]
     labels, numbers = np.unique(first["label"], return_inverse=True)
     clients, examples = first["client"].to_numpy(), first["examples"].to_numpy()
-    count = int(clients.max()) + 1
+    count = max(int(clients.max()) + 1, len(clients_named or ()))
     if count > MOST_COLUMNS:
-        figure = _histograms(np.bincount(clients, examples), np.bincount(clients), len(labels), by)
+        figure = _histograms(np.bincount(clients, examples, count), np.bincount(clients, minlength=count), len(labels), by)
     else:
         held = np.zeros((len(labels), count), dtype=np.int64)
         held[numbers, clients] = examples
@@ -51,6 +57,8 @@ def partition_figure(partition: "pd.DataFrame", by: str = "class", classes: Sequ
         named = classes if classes and by == "class" and labels.max() < len(classes) else None
         names = [figure_label(named[label] if named else label, NAME_LETTERS) for label in labels]
         figure = (_bars if few else _map)(held, names, by)
+        if clients_named and count <= MOST_BARS:
+            _name_clients(figure.axes[0 if few else 1], clients_named)
     which = f" under seed {seeds[0]}, the first of {len(seeds)}" if len(seeds) > 1 else ""
     heading(figure, f"Who holds what{which}, held-out examples included")
     return figure
@@ -94,7 +102,8 @@ def _histograms(sizes: np.ndarray, classes: np.ndarray, all_classes: int, by: st
     figure = Figure(figsize=(7, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     far = sizes.max() > FAR_APART * np.median(sizes)
-    edges = np.geomspace(sizes.min(), sizes.max() + 1, MOST_BINS) if far else _whole_bins(sizes.min(), sizes.max())
+    # Of a natural partition some clients may hold nothing.
+    edges = np.geomspace(max(1, sizes.min()), sizes.max() + 1, MOST_BINS) if far else _whole_bins(sizes.min(), sizes.max())
     left.hist(sizes, bins=edges, color=COLORS[0], edgecolor="white", linewidth=0.3, log=far)
     _whole_numbers(left, "examples of a client", "clients", marks=6)
     if far:
@@ -102,10 +111,19 @@ def _histograms(sizes: np.ndarray, classes: np.ndarray, all_classes: int, by: st
         left.yaxis.set_major_locator(LogLocator())
         for axis in (left.xaxis, left.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,g}"))
-    right.hist(classes, bins=_whole_bins(1, all_classes), color=COLORS[1], edgecolor="white", linewidth=0.3)
+    right.hist(
+        classes, bins=_whole_bins(min(1, classes.min()), all_classes), color=COLORS[1], edgecolor="white", linewidth=0.3
+    )
     _whole_numbers(right, f"{PLURALS.get(by, by)} of a client, of {all_classes}", "clients", marks=6)
-    right.set_xlim(0.5, all_classes + 0.5)
+    right.set_xlim(min(1, classes.min()) - 0.5, all_classes + 0.5)
     return figure
+
+
+def _name_clients(axes: Axes, names: Sequence[str]) -> None:
+    """Write the clients' names at the bars or columns, upright where they are long."""
+    labels = [figure_label(name, NAME_LETTERS) for name in names]
+    long = sum(map(len, labels)) > LETTERS_IN_A_ROW
+    axes.set_xticks(np.arange(len(labels)), labels, rotation=90 if long else 0, fontsize=8 if long else None)
 
 
 def _whole_bins(low: int, high: int) -> np.ndarray:

@@ -24,6 +24,20 @@ def score_parts(run: Run, rounds: "pd.DataFrame") -> dict[str, str]:
         f"{run.score_name} on the clients' classes": _change(first, last, "client_accuracy"),
         f"{run.score_name} on classes no client holds": _change(first, last, "unheld_accuracy"),
         "forgotten of these": points(fall),
+        **_held_out_clients(run, first, last),
+    }
+
+
+def _held_out_clients(run: Run, first: "pd.DataFrame", last: "pd.DataFrame") -> dict[str, str]:
+    """Return the rows of a run that has held-out clients; none of another."""
+    examples = mean(last["held_out_client_examples"])
+    if examples is None:
+        return {}
+    names = run.headers[0].get("held_out_clients") or ()
+    return {
+        f"{run.score_name} on the {len(names)} held-out clients": _change(first, last, "held_out_client_accuracy"),
+        "the worst of these": _change(first, last, "worst_held_out_client_accuracy"),
+        "their examples": f"{examples:,.0f}",
     }
 
 

@@ -1,7 +1,7 @@
 """A run in the terminal: its progress, the table at its end, plans and the partition of a dry run."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
 from fedact.reports.run.accounts import byte_rows, fullest_client, span, times_floor
 from fedact.reports.run.scores import score_parts
+from fedact.reports.safe_text import escaped
 from fedact.reports.saved_tensors import made_again, saved_tensors
 from fedact.storage.rows import Row
 from fedact.storage.run import Run
@@ -148,15 +149,22 @@ def plan_table(plan: Plan) -> Table:
     return listing(f"{what}\n{sizes}\n{gave_way}\n{tensors}", ("input of", "shape", "method", "bytes at most"), rows)
 
 
-def partition_table(labels: np.ndarray, parts: "HeldOutParts", by: str = "class") -> Table:
+def partition_table(
+    labels: np.ndarray, parts: "HeldOutParts", by: str = "class", names: Sequence[str] | None = None
+) -> Table:
     """Return clients with their numbers of examples, by class; of many clients, the first ones and the range of the others.
 
-    by: what the labels number, class or source.
+    by: what the labels number, class or source. names: of the clients, where they have some.
     """
     sizes = parts.sizes()
     listed = len(parts) if len(parts) <= MOST_CLIENTS else FIRST_CLIENTS
-    rows = [
-        (str(client), *(str(size[client]) for size in sizes), _by_class(labels[parts.whole[client]]))
+    # A Text is taken letter by letter: a name may hold what rich reads as markup.
+    rows: list[tuple[str | Text, ...]] = [
+        (
+            Text(escaped(names[client] if names else client)),
+            *(str(size[client]) for size in sizes),
+            _by_class(labels[parts.whole[client]]),
+        )
         for client in range(listed)
     ]
     if listed < len(parts):
