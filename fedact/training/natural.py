@@ -51,9 +51,12 @@ def with_owners(config: Config, rule: NaturalClients, source: Source) -> Source:
             f"--partition clients: --dataset {config.dataset} does not say whose its examples are (an npz file says it in "
             "client_train): name a file, --partition clients:FILE.csv, with the columns example and client"
         )
-    for name in source.client_names:
+    # Who holds test examples alone is no client of a fleet.
+    numbers, clients = np.unique(source.train.clients, return_inverse=True)
+    names = tuple(source.client_names[number] for number in numbers.tolist())
+    for name in names:
         check_client_name(name, f"--dataset {config.dataset}")
-    return source
+    return replace(source, train=replace(source.train, clients=clients), client_names=names)
 
 
 def roles_of(config: Config, rule: NaturalClients, source: Source, wanted: Callable[[int], int]) -> Roles:
