@@ -8,7 +8,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedact.config.code import code_label
-from fedact.config.natural import NATURAL
+from fedact.config.natural import NATURAL, natural_clients
 from fedact.config.paths import cache_folder, expanded
 from fedact.config.settings.base import Settings
 from fedact.config.settings.budget import BudgetSettings
@@ -52,11 +52,8 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     @model_validator(mode="before")
     @classmethod
     def _as_many_clients_as_there_are(cls, settings: Any) -> Any:
-        if not isinstance(settings, dict) or settings.get("clients") is not None:
-            return settings
-        natural = str(settings.get("partition", "")).strip().partition(":")[0] == NATURAL
-        rest = {name: value for name, value in settings.items() if name != "clients"}
-        return {**rest, "clients": None} if natural else rest
+        natural = isinstance(settings, dict) and str(settings.get("partition", "")).strip().partition(":")[0] == NATURAL
+        return {"clients": None, **settings} if natural else settings
 
     @field_validator("*", mode="before")
     @classmethod
@@ -82,6 +79,12 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     def _warmup_ends(self) -> "Config":
         if self.warmup_rounds and self.warmup_rounds >= self.rounds:
             raise ValueError(f"--warmup-rounds {self.warmup_rounds} must be fewer than the {self.rounds} rounds (--rounds)")
+        return self
+
+    @model_validator(mode="after")
+    def _dealt_to_a_number_of_clients(self) -> "Config":
+        if self.clients is None and natural_clients(self.partition) is None:
+            raise ValueError("--clients is None: it is a number where the partition is dealt")
         return self
 
     @model_validator(mode="after")

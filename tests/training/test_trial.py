@@ -120,7 +120,7 @@ def test_a_trial_leaves_the_start_as_it_is_and_comes_out_the_same_on_any_number_
 def test_a_client_of_a_trial_sees_as_many_examples_as_one_of_the_run_up_to_a_bound(workspace, monkeypatch, rounds):
     config = workspace.experiment.config.model_copy(update={"rounds": rounds})
     experiment, dealt = replace(workspace.experiment, config=config), list[int]()
-    monkeypatch.setattr(trial, "folds", lambda config, labels, each: dealt.append(each) or folds(config, labels, each))
+    monkeypatch.setattr(trial, "folds", lambda config, labels, each, _: dealt.append(each) or folds(config, labels, each))
     TrialFleet(Workspace(experiment, workspace.model))
     usual = float(np.median(experiment.parts.sizes()[0]))
     assert ROUNDS * dealt[0] == pytest.approx(min(usual * rounds, ROUNDS * MOST_BATCHES * config.batch_size), abs=ROUNDS)

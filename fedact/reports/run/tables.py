@@ -161,7 +161,7 @@ def partition_table(
     # A Text is taken letter by letter: a name may hold what rich reads as markup.
     rows: list[tuple[str | Text, ...]] = [
         (
-            Text(escaped(names[client] if names else client)),
+            Text(escaped(names[client])) if names else str(client),
             *(str(size[client]) for size in sizes),
             _by_class(labels[parts.whole[client]]),
         )
