@@ -10,6 +10,7 @@ from fedact.cli.flags import RUNNING, Parser, command, user_path
 from fedact.cli.process import run_process
 from fedact.config.code import code_label
 from fedact.config.errors import ConfigError
+from fedact.config.hub import hub_label
 from fedact.config.loading import make_config, read_toml
 from fedact.config.own_code import check_code, with_code
 from fedact.config.schema import SETTINGS, Config
@@ -72,7 +73,7 @@ def read_config(file: Path | None, settings: dict[str, Any], own_code: bool) -> 
 
 def default_folder(config: Config) -> Path:
     """Return runs/<time>-<dataset>-<model>."""
-    what = f"{code_label(config.dataset)}-{config.model_name}".replace(".py:", "-")
+    what = f"{code_label(hub_label(config.dataset))}-{config.model_name}".replace(".py:", "-")
     word = re.sub(r"[^\w.-]+", "-", what)
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{word}"
 

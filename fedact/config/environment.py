@@ -8,6 +8,7 @@ LIBRARIES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     # Torch's threads spin while they wait: on a busy machine a step took hundreds of times as long, and with this bound 12
     # times less; on a quiet one it is the same.
     "GOMP_SPINCOUNT": "10000",

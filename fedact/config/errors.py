@@ -60,6 +60,7 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> ConfigError:
 EXTRAS = {
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
+    "hub": ("datasets",),
     "laws": ("hypothesis",),
     "segmentation": ("segmentation_models_pytorch", "torchmetrics"),
 }

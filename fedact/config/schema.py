@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedact.config.code import code_label
+from fedact.config.hub import hub_label
 from fedact.config.natural import NATURAL, natural_clients
 from fedact.config.paths import cache_folder, expanded
 from fedact.config.settings.base import Settings
@@ -114,7 +115,7 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     @property
     def data_name(self) -> str:
         """What the data is called: a file or a folder of the user's own by its name."""
-        return self.data_path().name if self.dataset in ("npz", "folder") else code_label(self.dataset)
+        return self.data_path().name if self.dataset in ("npz", "folder") else code_label(hub_label(self.dataset))
 
     @property
     def model_name(self) -> str:

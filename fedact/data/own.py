@@ -8,7 +8,7 @@ import torch
 
 from fedact.config.errors import ConfigError, shortened
 from fedact.data.class_ids import classes_of_ids
-from fedact.data.examples import Examples, Source
+from fedact.data.examples import Examples, Images, Source
 from fedact.data.kinds import checked_inputs
 
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
@@ -42,12 +42,16 @@ def as_arrays(data: Any, name: str = "the data") -> Arrays:
         if len(data) not in (2, 3):
             raise ConfigError(f"{name} must be (x, y) or (x, y, clients), not {len(data)} values")
         return Arrays(*(_array(part, f"{what} of {name}") for part, what in zip(data, Arrays._fields, strict=False)))
+    if hasattr(data, "column_names") and hasattr(data, "features"):
+        from fedact.data.readers.hub_columns import pairs_of
+
+        return pairs_of(data, name)
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or hasattr(data, "keys"):
         raise ConfigError(
             f"{name} must be (x, y), (x, y, clients) or a data set with a length whose items are (x, y), not "
             f"{type(data).__name__}"
         )
-    return _of_items(data, name)
+    return of_items(data, name)
 
 
 def _array(value: Any, what: str) -> np.ndarray:
@@ -67,7 +71,7 @@ def _array(value: Any, what: str) -> np.ndarray:
     return array
 
 
-def _of_items(data: Any, name: str) -> Arrays:
+def of_items(data: Any, name: str) -> Arrays:
     """Return the items of a data set as arrays; raises ConfigError for items that are no pairs, or of several shapes."""
     count = len(data)
     if not count:
@@ -103,28 +107,47 @@ def source_of(train: Arrays, test: Arrays, where: str) -> Source:
     Labels with gaps and texts are the classes' names. where: names the data in errors. Raises ConfigError for arrays that
     are not what ``Arrays`` says, or do not belong together.
     """
-    parts = {"train": train, "test": test}
-    images = {part: checked_inputs(arrays.x, f"x_{part} of {where}") for part, arrays in parts.items()}
-    _check_alike(images["train"], images["test"], where)
-    labels = {part: checked_ids(arrays.y, f"y_{part} of {where}", len(images[part])) for part, arrays in parts.items()}
-    classes, names = _classes(labels["train"], labels["test"], where)
-    owners = {
-        part: None if arrays.clients is None else checked_ids(arrays.clients, f"client_{part} of {where}", len(images[part]))
-        for part, arrays in parts.items()
-    }
-    clients = _union([each for each in owners.values() if each is not None], f"client_train and client_test of {where}")
-    made = {
-        part: Examples(images[part], np.searchsorted(classes, labels[part]), clients=_numbers(clients, owners[part]))
-        for part in parts
-    }
-    return Source(made["train"], made["test"], len(classes), names, client_names=tuple(map(str, clients.tolist())))
+    x_train, x_test = checked_inputs(train.x, f"x_train of {where}"), checked_inputs(test.x, f"x_test of {where}")
+    check_alike(x_train, x_test, where)
+    return numbered([Labelled(x_train, train.y, train.clients), Labelled(x_test, test.y, test.clients)], where)
 
 
-def _numbers(known: np.ndarray, ids: np.ndarray | None) -> np.ndarray | None:
-    return None if ids is None else np.searchsorted(known, ids)
+PARTS = ("train", "test")
 
 
-def _check_alike(train: np.ndarray, test: np.ndarray, where: str) -> None:
+class Labelled(NamedTuple):
+    """Images of any kind with their labels, and whose they are, as a data set calls these."""
+
+    images: Images
+    labels: np.ndarray
+    clients: np.ndarray | None = None
+
+
+def numbered(parts: Sequence[Labelled], where: str, classes: Sequence[str] = ()) -> Source:
+    """Return the data set of two parts, to train and to test on, with classes and clients numbered; one part is both.
+
+    classes: their names, where the labels number these already. Raises ConfigError for labels and clients that are none.
+    """
+    named = list(zip(PARTS, parts, strict=False))
+    labels = [checked_ids(part.labels, f"y_{name} of {where}", len(part.images)) for name, part in named]
+    known, names = (np.arange(len(classes)), tuple(classes)) if classes else _classes(labels, where)
+    for name, ids in zip(PARTS, labels, strict=False):
+        if strange := ids[~np.isin(ids, known)].tolist():
+            raise ConfigError(f"y_{name} of {where} holds {strange[0]}, which is none of its {len(known)} classes")
+    owners = [
+        None if part.clients is None else checked_ids(part.clients, f"client_{name} of {where}", len(part.images))
+        for name, part in named
+    ]
+    clients = _union([each for each in owners if each is not None], f"client_train and client_test of {where}")
+    made = [
+        Examples(part.images, np.searchsorted(known, ids), clients=None if own is None else np.searchsorted(clients, own))
+        for part, ids, own in zip(parts, labels, owners, strict=True)
+    ]
+    return Source(made[0], made[-1], len(known), names, client_names=tuple(map(str, clients.tolist())))
+
+
+def check_alike(train: np.ndarray, test: np.ndarray, where: str) -> None:
+    """Raise ConfigError where what is trained and tested on are inputs of two kinds."""
     pictures = train.ndim == test.ndim == 4 and train.shape[3] == test.shape[3] in (1, 3)
     if train.dtype != test.dtype or not (pictures or train.shape[1:] == test.shape[1:]):
         raise ConfigError(
@@ -150,14 +173,15 @@ def checked_ids(ids: np.ndarray, what: str, count: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _classes(train: np.ndarray, test: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _classes(parts: Sequence[np.ndarray], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return all labels in order, and the classes' names, none where each is its own class."""
-    labels = _union([train, test], f"y_train and y_test of {where}")
+    labels = _union(parts, f"y_train and y_test of {where}")
     if labels.dtype.kind != "U" and (labels[0] < 0 or labels[-1] >= MOST_CLASSES):
-        part = "train" if train.min() < 0 or train.max() >= MOST_CLASSES else "test"
+        part = next(name for name, ids in zip(PARTS, parts, strict=False) if ids.min() < 0 or ids.max() >= MOST_CLASSES)
         raise ConfigError(f"y_{part} of {where} holds a label that is not between 0 and {MOST_CLASSES - 1:,}")
-    if len(labels) > max(FEW_CLASSES, len(train)):
-        raise ConfigError(f"{where} has {len(train):,} examples to train on, but {len(labels):,} labels: too many classes")
+    examples = len(parts[0])
+    if len(labels) > max(FEW_CLASSES, examples):
+        raise ConfigError(f"{where} has {examples:,} examples to train on, but {len(labels):,} labels: too many classes")
     return labels, tuple(labels.tolist()) if labels.dtype.kind == "U" else classes_of_ids(labels.tolist(), where)[1]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -43,23 +44,27 @@ class Pictures(Files):
         return decode(self.root / self.files[row], self.side)
 
 
-def decode(file: Path, side: int) -> np.ndarray:
+def decode(file: Path | BinaryIO, side: int) -> np.ndarray:
     """Return a picture as uint8 (side, side, 3): upright, in RGB, its shorter side scaled to the side, the middle of it.
 
     The scale is that of torchvision's Resize (bilinear, antialiased) and CenterCrop. An alpha channel is dropped.
     Raises whatever Pillow does for a broken file, and ValueError for one of more than eight bits a colour.
     """
-    picture = read_upright(file)
+    return middle_square(read_upright(file), side)
+
+
+def middle_square(picture: Image.Image, side: int) -> np.ndarray:
+    """Return the middle square of a picture scaled to a side, uint8 (side, side, ...)."""
     # Only the part that is kept is scaled: a strip would become far longer than it is.
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=center_box(*picture.size, side)))
 
 
-def read_upright(file: Path) -> Image.Image:
-    """Return a picture in RGB, turned as its camera says; raises as ``decode`` does."""
+def read_upright(file: Path | BinaryIO, mode: str = "RGB") -> Image.Image:
+    """Return a picture in RGB, or in another of Pillow's modes, turned as its camera says; raises as ``decode`` does."""
     with Image.open(file, formats=FORMATS) as opened:
         if opened.mode.startswith(WIDE_MODES):
             raise ValueError(f"its mode is {opened.mode}: pictures have eight bits a colour")
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        return ImageOps.exif_transpose(opened).convert(mode)
 
 
 def center_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:

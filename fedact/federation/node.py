@@ -13,6 +13,7 @@ from torch import Tensor
 from fedact.config.budgets import Budget, parse_budget, size_text
 from fedact.config.code import absolute_code, code_digest, code_label, is_code, split_code
 from fedact.config.errors import ConfigError, unknown
+from fedact.config.hub import hub_on_device, is_hub
 from fedact.config.loading import make_config
 from fedact.config.natural import natural_clients
 from fedact.config.paths import cache_folder, expanded
@@ -130,6 +131,8 @@ def device_config(sent: str, node: Node) -> Config:
         if is_code(text := str(settings[key])):
             settings[key] = node.own(text, digests.get(text))
             settings["code"][settings[key]] = digests[text]
+    if is_hub(str(settings["dataset"])):
+        settings["dataset"] = hub_on_device(str(settings["dataset"]), node.data_dir)
     config = make_config(settings)
     if (rule := natural_clients(config.partition)) and rule.file is not None:
         raise ConfigError(f"partition {config.partition!r} names a file of the server's: this node takes no path from it")

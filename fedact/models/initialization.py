@@ -9,6 +9,7 @@ from torch import nn
 
 from fedact.config.code import check_almost_code, is_code
 from fedact.config.errors import ConfigError
+from fedact.config.hub import absolute_hub, is_hub
 from fedact.config.own_code import digest_of
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
@@ -90,7 +91,9 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     if width is None and config.model in SCALABLE:
         width = SMALL_WIDTH if config.dataset in SMALL_DATASETS and config.weights == "pretrain" else 1.0
     filled: dict[str, Any] = {"width": width}
-    if config.dataset not in SMALL_DATASETS:
+    if is_hub(config.dataset):
+        filled["dataset"] = absolute_hub(config.dataset)
+    elif config.dataset not in SMALL_DATASETS:
         filled["data_dir"] = config.data_path().absolute()
     key = weights_key(config)
     name = str(getattr(config, key))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from torch import Tensor
 
 from fedact.config.code import check_almost_code, is_code
 from fedact.config.errors import ConfigError, unknown
+from fedact.config.hub import is_hub
 from fedact.config.natural import natural_clients
 from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
@@ -17,6 +18,8 @@ from fedact.config.settings.data import USUAL_CALIBRATION
 from fedact.data import DATASETS, SEGMENTATION_DATASETS, Examples, Preprocessing, Request, Source, decode_files
 from fedact.data.partition import halves, make_partition, partition_examples, stratified
 from fedact.data.partition.base import HeldOutParts
+from fedact.data.readers.hub import check_hub
+from fedact.data.readers.hub import load as load_hub
 from fedact.data.readers.own_code import check_own_data, own_source
 from fedact.models.initialization import check_masks, check_model
 from fedact.models.tasks import check_task
@@ -123,6 +126,8 @@ def check_names(config: Config) -> None:
     check_masks(config)
     if is_code(config.dataset):
         check_own_data(config)
+    elif is_hub(config.dataset):
+        check_hub(config.dataset, config.task)
     elif config.task == "classification" and config.dataset in SEGMENTATION_DATASETS.keys() - DATASETS.keys():
         raise ConfigError(f"--dataset {config.dataset} is for --task segmentation, not for --task {config.task}")
     elif config.dataset not in (known := _datasets(config)):
@@ -140,6 +145,8 @@ def _reader(config: Config) -> Callable[[Request], Source]:
     """Return what reads the config's data set; code of the user's own where it names such."""
     if is_code(config.dataset):
         return lambda request: own_source(config, request)
+    if is_hub(config.dataset):
+        return partial(load_hub, config.dataset)
     return _datasets(config)[config.dataset]
 
 

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedact.config.hub import hub_label
 from fedact.reports.comparison.cases import Comparison
 from fedact.reports.comparison.statistics import Figures
 from fedact.reports.comparison.tables import all_tables, column_title, how_to_read
@@ -68,5 +69,6 @@ def _subject(run: Run) -> str:
     config = run.config
     data = config.get("dataset", "some data")
     # Its name says what a file or a folder of the user's own is.
-    name = PurePath(str(config.get("data_dir"))).name if data in ("npz", "folder") else data
-    return f"{config.get('model', 'a model')} on {name} at {config.get('resolution', '?')} px"
+    name = PurePath(str(config.get("data_dir"))).name if data in ("npz", "folder") else hub_label(str(data))
+    size = f" at {config['resolution']} px" if config.get("resolution") else ""
+    return f"{config.get('model', 'a model')} on {name}{size}"

@@ -1,0 +1,142 @@
+"""Data sets of Hugging Face: by name (downloaded once), a folder that ``save_to_disk`` wrote, or parquet files."""
+
+import glob
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedact.config.environment import LIBRARIES, set_defaults
+from fedact.config.errors import ConfigError, check_extra, unknown
+from fedact.config.hub import PARQUET, HubData, parse_hub
+from fedact.config.paths import cache_folder
+from fedact.data.examples import Images, Request, Source
+from fedact.data.kinds import checked_inputs
+from fedact.data.own import PARTS, Labelled, check_alike, numbered
+from fedact.data.partition import stratified
+from fedact.data.readers.hub_columns import Columns, class_names, find_columns, ids_of, inputs_of
+from fedact.data.readers.hub_pictures import hub_pictures
+
+TEST_SHARE = 0.25
+"""As of a folder without pictures for testing."""
+TESTS = ("test", "validation", "valid", "val", "dev")
+"""What a split to test on is called: the first that is there."""
+SAVED = ("dataset_dict.json", "state.json")
+"""What save_to_disk leaves in a folder."""
+
+log = logging.getLogger(__name__)
+
+
+def check_hub(text: str, task: str = "classification") -> None:
+    """Raise ConfigError where a name's settings are unknown, its path leads nowhere, or the packages are not installed."""
+    if task != "classification":
+        raise ConfigError(f"--dataset {text} is for --task classification, not for --task {task}")
+    check_extra("hub", f"--dataset {text}")
+    _ = parse_hub(text).path
+
+
+def load(text: str, request: Request) -> Source:
+    """Return the data set that ``hf:PLACE:key=value,...`` names.
+
+    Without a split to test on a quarter is for that, stratified. Pictures are decoded where they are asked for, arrays are
+    read whole. Raises ConfigError for what cannot be loaded, and where columns or splits do not say what they are.
+    """
+    check_hub(text)
+    data = parse_hub(text)
+    splits = _opened(data, text)
+    train, test = _chosen(data, splits, text)
+    columns = find_columns(splits[train].features, data, text)
+    names = class_names(splits[train].features, columns.label)
+    named = zip([train, *([test] if test else [])], PARTS, strict=False)
+    parts = [_part(splits[name], columns, name, text, request.side, part) for name, part in named]
+    for each in parts[1:]:
+        if isinstance(each.images, np.ndarray) and isinstance(parts[0].images, np.ndarray):
+            check_alike(parts[0].images, each.images, text)
+    source = numbered(parts, text, names)
+    if test is not None:
+        return source
+    tested = stratified(source.train.labels, round(TEST_SHARE * len(source.train)), request.generator)
+    trained = np.setdiff1d(np.arange(len(source.train)), tested)
+    return replace(source, train=source.train.subset(trained), test=source.train.subset(tested))
+
+
+def _chosen(data: HubData, splits: Mapping[str, Any], text: str) -> tuple[str, str | None]:
+    """Return the split to train on and the one to test on, None where there is none."""
+    for given in (data.split, data.test):
+        if given is not None and given not in splits:
+            raise unknown(f"split of {text}", given, splits)
+    train = data.split or ("train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None)
+    if train is None:
+        raise ConfigError(f"{text} has the splits {', '.join(splits)}: name one, as in split={next(iter(splits))}")
+    return train, data.test or next((name for name in TESTS if name in splits and name != train), None)
+
+
+def _part(dataset: Any, columns: Columns, split: str, where: str, side: int, part: str) -> Labelled:
+    """Return the inputs of a split with their labels; raises ConfigError where it lacks a column."""
+    for column in (columns.image, columns.label, columns.client):
+        if column is not None and column not in dataset.features:
+            raise unknown(f"column of the split {split} of {where}", column, dataset.features)
+    if not len(dataset):
+        raise ConfigError(f"the split {split} of {where} is empty")
+    images: Images
+    if columns.pictures:
+        images = hub_pictures(dataset, columns.image, split, side)
+    else:
+        images = checked_inputs(inputs_of(dataset, columns.image, where), f"x_{part} of {where}")
+    labels = ids_of(dataset, columns.label)
+    if class_names(dataset.features, columns.label) and (labels < 0).any():
+        raise ConfigError(f"the split {split} of {where} has no labels: name another, as in test=validation")
+    owners = None if columns.client is None else ids_of(dataset, columns.client)
+    clients = class_names(dataset.features, columns.client) if columns.client else ()
+    return Labelled(images, labels, np.array(clients)[owners] if clients and owners is not None else owners)
+
+
+def _opened(data: HubData, text: str) -> Mapping[str, Any]:
+    """Return the splits by their names; raises ConfigError, in one line, for whatever the library raises."""
+    set_defaults(LIBRARIES)
+    path = data.path
+    if path is None:
+        log.info(f"{text} is loaded from the hub, or from Hugging Face's cache")
+    try:
+        with _quiet():
+            loaded = _loaded(data, path)
+    except ConfigError:
+        raise
+    except Exception as error:  # a stranger's files, or no network
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        hint = "" if path else "; without a network, name a folder that its save_to_disk wrote, hf:FOLDER"
+        raise ConfigError(f"--dataset {text} cannot be loaded: {reason}{hint}") from None
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _loaded(data: HubData, path: Path | None) -> Any:
+    import datasets
+
+    if path is None:
+        return datasets.load_dataset(data.place, data.subset)
+    if path.is_dir() and any((path / name).is_file() for name in SAVED):
+        return datasets.load_from_disk(str(path))
+    kept = str(cache_folder() / "hub")
+    if path.is_dir():
+        return datasets.load_dataset(str(path), data.subset, cache_dir=kept)
+    if path.suffix != PARQUET:
+        raise ConfigError(f"--dataset {data}: a file must end in {PARQUET}; a folder is of save_to_disk or of parquet files")
+    return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), cache_dir=kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let the library draw no bars meanwhile."""
+    import datasets
+
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
