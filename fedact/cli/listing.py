@@ -47,6 +47,7 @@ def show_tables(devices: str | None = None) -> int:
     models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
     named = [
         ("torchvision's", f"by name: {', '.join(other_classifiers())}"),
+        ("timm:NAME", "any network of timm, with the extra timm: timm:deit_tiny_patch16_224"),
         ("with --task segmentation", ", ".join(SEGMENTERS)),
     ]
     show(listing("Models", ("name", ""), [*models, *named]), prose=True)

@@ -61,6 +61,7 @@ EXTRAS = {
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
     "hub": ("datasets",),
+    "timm": ("timm",),
     "laws": ("hypothesis",),
     "segmentation": ("segmentation_models_pytorch", "torchmetrics"),
 }

@@ -26,7 +26,8 @@ from fedact.models import (
 )
 from fedact.models.own import check_own, own_network
 from fedact.models.pretraining import PretrainingRecipe, pretrained
-from fedact.models.weights import Weights, fill, from_file, from_torchvision, plain_preprocessing
+from fedact.models.timm_networks import is_timm
+from fedact.models.weights import Weights, fill, from_file, from_timm, from_torchvision, plain_preprocessing
 from fedact.nn.surgery import head, trained_layers
 
 SMALL_DATASETS = ("digits", "synthetic")
@@ -76,7 +77,7 @@ def network(config: Config, classes: int) -> nn.Module:
     elif config.task == "segmentation":
         model = make_segmenter(config.model, classes)
     else:
-        model = make_model(config.model, classes, config.width)
+        model = make_model(config.model, classes, config.width, config.resolution)
     # A third faster on CPUs than the default layout.
     return model.to(memory_format=torch.channels_last)
 
@@ -100,7 +101,8 @@ def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:
     if name == "none":
         weights, preprocessing = None, plain_preprocessing(config.resolution or SMALL_RESOLUTION)
     elif name == "imagenet":
-        weights = from_torchvision(config.model, config.resolution)
+        find = from_timm if is_timm(config.model) else from_torchvision
+        weights = find(config.model, config.resolution)
         preprocessing = weights.preprocessing
     else:
         file = Path(name)

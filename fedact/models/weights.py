@@ -15,6 +15,7 @@ from fedact.config.errors import ConfigError, as_flag
 from fedact.data import Preprocessing
 from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, to_model_layout
 from fedact.models.mcunet import MCUNet
+from fedact.models.timm_networks import fitted_positions, timm_weights
 from fedact.nn.surgery import convolutions, head
 
 HALF = (0.5, 0.5, 0.5)
@@ -80,6 +81,16 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     return Weights(tensors, Preprocessing(side, round(side * resize / crop), tuple(preset.mean), tuple(preset.std)))
 
 
+def from_timm(model: str, resolution: int | None) -> Weights:
+    """Return timm's pretrained weights of a network and their preprocessing, downloaded where they are missing.
+
+    resolution: None for the published one. Raises ConfigError where there are none, or they cannot be downloaded.
+    """
+    tensors, settings = timm_weights(model)
+    side = resolution or settings["input_size"][-1]
+    return Weights(tensors, Preprocessing(side, round(side / settings["crop_pct"]), settings["mean"], settings["std"]))
+
+
 def load_into(model: nn.Module, tensors: dict[str, Tensor], source: str, key: str = "weights") -> None:
     """Load the tensors into the model, in place, except a head of another number of classes, which stays as initialised.
 
@@ -90,6 +101,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], source: str, key: st
     if fills_encoder_alone(model, tensors):
         tensors, expected = model.encoder_weights(tensors), _of_encoder(model, expected)
     tensors = model.to_model_layout(tensors) if isinstance(model, MCUNet) else to_model_layout(model, tensors)
+    tensors = fitted_positions(model, tensors)
     heads = tuple(f"{name}." for name in head(model) or convolutions(model)[-1:])
     strange = sorted(map(str, tensors.keys() ^ expected.keys()))
     misshapen = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]

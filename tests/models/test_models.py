@@ -12,17 +12,21 @@ from torch import Tensor
 from fedact.config.errors import ConfigError
 from fedact.models import MODELS, RESOLUTIONS, make_model, other_classifiers
 from fedact.models.weights import from_file, from_torchvision, load_into
-from fedact.nn.surgery import convolutions, head, trained_layers
+from fedact.nn.surgery import body_layers, convolutions, head, trained_layers
 from fedact.simulate import main
 from tests.support.refusal import refused
 
+VIT = "self_attention", "self_attention.out_proj", "mlp.0", "mlp.3"
 LAST = {
     "mobilenet_v2": ["features.17.conv.0.0", "features.17.conv.1.0", "features.17.conv.2", "features.18.0"],
     "resnet18": ["layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv1", "layer4.1.conv2"],
     "resnet34": ["layer4.1.conv1", "layer4.1.conv2", "layer4.2.conv1", "layer4.2.conv2"],
     "mcunet": ["blocks.12.pointwise2.0", "blocks.13.pointwise1.0", "blocks.13.depthwise.0", "blocks.13.pointwise2.0"],
+    "vit_tiny": [
+        f"encoder.layers.encoder_layer_11.{name}" for name in ("self_attention", "self_attention.out_proj", "mlp.0", "mlp.3")
+    ],
 }
-COUNTS = {"mobilenet_v2": 52, "resnet18": 20, "resnet34": 36, "mcunet": 42}
+COUNTS = {"mobilenet_v2": 52, "resnet18": 20, "resnet34": 36, "mcunet": 42, "vit_tiny": 49}
 IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 """Its classes among ImageNet's 1,000, in the order of their folders."""
 
@@ -30,7 +34,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_count_from_the_end_in_definition_order(name):
     model = make_model(name, 10)
-    assert len(convolutions(model)) == COUNTS[name]
+    assert len(body_layers(model)) == COUNTS[name]
     assert trained_layers(model, 4)[:4] == LAST[name]
     assert trained_layers(model, 4)[4:] == head(model)
 
