@@ -24,7 +24,8 @@ _PUBLIC = {
     "floor": "measure.floor",
     "make_plan": "planner",
     "Plan": "config.plan",
-    "load_run": "storage.run",
+    "load_run": "api.results",
+    "run": "api.run",
     "ConfigError": "config.errors",
 }
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "make_plan",
     "measure_memory",
     "restore",
+    "run",
 ]
 
 

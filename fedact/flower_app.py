@@ -62,8 +62,8 @@ def without_traceback(record: logging.LogRecord) -> bool:
 def run(grid: Grid, settings: Mapping[str, Any]) -> int:
     """Start or resume a run on the grid's nodes and return the exit code of a session."""
     from fedact.cli.simulate import resume_run, start_run
+    from fedact.config.folder import default_folder
     from fedact.federation.fleet import Fleet
-    from fedact.simulate import default_folder
 
     config, resume = read_run_config(settings)
     check_partition(config)

@@ -1,16 +1,13 @@
 """python -m fedact.simulate: a fleet of clients fine-tunes a model, each under its memory budget."""
 
-import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from fedact.cli.flags import RUNNING, Parser, command, user_path
 from fedact.cli.process import run_process
-from fedact.config.code import code_label
 from fedact.config.errors import ConfigError
-from fedact.config.hub import hub_label
+from fedact.config.folder import default_folder
 from fedact.config.loading import make_config, read_toml
 from fedact.config.own_code import check_code, with_code
 from fedact.config.schema import SETTINGS, Config
@@ -69,13 +66,6 @@ def read_config(file: Path | None, settings: dict[str, Any], own_code: bool) -> 
     if of_file.get("code") is not None:
         check_code(make_config(of_file), own_code, f"--config {file}")
     return with_code(make_config({**of_file, **settings}))
-
-
-def default_folder(config: Config) -> Path:
-    """Return runs/<time>-<dataset>-<model>."""
-    what = f"{code_label(hub_label(config.dataset))}-{config.model_name}".replace(".py:", "-")
-    word = re.sub(r"[^\w.-]+", "-", what)
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{word}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ PROSE = 120
 
 def letters_console(width: int | None = None) -> Console:
     """Return a console that prints texts letter by letter: what stands in brackets or between colons is no markup."""
-    return Console(markup=False, emoji=False, width=width)
+    # Plain text in a notebook too: what rich shows there instead is a cell of HTML a line.
+    return Console(markup=False, emoji=False, width=width, force_jupyter=False)
 
 
 def show(*tables: Table, prose: bool = False) -> None:

@@ -83,6 +83,8 @@ def code_label(text: str) -> str:
     """
     if not is_code(text):
         return text
+    if text.startswith(GIVEN):
+        return text.partition(":")[2]
     place, colon, name = text.partition(".py:")
     return f"{Path(place).name}{colon}{name}"
 

@@ -31,14 +31,14 @@ def with_code(config: Config) -> Config:
     return full.model_copy(update={"code": digests or None})
 
 
-def check_code(config: Config, allowed: bool, where: str) -> None:
+def check_code(config: Config, allowed: bool, where: str, permission: str = "--own-code") -> None:
     """Raise ConfigError where a run's config would run code that is not allowed to, or is not what it was in that run.
 
-    where: how the config was named, as in ``--resume runs/1``.
+    where: how the config was named, as in ``--resume runs/1``. permission: how it is given.
     """
     named = code_of(config)
     if named and not allowed:
-        raise ConfigError(f"{where} runs code of its own, {', '.join(named)}: add --own-code if you trust it")
+        raise ConfigError(f"{where} runs code of its own, {', '.join(named)}: add {permission} if you trust it")
     for text in named:
         if text not in (config.code or {}):
             raise ConfigError(f"{where} names {text} without the digest of its file: start another run")

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Message
@@ -18,6 +19,7 @@ from fedact.config.errors import ConfigError, check_extra
 from fedact.config.schema import Config
 from fedact.federation import client
 from fedact.federation.local_grid import LocalGrid, answer, failure
+from fedact.processes.handover import Handed, packed, receive
 
 Answer = Callable[[Message, Context], Message]
 Loader = Callable[[], Answer]
@@ -62,17 +64,18 @@ def answer_in_worker(message: Message, context: Context) -> Message:
     return answer(client.app, message, context)
 
 
-def load_app() -> Answer:
-    """Return what answers messages; Ray sends this function by its name."""
+def load_app(handed: tuple[Handed, ...] = ()) -> Answer:
+    """Return what answers messages; Ray sends this function by its name, with the code that is in no file."""
+    receive(handed)
     return answer_in_worker
 
 
 class RayGrid(LocalGrid):
     """Sends each message to a worker that is free; replies are yielded in the order of the messages."""
 
-    def __init__(self, config: Config, load: Loader = load_app) -> None:
+    def __init__(self, config: Config, load: Loader | None = None) -> None:
         super().__init__(client.app, config.fleet_size)
-        self.backend = start_backend(config, load)
+        self.backend = start_backend(config, load or partial(load_app, packed(config.code or ())))
         self.workers = list(self.backend.pool.pool)
         # The backend takes one message a worker at a time.
         self.senders = ThreadPoolExecutor(self.backend.num_workers)

@@ -100,15 +100,20 @@ class Simulation:
         if os.path.lexists(file) and read_partition_bytes(file) != self.partition.encode():
             raise ConfigError(f"{file} is not what the run's config deals to its clients: start another run")
 
-    def open_folder(self) -> None:
-        """Write config.toml, plans.json, partition.csv and the header row, as far as they are not there yet."""
+    def open_folder(self, called_by: str | None = None) -> None:
+        """Write config.toml, plans.json, partition.csv and the header row, as far as they are not there yet.
+
+        called_by: the command that the header names, by default this process's.
+        """
         if self.added:
             write_whole(self.folder.config, self.config.to_toml())
             write_whole(self.folder.plans, plans_json(self.plans))
         if not (self.started and self.folder.partition.exists()):
             write_whole(self.folder.partition, self.partition)
         if not self.started:
-            header = run_header(self.config, self.experiment, self.config.client_budgets(), command(self.config))
+            header = run_header(
+                self.config, self.experiment, self.config.client_budgets(), called_by or command(self.config)
+            )
             self.folder.append([header])
 
     def run(self, on_round: OnRound, open_grid: OpenGrid | None = None) -> None:

@@ -15,6 +15,7 @@ from fedact.federation import client
 from fedact.federation.arrays import Plain, plain, record_from
 from fedact.federation.local_grid import SERVER_NODE, LocalGrid, answer, failure, identify
 from fedact.federation.shared_records import Sent, SharedRecords, received
+from fedact.processes.handover import packed, receive
 from fedact.processes.pool import AHEAD, Workers
 from fedact.processes.worker import Outcome
 from fedact.storage.system import processors
@@ -33,8 +34,16 @@ each of which imports for some seconds, have paid for themselves."""
 
 
 def start_workers(config: Config) -> Workers:
-    """Return the started workers of a config; see ``worker_count``."""
-    return Workers(worker_count(config), config.threads or 1, PRELOAD)
+    """Return the started workers of a config; see ``worker_count``.
+
+    Raises ConfigError where the config's code is in no file and cannot be sent to them.
+    """
+    count = worker_count(config)
+    handed = packed(config.code or ()) if count > 1 else ()
+    workers = Workers(count, config.threads or 1, PRELOAD)
+    if handed:
+        workers.first(receive, handed)
+    return workers
 
 
 def worker_count(config: Config) -> int:
