@@ -15,6 +15,7 @@ from fedact.data.readers import (
     flowers102,
     folder,
     imagenet,
+    motion,
     npz,
     pets,
     scene_folder,
@@ -26,6 +27,7 @@ from fedact.data.readers import (
 DATASETS: dict[str, Callable[[Request], Source]] = {
     "digits": digits.load,
     "synthetic": synthetic.load,
+    "motion": motion.load,
     "npz": npz.load,
     "folder": folder.load,
     "imagenet": imagenet.load,
@@ -35,7 +37,7 @@ DATASETS: dict[str, Callable[[Request], Source]] = {
     "flowers102": flowers102.load,
     "pets": pets.load,
 }
-"""The one table of data sets of labelled pictures."""
+"""The one table of data sets of labelled pictures and series."""
 
 SEGMENTATION_DATASETS: dict[str, Callable[[Request], Source]] = {
     "synthetic": synthetic_scenes.load,

@@ -23,7 +23,7 @@ from fedact.storage.system import processors
 COUNT = "FEDACT_WORKERS"
 """The environment variable that stands for the cores."""
 PRELOAD = ("fedact.federation.worker_grid",)
-SMALL_DATASETS = ("digits", "synthetic")
+SMALL_DATASETS = ("digits", "synthetic", "motion")
 SMALL_EXAMPLES, MANY_EXAMPLES = 2_000, 50_000
 """Training examples of data sets, where nobody says how many: before anything is read, more need not be known."""
 SIDE, LARGE_SIDE = 64, 224

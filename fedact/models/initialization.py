@@ -30,7 +30,7 @@ from fedact.models.timm_networks import is_timm
 from fedact.models.weights import Weights, fill, from_file, from_timm, from_torchvision, plain_preprocessing
 from fedact.nn.surgery import head, trained_layers
 
-SMALL_DATASETS = ("digits", "synthetic")
+SMALL_DATASETS = ("digits", "synthetic", "motion")
 SMALL_WIDTH = 0.35
 SMALL_RESOLUTION = 64
 PRETRAINING_BATCH, MASKS_BATCH = 32, 8

@@ -14,17 +14,17 @@ from fedact.training.workspace import prepare, prepare_with
 FLEET = {"weights": "none", "calibration": 16, "clients": 2, "partition": "iid", "layers": 0, "dataset": "npz"}
 
 
-def of_series(classes, width):
+def of_series(classes, *_):
     """A network for series of six channels."""
     return nn.Sequential(nn.Conv1d(6, 8, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(32, classes))
 
 
-def of_vectors(classes, width):
+def of_vectors(classes, *_):
     """A network for vectors of nine features."""
     return nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, classes))
 
 
-def of_grey(classes, width):
+def of_grey(classes, *_):
     """A network for pictures of one channel."""
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
 
@@ -112,7 +112,7 @@ def test_what_does_not_go_with_the_kind_of_inputs_is_refused(tmp_path, kind, set
 
 
 def test_a_network_that_scores_other_classes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "of_vectors", lambda classes, width: nn.Linear(9, 5))
+    monkeypatch.setitem(MODELS, "of_vectors", lambda *_: nn.Linear(9, 5))
     config = make_config({**FLEET, "model": "of_vectors", "data_dir": write(tmp_path / "a.npz", VECTORS)})
     with pytest.raises(ConfigError, match=r"for one example it gives \(1, 5\), not a score for each class: \(1, 3\)"):
         prepare(config)
