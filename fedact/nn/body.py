@@ -87,5 +87,5 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
 
 
 def smooth_activations(model: nn.Module) -> list[str]:
-    """Return the names of the activations (and channel norms) whose gradient needs their input, such as GELU."""
+    """Return the names of the activations and norms whose gradient needs their input, such as GELU."""
     return [name for name, module in named_modules(model) if isinstance(module, tuple(SMOOTH))]

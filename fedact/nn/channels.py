@@ -6,10 +6,12 @@ from fedact.compression.matrix_product import channels_second
 from fedact.nn.graph import named_modules
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import ChannelNorm
+from fedact.nn.layers.norms import is_channels_first
+from fedact.torch_private import InstanceNorm
 
-CHANNELS_LAST = nn.Linear, nn.MultiheadAttention, nn.LayerNorm
+CHANNELS_LAST = nn.Linear, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm
 """Layers over the last dimension."""
-CHANNELS_SECOND = ChannelNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d
+CHANNELS_SECOND = ChannelNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, InstanceNorm
 """Layers whose channels are the second dimension."""
 
 
@@ -20,7 +22,7 @@ def layers_over_last(model: nn.Module) -> set[str]:
     """
     found, last = set[str](), False
     for name, module in named_modules(model):
-        if isinstance(module, CHANNELS_SECOND):
+        if isinstance(module, CHANNELS_SECOND) or is_channels_first(module):
             last = False
         elif isinstance(module, CHANNELS_LAST):
             last = True

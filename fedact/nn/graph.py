@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
 from fedact.nn.layers.attention_modules import known_attention
+from fedact.nn.layers.norms import known_norm
 from fedact.torch_private import clear_hooks
 
 IDENTITIES = (
@@ -114,7 +115,7 @@ class _ShallowTracer(Tracer):
 
 
 class _LayerTracer(Tracer):
-    """A tracer that records the two projections of attention as layers, one after the other."""
+    """A tracer that records the two projections of attention as layers, one after the other, and known norms as layers."""
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = self.path_of_module(m)
@@ -127,6 +128,9 @@ class _LayerTracer(Tracer):
             attended = self.create_proxy("call_function", attention, (projected, *args[1:]), kwargs)
             return self.create_proxy("call_module", f"{name}.proj", (attended,), {})
         return super().call_module(m, forward, args, kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return known_norm(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def attention(projected: Any, *masks: Any, **named_masks: Any) -> Any:
@@ -158,37 +162,14 @@ def product_factors(model: nn.Module) -> set[str]:
     """Return the names of the modules whose outputs are used only as factors of products of two tensors, which save them."""
     graph = traced(model)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
-
-    def is_product(node: Node) -> bool:
-        return (
-            node.op in ("call_function", "call_method")
-            and operation_name(node) in PRODUCTS
-            and len(node.all_input_nodes) == 2
-        )
-
     others = {str(node.target) for node in calls if not (node.users and all(map(is_product, node.users)))}
     return {str(node.target) for node in calls} - others
 
 
-def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return the names of the modules on the gradient path to these modules, themselves included.
-
-    For a model that cannot be traced: all modules that are defined after the first of them.
-    """
-    graph, first, order = traced(model), set(names), list(dict(named_modules(model)))
-    if graph is None:
-        return set(order[min((order.index(name) for name in first), default=len(order)) :])
-    reached: set[Node] = set()
-    for node in graph.nodes:
-        starts = node.op == "call_module" and (node.target in first or _holds(str(node.target), first))
-        if starts or reached.intersection(node.all_input_nodes):
-            reached.add(node)
-    return first | {str(node.target) for node in reached if node.op == "call_module"}
-
-
-def _holds(module: str, names: set[str]) -> bool:
-    """Tell whether a module that the tracer did not look into holds one of these."""
-    return any(name.startswith(f"{module}.") for name in names)
+def is_product(node: Node) -> bool:
+    """Tell whether a node is a product of two tensors, which saves both."""
+    called = node.op in ("call_function", "call_method")
+    return called and operation_name(node) in PRODUCTS and len(node.all_input_nodes) == 2
 
 
 def _trace(model: nn.Module) -> Graph | None:

@@ -1,6 +1,5 @@
 """Replaces a model's layers by memory-saving ones of the same gradient, and restores the plain ones."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,8 @@ from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.nn import blocks
 from fedact.nn.channels import layers_over_last
-from fedact.nn.graph import consumers, downstream, named_modules, product_factors
+from fedact.nn.gradient_path import as_text, downstream, keeping_functions
+from fedact.nn.graph import consumers, named_modules, product_factors
 from fedact.nn.layers import (
     NORMS,
     PLAIN,
@@ -33,6 +33,7 @@ from fedact.nn.layers import (
     has_weights,
     identity_class,
     known_attention,
+    known_norm,
     lean_class,
     plain_class,
 )
@@ -41,18 +42,12 @@ from fedact.nn.rematerialization import Rematerializations, rematerializations
 from fedact.nn.restoration import TRAINABLE, restore
 from fedact.nn.streams import install as streams
 from fedact.nn.streams import pyramid
+from fedact.nn.uncompressed import GATES, warn
+from fedact.torch_private import InstanceNorm
 
 HAVE_CODEC = TRAINED | SMOOTH
 RANDOM = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
 """Layers of torchvision and timm that are off as dropout is."""
-
-SAVES_NOTHING = (
-    nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.PixelShuffle,
-    nn.PixelUnshuffle, nn.ChannelShuffle, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
-)  # fmt: skip
-"""Layers whose gradient needs no saved activation."""
-GATES = (nn.Sigmoid,)
-"""Activations that save only their output; free where a product saves it anyway."""
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -90,6 +85,8 @@ def install(
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
     with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
+    exact = [name for name in trained if methods[name].traits.keeps_input]
+    functions = as_text(keeping_functions(model, trained, exact, with_codec.keys())) if saves_less else []
     streamed = {name for chain in chains for name in chain.names()}
     rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path, streamed)
     saved = {name: method for name, method in methods.items() if name not in rematerialized.inputs}
@@ -120,7 +117,7 @@ def install(
         pyramid.install(model, pyramids)
     chunks.install(model, prefix_chunk, tiles)
     if saves_less:
-        _warn(model, methods, gradient_path, gradient_path - gates)
+        warn(model, methods, gradient_path, gradient_path - gates, functions)
     return model
 
 
@@ -223,27 +220,13 @@ def _replacement(module: nn.Module, table: Table) -> Any:
         return identity_class(kind) if nn.Dropout in table else None
     if nn.Dropout in table and known_attention(module):
         return lean_class(kind) if table is SAVES_LESS else plain_class(kind)
+    if nn.LayerNorm in table and (known := known_norm(module)) is not None:
+        return known
     return table.get(kind) if has_statistics(module) else None
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Return False for a batch norm without running statistics, which needs those of its batch, True for other modules."""
+    """Return False for a batch norm without running statistics, and an instance norm with them; True for other modules."""
+    if isinstance(module, InstanceNorm):
+        return not module.track_running_stats
     return not (isinstance(module, NORMS) and module.running_mean is None)
-
-
-def _warn(model: nn.Module, methods: Mapping[str, Method], gradient_path: set[str], candidates: set[str]) -> None:
-    """Warn of layers whose activations autograd still saves: those with a method on the gradient path, and candidates."""
-    modules = dict(named_modules(model))
-    # A frozen linear layer saves its weight alone.
-    fine = (Swapped, nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, *SAVES_NOTHING)
-
-    def is_plain_layer(module: nn.Module) -> bool:
-        of_torch = type(module).__module__.startswith("torch.nn")
-        return of_torch and not isinstance(module, fine) and not any(True for _ in module.children())
-
-    uncompressed = [name for name in methods if name in gradient_path and not isinstance(modules[name], CodecLayer)]
-    others = [name for name in modules if name in candidates and name not in uncompressed]
-    uncompressed += [name for name in others if is_plain_layer(modules[name])]
-    if uncompressed:
-        listed = ", ".join(f"{name} ({type(modules[name]).__name__})" for name in uncompressed)
-        warnings.warn(f"not compressed, autograd keeps what they need: {listed}", stacklevel=4)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
-from fedact.nn.graph import downstream
+from fedact.nn.gradient_path import downstream
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import has_weights
 from fedact.nn.rematerialization import Rematerializations, call_nodes

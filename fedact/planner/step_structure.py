@@ -13,7 +13,8 @@ from fedact.compression.exact import IDENTITY, Exact
 from fedact.compression.matrix_product import channels_last
 from fedact.compression.method import NO_STATE
 from fedact.nn.channels import layers_over_last
-from fedact.nn.graph import consumers, downstream
+from fedact.nn.gradient_path import downstream
+from fedact.nn.graph import consumers
 from fedact.nn.layers import TRAINED
 from fedact.nn.rematerialization import Rematerializations
 from fedact.nn.streams.rematerialization import step_rematerializations

@@ -15,9 +15,17 @@ from tests.support.reachable import held_storages, storages
 
 def every_layer() -> nn.Module:
     """One of each layer that has a replacement."""
-    activations = nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.Hardsigmoid(), nn.ReLU()
+    activations = nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.Hardsigmoid(), nn.ReLU(), nn.LeakyReLU(), nn.ELU()
     blocks = [layer for activation in activations for layer in (nn.Conv2d(4, 4, 3, padding=1), activation)]
-    rest = nn.BatchNorm2d(4), ChannelNorm(4), nn.AvgPool2d(2), nn.MaxPool2d(3, 1), nn.Dropout2d(), nn.Conv2d(4, 4, 1)
+    rest = (
+        nn.BatchNorm2d(4),
+        ChannelNorm(4),
+        nn.AvgPool2d(2),
+        nn.MaxPool2d(3, 1),
+        nn.Dropout2d(),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 4, 1),
+    )
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), *blocks, *rest, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 5)
     )

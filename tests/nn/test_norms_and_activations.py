@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchvision.models import efficientnet_b0, mobilenet_v2, mobilenet_v3_small, resnet18
@@ -226,3 +227,38 @@ def test_statistics_are_estimated_anew_in_a_plain_model_alone(method, train_norm
     outputs = model[0](images)
     torch.testing.assert_close(model[1].running_mean, outputs.mean((0, 2, 3)))
     torch.testing.assert_close(model[1].running_var, outputs.transpose(0, 1).flatten(1).var(1))
+
+
+class Calling(nn.Module):
+    """Calls functions where it could call modules."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+def twice(x: Tensor) -> Tensor:
+    return F.gelu(F.gelu(x)).softmax(1) + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "layers", "said"),
+    [
+        (twice, 2, "autograd keeps what they need: gelu in forward (2 times), softmax in forward"),
+        (F.silu, 2, "silu in forward"),
+        (F.silu, 1, ""),
+        (lambda x: x * torch.sigmoid(x), 2, ""),
+        (lambda x: 2 * torch.sigmoid(x), 2, "sigmoid in forward"),
+    ],
+)
+def test_functions_in_forward_code_that_keep_tensors_are_named(function, layers, said):
+    found = messages(Calling(function), layers, "hosvd")
+    assert found.endswith(said) if said else not found
+
+
+def test_a_function_whose_output_a_layer_keeps_in_any_case_costs_nothing():
+    assert messages(Calling(F.relu), 2, "exact") == ""
+    assert "relu in forward" in messages(Calling(F.relu), 2, "hosvd")

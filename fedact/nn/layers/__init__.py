@@ -23,21 +23,30 @@ from fedact.nn.layers.attention_modules import (
     plain_class,
 )
 from fedact.nn.layers.base import CONVOLUTIONS, ChannelNorm, Swapped, has_weights, identity_class
-from fedact.nn.layers.channel_norm import CompressedChannelNorm
+from fedact.nn.layers.batch_norm import CompressedBatchNorm1d, CompressedBatchNorm2d
 from fedact.nn.layers.checkpointed import RecomputedSequential
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.compressed import (
     CodecLayer,
-    CompressedBatchNorm1d,
-    CompressedBatchNorm2d,
     CompressedConv1d,
     CompressedConv2d,
     CompressedLinear,
 )
 from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.fused import fuse
+from fedact.nn.layers.norms import (
+    CompressedChannelNorm,
+    CompressedGroupNorm,
+    CompressedLayerNorm,
+    CompressedRMSNorm,
+    instance_norm_class,
+    known_norm,
+)
+from fedact.nn.layers.padding import PADS, pad_class
 from fedact.nn.layers.pooling import PlacedMaxPool2d, ShapeAdaptiveAvgPool2d, ShapeAvgPool2d
+from fedact.nn.layers.pooling1d import PlacedMaxPool1d, ShapeAdaptiveAvgPool1d, ShapeAvgPool1d
 from fedact.nn.layers.rematerialized import RematerializedCodec, SourceConv1d, SourceConv2d, SourceConvolution
+from fedact.nn.layers.slopes import ACTIVATE, MaskedHardtanh, MaskedLeakyReLU, MaskedPReLU, smooth_class
 
 Table = dict[type[nn.Module], type[nn.Module]]
 
@@ -56,9 +65,14 @@ SMOOTH: Table = {
     nn.Hardswish: CompressedHardswish,
     nn.SiLU: CompressedSiLU,
     nn.GELU: CompressedGELU,
+    **{activation: smooth_class(activation) for activation in ACTIVATE},
     ChannelNorm: CompressedChannelNorm,
+    nn.LayerNorm: CompressedLayerNorm,
+    nn.GroupNorm: CompressedGroupNorm,
+    nn.RMSNorm: CompressedRMSNorm,
+    **{norm: instance_norm_class(norm) for norm in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)},
 }
-"""Replacements for activations (and a norm) whose gradient needs their input, which is saved compressed too."""
+"""Replacements for activations and norms whose gradient needs their input, which is saved compressed too."""
 
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
@@ -77,7 +91,14 @@ SAVES_LESS: Table = {
     nn.Conv2d: FrozenConv2d,
     nn.ReLU: MaskedReLU,
     nn.ReLU6: MaskedReLU6,
+    nn.Hardtanh: MaskedHardtanh,
+    nn.LeakyReLU: MaskedLeakyReLU,
+    nn.PReLU: MaskedPReLU,
     nn.Hardsigmoid: MaskedHardsigmoid,
+    **{pad: pad_class(pad) for pad in PADS},
+    nn.AdaptiveAvgPool1d: ShapeAdaptiveAvgPool1d,
+    nn.AvgPool1d: ShapeAvgPool1d,
+    nn.MaxPool1d: PlacedMaxPool1d,
     nn.AdaptiveAvgPool2d: ShapeAdaptiveAvgPool2d,
     nn.AvgPool2d: ShapeAvgPool2d,
     nn.MaxPool2d: PlacedMaxPool2d,
@@ -111,6 +132,7 @@ __all__ = [
     "has_weights",
     "identity_class",
     "known_attention",
+    "known_norm",
     "lean_class",
     "plain_class",
 ]

@@ -196,7 +196,9 @@ class Smooth(CodecLayer):
 
     def slope_times(self, grad_output: Tensor, x: Tensor) -> Tensor:
         """Return the input's gradient: grad_output times the slope at x."""
-        raise NotImplementedError
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(self.activate(leaf), leaf, grad_output)[0]
 
     @noted
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
-from fedact.torch_private import hardtanh_backward, threshold_backward
+from fedact.torch_private import InstanceNorm, hardtanh_backward, threshold_backward
 
 if TYPE_CHECKING:
     from fedact.nn.layers.provenance import Provenance
@@ -98,9 +98,13 @@ class FixedStatistics:
         )
 
 
+EXAMPLE_NORMS = nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, InstanceNorm
+"""Norms that compute their statistics from each example, so that their gradient needs their input."""
+
+
 def has_weights(module: nn.Module) -> bool:
-    """Tell whether a module, or one in it, has parameters to train; those of a ChannelNorm are never trained."""
-    return not isinstance(module, ChannelNorm) and any(True for _ in module.parameters())
+    """Tell whether a module, or one in it, has parameters to train; those of a norm of each example's are never trained."""
+    return not isinstance(module, EXAMPLE_NORMS) and any(True for _ in module.parameters())
 
 
 @cache

@@ -9,11 +9,11 @@ from fedact.compression.accumulation import add_weight_gradient, is_large
 from fedact.compression.channels_last import has_own_gradient
 from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Compressed, Method, State
-from fedact.compression.operations import Normalization, Operation
+from fedact.compression.operations import Operation
 from fedact.compression.temporal import convolution_of
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import parameter_gradient, release
-from fedact.nn.layers.base import FixedStatistics, Saving, noted
+from fedact.nn.layers.base import Saving, noted
 from fedact.nn.layers.codec import LayerCodec
 from fedact.nn.layers.function import (
     apply,
@@ -25,7 +25,6 @@ from fedact.nn.layers.function import (
     runs_plain,
     without_autocast,
 )
-from fedact.torch_private import NormWithStatistics
 
 WEIGHT = 1
 """The weight's place among the tensors of an operation: input, weight and bias."""
@@ -172,9 +171,12 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64 else None
 
 
-def input_compressed(x: Tensor, weight: Tensor, bias: Tensor | None, codec: LayerCodec, operation: Operation) -> Tensor:
-    """Return an operation's output for x, which the codec saves."""
-    return apply(_CompressedInput, x, weight, bias, codec, operation, autocast_type(x))  # type: ignore[no-any-return]
+def input_compressed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, codec: LayerCodec, operation: Operation, casts: bool = True
+) -> Tensor:
+    """Return an operation's output for x, which the codec saves; casts: whether autocast may choose another type."""
+    dtype = autocast_type(x) if casts else None
+    return apply(_CompressedInput, x, weight, bias, codec, operation, dtype)  # type: ignore[no-any-return]
 
 
 class CompressedConvolution(CodecLayer):
@@ -222,31 +224,3 @@ class CompressedLinear(CodecLayer, nn.Linear):
             return operation.forward(x, weight, bias)
         y: Tensor = apply(_CompressedInput, x, weight, bias, self.codec, operation, autocast_type(x))
         return y
-
-
-class CompressedBatchNorm(FixedStatistics, CodecLayer, NormWithStatistics):
-    """Batch norm with its running statistics and trained scale and shift, which saves its input compressed."""
-
-    @noted
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        operation = Normalization(self.running_mean, self.running_var, self.eps)
-        weight, bias = self.weight, self.bias
-        if not self.compresses(x, weight):
-            return operation.forward(x, weight, bias)
-        y: Tensor = apply(_CompressedInput, x, weight, bias, self.codec, operation, None)
-        return y
-
-
-class CompressedBatchNorm1d(CompressedBatchNorm, nn.BatchNorm1d):
-    """``CompressedBatchNorm`` of series, or of features."""
-
-    plain: ClassVar[type[nn.Module]] = nn.BatchNorm1d
-
-
-class CompressedBatchNorm2d(CompressedBatchNorm, nn.BatchNorm2d):
-    """``CompressedBatchNorm`` of pictures."""
-
-    plain: ClassVar[type[nn.Module]] = nn.BatchNorm2d

@@ -30,11 +30,11 @@ def _of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(1).expand(*shape)
 
 
-class _AveragePooling(torch.autograd.Function):
-    """y = the module's average pooling of x, saving x's shape; autograd would save x."""
+class _OfShapeAlone(torch.autograd.Function):
+    """y = the module's linear map of x, saving x's shape; autograd would save x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: "Average") -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: "ShapeAlone") -> Tensor:
         ctx.shape, ctx.module = x.shape, module
         return module.plain.forward(module, x)  # type: ignore[no-any-return]
 
@@ -43,20 +43,22 @@ class _AveragePooling(torch.autograd.Function):
         return ctx.module.input_gradient(grad_output, _of_shape(ctx.shape, grad_output)), None
 
 
-class Average(Saving, nn.Module):
-    """An average pooling that saves no tensor."""
+class ShapeAlone(Saving, nn.Module):
+    """A linear map, such as an average pooling, that saves no tensor; ``dimensions``: of a batch."""
+
+    dimensions: ClassVar[int] = 4
 
     def input_gradient(self, grad_output: Tensor, like: Tensor) -> Tensor:
         """Return the input's gradient; like: a tensor of the input's shape."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or not is_recorded(x) or runs_plain():
+        if x.dim() != self.dimensions or not is_recorded(x) or runs_plain():
             return super().forward(x)  # type: ignore[no-any-return]
-        return apply(_AveragePooling, x, self)  # type: ignore[no-any-return]
+        return apply(_OfShapeAlone, x, self)  # type: ignore[no-any-return]
 
 
-class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
+class ShapeAdaptiveAvgPool2d(ShapeAlone, nn.AdaptiveAvgPool2d):
     """Average pooling to an output size, saving the input's shape alone."""
 
     plain: ClassVar[type[nn.Module]] = nn.AdaptiveAvgPool2d
@@ -65,7 +67,7 @@ class ShapeAdaptiveAvgPool2d(Average, nn.AdaptiveAvgPool2d):
         return adaptive_avg_pool2d_backward(grad_output, like)
 
 
-class ShapeAvgPool2d(Average, nn.AvgPool2d):
+class ShapeAvgPool2d(ShapeAlone, nn.AvgPool2d):
     """Average pooling of windows, saving the input's shape alone."""
 
     plain: ClassVar[type[nn.Module]] = nn.AvgPool2d
@@ -164,7 +166,7 @@ def _pooled(x: Tensor, windows: Windows, keeps_places: bool) -> tuple[Tensor, Te
     return y, places
 
 
-class _MaxPooling(torch.autograd.Function):
+class MaxPooling(torch.autograd.Function):
     """y = max pooling of x, saving the maxima's places; autograd would save x, and 8 bytes for every maximum."""
 
     @staticmethod
@@ -201,6 +203,6 @@ class PlacedMaxPool2d(Saving, nn.MaxPool2d):
         if unsupported or runs_plain():
             return super().forward(x)
         if is_recorded(x):
-            return apply(_MaxPooling, x, windows)
+            return apply(MaxPooling, x, windows)
         # The plain layer computes every maximum's index too, in 8 bytes.
         return _pooled(x, windows, keeps_places=False)[0] if in_rows(x) else super().forward(x)

@@ -1,0 +1,134 @@
+"""Norms of each example's own statistics: autograd's gradients, at what the method shows of their input."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from timm.layers import GroupNorm1
+from timm.layers import LayerNorm as TimmLayerNorm
+from timm.layers import LayerNorm2d as TimmLayerNorm2d
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+
+import fedact
+from fedact.compression import make_method
+from fedact.compression.matrix_product import channels_last, channels_second
+from fedact.nn.layers import CodecLayer
+from fedact.nn.layers.base import ChannelNorm
+from tests.support.laws import ALONE, relative_error
+from tests.support.portions import rotated
+
+NORMS = {
+    "tokens": (lambda: nn.LayerNorm(6), (3, 5, 6)),
+    "features": (lambda: nn.LayerNorm(6), (4, 6)),
+    "last two dimensions, no shift": (lambda: nn.LayerNorm((5, 6), bias=False), (3, 5, 6)),
+    "channels last": (lambda: nn.LayerNorm(6, elementwise_affine=False), (2, 4, 4, 6)),
+    "channels": (lambda: ChannelNorm(6), (2, 6, 4, 5)),
+    "torchvision's": (lambda: LayerNorm2d(6), (2, 6, 4, 5)),
+    "timm's": (lambda: TimmLayerNorm(6), (3, 5, 6)),
+    "timm's, channels": (lambda: TimmLayerNorm2d(6), (2, 6, 4, 5)),
+    "timm's, one group": (lambda: GroupNorm1(6), (2, 6, 4, 5)),
+    "root mean square": (lambda: nn.RMSNorm(6), (3, 5, 6)),
+    "groups of series": (lambda: nn.GroupNorm(3, 6), (3, 6, 9)),
+    "groups of pictures": (lambda: nn.GroupNorm(2, 6), (2, 6, 4, 5)),
+    "groups of features": (lambda: nn.GroupNorm(2, 6, affine=False), (3, 6)),
+    "series": (lambda: nn.InstanceNorm1d(6, affine=True), (3, 6, 9)),
+    "pictures": (lambda: nn.InstanceNorm2d(6), (2, 6, 4, 5)),
+}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def norm(name: str) -> tuple[nn.Module, Tensor]:
+    """Return a norm with weights that are not all alike, and an input of it that is not centred."""
+    build, shape = NORMS[name]
+    layer = build().double()
+    for place, parameter in enumerate(layer.parameters()):
+        parameter.data.copy_(1 + normal(*parameter.shape, seed=place))
+    return layer, 2 + 3 * normal(*shape, seed=5)
+
+
+def backward(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    y.backward(normal(*y.shape, seed=1))
+    return y.detach(), leaf.grad
+
+
+def wrapped(layer: nn.Module, text: str) -> nn.Module:
+    return fedact.compress(nn.Sequential(nn.Linear(3, 3), layer, nn.Linear(3, 3)), text, layers=1)[1]
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kept_as_it_is_the_gradient_is_autograds_in_fewer_bytes(name, layout):
+    layer, x = norm(name)
+    x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
+    expected = backward(copy.deepcopy(layer), x)
+    lean = wrapped(layer, "exact")
+    assert isinstance(lean, CodecLayer)
+    for ours, theirs in zip(backward(lean, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        lean(x.clone().requires_grad_())
+    assert sum(tensor.nbytes for tensor in saved) == x.nbytes + sum(p.nbytes for p in lean.parameters())
+
+
+@rotated(3, text=dict.fromkeys(ALONE), name=NORMS)
+def test_the_gradient_is_that_of_what_the_method_shows(text, name):
+    layer, x = norm(name)
+    plain, lean = copy.deepcopy(layer), wrapped(layer, text)
+    method, last = make_method(text).for_dimensions(x.dim()), isinstance(layer, nn.LayerNorm | nn.RMSNorm)
+    last = last and not isinstance(layer, ChannelNorm | LayerNorm2d | TimmLayerNorm2d)
+    seed = lean.codec.seed if method.traits.saves_less else 0
+    shown = method.reconstruct(method.compress(channels_second(x) if last else x, method.start(seed)))
+    shown = channels_last(shown) if last else shown
+    y, grad_input = backward(lean, x)
+    assert torch.equal(y, plain(x))
+    assert relative_error(grad_input, backward(plain, shown)[1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["tokens", "groups of series", "root mean square", "pictures", "torchvision's"])
+def test_second_derivatives_are_autograds_where_the_input_is_kept(name):
+    layer, x = norm(name)
+    found = []
+    for module in (copy.deepcopy(layer), wrapped(layer, "exact")):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(module(leaf).sin().sum(), leaf, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_a_norm_with_running_statistics_of_instances_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), nn.Conv2d(4, 4, 3))
+    with pytest.warns(UserWarning, match=r"1 \(InstanceNorm2d\)"):
+        fedact.compress(model, "exact", layers=2)
+
+
+def test_restored_norms_are_the_plain_ones():
+    model = nn.Sequential(nn.Linear(6, 6), *(norm(name)[0] for name in NORMS))
+    kinds = [type(module) for module in model]
+    fedact.restore(fedact.compress(model, "hosvd", layers=0))
+    assert [type(module) for module in model] == kinds
+
+
+@pytest.mark.parametrize("name", ["channels", "torchvision's", "timm's, channels", "timm's"])
+def test_nothing_is_said_of_a_norm_that_is_replaced(name):
+    with warnings.catch_warnings(action="error"):
+        fedact.compress(nn.Sequential(nn.Conv2d(3, 3, 1), norm(name)[0]), "hosvd", layers=1)
+
+
+def test_a_plan_keeps_the_input_of_torchvisions_norm_through_its_method():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), LayerNorm2d(6), nn.Conv2d(6, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 3), nn.Flatten()
+    model, example = nn.Sequential(*layers, nn.Linear(24, 2)), (torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+    plan = fedact.make_plan(model, None, example, "hosvd:variance=0.8", layers=3)
+    assert {"1", "3"} <= {kept.name for kept in plan.kept}
+    with fedact.measure_memory(fedact.apply(model, plan), inputs=example) as memory:
+        nn.functional.cross_entropy(model(example[0]), example[1]).backward()
+    assert memory.saved_bytes <= plan.saved_bytes
+    assert dict(memory.by_layer)["1"] == dict(plan.by_layer)["1"]
