@@ -62,9 +62,9 @@ def check_inputs(config: Config, model: nn.Module, shape: tuple[int, ...], pictu
         if (reason := _failure(model, each, None if config.task == "segmentation" else classes)) is None:
             continue
         if not pictures:
-            raise ConfigError(f"{config.model} takes no series of shape {shape}, as {config.data_name} has: {reason}")
+            raise ConfigError(f"{config.model_name} takes no series of shape {shape}, as {config.data_name} has: {reason}")
         setting = f"--crop {config.crop}" if each[1] == config.crop else f"--resolution {config.resolution}"
-        raise ConfigError(f"{setting}: {config.model} takes no images of that size: {reason}")
+        raise ConfigError(f"{setting}: {config.model_name} takes no images of that size: {reason}")
 
 
 def _failure(model: nn.Module, shape: tuple[int, ...], classes: int | None = None) -> str | None:
