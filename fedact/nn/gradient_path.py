@@ -33,8 +33,9 @@ def downstream(model: nn.Module, names: Iterable[str]) -> set[str]:
 def _reached(graph: Graph, first: set[str]) -> list[Node]:
     """Return the nodes of these modules, and those that depend on them."""
     reached: dict[Node, None] = {}
+    unseen = first - {str(node.target) for node in graph.find_nodes(op="call_module")}
     for node in graph.nodes:
-        starts = node.op == "call_module" and (node.target in first or _holds(str(node.target), first))
+        starts = node.op == "call_module" and (node.target in first or _holds(str(node.target), unseen))
         if starts or not reached.keys().isdisjoint(node.all_input_nodes):
             reached[node] = None
     return [*reached]

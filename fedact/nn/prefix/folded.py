@@ -135,9 +135,9 @@ def _made(split: Split, called: tuple[str, ...]) -> FoldedPrefix:
             other._parameters.clear()
             other._buffers.clear()
             folds.append(Fold(source.get_submodule(convolution), source.get_submodule(norm), one))  # type: ignore[arg-type]
-    read = {str(node.target) for node in split.parts.before.find_nodes(op="get_attr")}
+    read = {str(node.target).rpartition(".")[0] for node in split.parts.before.find_nodes(op="get_attr")}
     for name, module in model.named_modules():
-        if not f"{name}.".startswith(inside) and not any(each.startswith(f"{name}.") for each in read):
+        if not f"{name}.".startswith(inside) and name not in read:
             module._parameters.clear()
             module._buffers.clear()
     for parameter in model.parameters():

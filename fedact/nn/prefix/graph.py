@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from fedact.nn.code import Code, code_of
 from fedact.nn.graph import forward_graph
-from fedact.nn.layers import RecomputedSequential, SourceConvolution, Swapped
+from fedact.nn.layers import LeanAttention, RecomputedSequential, SourceConvolution, Swapped, known_attention
 from fedact.nn.streams.block import Block
 from fedact.nn.streams.install import StreamEntry, blocks_of
 from fedact.nn.streams.pooled import PooledStage
@@ -163,6 +163,8 @@ def _called_with_one_input(node: Node, module: nn.Module) -> nn.Module | None:
         return None
     called = module.get_submodule(str(node.target))
     of_torch = type(called).__module__.startswith("torch.nn") and not isinstance(called, nn.Sequential)
+    # Attention calls its layers from code of fedact's.
+    of_torch = of_torch or isinstance(called, LeanAttention) or known_attention(called)
     return None if of_torch or not any(True for _ in called.children()) else called
 
 
