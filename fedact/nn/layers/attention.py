@@ -16,10 +16,10 @@ from fedact.nn.layers.compressed import save, saved
 from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, runs_plain, without_autocast
 from fedact.nn.layers.windows import from_windows, to_windows
 
-FEW = 2**16
+FEW = 2**13
 """Elements that a group of examples may take in any case: smaller groups take longer."""
-SHARE = 4
-"""A group's scores and gradients may be a fourth of the queries, keys and values of the whole batch."""
+SHARE = 8
+"""A group's scores and gradients may be an eighth of the queries, keys and values of the whole batch."""
 TINY = 1e-12
 """Shorter queries and keys have no direction, as in ``F.normalize``."""
 
