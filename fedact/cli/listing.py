@@ -18,6 +18,14 @@ from fedact.data.partition import PARTITIONS
 from fedact.models import MODELS, SEGMENTERS, other_classifiers
 from fedact.reports.run.tables import listing
 
+OWN_DATA = (
+    (
+        "hf:NAME, hf:FOLDER, hf:FILE.parquet",
+        "a data set of Hugging Face, with the extra hub; settings behind it: label=COLUMN,...",
+    ),
+    ("FILE.py:NAME", "data of your own, by a function that returns what is trained and what is tested on"),
+)
+
 
 def show_tables(devices: str | None = None) -> int:
     """Print the tables of --list; devices is the file of --devices, if any.
@@ -48,6 +56,7 @@ def show_tables(devices: str | None = None) -> int:
     named = [
         ("torchvision's", f"by name: {', '.join(other_classifiers())}"),
         ("timm:NAME", "any network of timm, with the extra timm: timm:deit_tiny_patch16_224"),
+        ("FILE.py:NAME", "a network of your own, by a function of the number of classes that returns it"),
         ("with --task segmentation", ", ".join(SEGMENTERS)),
     ]
     show(listing("Models", ("name", ""), [*models, *named]), prose=True)
@@ -56,7 +65,8 @@ def show_tables(devices: str | None = None) -> int:
         names: dict[str, list[str]] = {}
         for name, reader in readers.items():
             names.setdefault(_first_line(inspect.getmodule(reader)), []).append(name)
-        show(listing(title, ("name", ""), [(", ".join(same), text) for text, same in names.items()]), prose=True)
+        rows = [(", ".join(same), text) for text, same in names.items()]
+        show(listing(title, ("name", ""), rows if sets is SEGMENTATION_DATASETS else [*rows, *OWN_DATA]), prose=True)
     known = [(name, f"{_bytes_of(device)}\n{device.source}") for name, device in boards.items()]
     columns = ("name", "bytes of memory, and where the figure is from")
     show(listing("Devices, for --budget", columns, known, lines=True), prose=True)

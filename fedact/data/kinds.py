@@ -60,7 +60,7 @@ def checked_inputs(x: np.ndarray, what: str) -> np.ndarray:
     if x.dtype.kind != "f" and x.ndim > 2:
         return _pictures(_whole(x if x.ndim == 4 else x[..., None], what), what)
     x = _finite(x, what)
-    return _pictures(x, what) if is_picture(x.shape) or is_picture(_channels_last(x).shape) else np.ascontiguousarray(x)
+    return _pictures(x, what) if is_picture(x.shape) or is_picture(_channels_last(x).shape) else _in_order(x)
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
@@ -77,7 +77,12 @@ def _pictures(x: np.ndarray, what: str) -> np.ndarray:
         )
     if max(pictures.shape[1:3]) > LONGEST * min(pictures.shape[1:3]):
         raise ConfigError(f"{what} holds images of {pictures.shape[1:3]} pixels: no side is {LONGEST} others long")
-    return np.ascontiguousarray(pictures)
+    return _in_order(pictures)
+
+
+def _in_order(x: np.ndarray) -> np.ndarray:
+    """Return an array in C order; itself where it is, so that a memory map stays one."""
+    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
 
 
 def _whole(x: np.ndarray, what: str) -> np.ndarray:
@@ -97,7 +102,7 @@ def _whole(x: np.ndarray, what: str) -> np.ndarray:
 def _finite(x: np.ndarray, what: str) -> np.ndarray:
     """Return numbers as float32; raises ConfigError for one that is not finite, also for being too large."""
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
+        x = x if x.dtype == np.float32 else np.asarray(x).astype(np.float32)
     first = 0
     for block in in_blocks(x):
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)

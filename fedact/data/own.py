@@ -1,16 +1,21 @@
 """Data of one's own: arrays, tensors, and data sets of PyTorch and Hugging Face, as the examples of a run."""
 
 from collections.abc import Sequence
+from math import prod
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fedact.config.errors import ConfigError, shortened
+from fedact.config.paths import cache_folder
 from fedact.data.class_ids import classes_of_ids
 from fedact.data.examples import Examples, Images, Source
 from fedact.data.kinds import checked_inputs
 
+ON_DISK_FROM = 2**30
+"""Bytes of a data set's inputs from which on they are not collected in memory."""
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
 """Up to the second there may be fewer training examples than classes."""
 
@@ -83,7 +88,7 @@ def of_items(data: Any, name: str) -> Arrays:
             raise ConfigError(f"items of {name} must be (x, y) or (x, y, client), not {shortened(item)} (item {row})")
         own = _array(item[0], f"x of item {row} of {name}")
         if not row:
-            x = np.empty((count, *own.shape), own.dtype)
+            x = _room((count, *own.shape), own.dtype)
         if (own.shape, own.dtype) != (x.shape[1:], x.dtype):
             raise ConfigError(
                 f"item {row} of {name} is {own.dtype} {own.shape}, the first is {x.dtype} {x.shape[1:]}: all must be alike"
@@ -94,6 +99,19 @@ def of_items(data: Any, name: str) -> Arrays:
             raise ConfigError(f"item {row} of {name} has {len(item)} values, the first has {len(others[0]) + 1}")
     columns = zip(Arrays._fields[1:], zip(*others, strict=True), strict=False)
     return Arrays(x, *(_array(list(column), f"{what} of {name}") for what, column in columns))
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return an array to write to: in memory, or where it is large in a file of the cache folder that nobody else sees."""
+    if prod(shape) * dtype.itemsize < ON_DISK_FROM or dtype.hasobject:
+        return np.empty(shape, dtype)
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
+        raise ConfigError(f"{folder} has no room for {prod(shape) * dtype.itemsize:,} bytes: {error.strerror}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torchvision import datasets
 
 from fedact.config.errors import ConfigError
 from fedact.data import DATASETS, Examples, Loader, Preprocessing, Request
+from fedact.processes.transfer import pack, unpack
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -77,6 +78,22 @@ def test_npz_gives_back_its_arrays(tmp_path, save):
     assert np.array_equal(source.test.labels, [3, 0])
     assert source.train.labels.dtype == source.test.labels.dtype == np.int64
     assert source.classes == 4
+
+
+@pytest.mark.parametrize("kind", ["pictures", "series", "floats64", "compressed"])
+def test_a_large_npz_is_mapped_where_it_lies_as_it_is_kept(tmp_path, kind, monkeypatch):
+    pictures = arrays()["x_train"], arrays()["x_test"]
+    wanted = pictures if kind in ("pictures", "compressed") else [part[..., 0].astype(np.float64) / 7 for part in pictures]
+    kept = [part.astype(np.float32) for part in wanted] if kind == "series" else wanted
+    save = np.savez_compressed if kind == "compressed" else np.savez
+    save(tmp_path / "a.npz", **arrays(x_train=kept[0], x_test=kept[1]))
+    monkeypatch.setattr("fedact.data.readers.npz.MAPPED_FROM", 100)
+    source = DATASETS["npz"](request(tmp_path / "a.npz"))
+    assert isinstance(source.train.images, np.memmap) == (kind in ("pictures", "series"))
+    assert np.array_equal(source.train.images, kept[0].astype(source.train.images.dtype))
+    # To other processes a map goes by its file's name.
+    assert len(pack(source.train)) < 1500
+    assert np.array_equal(unpack(pack(source.train)).images, source.train.images)
 
 
 def test_an_npz_may_say_whose_each_example_is(tmp_path):

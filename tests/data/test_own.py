@@ -167,3 +167,12 @@ def test_what_holds_no_pairs_is_refused(data, said):
     with pytest.raises(ConfigError, match=said) as caught:
         as_arrays(data)
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_data_set_is_collected_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr("fedact.data.own.ON_DISK_FROM", 100)
+    monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "cache"))
+    found = as_arrays(Pairs(list(zip(SERIES, Y, strict=True))))
+    assert isinstance(found.x, np.memmap)
+    assert np.array_equal(found.x, SERIES)
+    assert not list((tmp_path / "cache").iterdir())

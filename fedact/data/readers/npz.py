@@ -3,6 +3,7 @@
 import zipfile
 from math import prod
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from fedact.data.own import Arrays, source_of
 
 ALWAYS_FINE, MOST_UNPACKED = 10**9, 100
 """A file may unpack to so many bytes, and to more where it is at most so many times its own size."""
+MAPPED_FROM = 2**28
+"""Bytes of an array from which on it is not read into memory, but mapped there, if the file is not compressed."""
+LOCAL_HEADER = 30
+"""Bytes before the name of a file in a zip archive; the last four say how long name and extra field are."""
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 CLIENTS = ("client_train", "client_test")
 """Whose each example is, where that is known."""
@@ -30,9 +35,11 @@ def load(request: Request) -> Source:
             promised = {
                 key: _promised(archive, f"{key}.npy") for key in (*KEYS, *CLIENTS) if f"{key}.npy" in archive.namelist()
             }
-        _check_promises(promised, file)
+            _check_promises(promised, file)
+            large = {key: _mapped(archive, f"{key}.npy", file) for key in promised if promised[key] >= MAPPED_FROM}
+            mapped = {key: array for key, array in large.items() if array is not None}
         with np.load(file, allow_pickle=False) as arrays:
-            loaded = {key: arrays[key] for key in promised}
+            loaded = {key: mapped[key] if key in mapped else arrays[key] for key in promised}
     except ConfigError:
         raise
     except Exception as error:  # whatever reading raises, the file is broken
@@ -44,12 +51,30 @@ def load(request: Request) -> Source:
     return source_of(train, test, str(file))
 
 
+def _mapped(archive: zipfile.ZipFile, name: str, file: Path) -> np.ndarray | None:
+    """Return an array that lies in the file as it is, mapped into memory; None where it is compressed, or in other order."""
+    place = archive.getinfo(name)
+    with archive.open(name) as opened:
+        shape, by_columns, dtype = _header(opened)
+        start = opened.tell()
+    if place.compress_type != zipfile.ZIP_STORED or by_columns or dtype.hasobject:
+        return None
+    with file.open("rb") as content:
+        content.seek(place.header_offset + LOCAL_HEADER - 4)
+        lengths = np.frombuffer(content.read(4), "<u2")
+    return np.memmap(file, dtype, "r", place.header_offset + LOCAL_HEADER + int(lengths.sum()) + start, shape)
+
+
+def _header(opened: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether columns come first, and type of the array that a file holds from its next byte on."""
+    version = np.lib.format.read_magic(opened)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(opened)
+
+
 def _promised(archive: zipfile.ZipFile, name: str) -> int:
     """Return how many bytes an array takes by its header; raises ValueError where that is not what the archive holds."""
     with archive.open(name) as opened:
-        version = np.lib.format.read_magic(opened)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(opened)
+        shape, _, dtype = _header(opened)
         size, held = prod(shape) * dtype.itemsize, archive.getinfo(name).file_size - opened.tell()
     if size != held and not dtype.hasobject:
         raise ValueError(f"the header of {name} promises {size:,} bytes, but there are {held:,}")
