@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedact import plan
-from fedact.models import MODELS, pretraining
+from fedact.models import make_model, pretraining
 from fedact.simulate import main
 from tests.support.refusal import quiet_home, refused  # noqa: F401
 
@@ -168,7 +168,7 @@ def test_missing_cifar_without_network_names_what_to_put_where(dataset, capsys, 
 
 def weights_file(tmp_path, name: str, **changes) -> Path:
     torch.manual_seed(0)
-    tensors = {**MODELS["mobilenet_v2"](10, 0.1).state_dict(), **changes}
+    tensors = {**make_model("mobilenet_v2", 10, 0.1).state_dict(), **changes}
     file = tmp_path / name
     if file.suffix == ".pth":
         torch.save(tensors, file)
@@ -179,7 +179,7 @@ def weights_file(tmp_path, name: str, **changes) -> Path:
 
 def with_metadata(tmp_path, **metadata) -> Path:
     file = tmp_path / "weights.safetensors"
-    save_file(MODELS["mobilenet_v2"](10, 0.1).state_dict(), file, metadata)
+    save_file(make_model("mobilenet_v2", 10, 0.1).state_dict(), file, metadata)
     return file
 
 
@@ -212,7 +212,7 @@ WEIGHTS = {
     "pth with numbers as names": lambda tmp: pickled(tmp / "w.pth", {1: torch.zeros(1), "a": torch.zeros(1)}),
     "pth of nothing": lambda tmp: pickled(tmp / "w.pth", {}),
     "another width": lambda tmp: weights_file(tmp, "w.safetensors"),
-    "another model": lambda tmp: pickled(tmp / "w.pth", MODELS["resnet18"](10, 1.0).state_dict()),
+    "another model": lambda tmp: pickled(tmp / "w.pth", make_model("resnet18", 10).state_dict()),
     "infinite": lambda tmp: weights_file(tmp, "w.pth", **{"classifier.1.bias": torch.full((10,), float("inf"))}),
     "mean of words": lambda tmp: with_metadata(tmp, mean="bright"),
     "mean of nothing": lambda tmp: with_metadata(tmp, mean="[]"),

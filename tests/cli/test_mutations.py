@@ -18,7 +18,7 @@ import fedact
 from fedact import plan, simulate
 from fedact.config.errors import ConfigError
 from fedact.federation import planning, server
-from fedact.models import MODELS, pretraining
+from fedact.models import make_model, pretraining
 from tests.support.mutations import MUTATIONS, mutate
 from tests.support.refusal import quiet_home  # noqa: F401
 from tests.support.runs import CHECKPOINT, ONE, REPLANNED, STATES
@@ -74,7 +74,7 @@ def originals(tmp_path_factory) -> Path:
     labels = {f"y_{part}": np.arange(len(found)) % 10 for part, found in images.items()}
     np.savez(folder / "data.npz", **{f"x_{part}": found for part, found in images.items()}, **labels)
     torch.manual_seed(0)
-    tensors = MODELS["mobilenet_v2"](10, 0.1).state_dict()
+    tensors = make_model("mobilenet_v2", 10, 0.1).state_dict()
     save_file(tensors, folder / "weights.safetensors", {"resolution": "32", "mean": "[0.5, 0.5, 0.5]"})
     torch.save(tensors, folder / "weights.pth")
     boards = {

@@ -196,9 +196,9 @@ def test_figures_that_a_killed_process_did_not_draw_are_drawn(tmp_path):
 
 def test_several_seeds_go_on_from_any_folder(tmp_path, monkeypatch):
     weights = tmp_path / "weights.safetensors"
-    from fedact.models import MODELS
+    from fedact.models import make_model
 
-    save_file(MODELS["mobilenet_v2"](10, 0.1).state_dict(), weights)
+    save_file(make_model("mobilenet_v2", 10, 0.1).state_dict(), weights)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     command = [*SMALL, "--layers", "0", "--rounds", "1", "--method", "exact", "--seeds", "2", "--weights", weights.name]

@@ -10,7 +10,7 @@ import pytest
 
 import fedact
 from fedact.federation import server
-from fedact.models import MODELS
+from fedact.models import make_model
 from fedact.nn.surgery import trained_layers
 from fedact.reports.run import figures as plots
 from fedact.reports.run import tables as report
@@ -35,7 +35,7 @@ def mixed(tmp_path_factory) -> Path:
 
 
 def test_each_layer_says_how_many_clients_trained_it(mixed):
-    plans, model = json.loads((mixed / "plans.json").read_text())["vanilla"], MODELS["mobilenet_v2"](10, 0.25)
+    plans, model = json.loads((mixed / "plans.json").read_text())["vanilla"], make_model("mobilenet_v2", 10, 0.25)
     seen = []
     for row in (row for row in rows(mixed) if row["kind"] == "round"):
         took_part = [
