@@ -13,6 +13,7 @@ from fedact.config import spec
 from fedact.config.budgets import size_text
 from fedact.config.choice import Count, Measure, Rate, Trial
 from fedact.config.errors import ConfigError
+from fedact.config.updates import WHOLE
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Plan:
     round after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers
     and lr were chosen; none where both were given, or nothing could be tried. floor_bytes: of one image, see
     ``measure.floor``; batch_bytes: of a micro-batch's raw images and labels; both None in plans from before there were any.
+    update: what of the trained layers is trained; those that need no input for it are not in ``kept``.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -101,6 +103,7 @@ class Plan:
     trials: tuple[Trial, ...] = ()
     floor_bytes: Count | None = None
     batch_bytes: Count | None = None
+    update: str = WHOLE
 
     @property
     def error_per_layer(self) -> float | None:

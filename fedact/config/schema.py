@@ -19,6 +19,7 @@ from fedact.config.settings.method import MethodSettings
 from fedact.config.settings.model import ModelSettings
 from fedact.config.settings.running import RunningSettings
 from fedact.config.settings.training import TrainingSettings
+from fedact.config.updates import WHOLE
 
 GROUPS: tuple[type[Settings], ...] = (
     FleetSettings, BudgetSettings, MethodSettings, ModelSettings, DataSettings, TrainingSettings, RunningSettings,
@@ -86,6 +87,12 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
     def _dealt_to_a_number_of_clients(self) -> "Config":
         if self.clients is None and natural_clients(self.partition) is None:
             raise ValueError("--clients is None: it is a number where the partition is dealt")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_are_trained_with_layers(self) -> "Config":
+        if self.train_norm and self.update != WHOLE:
+            raise ValueError(f"--train-norm is for --update {WHOLE}, not for --update {self.update}")
         return self
 
     @model_validator(mode="after")

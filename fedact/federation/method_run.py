@@ -115,8 +115,8 @@ class MethodRun:
 
     def start(self) -> dict[str, Tensor]:
         """Return the initial weights of every tensor that some plan trains."""
-        names = {name for plan in self.book.plans.values() for name in self.names_of(plan)}
-        return {name: tensor for name, tensor in self.experiment.start.items() if name in names}
+        names = dict.fromkeys(name for plan in self.book.plans.values() for name in self.names_of(plan))
+        return self.workspace.start_of(names)
 
     def row(self, number: int, client: int, status: str, reason: str | None = None, **figures: Any) -> Row:
         """Return a client's row of a round; what was not measured stays null."""
@@ -125,7 +125,7 @@ class MethodRun:
             "kind": "client", "method": self.method, "seed": self.config.seed, "round": number, "client": client,
             "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
             "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "recompute": plan.recompute,
-            "floor_bytes": plan.floor_bytes,
+            "update": plan.update, "floor_bytes": plan.floor_bytes,
             "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client)[0],
             **figures,
         }  # fmt: skip

@@ -10,6 +10,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.federation.planning import calibration_batch
 from fedact.models.tasks import task_loss
+from fedact.nn.adaptation import adapt
 from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, trained_layers
 from fedact.training.local import micro_step
@@ -21,6 +22,8 @@ def check_plan(workspace: Workspace, method: str, plan: Plan, what: str) -> None
     config = workspace.experiment.config
     if (plan.method, plan.scope, plan.batch_size) != (method, config.scope, config.batch_size):
         raise ConfigError(f"{what} is for {plan.method}, {plan.scope} bytes and batches of {plan.batch_size}")
+    if plan.update != config.update:
+        raise ConfigError(f"{what} is for update {plan.update}, not for {config.update}")
     if plan.status == "skipped":
         return
     if plan.lr is None and config.lr == "auto":
@@ -43,7 +46,8 @@ def _check_layers(workspace: Workspace, plan: Plan) -> None:
     if config.layers not in ("auto", plan.layers) and plan.status == "ok":
         raise ValueError(f"it trains {plan.layers} layers, not {config.layers}")
     names = [kept.name for kept in plan.kept]
-    missing = set(trained_layers(workspace.model_with({}), plan.layers, config.train_norm)) - set(names)
+    model = adapt(workspace.model_with({}), plan.layers, plan.update)
+    missing = set(trained_layers(model, plan.layers, config.train_norm)) - set(names)
     if missing or len(set(names)) < len(names):
         raise ValueError(f"it keeps the inputs of {', '.join(names)}")
 

@@ -71,6 +71,7 @@ def plan_for(
         loss=task_loss,
         most_layers=choice.layers if choice else None,
         recompute=config.recompute,
+        update=config.update,
     )
     plan = replace(plan, copy_bytes=plan.gradient_bytes if keeps_received_weights(config) else 0)
     if choice is None or plan.status == "skipped":

@@ -16,7 +16,8 @@ from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, shallow_copy
 from fedact.models.tasks import task_loss
-from fedact.nn.surgery import body_layers, count_text, restore
+from fedact.nn.restoration import uninstall
+from fedact.nn.surgery import body_layers, count_text
 
 Case = tuple[str, float]
 """A layer and a cosine."""
@@ -91,7 +92,7 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
 
     A layer that is called several times is captured at its first call.
     """
-    plain = restore(shallow_copy(model)).eval().requires_grad_(False)
+    plain = uninstall(shallow_copy(model)).eval().requires_grad_(False)
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 

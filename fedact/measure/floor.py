@@ -13,7 +13,8 @@ from fedact.measure.step import shallow_copy
 from fedact.nn.graph import named_modules
 from fedact.nn.layers import DROPOUTS, NORMS
 from fedact.nn.layers.base import ChannelNorm
-from fedact.nn.surgery import restore, trained_layers
+from fedact.nn.restoration import uninstall
+from fedact.nn.surgery import trained_layers
 from fedact.torch_private import blind
 
 ELEMENTWISE = {
@@ -59,7 +60,7 @@ def floor(model: nn.Module, example: Tensor | tuple[Tensor, Tensor], layers: int
     x = next(iter(example), None) if isinstance(example, tuple | list) else example
     if not isinstance(x, Tensor) or not x.dim() or not len(x):
         raise ConfigError("an example is a batch of images, or a pair of images and labels")
-    plain = restore(shallow_copy(model)).eval().requires_grad_(False)
+    plain = uninstall(shallow_copy(model)).eval().requires_grad_(False)
     for name in [] if layers is None else trained_layers(plain, layers):
         plain.get_submodule(name).requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(layers is not None):

@@ -6,6 +6,7 @@ from fedact.config.errors import ConfigError
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics
 from fedact.nn.layers import CONVOLUTIONS, SMOOTH
+from fedact.nn.layers.parts import keeps_input, part_of
 
 POSITIONS = "cpb_mlp"
 """The part of torchvision's and timm's Swin version 2 that makes position biases: its input is no activation."""
@@ -65,6 +66,7 @@ def _named_heads(model: nn.Module) -> list[str]:
 def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> list[str]:
     """Return the names of the trained layers: the last ``layers`` of its ``body_layers``, then the head.
 
+    Of an adapted model without those whose update needs no input (see ``nn.adaptation``).
     With ``train_norm`` (and layers above 0) also every batch norm with scale and shift after the first of them.
     Raises ConfigError where the model has fewer layers, or where nothing would be trained.
     """
@@ -74,6 +76,9 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
     trained = names[len(names) - layers :] + head(model)
     if not trained:
         raise ConfigError("the model has no head: layers must be at least 1, not 0")
+    if not (kept := [name for name in trained if keeps_input(model.get_submodule(name))]):
+        raise ConfigError("the model has no head, and an update that keeps no inputs needs one to train")
+    trained = kept
     if not (train_norm and layers):
         return trained
     modules = named_modules(model)
@@ -84,6 +89,12 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and has_statistics(module)
     }
     return trained + [name for name, norm in norms.items() if norm.affine]
+
+
+def light_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers of which an update trains parts whose gradient needs no input."""
+    parts = {name: part_of(module) for name, module in named_modules(model)}
+    return [name for name, part in parts.items() if part is not None and part.names and not part.keeps_input]
 
 
 def smooth_activations(model: nn.Module) -> list[str]:

@@ -14,6 +14,7 @@ from fedact.nn.channels import layers_over_last
 from fedact.nn.gradient_path import as_text, downstream, keeping_functions
 from fedact.nn.graph import consumers, named_modules, product_factors
 from fedact.nn.layers import (
+    LOW_RANK,
     NORMS,
     PLAIN,
     SAVES_LESS,
@@ -37,9 +38,10 @@ from fedact.nn.layers import (
     lean_class,
     plain_class,
 )
+from fedact.nn.layers.parts import part_of
 from fedact.nn.prefix import chunks
 from fedact.nn.rematerialization import Rematerializations, rematerializations
-from fedact.nn.restoration import TRAINABLE, restore
+from fedact.nn.restoration import TRAINABLE, uninstall
 from fedact.nn.streams import install as streams
 from fedact.nn.streams import pyramid
 from fedact.nn.uncompressed import GATES, warn
@@ -71,17 +73,19 @@ def install(
 ) -> nn.Module:
     """Make the named layers trainable, with their inputs saved by these methods, and freeze the rest; returns the model.
 
-    In place, after ``restore``. seed: of the methods' random numbers, plus the layer's place in ``methods``. prefix_chunk,
-    tiles: how the frozen prefix runs, see ``chunks.install``. room: bytes for the wide maps of an inverted residual that
-    runs in streams; None for none. Warns of layers whose activations autograd still saves. Raises ConfigError for a room
-    with a method that saves everything, and for tiles where nothing can be tiled.
+    In place, after ``uninstall``; of layers that an update adapted, its parts. seed: of the methods' random numbers, plus
+    the layer's place in ``methods``. prefix_chunk, tiles: how the frozen prefix runs, see ``chunks.install``. room: bytes for
+    the wide maps of an inverted residual that runs in streams; None for none. Warns of layers whose activations autograd
+    still saves. Raises ConfigError for a room with a method that saves everything, and for tiles where nothing can be tiled.
     """
     check_initialized(model)
-    restore(model)
+    uninstall(model)
     saves_less = all(method.traits.saves_less for method in methods.values())
     chains = [] if room is None else streams.find(model, methods, room)
     pyramids = [] if room is None else pyramid.find(model, methods)
-    trained = [name for name in methods if has_weights(model.get_submodule(name))]
+    parts = {name: part for name, module in named_modules(model) if (part := part_of(module)) is not None}
+    light = [name for name, part in parts.items() if part.names and name not in methods]
+    trained = [*(name for name in methods if has_weights(model.get_submodule(name))), *light]
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
     with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
@@ -96,9 +100,15 @@ def install(
     for place, (name, method) in enumerate(methods.items()):
         module = model.get_submodule(name)
         for parameter in own_parameters(module):
-            parameter.requires_grad_(has_weights(module))
-        if saves_less and _swap(module, HAVE_CODEC):
+            parameter.requires_grad_(has_weights(module) and name not in parts)
+        if saves_less and _swap(module, LOW_RANK["kept"] if name in parts else HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place, name in over_last)  # type: ignore[assignment]
+    for name, part in parts.items():
+        module = model.get_submodule(name)
+        for parameter_name in part.names:
+            module.get_parameter(parameter_name).requires_grad_(True)
+        if part.scale is not None and (not saves_less or name in light):
+            _swap(module, LOW_RANK["light" if saves_less else "plain"])
     for _, module in named_modules(model):
         _swap(module, SAVES_LESS if saves_less else PLAIN)
     _share_inputs(model)

@@ -12,6 +12,7 @@ from torch.fx import Node
 from fedact.compression import Method
 from fedact.nn.graph import may_change, named_modules, traced
 from fedact.nn.layers import CONVOLUTIONS, NORMS
+from fedact.nn.layers.parts import part_of
 
 REPEATABLE = (
     nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU,
@@ -57,6 +58,9 @@ def rematerializations(
     output, one convolution farther than an input, where a source is near enough. gradient_path: names of the modules on it.
     streamed: names of the modules that run in streams, which nothing here is made from (see ``streams.rematerialization``).
     """
+    if any(part_of(module) is not None for module in model.modules()):
+        # What an update adds to a layer is no part of a chain.
+        return Rematerializations({}, {}, {})
     methods = {name: method for name, method in methods.items() if name in gradient_path and name not in streamed}
     reach = max((method.recompute for method in methods.values()), default=0)
     if not reach:

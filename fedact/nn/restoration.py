@@ -7,6 +7,7 @@ from torch import nn
 from fedact.nn.blocks import Block
 from fedact.nn.graph import named_modules
 from fedact.nn.layers import Swapped
+from fedact.nn.layers.parts import merge, part_of
 from fedact.nn.prefix import chunks
 from fedact.nn.streams import install as streams
 
@@ -19,13 +20,21 @@ ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment
 def restore(model: nn.Module) -> nn.Module:
     """Undo ``compress`` or ``apply``, in place: plain layers, the same parameters trainable as before; returns the model.
 
-    What was put into the model since stays as it is.
+    What was put into the model since stays as it is. Low-rank updates are added to the weights that they are beside.
 
     >>> import fedact, torch
     >>> model = fedact.compress(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), "exact", layers=1)
     >>> type(model[0]).__name__, type(fedact.restore(model)[0]).__name__
     ('CompressedConv2d', 'Conv2d')
     """
+    for _, module in named_modules(uninstall(model)):
+        if part_of(module) is not None:
+            merge(module)
+    return model
+
+
+def uninstall(model: nn.Module) -> nn.Module:
+    """Undo what ``install`` did, in place; what an update added to layers stays. Returns the model."""
     for _, module in named_modules(model):
         chunks.restore(module)
         if isinstance(module, Swapped):

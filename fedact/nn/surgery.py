@@ -11,6 +11,8 @@ from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.config.sizes import parse_bytes
+from fedact.config.updates import WHOLE, Layers, make_update
+from fedact.nn.adaptation import adapt
 from fedact.nn.body import body_layers, convolutions, count_text, head, smooth_activations, trained_layers
 from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import named_modules
@@ -53,6 +55,7 @@ def compress(
     seed: int = 0,
     room: int | str | None = None,
     recompute: int = 0,
+    update: str = WHOLE,
 ) -> nn.Module:
     """Freeze all but the last ``layers`` of the ``body_layers`` and the head, and save their inputs compressed, in place.
 
@@ -61,9 +64,11 @@ def compress(
     run a few channels at a time, forward and backward, and keeps its narrow input alone (see docs/streams.md); None runs
     whole layers, the faster way. recompute: how many convolutions back another saved input may be, for a layer's own, where
     that one is no larger or saved in any case, to be made again from it in the backward pass instead of saved; the
-    method's own, if it has one, stays. Batch norm stays in eval mode and dropout off, as for every method; state_dict keys
-    stay. What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
-    unknown method, too many layers or no size; warns of layers whose activations autograd goes on saving.
+    method's own, if it has one, stays. update: what of these layers is trained: "layers" (whole), "bias" or "lora:rank=4"
+    (see ``fedact.config.updates``); the head always is, whole, and ``restore`` adds a low-rank update to its weight. Batch
+    norm stays in eval mode and dropout off, as for every method; state_dict keys stay, and a low-rank update adds its own.
+    What an earlier ``compress`` or ``apply`` installed is removed first. Returns the model. Raises ConfigError for an
+    unknown method or update, too many layers or no size; warns of layers whose activations autograd goes on saving.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -76,8 +81,10 @@ def compress(
     if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0:
         raise ConfigError(f"recompute is a whole number from 0, not {recompute!r}")
     codec = make_method(method).recomputing(recompute)
-    names = trained_layers(restore(model), layers, train_norm)
     wide = None if room is None else parse_bytes(room)
+    if make_update(update) != Layers() and (train_norm or wide is not None):
+        raise ConfigError(f"{'train_norm' if train_norm else 'room'} is for update {WHOLE}, not for {update}")
+    names = trained_layers(adapt(restore(model), layers, update, seed), layers, train_norm)
     return install(model, assign(model, names + smooth_activations(model), codec), seed, room=wide)
 
 
@@ -91,11 +98,11 @@ def assign(model: nn.Module, names: Iterable[str], method: Method) -> dict[str, 
     return {name: linear if isinstance(each, nn.Linear) and name in heads else method for name, each in modules.items()}
 
 
-def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
+def apply(model: nn.Module, plan: Plan, seed: int = 0, update_seed: int = 0) -> nn.Module:
     """Install a plan's layers and methods in a model, in place; returns the model.
 
-    What an earlier ``compress`` or ``apply`` installed is removed first. seed: of the methods' random numbers. Raises
-    ConfigError for a plan of another model.
+    What an earlier ``compress`` or ``apply`` installed is removed first. seed: of the methods' random numbers; update_seed:
+    of a low-rank update's first factors. Raises ConfigError for a plan of another model.
 
     >>> import fedact, torch
     >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
@@ -105,6 +112,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']
     """
+    adapt(restore(model), plan.layers, plan.update, update_seed)
     install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes, plan.tiles)
     for block in blocks_of(model):
         block.examples = plan.micro_batch

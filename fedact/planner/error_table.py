@@ -25,8 +25,10 @@ from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import IDENTITIES
 from fedact.nn.layers import CONVOLUTIONS, Masked
 from fedact.nn.layers.base import has_weights
+from fedact.nn.layers.parts import part_of
 from fedact.nn.rematerialization import Rematerializations, call_nodes
-from fedact.nn.surgery import install, restore
+from fedact.nn.restoration import uninstall
+from fedact.nn.surgery import install
 from fedact.planner.saved_inputs import SavedInput, path_to_activation
 from fedact.planner.sensitivity import (
     ExactGradients,
@@ -191,7 +193,7 @@ def measure_table(
     loss: Loss,
 ) -> ErrorTable | None:
     """Return the table for a batch, taken at once; None for a network out of the ordinary."""
-    calls, modules = call_nodes(restore(model)), dict(model.named_modules())
+    calls, modules = call_nodes(uninstall(model)), dict(model.named_modules())
     slope_layers = [name for saved in saved_inputs for name in saved.slope_layers]
     paths = {name: path_to_activation(calls[name], modules) for name in slope_layers if name in calls}
     between = [node for path in paths.values() for node in path[:-1]]
@@ -223,7 +225,8 @@ def measure_table(
 
 def _is_usual(module: nn.Module) -> bool:
     """Tell whether a layer's weight is a parameter of its own, not computed from others."""
-    return type(module) in LAYERS and module._parameters.get("weight") is not None and has_weights(module)
+    usual = type(module) in LAYERS and part_of(module) is None
+    return usual and module._parameters.get("weight") is not None and has_weights(module)
 
 
 def _passes_slope(modules: Mapping[str, nn.Module], node: Node) -> bool:

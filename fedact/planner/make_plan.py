@@ -10,21 +10,21 @@ from fedact.compression import AUTO, Method, choose_method, method_name
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Kept, Plan
 from fedact.config.sizes import parse_bytes
+from fedact.config.updates import WHOLE, update_name
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
 from fedact.nn.surgery import install, methods_of, recompute_of, rematerialized_inputs, trained_parameters
-from fedact.planner.allocation import ByteAllocation
+from fedact.planner.adapted_depths import adapted
 from fedact.planner.example_check import fixed_randomness, valid_example
-from fedact.planner.fixed_method import FixedMethodSearch
 from fedact.planner.garbage import older_objects_left_out
-from fedact.planner.peak_prediction import PeakPrediction
-from fedact.planner.problem import Methods, Problem, make_problem
-from fedact.planner.search import Solution, Solver, depths_for, search
+from fedact.planner.problem import Problem, make_problem
+from fedact.planner.search import Solution, depths_for, search
 from fedact.planner.slowdown import SlowdownLimit, batch_flops
 from fedact.planner.smaller_images import least_inference, skipped_reason
+from fedact.planner.solvers import least_bytes, problem_at, runs_forward, solver_of, whole_solver
 from fedact.planner.spare_budget import with_spare_budget
 from fedact.planner.step_error import step_error
-from fedact.planner.step_memory import VanillaStep, floor_bytes, inference_peak_bytes, measure_step, vanilla_step
+from fedact.planner.step_memory import VanillaStep, floor_bytes, vanilla_step
 from fedact.training.threads import threads_for
 
 DIGITS = 4
@@ -44,6 +44,7 @@ def make_plan(
     train_norm: bool = False,
     most_layers: int | None = None,
     recompute: int | str = "auto",
+    update: str = WHOLE,
 ) -> Plan:
     """Return what a client does under a budget; the model is left as it is.
 
@@ -55,6 +56,8 @@ def make_plan(
     train_norm: also train the batch norms after the first trained convolution. most_layers: what "auto" trains where a
     trial chose it, instead of 8. recompute: how many convolutions back a saved input may be, for another that is no smaller
     to be made again from it; "auto" as the budget asks, 0 where it does not. What the method's own settings say of it stays.
+    update: what of these layers is trained: "layers" (whole), "bias" or "lora:rank=4"; with the last two nothing is made
+    again, and no block runs in streams.
 
     What shrinks to fit, in this order: settings that were not given, micro-batch, recompute, layers (not if given),
     everything but the head, the client itself (status ``skipped``, with the least bytes it would need). Every step's bytes
@@ -78,17 +81,20 @@ def make_plan(
     if recompute != "auto" and (isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0):
         raise ConfigError(f"recompute is a whole number from 0 or auto, not {recompute!r}")
     size = None if budget is None else parse_bytes(budget)
+    if train_norm and update_name(update) != WHOLE:
+        raise ConfigError(f"train_norm is for update {WHOLE}, not for {update}")
     given: dict[str, Any] = {"loss": loss, "momentum": momentum, "train_norm": train_norm, "recompute": recompute}
+    given["update"] = update_name(update)
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]), older_objects_left_out():
         problem = make_problem(model, example, method=choose_method(method), budget=size, scope=scope, **given)
-        limit = SlowdownLimit(problem, max_slowdown)
         depths = depths_for(problem, layers, most_layers)
-        solver = _solver(problem, depths.requested, limit)
-        if _runs_forward(problem, solver) and (solution := search(problem, depths, solver)):
-            return _plan(problem, with_spare_budget(problem, solution, solver), depths.requested, limit)
+        solver = solver_of(problem, depths.requested, max_slowdown)
+        if runs_forward(problem, solver) and (solution := search(problem, depths, solver)):
+            solution, whole = with_spare_budget(problem, solution, solver), problem_at(problem, solver, solution.depth)
+            return _plan(problem, solution, depths.requested, max_slowdown, whole)
         depth = 0 if problem.has_head else depths.candidates[0]
-        return _skipped(problem, _least_bytes(problem, solver, depth), depth, limit)
+        return _skipped(problem_at(problem, solver, depth), least_bytes(solver, depth), depth, max_slowdown)
 
 
 def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor], loss: Loss = F.cross_entropy) -> float:
@@ -101,7 +107,8 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
         given: dict[str, Any] = {"budget": None, "scope": plan.scope, "loss": loss, "room": plan.room_bytes}
-        problem = make_problem(model, example, method=AUTO, **given)
+        problem = make_problem(model, example, method=AUTO, update=plan.update, **given)
+        problem = problem if plan.update == WHOLE else adapted(problem, plan.layers)
         found = step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
         return _rounded(found.error) if found else 0.0
 
@@ -110,25 +117,9 @@ def _rounded(error: float) -> float:
     return float(f"{error:.{DIGITS}g}")
 
 
-def _solver(problem: Problem, deepest: int, limit: SlowdownLimit) -> Solver:
-    method = problem.method
-    free = method == AUTO or (isinstance(method, Method) and method.has_free_settings and problem.budget is not None)
-    return (ByteAllocation if free else FixedMethodSearch)(problem, deepest, limit)
-
-
-def _runs_forward(problem: Problem, solver: Solver) -> bool:
-    """Tell whether a peak budget allows the forward pass on whole maps, or may in streams; if not, no search is needed."""
-    if not problem.has_head or problem.scope == "saved" or solver.may_stream:
-        return True
-    if problem.within_budget(inference_peak_bytes(problem)):
-        return True
-    steps = ((solver.peaks.in_room(schedule.room), methods) for schedule, methods in solver.smallest(0))
-    return any(peaks.schedule([methods], 1) is not None for peaks, methods in steps)
-
-
-def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownLimit) -> Plan:
-    methods, memory, whole = solution.methods, solution.memory, problem
-    problem = replace(problem, room=solution.room)
+def _plan(asked: Problem, solution: Solution, requested: int, max_slowdown: float | None, whole: Problem) -> Plan:
+    """Return the plan of a solution; whole: the problem at its depth, on whole maps."""
+    methods, memory, problem = solution.methods, solution.memory, replace(whole, room=solution.room)
     found = solution.step_error or step_error(problem, methods, solution.micro_batch, solution.observed)
     # The first step alone has the operations that start a method's state.
     if found is None or any(method.traits.reads_state for method in methods.values()):
@@ -137,8 +128,8 @@ def _plan(problem: Problem, solution: Solution, requested: int, limit: SlowdownL
         flops = round(found.flops * problem.batch_size / solution.micro_batch)
     reasons = [f"layers {requested} to {solution.depth}"] if solution.depth < requested else []
     if reasons and not solution.depth and problem.scope == "peak" and problem.method != AUTO:
-        first = problem.depths("auto")[0]
-        least = _least_bytes(problem, _solver(problem, first, limit), first)
+        first, other = asked.depths("auto")[0], replace(asked, room=solution.room)
+        least = least_bytes(solver_of(other, first, max_slowdown), first)
         reasons[0] += "" if problem.within_budget(least) else f" (one layer needs at least {least:,} bytes)"
     if solution.caps is not None:
         reasons.append(f"ranks at most those of variance {solution.caps:g}")
@@ -201,23 +192,15 @@ def _kept(problem: Problem, solution: Solution) -> tuple[Kept, ...]:
     return tuple(entries)
 
 
-def _least_bytes(problem: Problem, solver: Solver, depth: int) -> int:
-    """Return the bytes of the least step at a depth, one example at a time."""
-
-    def measured(peaks: PeakPrediction, methods: Methods) -> int:
-        memory = measure_step(peaks.problem, methods, 1, peaks.least_schedule(methods, 1))
-        return problem.bytes_in_scope(memory)
-
-    steps = [(solver.peaks.in_room(schedule.room), methods) for schedule, methods in solver.smallest(depth)]
-    if problem.scope == "peak":
-        steps = [min(steps, key=lambda step: step[0].least_bytes(step[1], 1))]
-    return min(measured(*step) for step in steps)
-
-
-def _skipped(problem: Problem, least: int, depth: int, limit: SlowdownLimit) -> Plan:
-    inference = least_inference(problem, _solver(problem, 0, limit))
+def _skipped(problem: Problem, least: int, depth: int, max_slowdown: float | None) -> Plan:
+    inference = least_inference(problem, whole_solver(problem, 0, max_slowdown))
     reason = skipped_reason(
-        problem, least, depth, limit, lambda other: _least_bytes(other, _solver(other, depth, limit), depth), inference
+        problem,
+        least,
+        depth,
+        SlowdownLimit(problem, max_slowdown),
+        lambda other: least_bytes(whole_solver(other, depth, max_slowdown), depth),
+        inference,
     )
     unmeasured: dict[str, Any] = {"saved_bytes": None, "state_bytes": None, "peak_bytes": None, "paper_bytes": None}
     return Plan(
@@ -247,4 +230,5 @@ def _common_fields(problem: Problem, vanilla: VanillaStep) -> dict[str, Any]:
         "gradient_bytes": trained,
         "optimizer_bytes": trained if problem.momentum else 0,
         "floor_bytes": floor_bytes(problem),
+        "update": problem.update,
     }

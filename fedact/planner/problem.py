@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from fedact.compression import AUTO, Method
 from fedact.config.errors import ConfigError
+from fedact.config.updates import WHOLE as WHOLE_LAYERS
 from fedact.measure.memory import Memory
 from fedact.models.tasks import Loss
+from fedact.nn.body import light_layers
+from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import (
     body_layers,
     head,
@@ -71,7 +74,8 @@ class Problem:
     x, y: a whole batch. method: "auto" or a given one. budget: bytes in the scope ("saved" or "peak"), None for no bound.
     called: names of the modules that the model calls; others train nothing. momentum: whether the optimizer has any.
     recompute: "auto" or a given one, for methods that have none of their own. room: bytes for the wide maps of a block, of
-    steps that run in streams; None for the fast engine.
+    steps that run in streams; None for the fast engine. update: what of the trained layers is trained; under another than
+    whole layers the model is adapted for one depth (see ``adapted_depths``).
     """
 
     model: nn.Module
@@ -86,6 +90,7 @@ class Problem:
     train_norm: bool = False
     recompute: int | str = "auto"
     room: int | None = None
+    update: str = WHOLE_LAYERS
     _inputs: dict[tuple[frozenset[str], int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -109,8 +114,8 @@ class Problem:
 
     @property
     def plain_model(self) -> nn.Module:
-        """The model without any methods."""
-        return restore(self.model)
+        """The model without any methods, with what an update added to its layers."""
+        return uninstall(self.model)
 
     def trained(self, depth: int) -> list[str]:
         """Return the names of the layers that are trained at a depth, a number of convolutions.
@@ -120,6 +125,10 @@ class Problem:
         if not (trained := self._called_layers(depth)):
             raise ConfigError("the model calls none of the layers that would be trained")
         return trained
+
+    def reached_from(self, depth: int) -> list[str]:
+        """Return the names of the layers that the gradient path of a depth leads to, also those that keep no input."""
+        return [*self.trained(depth), *light_layers(self.model)]
 
     def _called_layers(self, depth: int) -> list[str]:
         return [name for name in trained_layers(self.model, depth, self.train_norm) if name in self.called]

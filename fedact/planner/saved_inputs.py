@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import Node
 
 from fedact.compression import Method
+from fedact.nn.body import light_layers
 from fedact.nn.gradient_path import downstream
 from fedact.nn.layers import SMOOTH
 from fedact.nn.layers.base import has_weights
@@ -40,7 +41,7 @@ def saved_inputs(model: nn.Module, methods: Mapping[str, Method], in_streams: bo
     in_streams: whether its inverted residuals run so.
     """
     trained = [name for name in methods if has_weights(model.get_submodule(name))]
-    gradient_path = downstream(model, trained)
+    gradient_path = downstream(model, [*trained, *light_layers(model)])
     derived = step_rematerializations(model, methods, gradient_path, in_streams)
     streamed = saving_chains(find(model, methods), methods) if in_streams else []
     once = {chain.names()[0]: tuple(chain.inside) for chain in streamed}

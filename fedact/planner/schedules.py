@@ -8,6 +8,7 @@ from math import inf
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
+from fedact.config.updates import WHOLE
 from fedact.nn.streams.find import find
 from fedact.planner.cost_model import step_seconds
 from fedact.planner.peak_prediction import PeakPrediction
@@ -39,7 +40,9 @@ class Schedules:
     def rooms(self) -> tuple[int, ...]:
         """What an example's wide maps may take in streams, the most first; none where nothing runs in streams."""
         problem = self.problem
-        if problem.scope == "saved" or problem.budget is None or not may_stream(problem.method) or not self._blocks(problem):
+        if problem.scope == "saved" or problem.budget is None or problem.update != WHOLE:
+            return ()
+        if not may_stream(problem.method) or not self._blocks(problem):
             return ()
         free = isinstance(problem.method, Method) and problem.method.has_free_settings
         return tuple(max(1, floor_bytes(problem) // share) for share in (FEW_SHARES if free else SHARES))

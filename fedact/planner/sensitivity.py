@@ -16,7 +16,8 @@ from fedact.compression.method import NO_STATE
 from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
 from fedact.nn.rematerialization import call_nodes
-from fedact.nn.surgery import install, restore
+from fedact.nn.restoration import uninstall
+from fedact.nn.surgery import install
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
@@ -121,7 +122,7 @@ def measure_sensitivity(
     trained: the layers with weights, in their order. room: of a step in streams, where no output gradient is to be seen:
     weights' errors are then those of the whole step. The model's methods are changed.
     """
-    called_once = set(call_nodes(restore(model))) if room is None else set()
+    called_once = set(call_nodes(uninstall(model))) if room is None else set()
     install(model, dict.fromkeys(levels[0], Exact()))
     prefix = prefix_outputs(model, batch[0])
     exact = ExactGradients({}, {})
@@ -222,9 +223,12 @@ def take_gradients(model: nn.Module, trained: Sequence[str]) -> dict[str, Tensor
 
 def weight_gradients(model: nn.Module, trained: Iterable[str]) -> dict[str, Tensor]:
     """Return each trained layer's weight gradient."""
-    # Not by ``module.weight``, which a parametrization computes anew: then of the first parameter behind it.
-    weights = {name: [p for key, p in model.get_submodule(name).named_parameters() if key != "bias"] for name in trained}
-    return {name: found[0].grad for name, found in weights.items() if found and isinstance(found[0].grad, Tensor)}
+    # Not by ``module.weight``, which a parametrization computes anew: then of the first trained parameter behind it.
+    weights = {
+        name: [p.grad for key, p in model.get_submodule(name).named_parameters() if key != "bias" and p.requires_grad]
+        for name in trained
+    }
+    return {name: found[0] for name, found in weights.items() if found and found[0] is not None}
 
 
 def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:

@@ -60,7 +60,7 @@ class StepStructure:
     def gradient_path(self, depth: int) -> set[str]:
         """Return the names of the modules that a gradient passes."""
         if depth not in self._paths:
-            self._paths[depth] = downstream(self.problem.plain_model, self.problem.trained(depth))
+            self._paths[depth] = downstream(self.problem.plain_model, self.problem.reached_from(depth))
         return self._paths[depth]
 
     @cached_property
@@ -164,5 +164,5 @@ def _is_relu(module: nn.Module) -> bool:
 def layers_with_input(problem: Problem, depth: int) -> list[str]:
     """Return the layers that save an input: the trained ones, and smooth activation functions on the gradient path."""
     trained = problem.trained(depth)
-    path = downstream(problem.plain_model, trained)
+    path = downstream(problem.plain_model, problem.reached_from(depth))
     return [*trained, *(name for name in smooth_activations(problem.model) if name in path)]

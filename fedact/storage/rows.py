@@ -72,7 +72,8 @@ class ClientRow(TypedDict, total=False):
 
     floor_bytes: the largest input and output of one layer, one image (see ``fedact.measure.floor``). device_bytes: the peak
     with trained weights, gradients, optimizer state, copies and the raw micro-batch. recompute: how many convolutions back,
-    at most, what was made again was computed from (see ``Plan``). All three are null in runs from before there were any.
+    at most, what was made again was computed from (see ``Plan``). update: what of the trained layers was trained. All four
+    are null in runs from before there were any.
     copy_bytes: of the received weights that a strategy or privacy keeps beside those being trained, 0 for none.
     Bytes that travelled (see ``fedact.federation.traffic``): download_bytes of the order, the first one with the whole
     initial model; upload_bytes of the reply, after privacy.
@@ -102,6 +103,7 @@ class ClientRow(TypedDict, total=False):
     trained_layers: Count | None
     micro_batch: Count | None
     recompute: Count | None
+    update: str | None
     num_examples: Count | None
     train_loss: Number | None
     accuracy: Share | None

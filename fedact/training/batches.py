@@ -10,6 +10,7 @@ from fedact.config.paths import cache_folder
 from fedact.config.plan import Plan
 from fedact.data import Augmented, Examples, Loader
 from fedact.nn.prefix.outputs import Positions
+from fedact.nn.adaptation import plain_name
 from fedact.storage.machine import arithmetic
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPrefix, frozen_prefix
@@ -72,7 +73,7 @@ def _batches(workspace: Workspace, plan: Plan, which: str, positions: Positions,
     if part is None:
         return loader
     # A prefix that another plan trains changes from round to round, so its outputs are not cached.
-    steady = not part.reads(moving)
+    steady = not part.reads({*moving, *map(plain_name, moving)})
     if steady:
         if (plan, which) not in workspace.caches:
             workspace.caches[plan, which] = _cache(experiment, part, which)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
+from fedact.nn.adaptation import initial
 from fedact.storage import checkpoints
 from fedact.storage.run import Run, run_folders
 from fedact.training.experiment import Experiment
@@ -25,7 +26,7 @@ def trained_tensors(run: Run, experiment: Experiment, method: str | None = None)
     """Return the tensors that a method trained, from the first seed's last checkpoint; raises as ``trained_model``."""
     name, last = _last_round(run, method)
     tensors = checkpoints.load(run_folders(run.path)[0].checkpoint(name, last))
-    like = {key: tensor for key, tensor in experiment.start.items() if key in tensors}
+    like = initial(tensors, experiment.start, experiment.config.update, experiment.config.seed)
     checkpoints.check_fit(tensors, like, f"the checkpoint of {run.path}")
     return tensors
 

@@ -20,6 +20,7 @@ from fedact.data.partition.size_skew import Iid
 from fedact.measure.step import Batch, prefix_outputs
 from fedact.models.micro_batch import Inputs, scores_of
 from fedact.models.tasks import TASKS, task_loss
+from fedact.nn.adaptation import adapt
 from fedact.nn.prefix.split import PrefixOutputs
 from fedact.nn.surgery import install, smooth_activations, trained_layers, trained_parameters
 from fedact.processes.pool import Workers
@@ -148,6 +149,7 @@ class TrialFleet:
     def _installed(self, layers: int) -> nn.Module:
         """Return the workspace's model, at its start, with exact gradients of so many convolutions and the head."""
         model, config = self.workspace.model_with({}), self.config
+        adapt(model, layers, config.update, config.seed)
         names = [*trained_layers(model, layers, config.train_norm), *smooth_activations(model)]
         return install(model, dict.fromkeys(names, Exact()))
 

@@ -1,6 +1,6 @@
 """A process's experiment with its one model, which all clients train in turn, and measurements of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from fedact.models.initialization import (
 from fedact.models.inputs import check_device_inputs, check_settings, fitted_preprocessing
 from fedact.models.tasks import Outcome
 from fedact.models.weights import fill, fills_encoder_alone, load_into
+from fedact.nn.adaptation import initial, is_factor, merged
 from fedact.nn.layers import LayerCodec
 from fedact.nn.layers.stored_sizes import codecs_of
 from fedact.nn.surgery import apply, reset_states, restore, trained_parameters
@@ -76,8 +77,13 @@ class Workspace:
         """
         self.plan = None
         restore(self.model).zero_grad()
-        fill(self.model, {**self.experiment.start, **tensors})
+        fill(self.model, {**self.experiment.start, **self._plain(tensors)})
         return self.model.eval()
+
+    def _plain(self, tensors: Mapping[str, Tensor], apart: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Return trained tensors as those of the plain model, without the factors of low-rank updates that are apart."""
+        config = self.experiment.config
+        return merged(tensors, self.experiment.start, config.update, config.seed, apart)
 
     def model_under(self, plan: Plan, tensors: Mapping[str, Tensor], seed: int = 0) -> nn.Module:
         """Return the model under a plan, with these tensors in their places; callers leave its layers as they are.
@@ -87,14 +93,20 @@ class Workspace:
         if plan == self.plan:
             # Nothing but these tensors can have changed since.
             with torch.no_grad():
-                for name, tensor in tensors.items():
+                others = self._plain(tensors, self.trained)
+                for name, tensor in (others | {name: tensors[name] for name in self.trained if name in tensors}).items():
                     # Not by its data: an operation is counted, so that copies of the weights are known to be old.
                     parameter = self.trained.get(name)
                     (self.model.get_parameter(name) if parameter is None else parameter).copy_(tensor)
             reset_states(self.codecs, plan, seed)
             return self.model
-        apply(self.model_with(tensors), plan, seed)
+        own = set(filter(is_factor, self.trained_by(plan))) if any(map(is_factor, tensors)) else set()
+        others = {name: tensor for name, tensor in tensors.items() if name not in own}
+        apply(self.model_with(others), plan, seed, self.experiment.config.seed)
         self.plan, self.trained, self.codecs = plan, trained_parameters(self.model), codecs_of(self.model)
+        with torch.no_grad():
+            for name in own.intersection(tensors):
+                self.trained[name].copy_(tensors[name])
         return self.model
 
     def trained_by(self, plan: Plan) -> list[str]:
@@ -102,6 +114,11 @@ class Workspace:
         if plan not in self._trained:
             self._trained[plan] = list(trained_parameters(apply(self.model_with({}), plan)))
         return self._trained[plan]
+
+    def start_of(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the initial values of trained tensors."""
+        config = self.experiment.config
+        return initial(names, self.experiment.start, config.update, config.seed)
 
 
 def prepare(config: Config, side: int | None = None) -> Workspace:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from fedact.config.settings.base import Settings, Switch
+from fedact.config.updates import WHOLE, update_name
 
 
 class MethodSettings(Settings):
@@ -23,12 +24,21 @@ class MethodSettings(Settings):
         description="how many convolutions back a saved input may be, for others to be made again from it instead of saved; "
         "auto: as the budget asks; a method's own derive=N stays",
     )
+    update: str = Field(
+        WHOLE,
+        description="what of these layers is trained: layers (whole), bias, lora:rank=4 (low-rank updates), see --list",
+    )
     train_norm: Switch = Field(False, description="train the scales and shifts of batch norms too")
 
     @field_validator("method", mode="before")
     @classmethod
     def _one_method_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("update")
+    @classmethod
+    def _update_is_known(cls, value: str) -> str:
+        return update_name(value)
 
     @field_validator("method")
     @classmethod

@@ -34,6 +34,7 @@ from fedact.nn.layers.compressed import (
 )
 from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.fused import fuse
+from fedact.nn.layers.low_rank import kept_low_rank, light_low_rank, plain_low_rank
 from fedact.nn.layers.norms import (
     CompressedChannelNorm,
     CompressedGroupNorm,
@@ -109,9 +110,16 @@ SAVES_LESS: Table = {
 SOURCES: Table = {FrozenConv1d: SourceConv1d, FrozenConv2d: SourceConv2d}
 """Replacements for frozen convolutions from whose saved input others are made again."""
 
+LOW_RANK: dict[str, Table] = {
+    name: {kind: make(kind) for kind in (*CONVOLUTIONS, nn.Linear)}
+    for name, make in (("plain", plain_low_rank), ("kept", kept_low_rank), ("light", light_low_rank))
+}
+"""Replacements for layers with a low-rank update: in plain PyTorch, with their input kept by a method, and without it."""
+
 __all__ = [
     "CONVOLUTIONS",
     "DROPOUTS",
+    "LOW_RANK",
     "NORMS",
     "PLAIN",
     "SAVES_LESS",

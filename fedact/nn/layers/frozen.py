@@ -19,7 +19,7 @@ from fedact.torch_private import NormWithStatistics, native_batch_norm_into
 
 
 class _FrozenConvolution(torch.autograd.Function):
-    """A convolution with frozen weights, whose input gradient needs no activation; autograd would save the input."""
+    """A convolution with a frozen weight, whose gradients need no activation; autograd would save the input."""
 
     @staticmethod
     def forward(
@@ -27,19 +27,23 @@ class _FrozenConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.operation, ctx.dtype = x.shape, operation, x.dtype
+        ctx.bias_type = None if bias is None else bias.dtype
         with without_autocast(x):
             return as_output(operation.forward(*in_type(dtype, x, weight, bias)))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        weight = ctx.saved_tensors[0].to(grad_output.dtype)
+        weight, grad_input, grad_bias = ctx.saved_tensors[0].to(grad_output.dtype), None, None
         with without_autocast(grad_output):
-            grad_input = ctx.operation.input_gradient(ctx.shape, grad_output, weight)
-        return grad_input.to(ctx.dtype), None, None, None, None
+            if ctx.needs_input_grad[2]:
+                grad_bias = ctx.operation.bias_gradient(grad_output).to(ctx.bias_type)
+            if ctx.needs_input_grad[0]:
+                grad_input = ctx.operation.input_gradient(ctx.shape, grad_output, weight).to(ctx.dtype)
+        return grad_input, None, grad_bias, None, None
 
 
 class FrozenConvolution(Saving, nn.Module):
-    """A convolution that saves no activation (while its weights are frozen); ``dimensions``: of a batch."""
+    """A convolution that saves no activation (while its weight is frozen); ``dimensions``: of a batch."""
 
     dimensions: ClassVar[int]
     weight: Tensor
@@ -47,11 +51,11 @@ class FrozenConvolution(Saving, nn.Module):
 
     @noted
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < self.dimensions or not is_recorded(x) or runs_plain():
+        if x.dim() < self.dimensions or not is_recorded(x, self.bias) or runs_plain():
             return super().forward(x)  # type: ignore[no-any-return]
         # Once, for a parametrized weight is computed at every reading.
         weight, bias, operation = self.weight, self.bias, convolution_of(self)
-        if is_recorded(weight, bias):
+        if is_recorded(weight):
             return operation.forward(x, weight, bias)
         return apply(_FrozenConvolution, x, weight, bias, operation, autocast_type(x))  # type: ignore[no-any-return]
 
@@ -110,7 +114,9 @@ class _FrozenNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         mean, variance, weight = ctx.saved_tensors
         operation = Normalization(mean, variance, ctx.eps)
-        return operation.input_gradient(grad_output.shape, grad_output, weight), None, None, None, None, None, None
+        grad_bias = operation.bias_gradient(grad_output).to(mean.dtype) if ctx.needs_input_grad[4] else None
+        grad_input = operation.input_gradient(grad_output.shape, grad_output, weight) if ctx.needs_input_grad[0] else None
+        return grad_input, None, None, None, grad_bias, None, None
 
 
 class _FrozenNormActivation(torch.autograd.Function):
@@ -174,12 +180,12 @@ class FrozenNorm(Saving, EvalNorm):
     @noted
     def forward(self, x: Tensor, overwrites: bool = False) -> Tensor:
         """Return the norm of x; overwrites: written over x, which nothing else reads (see ``FusedSequential``)."""
-        if is_recorded(self.weight, self.bias) or runs_plain():
+        if is_recorded(self.weight) or runs_plain():
             return super().forward(x)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         settings = self.running_mean, self.running_var, self.weight, self.bias, self.eps
         overwrites = overwrites and may_be_overwritten(x, settings[0])
-        if is_recorded(x):
+        if is_recorded(x, self.bias):
             return apply(_FrozenNorm, x, *settings, overwrites)  # type: ignore[no-any-return]
         return normalized(x, *settings, overwrites)  # type: ignore[arg-type]
 
