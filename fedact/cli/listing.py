@@ -1,8 +1,9 @@
 """--list: every method, partition, strategy, model, data set and device, from the tables in code."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedact.cli.console import show
 from fedact.compression import AUTO, METHODS
@@ -13,6 +14,7 @@ from fedact.config.privacy import PRIVACY
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import settings_of, spelled
 from fedact.config.strategies import STRATEGIES
+from fedact.config.updates import UPDATES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
 from fedact.data.partition import PARTITIONS
 from fedact.models import MODELS, SEGMENTERS, other_classifiers
@@ -45,7 +47,12 @@ def show_tables(devices: str | None = None) -> int:
     dealt: dict[str, type] = {**PARTITIONS, NATURAL: NaturalClients}
     partitions = [(name, _settings(entry), _first_line(entry)) for name, entry in dealt.items()]
     show(listing("Partitions", ("name", "settings", "who holds what"), partitions), prose=True)
-    for title, table in (("Strategies: what the server makes of updates", STRATEGIES), ("Privacy of an update", PRIVACY)):
+    tables: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("Updates: what of the trained layers is trained", UPDATES),
+        ("Strategies: what the server makes of updates", STRATEGIES),
+        ("Privacy of an update", PRIVACY),
+    )
+    for title, table in tables:
         rules = [
             (name, f"{_first_line(entry)}\nSettings: {_settings(entry)}\nSource: {entry.source}")
             for name, entry in table.items()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ FACTORS = f".{DOWN}", f".{UP}"
 def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0) -> nn.Module:
     """Note on the last ``layers`` of a plain model's body what of them an update trains, in place; returns the model.
 
-    A low-rank update adds its parameters to the layers, in each of which the model's function stays the same: B is 0, and A
-    drawn from the seed and the layer's name. Convolutions in groups (depthwise ones) and subclasses have none: they stay frozen.
-    Raises ConfigError for an unknown update, and for layers that the model does not have.
+    A low-rank update adds its parameters to the layers, which compute what they did: B is 0, and A is drawn from the seed
+    and the layer's name. Convolutions in groups (depthwise ones) have none and stay frozen, as do subclasses of PyTorch's
+    layers. Raises ConfigError for an unknown update, and for layers that the model does not have.
     """
     kind = make_update(update)
     if isinstance(kind, Layers):
@@ -46,7 +47,8 @@ def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0) 
 
 
 def _bias(module: nn.Module) -> tuple[str, ...]:
-    return ("bias",) if module._parameters.get("bias") is not None else ()
+    known = type(module) in LOW_RANK["plain"] or isinstance(module, NORMS)
+    return ("bias",) if known and module._parameters.get("bias") is not None else ()
 
 
 def _add_factors(module: nn.Module, name: str, update: LoRA, seed: int) -> None:
@@ -66,11 +68,11 @@ def first_factor(name: str, weight: Tensor, rank: int, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     drawn = 2 * torch.rand((rank, *weight.shape[1:]), generator=generator) - 1
-    return (drawn * weight[0].numel() ** -0.5).to(weight)
+    return drawn.div_(sqrt(weight[0].numel())).to(weight)
 
 
 def second_factor(weight: Tensor, rank: int) -> Tensor:
-    """Return B as training begins with it: 0, of one tap."""
+    """Return B as training begins with it: 0."""
     return weight.new_zeros(len(weight), rank, *[1] * (weight.dim() - 2))
 
 
@@ -89,9 +91,11 @@ def initial(names: Iterable[str], start: Mapping[str, Tensor], update: str, seed
 
     start: the plain model's tensors. seed: as of ``adapt``.
     """
-    wanted, kind = list(names), make_update(update)
-    found = {name: tensor for name, tensor in start.items() if name in set(wanted)}
-    for name in filter(is_factor, wanted) if isinstance(kind, LoRA) else ():
+    wanted, kind = dict.fromkeys(names), make_update(update)
+    found = {name: tensor for name, tensor in start.items() if name in wanted}
+    if not isinstance(kind, LoRA):
+        return found
+    for name in filter(is_factor, wanted):
         layer, weight = name.rpartition(".")[0], start[plain_name(name)]
         first = name.endswith(DOWN)
         found[name] = first_factor(layer, weight, kind.rank, seed) if first else second_factor(weight, kind.rank)

@@ -74,8 +74,8 @@ def install(
     """Make the named layers trainable, with their inputs saved by these methods, and freeze the rest; returns the model.
 
     In place, after ``uninstall``; of layers that an update adapted, its parts. seed: of the methods' random numbers, plus
-    the layer's place in ``methods``. prefix_chunk, tiles: how the frozen prefix runs, see ``chunks.install``. room: bytes for
-    the wide maps of an inverted residual that runs in streams; None for none. Warns of layers whose activations autograd
+    the layer's place in ``methods``. prefix_chunk, tiles: how the frozen prefix runs, see ``chunks.install``. room: bytes
+    for the wide maps of an inverted residual that runs in streams; None for none. Warns of layers whose activations autograd
     still saves. Raises ConfigError for a room with a method that saves everything, and for tiles where nothing can be tiled.
     """
     check_initialized(model)

@@ -9,8 +9,8 @@ import torch
 from fedact.config.paths import cache_folder
 from fedact.config.plan import Plan
 from fedact.data import Augmented, Examples, Loader
-from fedact.nn.prefix.outputs import Positions
 from fedact.nn.adaptation import plain_name
+from fedact.nn.prefix.outputs import Positions
 from fedact.storage.machine import arithmetic
 from fedact.training.experiment import Experiment
 from fedact.training.frozen_prefix import FrozenPrefix, frozen_prefix

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Codec
-from fedact.compression.operations import Convolution, MatrixProduct, Operation
+from fedact.compression.operations import Convolution, Operation
 from fedact.compression.temporal import Convolution1d, convolution_of
 from fedact.nn.layers.base import Saving, Swapped, made_class, noted
 from fedact.nn.layers.codec import LayerCodec

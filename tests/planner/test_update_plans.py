@@ -1,0 +1,55 @@
+"""Plans under another update than whole layers: what they predict is measured, and no step exceeds the budget."""
+
+import pytest
+import torch.nn.functional as F
+
+import fedact
+from fedact.config.plan import Plan
+from fedact.planner import expected_error
+from tests.support.planned import batch, in_scope, net
+from tests.support.portions import rotated
+
+UPDATES = ["bias", "lora:rank=2", "lora:rank=2,freeze_a=true"]
+METHODS = ["exact", "vanilla", "auto", "hosvd", "quantize", "checkpoint", "exact:derive=2"]
+BATCH = 8
+
+
+def measured(plan: Plan) -> fedact.measure_memory:
+    model, (x, y) = fedact.apply(net(), Plan.from_json(plan.to_json())), batch(BATCH)
+    for _ in range(2):
+        part = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
+        with fedact.measure_memory(model, inputs=part) as memory:
+            (F.cross_entropy(model(part[0]), part[1], reduction="sum") / BATCH).backward()
+    return memory
+
+
+@rotated(3, update=UPDATES, method=METHODS, scope=["peak", "saved"], budget=[None, 30_000, 12_000, 5_000])
+def test_bytes_are_those_measured_and_within_the_budget(update, method, scope, budget):
+    plan = fedact.make_plan(net(), budget, batch(BATCH), method, scope=scope, update=update)
+    assert plan.update == update
+    if plan.status == "skipped":
+        return
+    memory = measured(plan)
+    assert budget is None or in_scope(memory, scope) <= budget
+    if plan.fixed:
+        assert (memory.saved_bytes, memory.state_bytes) == (plan.saved_bytes, plan.state_bytes)
+        assert memory.peak_bytes == plan.peak_bytes or method == "auto"
+    else:
+        assert memory.saved_bytes <= plan.saved_bytes
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_gradients_and_optimizer_state_are_those_of_what_is_trained(update):
+    whole = fedact.make_plan(net(), None, batch(BATCH), "exact", layers=3, momentum=True)
+    plan = fedact.make_plan(net(), None, batch(BATCH), "exact", layers=3, momentum=True, update=update)
+    trained = sum(p.nbytes for p in fedact.apply(net(), plan).parameters() if p.requires_grad)
+    assert plan.gradient_bytes == plan.optimizer_bytes == trained < whole.gradient_bytes
+    assert plan.saved_bytes < whole.saved_bytes or update == "lora:rank=2"
+    assert [kept.name for kept in plan.kept if "lora" not in update] in ([], ["head"])
+
+
+def test_the_error_of_a_first_factors_gradient_is_told_though_training_begins_with_none():
+    plan = fedact.make_plan(net(), None, batch(BATCH), "quantize:bits=2", layers=2, update="lora:rank=2")
+    gentle = fedact.make_plan(net(), None, batch(BATCH), "quantize:bits=8", layers=2, update="lora:rank=2")
+    assert plan.expected_error > 10 * gentle.expected_error > 0
+    assert expected_error(net(), plan, batch(BATCH)) == pytest.approx(plan.expected_error, rel=0.5)
