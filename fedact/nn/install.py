@@ -89,7 +89,7 @@ def install(
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
     with_codec = {name: method for name, method in methods.items() if _replacement(model.get_submodule(name), HAVE_CODEC)}
-    exact = [name for name in trained if methods[name].traits.keeps_input]
+    exact = [name for name in trained if name in light or methods[name].traits.keeps_input]
     functions = as_text(keeping_functions(model, trained, exact, with_codec.keys())) if saves_less else []
     streamed = {name for chain in chains for name in chain.names()}
     rematerialized = rematerializations(model, with_codec if saves_less else {}, gradient_path, streamed)
