@@ -60,7 +60,7 @@ def test_the_trained_model_is_plain_and_the_one_that_was_evaluated(run):
     workspace, model = trained_model(fedact.load_run(run))
     assert model.state_dict().keys() == workspace.experiment.start.keys()
     count = len(workspace.experiment.test)
-    found = evaluate(model, batches_of(workspace, None, (), np.arange(count)), count)
+    found = evaluate(model, batches_of(workspace, None, (), np.arange(count), "test"), count)
     assert found.score == pytest.approx(last["accuracy"], abs=1e-9)
     assert found.loss == pytest.approx(last["loss"], rel=1e-5)
 

@@ -27,12 +27,12 @@ class Tokens(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 6, 4, stride=4)
         self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 6, bias=False), nn.Linear(6, 8)
-        self.head = nn.Linear(8, 5)
+        self.activation, self.head = nn.ReLU(), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).mT
-        x = x + self.second(torch.relu(self.first(x)))
-        return self.head(torch.relu(self.third(x)).mean(1))
+        x = x + self.second(self.activation(self.first(x)))
+        return self.head(self.activation(self.third(x)).mean(1))
 
 
 def pictures() -> nn.Module:
