@@ -22,7 +22,7 @@ from fedact.config.paths import expanded
 from fedact.config.schema import SETTINGS, Config
 
 NODE_WAIT, RESUME = "node-wait", "resume"
-NOT_HERE = ("runtime", "ray_address", "workers")
+NOT_HERE = ("runtime", "ray_address", "workers", "baseline")
 """Fields of Config that mean nothing to ``flwr run``."""
 
 Answer = Callable[[Message, Context], Message]

@@ -75,8 +75,8 @@ class Parser(argparse.ArgumentParser):
         """Add a flag for a field of Config to a group; says: its help, by default the field's own."""
         field = Config.model_fields[name]
         default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "" if default is None or default is False else f" [{default}]"
-        value: dict[str, Any] = {"action": "append" if name == "method" else "store", "metavar": "VALUE"}
+        shown = "" if default is None or default is False or default == "" else f" [{default}]"
+        value: dict[str, Any] = {"action": "append" if isinstance(field.default, tuple) else "store", "metavar": "VALUE"}
         self.group(title).add_argument(
             as_flag(name),
             default=argparse.SUPPRESS,

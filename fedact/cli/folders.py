@@ -9,6 +9,7 @@ from pathlib import Path
 from fedact.cli.console import shell_word
 from fedact.cli.flags import unusable
 from fedact.cli.resume import finished_rounds, merged_config
+from fedact.config.baselines import with_baselines
 from fedact.config.errors import ConfigError, shortened
 from fedact.config.loading import make_config, read_toml
 from fedact.config.schema import Config
@@ -77,5 +78,5 @@ def seed_left(config: Config, seed: int, out: Path, locks: Locks) -> SeedLeft | 
     if folder.records.exists():
         locks.take(folder.path)
         done = finished_rounds(folder, one_seed)
-    finished = len(done) == len(config.method) and min(done.values()) >= config.rounds
+    finished = len(done) == len(with_baselines(config.method, config.baseline)) and min(done.values()) >= config.rounds
     return None if finished else SeedLeft(one_seed, folder, done)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fedact.config.baselines import with_baselines
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.config.own_code import merged_code
@@ -13,7 +14,7 @@ from fedact.storage.run_folder import RunFolder
 
 FREE = ("out", "devices", "cache_size", "ray_address", "tensorboard", "workers")
 """Settings without influence on results; ignored when the configs of a run are compared."""
-GROWING = ("method", "seeds", "code")
+GROWING = ("method", "baseline", "seeds", "code")
 """Settings to which values may be added when a run goes on."""
 AS_GIVEN = ("cache_size", "ray_address", "tensorboard", "workers")
 """Settings taken from the new command line on resume."""
@@ -43,7 +44,8 @@ def merged_config(given: Config, out: Path, begun: Config) -> Config:
         raise ConfigError(f"--out {out} holds a run of one seed, to which none can be added: name a new folder")
     methods = dict.fromkeys([*begun.method, *canonical_methods(given)])
     other = {name: getattr(given, name) for name in AS_GIVEN}
-    grown = {"method": tuple(methods), "seeds": max(given.seeds, begun.seeds), "code": merged_code(begun, given)}
+    grown: dict[str, Any] = {"method": tuple(methods), "baseline": tuple(dict.fromkeys([*begun.baseline, *given.baseline]))}
+    grown |= {"seeds": max(given.seeds, begun.seeds), "code": merged_code(begun, given)}
     return begun.model_copy(update={**grown, **other})
 
 
@@ -58,7 +60,7 @@ def _goes_on(name: str, then: Any, now: Any) -> bool:
     """Tell whether a run that began with one value of a setting may go on with another."""
     if name == "code":
         return dict(then or {}).items() <= dict(now or {}).items()
-    return set(then) <= set(now) if name == "method" else now in (None, then)
+    return set(then) <= set(now) if name in ("method", "baseline") else now in (None, then)
 
 
 def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
@@ -72,7 +74,7 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
         folder.records.unlink()
         return {}
     config = config.model_copy(update={"method": tuple(canonical_methods(config))})
-    began = make_config(rows[0]["config"])
+    began, names = make_config(rows[0]["config"]), with_baselines(config.method, config.baseline)
     for name in Config.model_fields:
         now, then = getattr(config, name), getattr(began, name)
         if name not in FREE and not _goes_on(name, then, now):
@@ -82,7 +84,7 @@ def finished_rounds(folder: RunFolder, config: Config) -> dict[str, int]:
     for number, row in enumerate(rows, start=1):
         if row["kind"] == "run":
             continue
-        fits = row["method"] in config.method and row["round"] <= config.rounds and row["seed"] == config.seed
+        fits = row["method"] in names and row["round"] <= config.rounds and row["seed"] == config.seed
         if not fits or row.get("client", 0) >= config.fleet_size:
             raise ConfigError(f"{folder.records}, line {number}, is of another run than {folder.config}")
     done = {row["method"]: row["round"] for row in rows if row["kind"] == "round"}

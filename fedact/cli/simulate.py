@@ -77,7 +77,7 @@ def show_plans(config: Config) -> int:
     experiment = simulation.experiment
     names = experiment.client_names
     show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by, names), prose=True)
-    show(*(report.plan_table(plan) for plans in simulation.plans.values() for plan in plans.values()))
+    show(*(report.plan_table(plan) for method in simulation.config.method for plan in simulation.plans[method].values()))
     return DONE
 
 

@@ -3,6 +3,7 @@
 A list, ``64KB/none/512KB``, has one budget for each client, in their order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class Budget:
         counts = largest_remainder(np.asarray(self.shares), clients)
         shuffled = np.repeat(np.arange(len(self.sizes)), counts)[generator(seed, Purpose.BUDGETS).permutation(clients)]
         return tuple(self.sizes[position] for position in shuffled)
+
+
+def largest_budget(budgets: Sequence[int | None]) -> int | None:
+    """Return the largest of some budgets in bytes, None where one is no bound."""
+    return None if None in budgets else max(size for size in budgets if size is not None)
 
 
 UNBOUNDED = Budget("none", (None,), (1.0,))

@@ -109,6 +109,12 @@ class Config(RunningSettings, TrainingSettings, DataSettings, ModelSettings, Met
         return self
 
     @model_validator(mode="after")
+    def _baselines_are_simulated(self) -> "Config":
+        if self.baseline and self.runtime == "flower":
+            raise ValueError(f"--baseline {self.baseline[0]} is for a simulation, not for --runtime flower")
+        return self
+
+    @model_validator(mode="after")
     def _workers_are_local(self) -> "Config":
         if self.runtime != "local" and self.workers not in (1, "auto"):
             raise ValueError(f"--workers {self.workers} is for --runtime local, not for --runtime {self.runtime}")

@@ -1,15 +1,18 @@
 """The client's side of Flower: receive plan and tensors, train, measure, reply with the trained tensors."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedact.config.baselines import WITHOUT_A_SERVER
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
+from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
 from fedact.federation.arrays import record_of, tensors_of
 from fedact.federation.client_mods import MODS
@@ -19,6 +22,7 @@ from fedact.models.tasks import Outcome
 from fedact.nn.surgery import load_states
 from fedact.training.batches import client_batches
 from fedact.training.evaluation import evaluate
+from fedact.training.experiment import Experiment
 from fedact.training.local import LocalTraining, train_locally
 from fedact.training.recipe import keeps_received_weights, recipe
 from fedact.training.workspace import Workspace, workspace_of
@@ -62,27 +66,45 @@ def train_on(workspace: Workspace, message: Message) -> Message:
     seed = int(generator(experiment.config.seed, Purpose.METHOD, number, client).integers(2**62))
     model = workspace.model_under(plan, tensors_of(arrays, copy=False), seed)
     load_states(model, plan, tensors_of(states))
-    trained, outcome = _train(workspace, plan, client, number, list(arrays))
+    pool: list[int] = list(order.get("pool", ()))  # type: ignore[arg-type]
+    config = experiment.config
+    if "baseline" in order:
+        config = config.model_copy(update=WITHOUT_A_SERVER)
+    own, held_out = examples_of(experiment, pool or [client])
+    trained, outcome = _train(workspace, config, plan, client, number, (own, held_out), list(arrays))
     tensors = {name: parameter.detach() for name, parameter in workspace.trained.items()}
     if not all_finite(tensors.values()):
         raise FloatingPointError(DIVERGED.format("some weights are not finite"))
     sent = record_of(tensors)
     figures: dict[str, Any] = {
-        "num-examples": len(experiment.parts[client][0]),
+        "num-examples": len(own),
         "accuracy": nan if outcome.score is None else outcome.score,
         **measured_iou(outcome),
         "train-loss": trained.loss,
         **{name.replace("_", "-"): figure for name, figure in vars(trained).items() if name != "loss"},
-        "copy-bytes": stored_bytes(tensors.values()) if keeps_received_weights(experiment.config) else 0,
+        "copy-bytes": stored_bytes(tensors.values()) if keeps_received_weights(config) else 0,
         "seconds": time.monotonic() - started,
     }
     reply = RecordDict({"arrays": sent, "metrics": MetricRecord(figures), "config": ConfigRecord({"client": client})})
     return Message(reply, reply_to=message)
 
 
-def _train(workspace: Workspace, plan: Plan, client: int, number: int, moving: list[str]) -> tuple[LocalTraining, Outcome]:
-    experiment, config = workspace.experiment, workspace.experiment.config
-    own, held_out = experiment.parts[client]
+def examples_of(experiment: Experiment, clients: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the clients' training and of their held-out examples."""
+    own, held_out = zip(*(experiment.parts[client] for client in clients), strict=True)
+    return np.concatenate(own), np.concatenate(held_out)
+
+
+def _train(
+    workspace: Workspace,
+    config: Config,
+    plan: Plan,
+    client: int,
+    number: int,
+    examples: tuple[np.ndarray, np.ndarray],
+    moving: list[str],
+) -> tuple[LocalTraining, Outcome]:
+    experiment, (own, held_out) = workspace.experiment, examples
     cuts = generator(config.seed, Purpose.AUGMENTATION, number, client)
     training, testing = client_batches(workspace, plan, own, held_out, moving, cuts)
     random = generator(config.seed, Purpose.LOCAL_TRAINING, number, client)

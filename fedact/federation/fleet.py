@@ -159,7 +159,17 @@ class FleetGrid(Grid):
         self.weights_name = experiment.start_digest
         self.common: dict[str, str] = {
             "experiment": experiment.config.model_dump_json(
-                exclude={"out", "devices", "method", "data_dir", "ray_address", "tensorboard", "pretrain_from", "workers"}
+                exclude={
+                    "out",
+                    "devices",
+                    "method",
+                    "baseline",
+                    "data_dir",
+                    "ray_address",
+                    "tensorboard",
+                    "pretrain_from",
+                    "workers",
+                }
             ),
             "start": self.weights_name,
             "preprocessing": json.dumps(asdict(experiment.preprocessing)),

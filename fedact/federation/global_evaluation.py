@@ -56,15 +56,13 @@ def evaluate_on_clients(
     records: SharedRecords,
     which: str,
     parts: Iterable[np.ndarray],
-) -> tuple[Outcome, list[Outcome]]:
-    """Return a model's metrics on all of some clients' examples, and on each client's that has any.
+) -> list[Outcome]:
+    """Return a model's metrics on each of some clients' examples; those that have none are left out.
 
     which: name of the examples. parts: each client's positions among these. Other arguments as above.
     """
     asked = [Portion(key, plan, records.share(arrays), positions, which) for positions in parts if len(positions)]
-    counts = _counts(workspace, asked, records)
-    outcomes = [count.outcome() for count in counts]
-    return _joined(counts), outcomes
+    return [count.outcome() for count in _counts(workspace, asked, records)]
 
 
 def _counts(workspace: Workspace, asked: Sequence[Portion], records: SharedRecords) -> list[Count]:

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
+from fedact.config.baselines import CENTRAL, baseline_of
+from fedact.config.budgets import largest_budget
 from fedact.config.errors import BadReply, NoReply
 from fedact.config.faults import Fault, Faults, draw_fault, make_faults
 from fedact.config.natural import natural_clients
@@ -25,8 +28,9 @@ OnRound = Callable[[Row, list[Row]], None]
 
 @dataclass(frozen=True, eq=False)
 class MethodRun:
-    """What every round of a method needs and none changes.
+    """What every round of a method, or of a baseline of it, needs and none changes.
 
+    method: as its rows name it. config: of a baseline without what a server does, see ``config.baselines``.
     experiment_key: the config as JSON, by which workers find their workspace. on_round: called with a round's row and its
     clients' rows once they are written. records: for the workers that evaluate the model.
     """
@@ -45,9 +49,15 @@ class MethodRun:
         return self.workspace.experiment
 
     @cached_property
+    def baseline(self) -> str | None:
+        """The baseline that these rounds are of, None where clients federate."""
+        return baseline_of(self.method)
+
+    @cached_property
     def budgets(self) -> tuple[int | None, ...]:
-        """Each client's budget in bytes, None for no bound."""
-        return self.config.client_budgets()
+        """Each client's budget in bytes, None for no bound; who holds all examples has the largest."""
+        budgets = self.config.client_budgets()
+        return (largest_budget(budgets),) if self.baseline == CENTRAL else budgets
 
     @cached_property
     def faults(self) -> Faults:
@@ -84,7 +94,15 @@ class MethodRun:
         plans = [plan for plan in self.book.plans.values() if plan.status != "skipped"]
         return max(plans, key=lambda plan: plan.layers, default=None)
 
+    def pool(self, number: int) -> list[int]:
+        """Return the clients whose examples lie in one place in a round: those that would train in it; else none."""
+        return self.drawn_clients(number) if self.baseline == CENTRAL else []
+
     def chosen_clients(self, number: int) -> list[int]:
+        """Return the numbers of the clients that are sent an order in a round, rising."""
+        return [0] if self.baseline == CENTRAL else self.drawn_clients(number)
+
+    def drawn_clients(self, number: int) -> list[int]:
         """Return the numbers of the clients that train in a round, rising; the same for every method."""
         count = max(1, round(self.config.sample_fraction * self.config.fleet_size))
         random = generator(self.config.seed, Purpose.CLIENT_SAMPLE, number)
@@ -94,13 +112,21 @@ class MethodRun:
         """Return the names of the tensors that a plan trains."""
         return self.workspace.trained_by(plan)
 
-    def examples_of(self, client: int) -> tuple[int, int]:
-        """Return on how many examples a client trains, and how many it holds out."""
-        return self._examples[client]
+    def examples_of(self, client: int, number: int) -> tuple[int, int]:
+        """Return on how many examples a client trains in a round, and how many it holds out."""
+        training, held_out = zip(*(self._examples[each] for each in self.pool(number) or [client]), strict=True)
+        return sum(training), sum(held_out)
 
-    def too_few(self, client: int) -> str | None:
+    def raw_bytes(self, client: int) -> int:
+        """Return what a client's training examples take as they are: their images, not compressed, and labels or masks."""
+        train = self.experiment.train
+        images, masks = train.images, train.masks
+        targets = 8 if masks is None else prod(masks.shape[1:]) * masks.dtype.itemsize
+        return self._examples[client][0] * (prod(images.shape[1:]) * images.dtype.itemsize + targets)
+
+    def too_few(self, client: int, number: int) -> str | None:
         """Return why a client has too few examples to train, None where it has enough."""
-        examples = sum(self.examples_of(client))
+        examples = sum(self.examples_of(client, number))
         if examples >= self._fewest_examples:
             return None
         return (
@@ -126,14 +152,14 @@ class MethodRun:
             "status": status, "reason": reason, "budget_bytes": plan.budget_bytes, "plan": str(self.key_of(client, number)),
             "trained_layers": plan.layers, "micro_batch": plan.micro_batch, "recompute": plan.recompute,
             "update": plan.update, "floor_bytes": plan.floor_bytes,
-            "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")), "num_examples": self.examples_of(client)[0],
-            **figures,
+            "device_bytes": plan.device_bytes_at(figures.get("peak_bytes")),
+            "num_examples": self.examples_of(client, number)[0], **figures,
         }  # fmt: skip
 
     def missing_row(self, number: int, client: int) -> Row | None:
         """Return the row of a client that is sent no order (skipped, vanished or too late), None where one is sent."""
         plan, fault = self.plan_of(client, number), self.fault_of(client, number)
-        if (reason := self.too_few(client)) or plan.status == "skipped":
+        if (reason := self.too_few(client, number)) or plan.status == "skipped":
             return self.row(number, client, "skipped", reason or plan.reason, seconds=0.0)
         reason = fault.loss_reason(self.config.deadline) if fault else None
         return self.row(number, client, "failed", reason, fault=fault.kind) if fault and reason else None

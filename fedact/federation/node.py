@@ -24,7 +24,7 @@ from fedact.storage import checkpoints
 from fedact.training.workspace import Workspace, prepare_with, workspace_for
 
 KEYS = ("partition-id", "num-partitions", "memory-budget", "data-dir", "own-code")
-NOT_SENT = ("devices", "out", "ray_address", "workers", "data_dir", "weights", "pretrain_from", "method")
+NOT_SENT = ("devices", "out", "ray_address", "workers", "data_dir", "weights", "pretrain_from", "method", "baseline")
 """What of a run's config is the server's own business, or a path on its disk."""
 MOST_CACHED = 3
 _NAME = re.compile(r"[0-9a-f]{32}")

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedact.compression import PICTURES, SERIES, Method, check_for, choose_method, make_method, method_name
+from fedact.config.baselines import baseline_of, method_of
 from fedact.config.choice import Choice, choice_text
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
@@ -161,6 +162,9 @@ def calibrated_states(workspace: Workspace, plan: Plan, tensors: Mapping[str, Te
 
 def canonical_methods(config: Config) -> list[str]:
     """Return the methods' full names; raises ConfigError for one that is unknown or given twice in other words."""
+    for text in config.method:
+        if baseline := baseline_of(text):
+            raise ConfigError(f"--method {text}: write --method {method_of(text)} --baseline {baseline}")
     methods = [choose_method(text) for text in config.method]
     for method in methods if config.layers != 0 else ():
         if isinstance(method, Method):

@@ -66,7 +66,7 @@ class PlanBook:
         """
         if not is_due(self.workspace.experiment.config.replan, number):
             return
-        budgets = dict.fromkeys(self.workspace.experiment.config.client_budgets())
+        budgets = dict.fromkeys(key.budget_bytes for key in self.plans)
         keys = [key for key in (PlanKey(budget, number) for budget in budgets) if key not in self.plans]
         aged = [self.plans[self.key_of(key.budget_bytes, number)] for key in keys]
         again = replan_all(self.workspace, self.key, aged, tensors, self.workers)

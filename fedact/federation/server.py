@@ -10,19 +10,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedact.config.baselines import CENTRAL, LOCAL
 from fedact.config.errors import NoReply
 from fedact.config.plan import PlanKey
 from fedact.config.strategies import make_strategy
 from fedact.federation.aggregation import Aggregation
 from fedact.federation.arrays import record_of, tensors_of
-from fedact.federation.global_evaluation import evaluate_on_clients, evaluate_on_test_set
 from fedact.federation.method_run import MethodRun, OnRound
+from fedact.federation.own_models import OwnModels
 from fedact.federation.replies import in_order, read_reply
-from fedact.federation.traffic import Traffic
-from fedact.models.tasks import Outcome
+from fedact.federation.round_scores import RoundScores, spread
+from fedact.federation.traffic import TRAFFIC
 from fedact.storage import checkpoints
 from fedact.storage.rows import Row
-from fedact.training.forgetting import client_accuracy, forgotten, unheld_accuracy
 
 __all__ = ["MethodRun", "OnRound", "PartialFedAvg", "extremes", "run_method"]
 
@@ -42,16 +42,20 @@ class PartialFedAvg(FedAvg):
         self.arrays = ArrayRecord()
         self.states: dict[PlanKey, ArrayRecord] = {}
         self.trained_by: dict[str, int] = {}
-        self.traffic = Traffic(run.experiment.start)
+        self.traffic = TRAFFIC[run.baseline](run.experiment.start)
         self.aggregation = Aggregation(make_strategy(run.config.strategy))
-        self.unheld_before: float | None = None
+        self.own = OwnModels(run.folder, run.method) if run.baseline == LOCAL else None
+        self.scores = RoundScores(run, self.own)
         self.started = time.monotonic()
 
     def resume(self, done: int, model: dict[str, torch.Tensor]) -> None:
         """Load the server optimizer's state after the last finished round; note what the model could do before the first."""
         rows = self.run.folder.rows()
         self.traffic.resume(row for row in rows if (row["kind"], row.get("method")) == ("client", self.run.method))
-        self.unheld_before = self.run.folder.round_row(self.run.method, 0).get("unheld_accuracy")
+        self.scores.unheld_before = self.run.folder.round_row(self.run.method, 0).get("unheld_accuracy")
+        self.traffic.holders.update(*map(self.run.pool, range(1, done + 1)))
+        if self.own is not None:
+            self.own.resume(done)
         if self.aggregation.optimizer is not None:
             state = checkpoints.load(self.run.folder.server_state(self.run.method, done))
             self.aggregation.optimizer.load(state, model)
@@ -60,7 +64,9 @@ class PartialFedAvg(FedAvg):
         """Return one message for every chosen client that has a plan; a skipped one gets its row at once."""
         number, nodes = server_round + self.offset, sorted(grid.get_node_ids())
         self.started, self.arrays, self.rows, self.trained_by = time.monotonic(), arrays, [], {}
-        self.run.book.replan(number, tensors_of(arrays))
+        if self.own is None:
+            # A plan is made anew by the global model, and who trains alone has none.
+            self.run.book.replan(number, tensors_of(arrays))
         self.clients, messages = {}, []
         for client in self.run.chosen_clients(number):
             node = nodes[client % len(nodes)]
@@ -68,10 +74,14 @@ class PartialFedAvg(FedAvg):
                 self.rows.append(row)
             else:
                 self.clients[node] = client
-                order = self._order(number, client, arrays)
-                self.traffic.note_order(client, order)
+                order = self._order(number, client, self._model_of(client))
+                self.traffic.note_order(client, order, {each: self.run.raw_bytes(each) for each in self.run.pool(number)})
                 messages.append(Message(order, node, "train"))
         return messages
+
+    def _model_of(self, client: int) -> ArrayRecord:
+        """Return the model that a client goes on with: the global one, or its own."""
+        return self.arrays if self.own is None else record_of(self.own.tensors(client, tensors_of(self.arrays)))
 
     def _order(self, number: int, client: int, arrays: ArrayRecord) -> RecordDict:
         plan, config, fault = self.run.plan_of(client, number), self.run.config, self.run.fault_of(client, number)
@@ -83,6 +93,9 @@ class PartialFedAvg(FedAvg):
             "privacy": config.privacy, "damage": corrupt.damage if corrupt else "",
             "damaged": names[int(corrupt.place * len(names))] if corrupt else "",
         }  # fmt: skip
+        if self.run.baseline is not None:
+            pool = self.run.pool(number)
+            order |= {"baseline": self.run.baseline, **({"pool": pool} if pool else {})}
         # On real devices the noise is their own: who knows the seed can take it away again.
         if str(config.runtime) != "flower":
             order["noise-seed"] = config.seed
@@ -99,7 +112,7 @@ class PartialFedAvg(FedAvg):
         number, before = server_round + self.offset, tensors_of(self.arrays)
         collector = self.aggregation.collector()
         for client, reply in in_order(replies, self.clients):
-            plan, (examples, held_out) = self.run.plan_of(client, number), self.run.examples_of(client)
+            plan, (examples, held_out) = self.run.plan_of(client, number), self.run.examples_of(client, number)
             traffic = self.traffic.row(client, reply)
             expected = {name: before[name] for name in self.run.names_of(plan)}
             try:
@@ -108,10 +121,12 @@ class PartialFedAvg(FedAvg):
                 self.rows.append(self.run.failure_row(number, client, error) | traffic)
             else:
                 collector.add(tensors, figures["num_examples"])
+                if self.own is not None:
+                    self.own.keep(client, number, tensors)
                 self.rows.append(self.run.reply_row(number, client, figures | traffic))
         self.rows.sort(key=lambda row: row["client"])
         self.trained_by = collector.trained_by(before)
-        return record_of(self.aggregation.next_model(before, collector)), None
+        return (record_of(self.aggregation.next_model(before, collector)) if self.own is None else self.arrays), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -127,67 +142,37 @@ class PartialFedAvg(FedAvg):
         # The checkpoint first: a round is finished once its rows are there, and then its tensors must be.
         folder, method = self.run.folder, self.run.method
         with ThreadPoolExecutor(1) as aside:
-            saved = aside.submit(checkpoints.save, folder.checkpoint(method, number), tensors)
-            measured = self._evaluate(number, arrays) if due else {}
-            saved.result()
+            saved = None if self.own else aside.submit(checkpoints.save, folder.checkpoint(method, number), tensors)
+            measured = self.scores.of(number, arrays) if due else {}
+            if saved is not None:
+                saved.result()
         row = {
-            "kind": "round", "method": self.run.method, "seed": config.seed, "round": number, **measured,
-            **extremes(self.rows), "trained_by": self.trained_by, "seconds": time.monotonic() - self.started,
+            "kind": "round", "method": self.run.method, "seed": config.seed, "round": number,
+            **extremes(self.rows, each_its_own=self.run.baseline != CENTRAL), **measured, "trained_by": self.trained_by,
+            "seconds": time.monotonic() - self.started,
         }  # fmt: skip
         if self.aggregation.optimizer is not None:
             checkpoints.save(folder.server_state(method, number), self.aggregation.optimizer.state())
         folder.append([*self.rows, row])
+        if self.own is not None:
+            self.own.prune()
         folder.checkpoint(method, number - 1).unlink(missing_ok=True)
         folder.server_state(method, number - 1).unlink(missing_ok=True)
         self.run.on_round(row, self.rows)
         return MetricRecord({name: measured[name] for name in ("accuracy", "loss") if measured.get(name) is not None})
 
-    def _outcome(self, number: int, arrays: ArrayRecord) -> Outcome:
-        """Return the global model's outcome on the whole test set.
 
-        Before round 1 it is the same model for every method: those whose plans run it by the same operations share it.
-        """
-        run, plan = self.run, self.run.deepest_plan
-        known = run.workspace.start_outcomes if number == 0 else {}
-        key = None if plan is None else (plan.layers, plan.method == "vanilla", plan.room_bytes is None)
-        if key not in known:
-            known[key] = evaluate_on_test_set(run.workspace, run.experiment_key, plan, arrays, run.records)
-        return known[key]
+def extremes(rows: list[Row], each_its_own: bool = True) -> Row:
+    """Return a round's figures over its clients: least and mean accuracy, most saved and peak bytes, number of clients.
 
-    def _evaluate(self, number: int, arrays: ArrayRecord) -> Row:
-        """Return the global model's scores after a round, on the whole test set and on its parts."""
-        held, found = self.run.experiment.held, self._outcome(number, arrays)
-        unheld = unheld_accuracy(found, held)
-        if number == 0:
-            self.unheld_before = unheld
-        return {
-            "accuracy": found.score, "client_accuracy": client_accuracy(found, held), "unheld_accuracy": unheld,
-            "forgotten": forgotten(self.unheld_before, unheld), "test_examples": len(self.run.experiment.test),
-            "class_iou": found.class_iou, "loss": found.loss, **self._on_held_out_clients(arrays),
-        }  # fmt: skip
-
-    def _on_held_out_clients(self, arrays: ArrayRecord) -> Row:
-        """Return the global model's scores on the clients that take no part in training; nothing where there are none."""
-        run, held_out = self.run, self.run.experiment.held_out
-        if held_out is None:
-            return {}
-        plan, parts = run.deepest_plan, held_out.parts
-        found, each = evaluate_on_clients(run.workspace, run.experiment_key, plan, arrays, run.records, "held_out", parts)
-        return {
-            "held_out_client_accuracy": found.score,
-            "worst_held_out_client_accuracy": min((one.score for one in each if one.score is not None), default=None),
-            "held_out_client_examples": len(held_out.examples),
-        }
-
-
-def extremes(rows: list[Row]) -> Row:
-    """Return a round's figures over its clients: least accuracy, most saved and peak bytes, number of clients."""
+    each_its_own: whether an accuracy is that of one client's model on its own examples.
+    """
 
     def known(name: str) -> list[Any]:
         return [row[name] for row in rows if row.get(name) is not None]
 
     return {
-        "worst_client_accuracy": min(known("accuracy"), default=None),
+        **spread(known("accuracy") if each_its_own else []),
         "saved_bytes_max": max(known("saved_bytes"), default=None),
         "peak_bytes_max": max(known("peak_bytes"), default=None),
         "clients": len(rows),
@@ -201,7 +186,8 @@ def run_method(grid: Grid, run: MethodRun, done: int | None) -> None:
     start = run.start()
     strategy = PartialFedAvg(run, first_round=(done or 0) + 1)
     if done is not None:
-        start = checkpoints.load_like(run.folder.checkpoint(run.method, done), start)
+        if strategy.own is None:
+            start = checkpoints.load_like(run.folder.checkpoint(run.method, done), start)
         strategy.resume(done, start)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:

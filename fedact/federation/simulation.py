@@ -2,14 +2,18 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedact.config.baselines import CENTRAL, WITHOUT_A_SERVER, baseline_of, method_of, with_baselines
+from fedact.config.budgets import largest_budget
 from fedact.config.errors import ConfigError
 from fedact.config.plan import PlanKey, Plans, plans_from_json, plans_json
 from fedact.config.schema import Config
@@ -51,15 +55,17 @@ class Simulation:
         self.records = SharedRecords(self.workers)
         if config.runtime == "ray":
             check_ray(config)
-        self.methods = canonical_methods(config)
+        methods = canonical_methods(config)
+        self.methods = with_baselines(methods, config.baseline)
         # Every process of the run computes with as many threads: another number gives other roundings.
         config = config.model_copy(update={"threads": config.threads or DEFAULT_THREADS})
         # The budgets are in bytes by now: a run that is repeated does not depend on the file of devices.
-        self.key = config.model_dump_json(exclude={"out", "devices", "method", "tensorboard", "workers"})
+        self.key = config.model_dump_json(exclude={"out", "devices", "method", "baseline", "tensorboard", "workers"})
         self.workspace = workspace_of(self.key)
         share_workspace(self.workspace, self.key, self.workers)
         self.experiment = self.workspace.experiment
-        settings = {"out": None, "method": tuple(self.methods), "tensorboard": config.tensorboard, "workers": config.workers}
+        settings: dict[str, Any] = {"method": tuple(methods), "baseline": config.baseline, "out": None}
+        settings |= {"tensorboard": config.tensorboard, "workers": config.workers}
         self.config = self.experiment.config.model_copy(update=settings)
         self.folder = folder or RunFolder(Path())
         self.done = done or {}
@@ -70,8 +76,12 @@ class Simulation:
             check_start(self.folder.header(), self.experiment, self.folder.records)
         known = self._plans_on_disk() if self.started else {}
         self.added = [method for method in self.methods if method not in known]
-        plans = known | make_all_plans(self.workspace, self.key, self.added, self.workers)
-        self.plans: dict[str, Plans] = {method: plans[method] for method in self.methods}
+        missing = [method for method in self.added if baseline_of(method) is None]
+        plans = known | make_all_plans(self.workspace, self.key, missing, self.workers)
+        self.plans: dict[str, Plans] = {
+            method: plans[method] if method in plans else baseline_plans(method, plans[method_of(method)])
+            for method in self.methods
+        }
 
     def _plans_on_disk(self) -> dict[str, Plans]:
         """Return the plans of a run on disk, replanned ones too; raises ConfigError where one is missing.
@@ -81,11 +91,11 @@ class Simulation:
         plans = plans_from_json(self.folder.read_plans())
         known = [method for method in self.methods if method in plans or method in self.done]
         for method in known:
-            for key in map(PlanKey, self.config.client_budgets()):
+            for key in baseline_keys(method, map(PlanKey, self.config.client_budgets())):
                 if key not in plans.get(method, {}):
                     raise ConfigError(f"{self.folder.plans} lacks the plan '{key}' of {method}")
             for key, plan in plans[method].items():
-                check_plan(self.workspace, method, plan, f"{self.folder.plans}: the plan '{key}' of {method}")
+                check_plan(self.workspace, method_of(method), plan, f"{self.folder.plans}: the plan '{key}' of {method}")
         return {method: plans[method] for method in known}
 
     @cached_property
@@ -124,7 +134,10 @@ class Simulation:
         def main(grid: Grid, context: Context) -> None:
             for method in self.methods:
                 book = PlanBook(method, self.workspace, self.folder, self.plans, self.key, self.workers)
-                job = MethodRun(method, self.config, self.workspace, self.key, book, self.folder, on_round, self.records)
+                config = self.config
+                if baseline_of(method) is not None:
+                    config = config.model_copy(update=WITHOUT_A_SERVER)
+                job = MethodRun(method, config, self.workspace, self.key, book, self.folder, on_round, self.records)
                 run_method(grid, job, self.done.get(method))
 
         with open_grid(self.experiment) if open_grid else self._grid() as grid:
@@ -136,6 +149,19 @@ class Simulation:
         if config.runtime == "ray":
             return RayGrid(config)
         return WorkerGrid(config, self.records, self.experiment.parts.sizes()[0].tolist())
+
+
+def baseline_keys(name: str, keys: Iterable[PlanKey]) -> list[PlanKey]:
+    """Return the keys of a method's plans that a baseline of it has too: before round 1, and of all in one place one."""
+    first = [key for key in dict.fromkeys(keys) if key.first_round == 1]
+    if baseline_of(name) != CENTRAL:
+        return first
+    return [PlanKey(largest_budget([key.budget_bytes for key in first]))]
+
+
+def baseline_plans(name: str, plans: Plans) -> Plans:
+    """Return the plans of a baseline: its method's, without copies that only a server asks for."""
+    return {key: replace(plans[key], copy_bytes=0) for key in baseline_keys(name, plans)}
 
 
 def command(config: Config) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedact.config.baselines import CENTRAL, LOCAL
 from fedact.federation.local_grid import NODE_UNAVAILABLE
 from fedact.storage.rows import Row
 
@@ -32,8 +33,8 @@ class Traffic:
         """Note from the method's rows so far who has the initial model."""
         self.holders |= {row["client"] for row in rows if row.get("download_bytes") is not None}
 
-    def note_order(self, client: int, content: RecordDict) -> None:
-        """Note an order that is sent to a client."""
+    def note_order(self, client: int, content: RecordDict, pool: Mapping[int, int] = {}) -> None:
+        """Note an order that is sent to a client; pool: by client whose examples are to be there, their bytes."""
         self.orders[client] = order_bytes(content) + (0 if client in self.holders else self.model_bytes)
 
     def row(self, client: int, reply: Message | None) -> Row:
@@ -48,11 +49,43 @@ class Traffic:
         return {"upload_bytes": upload, "download_bytes": self.orders[client]}
 
 
+class TrafficAlone(Traffic):
+    """Of clients that train alone: each receives the initial model and its plan once, and nobody sends anything."""
+
+    def note_order(self, client: int, content: RecordDict, pool: Mapping[int, int] = {}) -> None:
+        self.orders[client] = 0 if client in self.holders else self.model_bytes + _plan_bytes(content)
+
+    def row(self, client: int, reply: Message | None) -> Row:
+        return super().row(client, reply) | {"upload_bytes": 0}
+
+
+class TrafficToOnePlace(Traffic):
+    """Of examples that lie in one place: no model travels, but each client's examples do, once. holders: whose are there."""
+
+    def resume(self, rows: Iterable[Row]) -> None:
+        """Rows do not say whose examples were there: the server knows."""
+
+    def note_order(self, client: int, content: RecordDict, pool: Mapping[int, int] = {}) -> None:
+        self.orders[client] = sum(size for each, size in pool.items() if each not in self.holders)
+        self.holders.update(pool)
+
+    def row(self, client: int, reply: Message | None) -> Row:
+        return {"upload_bytes": self.orders[client], "download_bytes": 0}
+
+
+TRAFFIC: dict[str | None, type[Traffic]] = {None: Traffic, LOCAL: TrafficAlone, CENTRAL: TrafficToOnePlace}
+"""By baseline, what travels."""
+
+
 def order_bytes(content: RecordDict) -> int:
     """Return the bytes of an order: the global tensors that some plan trains, methods' states, the plan."""
+    return _tensor_bytes(content) + _plan_bytes(content)
+
+
+def _plan_bytes(content: RecordDict) -> int:
     order = content["config"]
     assert isinstance(order, ConfigRecord)
-    return _tensor_bytes(content) + sum(len(name) + _value_bytes(order[name]) for name in ORDER)
+    return sum(len(name) + _value_bytes(order[name]) for name in ORDER)
 
 
 def reply_bytes(content: RecordDict) -> int:

@@ -72,7 +72,8 @@ def images_trained(config: Config) -> float:
     """
     examples = config.max_examples or (SMALL_EXAMPLES if config.dataset in SMALL_DATASETS else MANY_EXAMPLES)
     side = config.resolution or (SIDE if config.weights in ("none", "pretrain") else LARGE_SIDE)
-    trainings = config.seeds * len(config.method) * config.rounds * config.local_epochs * config.sample_fraction
+    series = len(config.method) * (1 + len(config.baseline))
+    trainings = config.seeds * series * config.rounds * config.local_epochs * config.sample_fraction
     pretrained = config.seeds * config.pretrain_epochs if config.weights == "pretrain" and config.seeds > 1 else 0
     return examples * (trainings + 1.5 * pretrained) * (side / SIDE) ** 2
 

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from fedact.config.baselines import CENTRAL, LOCAL
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -21,6 +23,9 @@ PALETTE = (*COLORS[:6], "#882255", COLORS[6], "#999933", "#44AA99")
 EXACT, FRONTIER, GUIDE = "#555555", "#D0D0D0", "#777777"
 """Colours of exact gradients, of the frontier, and of lines and words that are no data."""
 MARKERS = "osD^vP*Xp<"
+BASELINE_LINES = {LOCAL: ("--", "x"), CENTRAL: (":", "+")}
+"""Dashes and mark of each baseline's lines; no method has these marks."""
+BASELINE_WIDTH = 1.5
 ACCOUNTS = ("peak", "saved")
 """Accounts of bytes that figures show, what is alive first."""
 PERCENT = 100
@@ -49,6 +54,14 @@ def line_style(place: int, width: float, color: str | None = None) -> dict[str, 
         "linewidth": width,
         "markersize": width + 3,
     }
+
+
+def as_baseline(style: Mapping[str, Any], baseline: str | None) -> dict[str, Any]:
+    """Return a method's line as that of a baseline of it: in its colour, thin and broken, with the baseline's own mark."""
+    if baseline is None:
+        return dict(style)
+    dashes, mark = BASELINE_LINES[baseline]
+    return {**style, "linestyle": dashes, "marker": mark, "linewidth": BASELINE_WIDTH, "markersize": BASELINE_WIDTH + 4.5}
 
 
 def draw_by_round(axes: Axes, values: "pd.Series[Any]", style: Mapping[str, Any], label: str) -> None:

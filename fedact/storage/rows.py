@@ -121,9 +121,10 @@ class RoundRow(TypedDict, total=False):
 
     accuracy, loss: on the whole test set, of ``test_examples`` examples. client_accuracy, unheld_accuracy: on the classes
     that clients hold and on those that none holds (see ``fedact.training.forgetting``). forgotten: the fall of
-    unheld_accuracy since round 0, a share, above 0 where it fell. held_out_client_accuracy: on all examples of the clients
-    that take no part in training, held_out_client_examples of them; worst_held_out_client_accuracy: of the worst of these
-    clients; all null where there are none.
+    unheld_accuracy since round 0, a share, above 0 where it fell. worst_client_accuracy, mean_client_accuracy: over the
+    round's clients, each on its own held-out examples. held_out_client_accuracy: over the clients that take no part in
+    training, weighted by their held_out_client_examples; worst_held_out_client_accuracy: of the worst of them; all null
+    where there are none. In rows of ``local:METHOD`` scores of a global model are the mean over the clients' own models.
     """
 
     kind: Required[Literal["round"]]
@@ -138,6 +139,7 @@ class RoundRow(TypedDict, total=False):
     class_iou: list[Share | None] | None
     loss: Number | None
     worst_client_accuracy: Share | None
+    mean_client_accuracy: Share | None
     held_out_client_accuracy: Share | None
     worst_held_out_client_accuracy: Share | None
     held_out_client_examples: Count | None

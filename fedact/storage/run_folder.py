@@ -37,6 +37,14 @@ class RunFolder:
         """Return where a method's trained tensors after a round lie."""
         return self.path / "checkpoints" / f"{_slug(method)}-round-{number:04d}.safetensors"
 
+    def client_checkpoint(self, method: str, client: int, number: int) -> Path:
+        """Return where what one client alone had trained after a round lies."""
+        return self.path / "checkpoints" / f"{_slug(method)}-client-{client:06d}-round-{number:04d}.safetensors"
+
+    def client_checkpoints(self, method: str) -> list[Path]:
+        """Return the files of all clients that train alone."""
+        return sorted((self.path / "checkpoints").glob(f"{_slug(method)}-client-*-round-*.safetensors"))
+
     def server_state(self, method: str, number: int) -> Path:
         """Return where the state of a method's server optimizer after a round lies."""
         return self.path / "checkpoints" / f"{_slug(method)}-server-{number:04d}.safetensors"

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fedact.config.baselines import LOCAL, baseline_of
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
 from fedact.nn.adaptation import initial
@@ -25,6 +26,8 @@ def trained_model(run: Run, method: str | None = None) -> tuple[Workspace, nn.Mo
 def trained_tensors(run: Run, experiment: Experiment, method: str | None = None) -> dict[str, Tensor]:
     """Return the tensors that a method trained, from the first seed's last checkpoint; raises as ``trained_model``."""
     name, last = _last_round(run, method)
+    if baseline_of(name) == LOCAL:
+        raise ConfigError(f"{run.path}: {name} has no model of all clients: each goes on with its own")
     tensors = checkpoints.load(run_folders(run.path)[0].checkpoint(name, last))
     like = initial(tensors, experiment.start, experiment.config.update, experiment.config.seed)
     checkpoints.check_fit(tensors, like, f"the checkpoint of {run.path}")

@@ -4,6 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from fedact.config.baselines import BASELINES
+from fedact.config.errors import unknown
 from fedact.config.settings.base import Settings, Switch
 from fedact.config.updates import WHOLE, update_name
 
@@ -15,6 +17,9 @@ class MethodSettings(Settings):
 
     method: tuple[str, ...] = Field(
         ("hosvd",), min_length=1, description="NAME[:key=value,...], see --list; repeat to compare"
+    )
+    baseline: tuple[str, ...] = Field(
+        (), description="rows to compare with: " + "; ".join(f"{name} ({what})" for name, what in BASELINES.items())
     )
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="trained convolutions from the end; 0 is the head alone"
@@ -30,7 +35,7 @@ class MethodSettings(Settings):
     )
     train_norm: Switch = Field(False, description="train the scales and shifts of batch norms too")
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "baseline", mode="before")
     @classmethod
     def _one_method_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -45,4 +50,13 @@ class MethodSettings(Settings):
     def _no_method_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("each method may be given once")
+        return value
+
+    @field_validator("baseline")
+    @classmethod
+    def _known_baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [name for name in value if name not in BASELINES]:
+            raise unknown("baseline", strange[0], BASELINES)
+        if len(set(value)) < len(value):
+            raise ValueError("each baseline may be given once")
         return value

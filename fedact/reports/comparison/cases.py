@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedact.config.baselines import baseline_of, method_of, with_baselines
 from fedact.config.errors import ConfigError
 from fedact.config.spec import spelled
 from fedact.config.toml import read_table
@@ -15,6 +16,7 @@ from fedact.reports.comparison.comparable import (
     differences_that_matter,
     note_on_test_set,
 )
+from fedact.reports.style import as_baseline, case_styles
 from fedact.storage.rows import SCORE_NAMES, Row, task_of
 from fedact.storage.run import Run, make_run, run_folders
 from fedact.storage.run_folder import RunFolder
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FREE = (
-    "out", "seed", "seeds", "method", "devices", "cache_size", "ray_address", "runtime", "tensorboard", "threads",
-    "data_dir",
+    "out", "seed", "seeds", "method", "baseline", "devices", "cache_size", "ray_address", "runtime", "tensorboard",
+    "threads", "data_dir",
 )  # fmt: skip
 """Settings that tell no two experiments apart."""
 MOST_SETTINGS = 4
@@ -51,9 +53,14 @@ class Case:
         return max((plan["recompute"] for plan in self.plans.values() if plan.get("recompute") is not None), default=None)
 
     @property
+    def baseline(self) -> str | None:
+        """The baseline that it is of its method, None for the method itself."""
+        return baseline_of(self.method)
+
+    @property
     def is_to_mark(self) -> bool:
         """Whether its clients made anything again and its method's name does not say so."""
-        return bool(self.recompute) and "derive=" not in self.method and not self.method.startswith("checkpoint")
+        return bool(self.recompute) and "derive=" not in self.method and not method_of(self.method).startswith("checkpoint")
 
     @property
     def seeds(self) -> list[int]:
@@ -110,6 +117,14 @@ def compare_runs(paths: Iterable[str | Path]) -> Comparison:
     return Comparison(cases, notes, refused, differing if any(differing.values()) else {})
 
 
+def styles_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return each case's line: a baseline has the colour of its run's method, thin and broken, with a mark of its own."""
+    keys = [(case.run, method_of(case.method)) for case in cases]
+    methods = list(dict.fromkeys(keys))
+    styles = case_styles(len(methods))
+    return [as_baseline(styles[methods.index(key)], case.baseline) for key, case in zip(keys, cases, strict=True)]
+
+
 def score_of(cases: Sequence[Case]) -> str:
     """Return the name of these cases' score; they are all of one task."""
     return next((case.run.score_name for case in cases), SCORE_NAMES["classification"])
@@ -149,7 +164,8 @@ def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
     for row in run.headers:
         seed, rounds = row["config"].get("seed"), row["config"].get("rounds")
         done = run.rounds[run.rounds["seed"] == seed].groupby("method")["round"].max().to_dict()
-        for method in dict.fromkeys([*row["config"].get("method", ()), *done]):
+        asked = with_baselines(row["config"].get("method", ()), row["config"].get("baseline") or ())
+        for method in dict.fromkeys([*asked, *done]):
             last = done.get(method)
             if rounds is not None and (last is None or last < rounds):
                 has = "has not begun" if last is None else f"is at round {last} of {rounds}"

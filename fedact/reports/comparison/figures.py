@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedact.reports.comparison.cases import Case, score_of
+from fedact.config.baselines import CENTRAL, LOCAL
+from fedact.reports.comparison.cases import Case, score_of, styles_of
 from fedact.reports.comparison.frontier_figure import accounts_of, accuracy_against_memory
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.safe_text import figure_label, wrapped
@@ -16,7 +17,6 @@ from fedact.reports.style import (
     GUIDE,
     PALETTE,
     PERCENT,
-    case_styles,
     draw_by_round,
     heading,
     legend_below,
@@ -32,9 +32,10 @@ Cases = Sequence[Case]
 
 def accuracy_by_round(cases: Cases) -> Figure:
     """Return the global model's score on the test set by round: the mean over seeds, with a standard deviation as a band."""
-    title = "The global model on the whole test set (band: one standard deviation)"
+    own = "local: the mean of own models; " if any(case.baseline == LOCAL for case in cases) else ""
+    title = f"The global model on the whole test set ({own}band: one standard deviation)"
     figure, axes = _by_round(f"test {score_of(cases)} (%)", title)
-    for case, style in zip(cases, case_styles(len(cases)), strict=True):
+    for case, style in zip(cases, styles_of(cases), strict=True):
         measured = case.rounds.dropna(subset=["accuracy"])
         if measured.empty:
             continue
@@ -53,7 +54,7 @@ def forgetting_by_round(cases: Cases) -> Figure | None:
         return None
     title = "The global model on test examples of classes that no client holds: what falls is forgotten"
     figure, axes = _by_round(f"test {score_of(cases)} on these classes (%)", title)
-    for case, style in zip(cases, case_styles(len(cases)), strict=True):
+    for case, style in zip(cases, styles_of(cases), strict=True):
         mean = case.rounds.dropna(subset=["unheld_accuracy"]).groupby("round")["unheld_accuracy"].mean() * PERCENT
         if len(mean):
             draw_by_round(axes, mean, style, figure_label(case.label))
@@ -68,7 +69,7 @@ def memory_by_round(cases: Cases) -> Figure:
     panels = figure.subplots(len(accounts), sharex=True, squeeze=False)[:, 0]
     for axes, account in zip(panels, accounts, strict=True):
         _prepare(axes, f"{account} bytes")
-        for case, style in zip(cases, case_styles(len(cases)), strict=True):
+        for case, style in zip(cases, styles_of(cases), strict=True):
             name = f"{account}_bytes"
             largest = case.clients.dropna(subset=[name]).groupby("round")[name].max().astype(float)
             if len(largest):
@@ -82,6 +83,9 @@ def memory_by_round(cases: Cases) -> Figure:
 
 def clients_spread(cases: Cases) -> Figure:
     """Return clients' scores on their held-out examples after their last training, a row a case."""
+    styles = dict(zip(cases, styles_of(cases), strict=True))
+    # Where all examples lie in one place there is one model, and no client's.
+    cases = [case for case in cases if case.baseline != CENTRAL] or cases
     names = [wrapped(figure_label(case.label), ROW_LETTERS) for case in cases]
     tallest = max(name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.4 + max(0.45, 0.2 * (tallest + 1)) * len(cases)), layout="constrained")
@@ -89,8 +93,8 @@ def clients_spread(cases: Cases) -> Figure:
     axes.set_xlabel(f"{score_of(cases)} of a client on its own held-out examples (%)")
     plain(axes)
     random = np.random.default_rng(np.random.SeedSequence([0]))
-    for place, (case, style) in enumerate(zip(cases, case_styles(len(cases)), strict=True)):
-        measured = case.clients.dropna(subset=["accuracy"])
+    for place, case in enumerate(cases):
+        style, measured = styles[case], case.clients.dropna(subset=["accuracy"])
         last = measured.loc[measured.groupby(["seed", "client"])["round"].idxmax()]["accuracy"].astype(float) * PERCENT
         if last.empty:
             continue

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from fedact.reports.comparison.cases import Case, score_of
+from fedact.reports.comparison.cases import Case, score_of, styles_of
 from fedact.reports.comparison.statistics import figures_of
 from fedact.reports.label_placement import obstacles, write
 from fedact.reports.safe_text import figure_label
@@ -20,7 +20,6 @@ from fedact.reports.style import (
     LETTERS,
     PERCENT,
     Point,
-    case_styles,
     frontier,
     heading,
     legend_below,
@@ -57,7 +56,11 @@ def accuracy_against_memory(cases: Sequence[Case]) -> Figure:
     panels[0].set_ylabel(f"test {score} at the end (%)")
     heading(figure, f"{score[0].upper()}{score[1:]} against activation memory (bars: one standard deviation over seeds)")
     marks = {account: _marks(cases, account) for account in accounts}
-    best = {account: frontier((mark.point for mark in marks[account]), highest=True) for account in accounts}
+    # Baselines answer another question than what a fleet can learn: they are drawn, but are no frontier.
+    best = {
+        account: frontier((mark.point for mark in marks[account] if mark.case.baseline is None), highest=True)
+        for account in accounts
+    }
     for axes, account in zip(panels, accounts, strict=True):
         _draw(axes, marks[account], best[account], account, named=account == accounts[-1])
     if max(map(len, marks.values())) > MOST_NAMED or any(len(case.label) > LETTERS // 2 for case in cases):
@@ -71,7 +74,7 @@ def accuracy_against_memory(cases: Sequence[Case]) -> Figure:
 
 def _marks(cases: Sequence[Case], account: str) -> list[Mark]:
     marks = []
-    for case, style in zip(cases, case_styles(len(cases)), strict=True):
+    for case, style in zip(cases, styles_of(cases), strict=True):
         figures = figures_of(case, 1)
         if (size := figures[f"{account}_bytes"]) and figures["accuracy"] is not None:
             point = float(size), PERCENT * figures["accuracy"]

@@ -16,8 +16,9 @@ Figures = dict[str, Any]
 
 
 def target_accuracy(cases: Sequence[Case]) -> float:
-    """Return a share of the best final accuracy, the mean over seeds."""
-    finals = [last_round(case.rounds)["accuracy"].astype(float) for case in cases]
+    """Return a share of the best final accuracy, the mean over seeds; baselines set no target, where there are methods."""
+    methods = [case for case in cases if case.baseline is None] or cases
+    finals = [last_round(case.rounds)["accuracy"].astype(float) for case in methods]
     return DEFAULT_SHARE * max((float(final.mean()) for final in finals if len(final)), default=0.0)
 
 
@@ -67,6 +68,7 @@ def _scores(case: Case, target: float) -> Figures:
         "forgotten": mean(last["forgotten"]),
         "accuracy_best": mean(case.rounds.groupby("seed")["accuracy"].max()),
         "loss": mean(last["loss"]),
+        "mean_client_accuracy": mean(last_round(case.rounds, "mean_client_accuracy")["mean_client_accuracy"]),
         "worst_client_accuracy": mean(last_round(case.rounds, "worst_client_accuracy")["worst_client_accuracy"]),
         "target_accuracy": target,
         "rounds_to_target": float(reached.mean()) if len(reached) == len(case.seeds) else None,

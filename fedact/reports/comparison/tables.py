@@ -49,6 +49,7 @@ LEARNING: dict[str, Cell] = {
     "best": lambda figures: percent(figures["accuracy_best"]),
     "clients' classes": lambda figures: percent(figures["client_accuracy"]),
     "forgotten": lambda figures: points(figures["forgotten"]),
+    "mean client": lambda figures: percent(figures["mean_client_accuracy"]),
     "worst client": lambda figures: percent(figures["worst_client_accuracy"]),
     "held-out clients": lambda figures: percent(figures["held_out_client_accuracy"]),
     "worst of these": lambda figures: percent(figures["worst_held_out_client_accuracy"]),
@@ -104,9 +105,11 @@ REPLICATION_TITLE = (
 """Columns of the paper's independent replication by its definitions, and all bytes beside them."""
 HOW_TO_READ = {
     "accuracy": "of the global model on the whole test set at the end; mean and sample standard deviation over seeds",
+    "local:, central:": "each client alone, accuracy the mean over their own models; all examples in one place, one model",
     "standard error": "of accuracy, binomial: what another draw of as many test examples would change; none for a mean IoU",
     "clients' classes": "accuracy on the classes that clients hold, in the clients' proportions",
     "forgotten": "the fall of accuracy since round 0, in points, on test examples of classes that no client holds",
+    "mean client": "the clients' models, each on its own held-out examples after its last training",
     "worst client": "the worst client's model on its own held-out examples after its last training",
     "held-out clients": "accuracy of the global model at the end on all examples of clients that took no part in training",
     "rounds to target": "the first round whose accuracy reaches the target, mean over seeds",
@@ -127,7 +130,7 @@ HOW_TO_READ = {
 OF_MEAN_IOU = "intersection over union of a class's pixels as they are and as predicted, the mean over classes; "
 
 
-OF_SOME = ("held-out clients", "worst of these")
+OF_SOME = ("mean client", "held-out clients", "worst of these")
 """Columns that are left out where no case has them."""
 
 

@@ -2,37 +2,55 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from fedact.config.baselines import LOCAL, baseline_of, method_of
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.run.memory_figure import axes_by_round, memory_by_round, width_of_line
 from fedact.reports.run.partition_figure import partition_figure
 from fedact.reports.safe_text import figure_label
-from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, draw_by_round, line_style, png
+from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, as_baseline, draw_by_round, legend_below, line_style, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def accuracy_by_round(run: Run) -> Figure:
     """Return the global model's score on the test set by round, a line a method, the mean over seeds."""
     figure, axes = axes_by_round(f"test {run.score_name} (%)")
     measured = run.rounds.dropna(subset=["accuracy"])
-    for place, (method, rows) in enumerate(measured.groupby("method", sort=False)):
-        mean = rows.groupby("round")["accuracy"].mean() * PERCENT
-        draw_by_round(
-            axes, mean, line_style(place, width_of_line(place)), figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end")
-        )
-    axes.set_title("The global model on the whole test set", loc="left", fontsize=TITLE_SIZE)
-    axes.legend(frameon=False, loc="best")
+    methods = list(dict.fromkeys(map(method_of, measured["method"])))
+    for method, rows in measured.groupby("method", sort=False):
+        mean, place = rows.groupby("round")["accuracy"].mean() * PERCENT, methods.index(method_of(str(method)))
+        style = as_baseline(line_style(place, width_of_line(place)), baseline_of(str(method)))
+        draw_by_round(axes, mean, style, figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end"))
+    baselines = {baseline_of(str(method)) for method in measured["method"].unique()}
+    title = f"The global model on the whole test set{' (local: the mean of own models)' if LOCAL in baselines else ''}"
+    axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
+    if baselines == {None}:
+        axes.legend(frameon=False, loc="best")
+    else:
+        legend_below(figure)
     return figure
 
 
+def without_baselines(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of methods alone."""
+    return rows[rows["method"].map(lambda method: baseline_of(str(method)) is None)]
+
+
 def forgetting_by_round(run: Run) -> Figure:
-    """Return by round what the score is made of: on classes that clients hold (lines), and that none holds (dashed)."""
+    """Return by round what the score is made of: on classes that clients hold (lines), and that none holds (dashed).
+
+    Of methods alone: two lines of each are as many as one can tell apart.
+    """
     figure, axes = axes_by_round(f"test {run.score_name} (%)")
-    for place, (method, rows) in enumerate(run.rounds.groupby("method", sort=False)):
+    for place, (method, rows) in enumerate(without_baselines(run.rounds).groupby("method", sort=False)):
         for name, dashes in (("client_accuracy", "-"), ("unheld_accuracy", "--")):
             mean = rows.dropna(subset=[name]).groupby("round")[name].mean() * PERCENT
             label = figure_label(method) if name == "client_accuracy" else ""

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedact.config.baselines import baseline_of
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import TITLE_SIZE, draw_by_round, line_style, measured_accounts, plain, short_size, size_axis
 from fedact.storage.run import Run
@@ -59,7 +60,9 @@ def _prepare(axes: Axes, ylabel: str) -> None:
 
 def _draw_clients(axes: Axes, run: Run, account: str) -> None:
     name = f"{account}_bytes"
-    clients = run.clients.dropna(subset=[name])
+    # A baseline's clients hold what its method's do.
+    own = run.clients["method"].map(lambda method: baseline_of(str(method)) is None)
+    clients = run.clients[own].dropna(subset=[name])
     for place, (method, rows) in enumerate(clients.groupby("method", sort=False)):
         style = line_style(place, width_of_line(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):

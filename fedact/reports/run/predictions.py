@@ -10,6 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from torch import nn
 
+from fedact.config.baselines import LOCAL, baseline_of
 from fedact.config.errors import ConfigError
 from fedact.data import Loader
 from fedact.data.masks import VOID
@@ -121,7 +122,8 @@ def predictions_of(run: Run) -> Figure:
     Of more methods than there is room for, the first; of several seeds the first. Raises ConfigError where the run's data
     or its checkpoints are gone.
     """
-    methods = [str(method) for method in dict.fromkeys(run.rounds["method"])][:MOST_METHODS]
+    named = [str(method) for method in dict.fromkeys(run.rounds["method"])]
+    methods = [method for method in named if baseline_of(method) != LOCAL][:MOST_METHODS]
     workspace, _ = trained_model(run, methods[0])
     experiment = workspace.experiment
     masks = experiment.test.masks

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fedact.config.baselines import LOCAL, baseline_of
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
 
@@ -24,8 +25,18 @@ def score_parts(run: Run, rounds: "pd.DataFrame") -> dict[str, str]:
         f"{run.score_name} on the clients' classes": _change(first, last, "client_accuracy"),
         f"{run.score_name} on classes no client holds": _change(first, last, "unheld_accuracy"),
         "forgotten of these": points(fall),
+        **_own_examples(run, rounds),
         **_held_out_clients(run, first, last),
     }
+
+
+def _own_examples(run: Run, rounds: "pd.DataFrame") -> dict[str, str]:
+    """Return the row of the clients' scores on what each holds out; none of a run from before there was a mean."""
+    last = last_round(rounds, "mean_client_accuracy")
+    average, worst = mean(last["mean_client_accuracy"]), mean(last["worst_client_accuracy"])
+    if average is None or worst is None:
+        return {}
+    return {f"{run.score_name} of clients on their own examples": f"{100 * average:.1f} % (worst {100 * worst:.1f} %)"}
 
 
 def _held_out_clients(run: Run, first: "pd.DataFrame", last: "pd.DataFrame") -> dict[str, str]:
@@ -50,13 +61,13 @@ def last_round(rounds: "pd.DataFrame", name: str = "accuracy") -> "pd.DataFrame"
 def standard_error_of(run: Run, last: "pd.DataFrame") -> float | None:
     """Return the standard error of a run's accuracy after its last rounds; None for a mean IoU, and in old records.
 
-    Pixels of one scene are not independent of each other, so their number says nothing of a mean IoU's error.
+    Pixels of one scene are not independent of each other, so their number says nothing of a mean IoU's error; nor are
+    several models' results on one example, so None for a mean over the clients' own models too.
     """
-    return (
-        None
-        if task_of(run.config) == "segmentation"
-        else standard_error(mean(last["accuracy"]), mean(last["test_examples"]))
-    )
+    own = any(baseline_of(str(method)) == LOCAL for method in last["method"])
+    if own or task_of(run.config) == "segmentation":
+        return None
+    return standard_error(mean(last["accuracy"]), mean(last["test_examples"]))
 
 
 def standard_error(accuracy: float | None, examples: float | None) -> float | None:

@@ -86,8 +86,8 @@ def summary(run: Run) -> Table:
     for method in dict.fromkeys(run.rounds["method"]):
         table.add_column(str(method), justify="right", overflow="fold")
         columns.append(run_figures(run, str(method)))
-    for name in columns[0] if columns else ():
-        table.add_row(name, *(column[name] for column in columns))
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "-") for column in columns))
     return table
 
 

@@ -10,7 +10,7 @@ from fedact.storage.rows import Row
 from fedact.storage.run_folder import RunFolder
 
 OF_ROUND = (
-    "accuracy", "client_accuracy", "unheld_accuracy", "forgotten", "loss", "worst_client_accuracy",
+    "accuracy", "client_accuracy", "unheld_accuracy", "forgotten", "loss", "worst_client_accuracy", "mean_client_accuracy",
     "held_out_client_accuracy", "peak_bytes_max", "saved_bytes_max", "seconds",
 )  # fmt: skip
 OF_CLIENTS = ("train_loss", "accuracy", "peak_bytes", "saved_bytes", "device_bytes", "upload_bytes")
