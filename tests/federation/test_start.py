@@ -4,7 +4,7 @@ import pytest
 
 from fedact.config.errors import ConfigError
 from fedact.config.loading import make_config
-from fedact.federation import client, server
+from fedact.federation import client, round_scores
 from fedact.simulate import main
 from fedact.training.workspace import close_workspaces, workspace_of
 from tests.support.runs import FEW, FEW_SETTINGS, rows
@@ -19,8 +19,8 @@ def test_a_process_that_starts_from_other_weights_trains_nothing():
 
 
 def test_methods_share_the_first_evaluation_which_is_that_of_each_alone(tmp_path, monkeypatch):
-    evaluated, evaluate = [], server.evaluate_on_test_set
-    monkeypatch.setattr(server, "evaluate_on_test_set", lambda *given: evaluated.append(1) or evaluate(*given))
+    evaluated, evaluate = [], round_scores.evaluate_on_test_set
+    monkeypatch.setattr(round_scores, "evaluate_on_test_set", lambda *given: evaluated.append(1) or evaluate(*given))
 
     def first_rounds(name: str, *methods: str) -> list[dict]:
         close_workspaces()

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 import fedact
-from fedact.federation import server
+from fedact.federation import server, traffic
 from fedact.federation.local_grid import LocalGrid
 from fedact.simulate import main
 from fedact.storage.checkpoints import load
@@ -45,8 +45,8 @@ def clients(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("privacy", ["none", "local_dp"])
 def test_rows_say_what_flower_serializes(privacy, exchanged, tmp_path, monkeypatch):
     initial = []
-    plainly = server.Traffic.__init__
-    monkeypatch.setattr(server.Traffic, "__init__", lambda it, start: (initial.append(dict(start)), plainly(it, start))[1])
+    plainly = traffic.Traffic.__init__
+    monkeypatch.setattr(traffic.Traffic, "__init__", lambda it, start: (initial.append(dict(start)), plainly(it, start))[1])
     assert main([*RUN, "--privacy", privacy, "--out", str(tmp_path / "run")]) == 0
     found = clients(tmp_path / "run")
     assert len(found) == len(exchanged) == 4
