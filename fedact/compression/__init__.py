@@ -12,13 +12,16 @@ from fedact.compression.lowrank.hooi import Tucker
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.lowrank.lance import LANCE
 from fedact.compression.lowrank.svd import SVD, ChannelSVD
-from fedact.compression.method import Compressed, Method, State, Traits
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, shape_of
+from fedact.compression.own import build_own, installed_class, installed_names, own_class, own_name
 from fedact.compression.quantize import Quantize
 from fedact.compression.random_projection import RandomProjection
 from fedact.compression.topk import TopK
 from fedact.compression.transform.transform import Transform
 from fedact.config import spec
+from fedact.config.code import code_label, is_code
 from fedact.config.errors import ConfigError, unknown
+from fedact.config.spec import settings
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
@@ -46,14 +49,35 @@ AUTO = "auto"
 def make_method(text: str | Method) -> Method:
     """Return the codec that ``NAME:key=value,...`` names; a codec is returned as it is.
 
-    Raises ConfigError with the nearest match for an unknown name or setting, and for a value that is not allowed.
+    The name may be ``FILE.py:NAME`` or ``package.module:NAME``, a class of your own, whose code is run, or a method that an
+    installed package brings. Raises ConfigError with the nearest match for an unknown name or setting, for a value that is
+    not allowed, and for code that fails or is no method.
 
     >>> make_method("hosvd:variance=0.8") == METHODS["hosvd"](variance=0.8)
     True
     """
-    if isinstance(text, str) and spec.split(text)[0] == AUTO:
+    return text if isinstance(text, Method) else _made(text, runs_code=True)
+
+
+def kept_method(text: str) -> Method:
+    """Return the codec that a plan, a run or a message names: as ``make_method``, but it never runs a user's own code."""
+    return _made(text, runs_code=False)
+
+
+def _made(text: str, runs_code: bool, others: tuple[str, ...] = ()) -> Method:
+    """Return the codec that a text names; others: names that are allowed where the text is from, but are no codec's."""
+    name, written = spec.split(text)
+    if name == AUTO:
         raise ConfigError("auto mixes methods under a plan: it is for make_plan, fedact.plan and fedact.simulate")
-    return text if isinstance(text, Method) else spec.build("method", METHODS, text)
+    if name in METHODS:
+        return spec.fill(METHODS[name], f"method {name}", written, text)
+    if is_code(name):
+        return build_own(own_class(name, runs_code), code_label(name), written, text)
+    if entry := installed_class(name):
+        return build_own(entry, name, written, text)
+    if name.endswith(".py"):
+        raise ConfigError(f"method {name}: write which of its classes, as in {name}:NAME")
+    raise unknown("method", name, (*METHODS, *others, *installed_names()))
 
 
 def choose_method(text: str | Method) -> Method | str:
@@ -61,21 +85,21 @@ def choose_method(text: str | Method) -> Method | str:
     if isinstance(text, Method):
         return text
     name, settings = spec.split(text)
-    if name not in (AUTO, *METHODS):
-        raise unknown("method", name, (AUTO, *METHODS))
     if name == AUTO and settings:
         raise ConfigError(f"method auto has no settings, but {next(iter(settings))!r} was given")
-    return AUTO if name == AUTO else make_method(text)
+    return AUTO if name == AUTO else _made(text, runs_code=True, others=(AUTO,))
 
 
 def method_name(method: Method) -> str:
     """Return the full, canonical name: every setting that is not its default.
 
+    Of a method of your own, with the file's whole path; raises ConfigError for one that no other process could load.
+
     >>> method_name(METHODS["hosvd"](variance=0.8, bits=8))
     'hosvd:variance=0.8,bits=8'
     """
-    name = next(name for name, entry in METHODS.items() if entry is type(method))
-    return spec.spell(name, method)
+    name = next((name for name, entry in METHODS.items() if entry is type(method)), None)
+    return spec.spell(name or own_name(type(method)), method)
 
 
 SERIES, PICTURES = 3, 4
@@ -95,8 +119,8 @@ def published() -> list[str]:
 
 
 __all__ = [
-    "AUTO", "METHODS", "Compressed", "Method", "State", "Traits", "check_for", "choose_method", "make_method",
-    "method_name", "published",
+    "AUTO", "METHODS", "NO_STATE", "Compressed", "Method", "State", "Sweep", "Traits", "check_for", "choose_method",
+    "installed_names", "kept_method", "make_method", "method_name", "published", "settings", "shape_of",
 ]  # fmt: skip
 
 

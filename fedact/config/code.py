@@ -141,6 +141,25 @@ def load_code(text: str, digest: str | None = None) -> Any:
     return found
 
 
+def loaded_code(text: str) -> Any:
+    """Return what code names, where this process has run it already, else None; nothing is run.
+
+    >>> loaded_code("collections.abc:Mapping"), loaded_code("no.such.module:Name")
+    (<class 'collections.abc.Mapping'>, None)
+    """
+    place, _, name = split_code(text)[0].rpartition(":")
+    if place.endswith(".py"):
+        file, modules = str(Path(place).absolute()), list(sys.modules.items())
+        # The last: a file that was changed since is there twice.
+        loaded = [module for key, module in modules if key.startswith(PRIVATE) and vars(module).get("__file__") == file]
+        found: Any = loaded[-1] if loaded else None
+    else:
+        found = sys.modules.get(place)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def file_being_run() -> str | None:
     """Return a file that ``load_code`` is running right now, None where there is none."""
     running = (module for name, module in list(sys.modules.items()) if name.startswith(PRIVATE))

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
+from fedact.config.code import is_code, split_code
 from fedact.config.errors import ConfigError, nearest, shortened, unknown
 
 Entry = TypeVar("Entry")
@@ -17,8 +18,13 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def split(text: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the settings of ``NAME:key=value,...`` as they were written."""
-    name, _, rest = text.strip().partition(":")
+    """Return the name and the settings of ``NAME:key=value,...`` as they were written; a name may be that of code.
+
+    >>> split("hosvd:variance=0.8"), split("mine.py:Half:bits=8")
+    (('hosvd', {'variance': '0.8'}), ('mine.py:Half', {'bits': '8'}))
+    """
+    text = text.strip()
+    name, rest = split_code(text) if is_code(text) else text.partition(":")[::2]
     return name, written_settings(rest, text)
 
 

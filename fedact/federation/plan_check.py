@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedact.compression import make_method
+from fedact.compression import kept_method
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
 from fedact.federation.planning import calibration_batch
@@ -53,7 +53,7 @@ def _check_layers(workspace: Workspace, plan: Plan) -> None:
 
 
 def _check_bytes(plan: Plan) -> None:
-    methods = [make_method(kept.method) for kept in plan.kept]
+    methods = [kept_method(kept.method) for kept in plan.kept]
     if plan.fixed and not all(method.has_fixed_bytes(plan.scope) for method in methods):
         raise ValueError("its bytes are not fixed, though it says so")
     held = plan.saved_bytes if plan.scope == "saved" else plan.peak_bytes

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fedact.compression import PICTURES, SERIES, Method, check_for, choose_method, make_method, method_name
+from fedact.compression import PICTURES, SERIES, Method, check_for, choose_method, kept_method, method_name
 from fedact.config.baselines import baseline_of, method_of
 from fedact.config.choice import Choice, choice_text
 from fedact.config.errors import ConfigError
@@ -146,7 +146,7 @@ def calibration_batch(experiment: Experiment) -> tuple[Tensor, Tensor]:
 
 def is_calibrated(plan: Plan) -> bool:
     """Return whether a method of the plan is calibrated once, on the server's own examples."""
-    return any(make_method(kept.method).traits.calibrated for kept in plan.kept)
+    return any(kept_method(kept.method).traits.calibrated for kept in plan.kept)
 
 
 def calibrated_states(workspace: Workspace, plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

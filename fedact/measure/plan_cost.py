@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import make_method
+from fedact.compression import kept_method
 from fedact.config.plan import Kept, Plan
 from fedact.measure.cost import Clock, time_micro_batches
 from fedact.measure.step import Batch, shallow_copy
@@ -79,7 +79,7 @@ def input_costs(model: nn.Module, plan: Plan, x: Tensor, clock: Clock = time.per
 
 def _saved_cost(timer: "CodecTimer", kept: Kept, name: str, x: Tensor) -> InputCost:
     """Return the cost of saving the named layer's input x by the method of the plan's entry."""
-    images = make_method(kept.method).traits.keeps_input and x.shape == timer.x.shape and torch.equal(x, timer.x)
+    images = kept_method(kept.method).traits.keeps_input and x.shape == timer.x.shape and torch.equal(x, timer.x)
     cap, seconds = 0 if images else kept.cap_bytes, timer.codec(kept.method, x)
     return InputCost(name, tuple(x.shape), kept.method, cap, seconds, kept.expected_error, images=images)
 
@@ -94,7 +94,7 @@ class CodecTimer:
 
     def codec(self, method_name: str, x: Tensor) -> float:
         """Return a step's seconds of compressing and reconstructing x, from the state of an earlier step."""
-        method = make_method(method_name).for_dimensions(x.dim())
+        method = kept_method(method_name).for_dimensions(x.dim())
         state = method.compress(x, method.start(0)).state
         return self._fastest(lambda: method.reconstruct(method.compress(x, state)))
 
@@ -123,7 +123,7 @@ def step_time(
 ) -> StepTime:
     """Return the seconds of a whole step under a plan and in plain training; the first batch is not timed."""
     plain, planned = compress(shallow_copy(model), "vanilla", plan.layers, train_norm), apply(shallow_copy(model), plan)
-    if any(make_method(kept.method).traits.calibrated for kept in plan.kept):
+    if any(kept_method(kept.method).traits.calibrated for kept in plan.kept):
         calibrate(planned, batches[0][0])
     rows = time_micro_batches({"plan": (planned, plan.micro_batch), "plain": (plain, None)}, batches, clock)
     return StepTime(*(min(row[name] for row in rows) for name in ("plan", "plain")))

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedact.compression import PICTURES, SERIES, Method, check_for, make_method
+from fedact.compression import PICTURES, SERIES, Method, check_for, kept_method, make_method
 from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan
@@ -132,7 +132,7 @@ def methods_of(model: nn.Module, plan: Plan) -> dict[str, Method]:
     for kept in plan.kept:
         if kept.name not in names:
             raise ConfigError(f"the plan keeps the input of {kept.name!r}, which the model does not have")
-    return {kept.name: make_method(kept.method).recomputing(plan.recompute) for kept in plan.kept}
+    return {kept.name: kept_method(kept.method).recomputing(plan.recompute) for kept in plan.kept}
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:

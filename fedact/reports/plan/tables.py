@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fedact.compression import make_method, method_name
+from fedact.compression import kept_method, method_name
 from fedact.compression.lowrank.decomposition import LowRank
 from fedact.config.choice import choice_text
 from fedact.config.plan import Plan
@@ -165,7 +165,7 @@ def tensor_table(plan: Plan, parts: Sequence[InputCost]) -> Table:
 
 def _saved(part: InputCost) -> list[str]:
     """Return the row of an input that a method keeps, its settings in their columns."""
-    method = make_method(part.method)
+    method = kept_method(part.method)
     ranks, most = getattr(method, "ranks", None), getattr(method, "max_ranks", None)
     defaults: dict[str, Any] = {field.name: field.default for field in fields(method) if field.name in SETTINGS}
     return [
