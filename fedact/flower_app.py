@@ -156,12 +156,14 @@ def train(message: Message, context: Context) -> Message:
     from fedact.config.plan import Plan
     from fedact.federation.client import train_on
     from fedact.federation.client_mods import with_mods
-    from fedact.federation.node import cache_weights, read_node, workspace_on
+    from fedact.federation.node import cache_weights, digests_of, read_node, workspace_on
 
     node, order, start = read_node(context.node_config), message.content["config"], message.content["start"]
     assert isinstance(order, ConfigRecord)
     assert isinstance(start, ArrayRecord)
-    node.check(int(order["client"]), Plan.from_json(str(order["plan"])))  # type: ignore[arg-type]
+    plan = node.own_plan(Plan.from_json(str(order["plan"])), digests_of(str(order["experiment"])))
+    node.check(int(order["client"]), plan)  # type: ignore[arg-type]
+    order["plan"] = plan.to_json()
     cache_weights(str(order["start"]), start.to_torch_state_dict())
     workspace = workspace_on(node, str(order["experiment"]), str(order["start"]), str(order["preprocessing"]))
     return with_mods(lambda order, _: train_on(workspace, order))(message, context)

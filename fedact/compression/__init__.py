@@ -66,7 +66,7 @@ def kept_method(text: str) -> Method:
 
 def _made(text: str, runs_code: bool, others: tuple[str, ...] = ()) -> Method:
     """Return the codec that a text names; others: names that are allowed where the text is from, but are no codec's."""
-    name, written = spec.split(text)
+    name, written = spec.split(text, (AUTO, *METHODS))
     if name == AUTO:
         raise ConfigError("auto mixes methods under a plan: it is for make_plan, fedact.plan and fedact.simulate")
     if name in METHODS:
@@ -84,7 +84,7 @@ def choose_method(text: str | Method) -> Method | str:
     """Return the codec that a method's text names, or ``auto`` as it is; raises ConfigError as ``make_method`` does."""
     if isinstance(text, Method):
         return text
-    name, settings = spec.split(text)
+    name, settings = spec.split(text, (AUTO, *METHODS))
     if name == AUTO and settings:
         raise ConfigError(f"method auto has no settings, but {next(iter(settings))!r} was given")
     return AUTO if name == AUTO else _made(text, runs_code=True, others=(AUTO,))

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fedact.compression.method import Method
 from fedact.compression.traits import Traits
-from fedact.config.code import PRIVATE, absolute_code, code_label, load_code, loaded_code
+from fedact.config.code import PRIVATE, absolute_code, code_label, is_code, load_code, loaded_code
 from fedact.config.errors import ConfigError
 from fedact.config.spec import fill, refusal
 
@@ -27,15 +27,17 @@ def own_class(name: str, runs_code: bool) -> type[Method]:
     runs_code: whether its code may run; where not, only what this process has run already is found: a plan, a run on disk or
     a message names code, but never runs it. Raises ConfigError where it is no method.
     """
-    found = (
-        load_code(absolute_code(name) if name.startswith("~") else name) if runs_code else loaded_code(absolute_code(name))
-    )
+    full = absolute_code(name)
+    found = load_code(full if name.startswith("~") else name) if runs_code else loaded_code(full)
     if found is None:
         raise ConfigError(
             f"{code_label(name)} is code that was not run here, and what is read runs none: if you trust it, call "
             f"fedact.compression.make_method({name!r}) first"
         )
-    return _checked(found, code_label(name))
+    entry = _checked(found, code_label(name))
+    if runs_code and (other := own_name(entry)) != full and is_code(other):
+        raise ConfigError(f"{code_label(name)} is another name of {other}: write that")
+    return entry
 
 
 def _checked(found: Any, what: str) -> type[Method]:

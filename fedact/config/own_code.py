@@ -1,6 +1,6 @@
 """The code of the user's own that a config names: with which digests a run starts, and when it may run at all."""
 
-from fedact.config.code import absolute_code, check_digest, code_digest, is_code, split_code
+from fedact.config.code import absolute_code, check_digest, code_digest, is_code, load_code, split_code
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 
@@ -29,6 +29,15 @@ def with_code(config: Config) -> Config:
         if text in digests:
             check_digest(text, due)
     return full.model_copy(update={"code": digests or None})
+
+
+def run_code(config: Config) -> None:
+    """Run the code of a config that a run started with, in this process: from here on plans find their methods in it.
+
+    Raises ConfigError where it fails, or is another than the config says.
+    """
+    for text, digest in (config.code or {}).items():
+        load_code(text, digest)
 
 
 def check_code(config: Config, allowed: bool, where: str, permission: str = "--own-code") -> None:

@@ -17,14 +17,18 @@ Entry = TypeVar("Entry")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def split(text: str) -> tuple[str, dict[str, str]]:
+def split(text: str, table: Collection[str] = ()) -> tuple[str, dict[str, str]]:
     """Return the name and the settings of ``NAME:key=value,...`` as they were written; a name may be that of code.
+
+    table: names that are no code, whatever modules there are.
 
     >>> split("hosvd:variance=0.8"), split("mine.py:Half:bits=8")
     (('hosvd', {'variance': '0.8'}), ('mine.py:Half', {'bits': '8'}))
     """
     text = text.strip()
-    name, rest = split_code(text) if is_code(text) else text.partition(":")[::2]
+    name, _, rest = text.partition(":")
+    if name not in table and is_code(text):
+        name, rest = split_code(text)
     return name, written_settings(rest, text)
 
 
@@ -46,7 +50,7 @@ def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
 
     Raises ConfigError for an unknown name or setting, or a value that the entry refuses.
     """
-    name, written = split(text)
+    name, written = split(text, table)
     if name not in table:
         raise unknown(kind, name, table)
     return fill(table[name], f"{kind} {name}", written, text)

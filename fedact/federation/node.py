@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,21 @@ class Node:
             f"the run has code of its own, {code_label(text)}: this node runs none but what its --node-config names as "
             f"own-code, and that is {', '.join(self.own_code) or 'none'} (due is a file of SHA-256 {str(digest)[:12]})"
         )
+
+    def own_plan(self, plan: Plan, digests: Mapping[str, str]) -> Plan:
+        """Return an order's plan with this node's own names of the methods that are code.
+
+        digests: of the run's code, by its names. Raises ConfigError where the node names none such.
+        """
+
+        def named(method: str) -> str:
+            if not is_code(method):
+                return method
+            code, settings = split_code(method)
+            return ":".join(filter(None, (self.own(code, digests.get(code)), settings)))
+
+        kept = tuple(replace(each, method=named(each.method)) for each in plan.kept)
+        return replace(plan, method=named(plan.method), kept=kept)
 
     def check(self, client: int, plan: Plan) -> None:
         """Raise ConfigError for an order that is another's, needs more than this node has, or runs code that is not its."""
@@ -126,17 +141,23 @@ def device_config(sent: str, node: Node) -> Config:
     settings["weights"] = "pretrain" if json.loads(sent)["weights"] == "pretrain" else "none"
     settings["threads"] = min(settings.get("threads") or 1, os.cpu_count() or 1)
     settings["data_dir"] = node.data_dir
-    digests, settings["code"] = settings.get("code") or {}, {}
+    digests = settings.get("code") or {}
+    own = {text: node.own(text, digest) for text, digest in digests.items()}
+    settings["code"] = {own[text]: digest for text, digest in digests.items()} or None
     for key in ("model", "dataset"):
         if is_code(text := str(settings[key])):
-            settings[key] = node.own(text, digests.get(text))
-            settings["code"][settings[key]] = digests[text]
+            settings[key] = own[text] if text in own else node.own(text, None)
     if is_hub(str(settings["dataset"])):
         settings["dataset"] = hub_on_device(str(settings["dataset"]), node.data_dir)
     config = make_config(settings)
     if (rule := natural_clients(config.partition)) and rule.file is not None:
         raise ConfigError(f"partition {config.partition!r} names a file of the server's: this node takes no path from it")
     return config
+
+
+def digests_of(sent: str) -> dict[str, str]:
+    """Return the digests of the code of an order's run, by its names there."""
+    return dict(json.loads(sent).get("code") or {})
 
 
 def workspace_on(node: Node, sent: str, start: str, preprocessing: str) -> Workspace:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedact.config.choice import Choice
 from fedact.config.errors import ConfigError
+from fedact.config.own_code import run_code
 from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator, torch_seed
@@ -57,6 +58,7 @@ class Workspace:
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
+        run_code(experiment.config)
         self.experiment = experiment
         self.model = model
         self.plan: Plan | None = None

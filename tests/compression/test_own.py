@@ -155,6 +155,12 @@ def test_a_method_of_ones_own_trains_as_it_rounds(tmp_path):
     assert 0 < (found - exact).norm() < 1e-3 * exact.norm()
 
 
+def test_a_class_has_one_name(tmp_path):
+    file = write_mine(tmp_path, "Same = Half")
+    with pytest.raises(ConfigError, match=rf"mine\.py:Same is another name of {file}:Half: write that"):
+        make_method("mine.py:Same")
+
+
 def test_a_file_that_was_changed_makes_another_class(tmp_path):
     write_mine(tmp_path)
     first = make_method("mine.py:Half")

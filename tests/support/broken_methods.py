@@ -290,3 +290,5 @@ BROKEN: dict[type[Method], str] = {
     GrowingState: "batch_sizes",
 }
 """The law that each breaks; some break others too."""
+ALSO = {"later_nan": Hides, "tokens": WrongForRows, "series": WrongForRows}
+"""Laws that another law's method breaks as well."""
