@@ -25,6 +25,7 @@ from fedact.models import SCALABLE
 from fedact.models.initialization import SMALL_RESOLUTION
 from fedact.nn.surgery import count_text
 from fedact.processes.pool import Workers
+from fedact.reports.method_label import method_label
 from fedact.reports.plan.figures import plans_against_budget
 from fedact.reports.plan.tables import PlanReport, budgeted_bytes, summary, tensor_table, title
 from fedact.reports.safe_text import escaped
@@ -111,7 +112,7 @@ def _show(make: Maker, methods: list[str], budgets: list[int | None], options: O
         for budget in budgets:
             report = _report(workspace, make, example, method, budget)
             size = "no budget" if budget is None else f"{budget:,} {report.plan.scope} bytes"
-            print(f"\n{report.plan.method}, {size}: {report.plan.status}")
+            print(f"\n{method_label(report.plan.method)}, {size}: {report.plan.status}")
             show(*([tensor_table(report.plan, report.parts)] if report.parts else []), prose=True)
             show(summary(report), prose=True)
     plans = {method: {PlanKey(budget): make(method, budget) for budget in budgets} for method in methods}

@@ -20,6 +20,7 @@ from fedact.config.schema import Config
 from fedact.federation.simulation import OpenGrid, Simulation
 from fedact.federation.worker_grid import start_workers
 from fedact.processes.pool import Workers
+from fedact.reports.method_label import method_label
 from fedact.reports.run import tables as report
 from fedact.reports.run.tensorboard import TensorBoardLog
 from fedact.reports.safe_text import escaped
@@ -180,6 +181,6 @@ def show_end(out: Path, worked: bool) -> int:
     unplanned = (run.clients["status"] == "failed") & run.clients["fault"].isna()
     failed: list[Row] = run.clients[unplanned].to_dict("records")  # type: ignore[assignment]
     for row in failed[:MOST_REASONS]:
-        where = f"{row['method']}, round {row['round']}, client {row['client']}"
+        where = f"{method_label(row['method'])}, round {row['round']}, client {row['client']}"
         print(escaped(f"fedact: {where} failed: {row['reason']}"), file=sys.stderr)
     return FAILED if failed else DONE

@@ -11,6 +11,7 @@ from fedact.compression import make_method, method_name
 from fedact.config.errors import unknown
 from fedact.laws.table import LAWS
 from fedact.laws.verdicts import Verdict, judge
+from fedact.reports.method_label import method_label
 from fedact.reports.run.tables import listing
 from fedact.reports.safe_text import escaped
 from fedact.storage.disk import write_whole
@@ -32,7 +33,7 @@ def check_laws(text: str, chosen: Sequence[str] | None, examples: int, seed: int
     verdicts = [judge(name, LAWS[name], method, examples, seed) for name in chosen or LAWS]
     named = method_name(method)
     rows = [(each.law, each.verdict, each.reason or each.sentence) for each in verdicts]
-    show(listing(f"Laws of {named}", ("name", "", "what was found"), rows), prose=True)
+    show(listing(f"Laws of {method_label(named)}", ("name", "", "what was found"), rows), prose=True)
     failing = [each for each in verdicts if each.verdict == "fails"]
     for each in failing:
         print(escaped_lines(failing_case(named, each)))

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from fedact.config import spec
+from fedact.reports.method_label import method_label
 
 FACTORS = ("hosvd", "tucker", "svd", "channel_svd", "asi", "lance")
 """The methods that save a core and factors; by name, for what shows a table need not load torch."""
@@ -40,7 +41,7 @@ def made_again(recompute: int | None, room: int | None = None) -> str:
 def _way(name: str, settings: list[dict[str, str]]) -> str:
     """Return in which way tensors with these settings of one method are saved."""
     if name not in FACTORS:
-        return "exactly" if name == "exact" else f"by {name}"
+        return "exactly" if name == "exact" else f"by {method_label(name)}"
     fixed = all("ranks" in each for each in settings)
     ranks = [int(rank) for each in settings for rank in each.get("ranks", each.get("max_ranks", "")).split("x") if rank]
     bits = {int(each["bits"]) for each in settings if "bits" in each} - {32}

@@ -17,6 +17,7 @@ from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import IN_STREAMS, MethodMeasurement
 from fedact.measure.rate_distortion import LimitPoint
 from fedact.reports.label_placement import obstacles, write
+from fedact.reports.method_label import method_label
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import (
     EXACT,
@@ -220,7 +221,7 @@ def _label(
             taken += obstacles(axes, [point for point, _ in points if bool(point[1]) == (axes is main)])
     for name, points in families.items():
         color = styles[name]["color"]
-        write(name, places(point for point, _ in reversed(points)), taken, must, color=color, fontsize=9.5)
+        write(method_label(name), places(point for point, _ in reversed(points)), taken, must, color=color, fontsize=9.5)
     steps = [((first[0] * second[0]) ** 0.5, first[1]) for first, second in pairwise(best)]
     if steps:
         write("frontier", places(reversed(steps)), taken, must=False, color=GUIDE, fontsize=9.5, style="italic")

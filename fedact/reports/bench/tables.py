@@ -11,6 +11,7 @@ from fedact.measure.equal_cosine import LARGE, FamilyRatios, LeastBytes
 from fedact.measure.floor import Floor
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.methods import MethodMeasurement
+from fedact.reports.method_label import method_label
 
 COSTS = ("recompute", "peak", "x floor", "saved", "device", "state", "paper", "time", "GFLOP", "x vanilla")
 ERRORS = ("bias²", "variance", "error")
@@ -36,7 +37,7 @@ def cost_table(title: str, measurements: Sequence[MethodMeasurement], floor: Flo
         time = "-" if row.time_ratio is None else f"{row.time_ratio:.2f}x"
         operations = (f"{row.flops / 1e9:.2f}", f"{row.flops_ratio:.2f}x")
         peak = (format_bytes(errors.peak_bytes), multiple)
-        table.add_row(row.name, str(row.recompute), *peak, *map(format_bytes, sizes), time, *operations)
+        table.add_row(method_label(row.name), str(row.recompute), *peak, *map(format_bytes, sizes), time, *operations)
     return table
 
 
@@ -55,7 +56,7 @@ def gradient_table(measurements: Sequence[MethodMeasurement]) -> Table:
         errors = row.gradient_error
         shares = (fmean(errors.bias.values()), fmean(errors.variance.values()), errors.total_error)
         cosines = (f"{errors.cosine[weight]:.4f}" for weight in weights)
-        table.add_row(row.name, *map(_share, shares), *cosines)
+        table.add_row(method_label(row.name), *map(_share, shares), *cosines)
     return table
 
 
@@ -63,7 +64,7 @@ def least_table(title: str, rows: Sequence[LeastBytes]) -> Table:
     """Return the least bytes that each family needs, by layer and cosine."""
     table = _table(f"{title}\nLeast bytes for the weight gradient's cosine with the exact one", "layer")
     families = list(dict.fromkeys(least.family for least in rows))
-    for column in ("cosine", "exact", *families):
+    for column in ("cosine", "exact", *map(method_label, families)):
         table.add_column(column, justify="right", overflow="fold")
     for layer, wanted in dict.fromkeys((least.layer, least.wanted) for least in rows):
         by_family = {least.family: least for least in rows if (least.layer, least.wanted) == (layer, wanted)}
@@ -84,7 +85,7 @@ def ratio_table(ratios: Sequence[FamilyRatios]) -> Table:
         for column in (f"of {baseline}", "worst elsewhere", "more in"):
             table.add_column(column, justify="right", overflow="fold")
     for name, rows in by_family.items():
-        table.add_row(name, *(cell for row in rows for cell in _ratio_cells(row)))
+        table.add_row(method_label(name), *(cell for row in rows for cell in _ratio_cells(row)))
     return table
 
 

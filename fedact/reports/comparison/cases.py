@@ -17,6 +17,7 @@ from fedact.reports.comparison.comparable import (
     note_on_test_set,
 )
 from fedact.reports.style import as_baseline, case_styles
+from fedact.reports.method_label import method_label
 from fedact.storage.rows import SCORE_NAMES, Row, task_of
 from fedact.storage.run import Run, make_run, run_folders
 from fedact.storage.run_folder import RunFolder
@@ -113,7 +114,10 @@ def compare_runs(paths: Iterable[str | Path]) -> Comparison:
     differing = differences(runs)
     cases = [case for run in runs for case in _cases(run, runs, differing[str(run.path)])]
     count = Counter(case.label for case in cases)
-    cases = [case if count[case.label] == 1 else replace(case, label=f"{case.method} ({case.run.path})") for case in cases]
+    cases = [
+        case if count[case.label] == 1 else replace(case, label=f"{method_label(case.method)} ({case.run.path})")
+        for case in cases
+    ]
     return Comparison(cases, notes, refused, differing if any(differing.values()) else {})
 
 
@@ -169,7 +173,7 @@ def _unfinished(run: Run, folders: Sequence[RunFolder]) -> Iterable[str]:
             last = done.get(method)
             if rounds is not None and (last is None or last < rounds):
                 has = "has not begun" if last is None else f"is at round {last} of {rounds}"
-                yield f"{run.path} is not finished: {method}, seed {seed}, {has}"
+                yield f"{run.path} is not finished: {method_label(method)}, seed {seed}, {has}"
     try:
         # How many seeds there will be stands in config.toml beside their folders, not in their own headers.
         seeds = read_table("config", run.path / "config.toml").get("seeds")
@@ -201,6 +205,7 @@ def _cases(run: Run, runs: Sequence[Run], differing: dict[str, str]) -> Iterable
         last = every.groupby("seed")["round"].max()
         rounds = every[every["seed"].isin(last[last == last.max()].index)]
         clients = run.clients[(run.clients["method"] == method) & run.clients["seed"].isin(rounds["seed"])]
-        label = f"{method} ({said})" if len(set(names)) < len(names) else str(method)
+        shown = method_label(method)
+        label = f"{shown} ({said})" if len(set(names)) < len(names) else shown
         case = Case(label, str(method), run, rounds, clients, run.plans.get(str(method), {}))
         yield replace(case, label=f"{label} + recompute {case.recompute}") if case.is_to_mark else case

@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from fedact.config.plan import Plan
 from fedact.measure.gradient_error import ROUNDING
 from fedact.reports.label_placement import obstacles, write
+from fedact.reports.method_label import method_label
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import EXACT, PALETTE, TITLE_SIZE, Point, error_axis, line_style, plain, short_size
 
@@ -143,7 +144,14 @@ def _label(
     for name, plans in ladders.items():
         color = styles[name]["color"]
         points = _depths(plans) or _skipped(plans, lowest)
-        write(name, [(depth, point) for point in reversed(points)], taken, color=color, fontsize=USUAL, near=BESIDE)
+        write(
+            method_label(name),
+            [(depth, point) for point in reversed(points)],
+            taken,
+            color=color,
+            fontsize=USUAL,
+            near=BESIDE,
+        )
         layers = {plan.budget_bytes or 0: f"{plan.layers}{'+'[: plan.recompute]}" for plan in plans}
         for axes in (error, rail):
             for point in panels[axes](plans):

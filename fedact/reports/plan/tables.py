@@ -17,6 +17,7 @@ from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.plan_cost import InputCost, StepTime
+from fedact.reports.method_label import method_label
 from fedact.reports.run.accounts import times_floor
 from fedact.reports.saved_tensors import made_again, saved_tensors
 
@@ -171,7 +172,7 @@ def _saved(part: InputCost) -> list[str]:
     return [
         part.name + (" (frozen)" if part.frozen else " (images)" if part.images else ""),
         _shape(part),
-        method_name(replace(method, **defaults)),
+        method_label(method_name(replace(method, **defaults))),
         spelled(ranks) if ranks or not most else f"at most {spelled(most)}",
         spelled(method.bit_depth.bits if isinstance(method, LowRank) else getattr(method, "bits", None)),
         format_bytes(part.cap_bytes),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from fedact.config.baselines import LOCAL, baseline_of, method_of
+from fedact.reports.method_label import method_label
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
 from fedact.reports.run.memory_figure import axes_by_round, memory_by_round, width_of_line
 from fedact.reports.run.partition_figure import partition_figure
@@ -28,7 +29,7 @@ def accuracy_by_round(run: Run) -> Figure:
     for method, rows in measured.groupby("method", sort=False):
         mean, place = rows.groupby("round")["accuracy"].mean() * PERCENT, methods.index(method_of(str(method)))
         style = as_baseline(line_style(place, width_of_line(place)), baseline_of(str(method)))
-        draw_by_round(axes, mean, style, figure_label(f"{method}, {mean.iloc[-1]:.1f} % at the end"))
+        draw_by_round(axes, mean, style, figure_label(f"{method_label(method)}, {mean.iloc[-1]:.1f} % at the end"))
     baselines = {baseline_of(str(method)) for method in measured["method"].unique()}
     title = f"The global model on the whole test set{' (local: the mean of own models)' if LOCAL in baselines else ''}"
     axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
@@ -53,7 +54,7 @@ def forgetting_by_round(run: Run) -> Figure:
     for place, (method, rows) in enumerate(without_baselines(run.rounds).groupby("method", sort=False)):
         for name, dashes in (("client_accuracy", "-"), ("unheld_accuracy", "--")):
             mean = rows.dropna(subset=[name]).groupby("round")[name].mean() * PERCENT
-            label = figure_label(method) if name == "client_accuracy" else ""
+            label = figure_label(method_label(method)) if name == "client_accuracy" else ""
             draw_by_round(axes, mean, line_style(place, width_of_line(place)) | {"linestyle": dashes}, label)
     title = "The clients' classes (lines) and those that no client holds (dashed)"
     axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
@@ -69,7 +70,7 @@ def partition_of_run(run: Run) -> Figure:
 def class_iou_of_run(run: Run) -> Figure:
     """Return each class's IoU at the end, a bar a method, in the order of vanilla's; for runs that have it."""
     by_method = run.rounds.groupby("method", sort=False)
-    every = {str(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
+    every = {method_label(method): last_class_iou(rounds, run.classes) for method, rounds in by_method}
     measured = {method: shares for method, shares in every.items() if shares}
     return iou_by_class(measured, PALETTE, "vanilla" if "vanilla" in measured else next(iter(measured)))
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedact.config.baselines import baseline_of
+from fedact.reports.method_label import method_label
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import TITLE_SIZE, draw_by_round, line_style, measured_accounts, plain, short_size, size_axis
 from fedact.storage.run import Run
@@ -67,7 +68,7 @@ def _draw_clients(axes: Axes, run: Run, account: str) -> None:
         style = line_style(place, width_of_line(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
             sizes = same.groupby("round")[name].agg(["min", "max"])
-            draw_by_round(axes, sizes["max"], style, "" if number else figure_label(method))
+            draw_by_round(axes, sizes["max"], style, "" if number else figure_label(method_label(method)))
             axes.fill_between(sizes.index, sizes["min"], sizes["max"], color=style["color"], alpha=0.15, linewidth=0)
 
 

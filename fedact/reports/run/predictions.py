@@ -15,6 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.data import Loader
 from fedact.data.masks import VOID
 from fedact.models.tasks import pixel_classes
+from fedact.reports.method_label import method_label
 from fedact.reports.run.class_figure import class_names
 from fedact.reports.safe_text import figure_label, wrapped
 from fedact.reports.style import PERCENT, heading
@@ -133,7 +134,7 @@ def predictions_of(run: Run) -> Figure:
     columns = {"before": predicted_masks(experiment, workspace.model_with({}), chosen)}
     for method in methods:
         model = workspace.model_with(trained_tensors(run, experiment, method))
-        columns[f"after {method}"] = predicted_masks(experiment, model, chosen)
+        columns[f"after {method_label(method)}"] = predicted_masks(experiment, model, chosen)
     return predictions(experiment.test.images[chosen], masks[chosen], columns, run.classes)
 
 

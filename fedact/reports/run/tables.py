@@ -13,6 +13,7 @@ from rich.text import Text
 from fedact.config.choice import Trial, choice_text
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
+from fedact.reports.method_label import method_label
 from fedact.reports.run.accounts import byte_rows, fullest_client, span, times_floor
 from fedact.reports.run.scores import score_parts
 from fedact.reports.safe_text import escaped
@@ -51,7 +52,9 @@ class LiveReport:
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.tasks = {
-            method: self.progress.add_task(method, total=rounds + 1, completed=done.get(method, -1) + 1, state="waiting")
+            method: self.progress.add_task(
+                method_label(method), total=rounds + 1, completed=done.get(method, -1) + 1, state="waiting"
+            )
             for method in methods
         }
 
@@ -75,7 +78,7 @@ class LiveReport:
                 # The first round was only an evaluation: it says nothing of those left.
                 seconds = (self.times[-1] - self.times[1]) / (len(self.times) - 2)
                 left = f"  {seconds * self.left:.0f} s left"
-            self.console.print(f"{row['method']}  {state}{left}", soft_wrap=True, highlight=False)
+            self.console.print(f"{method_label(row['method'])}  {state}{left}", soft_wrap=True, highlight=False)
 
 
 def summary(run: Run) -> Table:
@@ -84,7 +87,7 @@ def summary(run: Run) -> Table:
     table.add_column("", overflow="fold")
     columns = []
     for method in dict.fromkeys(run.rounds["method"]):
-        table.add_column(str(method), justify="right", overflow="fold")
+        table.add_column(method_label(method), justify="right", overflow="fold")
         columns.append(run_figures(run, str(method)))
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "-") for column in columns))
@@ -135,14 +138,17 @@ def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Tex
 
 def plan_table(plan: Plan) -> Table:
     """Return a plan as a table, a row for each saved tensor."""
-    what = f"{plan.method} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
+    what = f"{method_label(plan.method)} in {format_bytes(plan.budget_bytes)} {plan.scope} bytes: {plan.status}"
     accounts = (("peak", plan.peak_bytes), ("saved", plan.saved_bytes), ("device", plan.device_bytes))
     floor = f"floor {format_bytes(plan.floor_bytes)} (the peak is {times_floor(plan.peak_bytes, plan.floor_bytes)})"
     sizes = ", ".join([*(f"{name} {format_bytes(size)}" for name, size in accounts), floor])
     sizes += f", micro-batch {plan.micro_batch}, recompute {plan.recompute}"
     gave_way = f"gave way: {plan.reason}" if plan.reason else "nothing gave way"
     tensors = f"saved tensors: {saved_tensors(kept.method for kept in plan.kept)}"
-    rows = [(kept.name, "x".join(map(str, kept.shape)), kept.method, format_bytes(kept.cap_bytes)) for kept in plan.kept]
+    rows = [
+        (kept.name, "x".join(map(str, kept.shape)), method_label(kept.method), format_bytes(kept.cap_bytes))
+        for kept in plan.kept
+    ]
     if plan.lr is not None:
         tried = f": {choice_text(plan.trials, plan.layers)}" if plan.trials else ", without a trial"
         tensors += f"\nlearning rate {plan.lr:g}{tried}"
