@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
+from fedact.compression.conduct import check_conduct
 from fedact.compression.division import Division
 from fedact.compression.exact import Checkpoint, Exact, Vanilla
 from fedact.compression.gradient_filter import GradientFilter
@@ -46,17 +47,30 @@ AUTO = "auto"
 """The name that lets a plan mix methods, tensor by tensor."""
 
 
-def make_method(text: str | Method) -> Method:
+def make_method(text: str | Method, check: bool = True) -> Method:
     """Return the codec that ``NAME:key=value,...`` names; a codec is returned as it is.
 
     The name may be ``FILE.py:NAME`` or ``package.module:NAME``, a class of your own, whose code is run, or a method that an
-    installed package brings. Raises ConfigError with the nearest match for an unknown name or setting, for a value that is
-    not allowed, and for code that fails or is no method.
+    installed package brings; check: look at such a one first, on small tensors (see ``conduct``). Raises ConfigError with
+    the nearest match for an unknown name or setting, for a value that is not allowed, and for code that is no method.
 
     >>> make_method("hosvd:variance=0.8") == METHODS["hosvd"](variance=0.8)
     True
     """
-    return text if isinstance(text, Method) else _made(text, runs_code=True)
+    method = text if isinstance(text, Method) else _made(text, runs_code=True)
+    return _looked_at(method) if check else method
+
+
+def _looked_at(method: Method) -> Method:
+    """Return a method; raises ConfigError for one of the user's own that breaks what layers rely on."""
+    kind = type(method)
+    if kind in METHODS.values():
+        return method
+    try:
+        name = code_label(method_name(method))
+    except ConfigError:  # in a notebook, say
+        name = kind.__name__
+    return check_conduct(method, name)
 
 
 def kept_method(text: str) -> Method:
@@ -83,11 +97,11 @@ def _made(text: str, runs_code: bool, others: tuple[str, ...] = ()) -> Method:
 def choose_method(text: str | Method) -> Method | str:
     """Return the codec that a method's text names, or ``auto`` as it is; raises ConfigError as ``make_method`` does."""
     if isinstance(text, Method):
-        return text
+        return _looked_at(text)
     name, settings = spec.split(text, (AUTO, *METHODS))
     if name == AUTO and settings:
         raise ConfigError(f"method auto has no settings, but {next(iter(settings))!r} was given")
-    return AUTO if name == AUTO else _made(text, runs_code=True, others=(AUTO,))
+    return AUTO if name == AUTO else _looked_at(_made(text, runs_code=True, others=(AUTO,)))
 
 
 def method_name(method: Method) -> str:

@@ -179,6 +179,6 @@ def every_type_goes_through(method: Method, case: TensorCase) -> None:
 
 def a_name_reads_back(method: Method, case: None) -> None:
     """Check that the canonical name makes an equal method, and that methods are values."""
-    again = make_method(method_name(method))
+    again = make_method(method_name(method), check=False)
     demand(again == method, f"{method_name(method)!r} reads back as another method, {again}")
     demand(hash(again) == hash(method) and replace(method) == method, "equal methods have different hashes")

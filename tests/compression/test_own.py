@@ -229,3 +229,51 @@ def test_a_known_name_looks_through_no_packages(monkeypatch):
 def test_a_compressed_model_of_a_module_is_copied_and_pickled():
     model = fedact.compress(network(), "tests.support.broken_methods:Half", layers=1)
     assert pickle.loads(pickle.dumps(model))[2].method == Half()
+
+
+# What a layer relies on -----------------------------------------------------------------------------------------------------
+
+CONDUCT = {
+    "InPlace": "changes its input in place",
+    "KeepsGraph": "hang on autograd's graph",
+    "TooFewBytes": r"stores 240 bytes, and predicts 120",
+    "View": r"stores views of 480 bytes as tensors of 240: store copies",
+    "Hidden": "hides a tensor in its metadata",
+    "UndeclaredState": "stores 4 state bytes, and predicts 0",
+    "ReadsState": "fails on a tensor of .*IndexError",
+    "OtherShape": r"reconstructs float32 \(2, 3, 4, 5\) from float32 \(2, 3, 5, 4\)",
+    "OtherType": "reconstructs float64",
+    "NoCompressed": "returns float16 .* from compress: it is a Compressed",
+    "Fails": "fails on a tensor of .*: RuntimeError: no way",
+    "OtherGradient": r"makes float32 \(1, 3, 3, 3\) as the gradient of float32 \(2, 3, 3, 3\) \(weight_gradient\)",
+    "SaysThatItKeepsTheInput": "says that it keeps the input",
+}
+
+
+@pytest.mark.parametrize("name", CONDUCT)
+def test_a_method_that_would_train_wrongly_is_refused_before_it_trains(name):
+    text = f"tests.support.broken_methods:{name}"
+    for act in (
+        lambda: make_method(text),
+        lambda: fedact.compress(network(), text, layers=1),
+        lambda: fedact.make_plan(network(), None, example(), method=text, layers=1),
+        lambda: fedact.compress(network(), make_method(text, check=False), layers=1),
+    ):
+        with pytest.raises(ConfigError, match=CONDUCT[name]) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+        assert "python -m fedact.laws" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [("LaterInPlace", "changes its input in place"), ("LaterShape", "reconstructs")])
+def test_what_shows_only_on_larger_tensors_ends_the_first_step(name, says):
+    model = fedact.compress(network(), f"tests.support.broken_methods:{name}", layers=2)
+    x, y = example()
+    with pytest.raises(ConfigError, match=says):
+        nn.functional.cross_entropy(model(x), y).backward()
+
+
+def test_a_look_at_a_method_changes_no_random_numbers():
+    before = torch.random.get_rng_state()
+    make_method("tests.support.broken_methods:Half")
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -5,6 +5,7 @@ from math import prod
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Traits, shape_of
 
@@ -258,6 +259,52 @@ class NeedsMore(Counts):
         if state.tensors:
             assert state.metadata["steps"] > 0
         return Half.compress(self, x)._replace(state=State((count + 1,), {"steps": 1}))
+
+
+@dataclass(frozen=True)
+class OtherShape(Half):
+    def reconstruct(self, compressed):
+        rebuilt = super().reconstruct(compressed)
+        return rebuilt.transpose(-1, -2) if rebuilt.dim() == 4 else rebuilt
+
+
+@dataclass(frozen=True)
+class OtherType(Half):
+    def reconstruct(self, compressed):
+        return super().reconstruct(compressed).double()
+
+
+@dataclass(frozen=True)
+class NoCompressed(Half):
+    def compress(self, x, state=NO_STATE):
+        return x.half()
+
+
+@dataclass(frozen=True)
+class Fails(Half):
+    def compress(self, x, state=NO_STATE):
+        raise RuntimeError("no\nway")
+
+
+@dataclass(frozen=True)
+class OtherGradient(Half):
+    def weight_gradient(self, compressed, grad_output, weight, operation):
+        return super().weight_gradient(compressed, grad_output, weight, operation)[:1]
+
+
+@dataclass(frozen=True)
+class LaterInPlace(Half):
+    """Shows what it is on larger tensors alone."""
+
+    def compress(self, x, state=NO_STATE):
+        return super().compress(x.mul_(0.5) if x.numel() > 200 else x, state)
+
+
+@dataclass(frozen=True)
+class LaterShape(Half):
+    def reconstruct(self, compressed):
+        rebuilt = super().reconstruct(compressed)
+        return nn.functional.pad(rebuilt, (0, 1)) if rebuilt.dim() == 4 and rebuilt.numel() > 200 else rebuilt
 
 
 BROKEN: dict[type[Method], str] = {

@@ -11,7 +11,9 @@ from fedact.compression.channels_last import ChannelsLast
 from fedact.compression.exact import Exact
 from fedact.compression.matrix_product import channels_second
 from fedact.compression.method import Compressed, Method, State
+from fedact.config.errors import ConfigError
 from fedact.nn.layers.provenance import Handover, Origin, Provenance, SavedRun
+from fedact.torch_private import version
 
 if TYPE_CHECKING:
     from fedact.nn.layers.stored_sizes import StoredSizes
@@ -62,7 +64,10 @@ class LayerCodec:
             stored = None
         if stored is not None:
             stored.begin_call()
+        before = version(x)
         compressed = coder.compress(x, self.states.get(size) or method.start(self.seed))
+        if version(x) != before:
+            raise ConfigError(f"{type(method).__name__} changes its input in place, which the layer computes with")
         if stored is not None:
             stored.end_call(self, seen, compressed)
         if compressed.state.tensors:

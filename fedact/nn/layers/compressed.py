@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedact.compression import METHODS
 from fedact.compression.accumulation import add_weight_gradient, is_large
 from fedact.compression.channels_last import has_own_gradient
 from fedact.compression.matrix_product import MatrixProduct
@@ -145,6 +146,8 @@ def _weight_gradient(
     if total is not None and total.is_first and has_own_gradient(method):
         # Of a method that makes a new tensor in any case, autograd takes the first one as it is.
         total = None
+    if x is None and type(method) not in METHODS.values() and isinstance(method, Method) and not has_own_gradient(method):
+        x = _checked(method.reconstruct(compressed), method, ctx.shape)
     if total is None:
         if x is None:
             return method.weight_gradient(compressed, grad_output, weight, operation)  # type: ignore[no-any-return]
@@ -154,6 +157,13 @@ def _weight_gradient(
     else:
         add_weight_gradient(total, operation, x, grad_output, weight)
     return None
+
+
+def _checked(x: Tensor, method: Method, shape: torch.Size) -> Tensor:
+    """Return what a method of the user's own reconstructed; raises ConfigError where it is no stand-in for the input."""
+    if x.shape != shape:
+        raise ConfigError(f"{type(method).__name__} reconstructs {tuple(x.shape)} where the input was {tuple(shape)}")
+    return x
 
 
 def in_type(
