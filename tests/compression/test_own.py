@@ -231,7 +231,7 @@ def test_a_compressed_model_of_a_module_is_copied_and_pickled():
     assert pickle.loads(pickle.dumps(model))[2].method == Half()
 
 
-# What a layer relies on -----------------------------------------------------------------------------------------------------
+# What a layer relies on ---------------------------------------------------------------------------------------------------
 
 CONDUCT = {
     "InPlace": "changes its input in place",
