@@ -16,8 +16,8 @@ from fedact.reports.comparison.comparable import (
     differences_that_matter,
     note_on_test_set,
 )
-from fedact.reports.style import as_baseline, case_styles
 from fedact.reports.method_label import method_label
+from fedact.reports.style import as_baseline, case_styles
 from fedact.storage.rows import SCORE_NAMES, Row, task_of
 from fedact.storage.run import Run, make_run, run_folders
 from fedact.storage.run_folder import RunFolder
