@@ -1,21 +1,16 @@
 """Data of one's own: arrays, tensors, and data sets of PyTorch and Hugging Face, as the examples of a run."""
 
 from collections.abc import Sequence
-from math import prod
-from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from fedact.config.errors import ConfigError, shortened
-from fedact.config.paths import cache_folder
+from fedact.config.errors import ConfigError
 from fedact.data.class_ids import classes_of_ids
 from fedact.data.examples import Examples, Images, Source
+from fedact.data.items import NAMES, as_array, of_items
 from fedact.data.kinds import checked_inputs
 
-ON_DISK_FROM = 2**30
-"""Bytes of a data set's inputs from which on they are not collected in memory."""
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
 """Up to the second there may be fewer training examples than classes."""
 
@@ -46,7 +41,7 @@ def as_arrays(data: Any, name: str = "the data") -> Arrays:
     if isinstance(data, tuple):
         if len(data) not in (2, 3):
             raise ConfigError(f"{name} must be (x, y) or (x, y, clients), not {len(data)} values")
-        return Arrays(*(_array(part, f"{what} of {name}") for part, what in zip(data, Arrays._fields, strict=False)))
+        return Arrays(*(as_array(part, f"{what} of {name}") for part, what in zip(data, NAMES, strict=False)))
     if hasattr(data, "column_names") and hasattr(data, "features"):
         from fedact.data.readers.hub_columns import pairs_of
 
@@ -56,67 +51,7 @@ def as_arrays(data: Any, name: str = "the data") -> Arrays:
             f"{name} must be (x, y), (x, y, clients) or a data set with a length whose items are (x, y), not "
             f"{type(data).__name__}"
         )
-    return of_items(data, name)
-
-
-def _array(value: Any, what: str) -> np.ndarray:
-    """Return a tensor, a list or whatever numpy takes as an array; raises ConfigError for what is no array."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if type(value).__module__.partition(".")[0] == "PIL":
-        return np.asarray(value if value.mode in ("L", "RGB", "I;16") else value.convert("RGB"))
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # whatever a stranger's class raises
-        raise ConfigError(f"{what} is no array: {' '.join(str(error).split()) or type(error).__name__}") from None
-    if array.dtype.hasobject and array.size and all(isinstance(each, str) for each in array.flat):
-        # As pandas keeps texts.
-        return array.astype(str)
-    return array
-
-
-def of_items(data: Any, name: str) -> Arrays:
-    """Return the items of a data set as arrays; raises ConfigError for items that are no pairs, or of several shapes."""
-    count = len(data)
-    if not count:
-        raise ConfigError(f"{name} is empty")
-    x, others = np.empty(0), []
-    for row in range(count):
-        item = data[row]
-        if not isinstance(item, tuple | list) or len(item) not in (2, 3):
-            raise ConfigError(f"items of {name} must be (x, y) or (x, y, client), not {shortened(item)} (item {row})")
-        own = _array(item[0], f"x of item {row} of {name}")
-        if not row:
-            x = _room((count, *own.shape), own.dtype)
-        if (own.shape, own.dtype) != (x.shape[1:], x.dtype):
-            raise ConfigError(
-                f"item {row} of {name} is {own.dtype} {own.shape}, the first is {x.dtype} {x.shape[1:]}: all must be alike"
-            )
-        x[row] = own
-        others.append([_plain(value) for value in item[1:]])
-        if len(others[row]) != len(others[0]):
-            raise ConfigError(f"item {row} of {name} has {len(item)} values, the first has {len(others[0]) + 1}")
-    columns = zip(Arrays._fields[1:], zip(*others, strict=True), strict=False)
-    return Arrays(x, *(_array(list(column), f"{what} of {name}") for what, column in columns))
-
-
-def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Return an array to write to: in memory, or where it is large in a file of the cache folder that nobody else sees."""
-    if prod(shape) * dtype.itemsize < ON_DISK_FROM or dtype.hasobject:
-        return np.empty(shape, dtype)
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            return np.memmap(file, dtype, "w+", shape=shape)
-    except OSError as error:
-        raise ConfigError(f"{folder} has no room for {prod(shape) * dtype.itemsize:,} bytes: {error.strerror}") from None
-
-
-def _plain(value: Any) -> Any:
-    """Return a number or text without its tensor or array of one element."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    return Arrays(*of_items(data, name))
 
 
 def source_of(train: Arrays, test: Arrays, where: str) -> Source:
@@ -185,6 +120,10 @@ def checked_ids(ids: np.ndarray, what: str, count: int) -> np.ndarray:
     if ids.dtype.kind == "U":
         if (blank := np.flatnonzero(np.char.strip(ids) == "")).size:
             raise ConfigError(f"{what} holds an empty text, of example {blank[0]}")
+        try:
+            "".join(np.unique(ids).tolist()).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{what} holds a text that is not Unicode") from None
         return ids
     if ids.dtype.kind == "u" and ids.max() > np.iinfo(np.int64).max:
         raise ConfigError(f"{what} holds {ids.max():,}, which is too large")

@@ -20,6 +20,8 @@ SUFFIXES = (
 """How names of pictures end, in small or capital letters."""
 WIDE_MODES = ("I", "F")
 """How the names of modes with more than eight bits a colour begin."""
+SIXTEEN_BITS = "I;16"
+"""Of these the one with a fixed range."""
 
 
 @dataclass(frozen=True, eq=False)

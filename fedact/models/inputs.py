@@ -36,7 +36,7 @@ def fitted_preprocessing(
     if is_picture(server.shape) and server.shape[-1] == GREY and _failure(model, shape) is not None:
         grey = replace(fitted, mean=fitted.mean[:1], std=fitted.std[:1])
         fitted = grey if _failure(model, grey.input_shape(server.shape)) is None else fitted
-    check_inputs(config, model, fitted.input_shape(server.shape), is_picture(server.shape), classes)
+    check_inputs(config, model, fitted, server.shape, classes)
     return fitted
 
 
@@ -44,17 +44,21 @@ def check_device_inputs(
     config: Config, model: nn.Module, preprocessing: Preprocessing, images: tuple[int, ...], classes: int
 ) -> None:
     """Raise ConfigError where a device's images, of this shape, are not what the server's preprocessing is for."""
-    pictures, known = is_picture(images), len(preprocessing.mean)
-    if (images[-1] not in (GREY, known)) if pictures else images[1] != known:
+    known = len(preprocessing.mean)
+    if (images[-1] not in (GREY, known)) if is_picture(images) else images[1] != known:
         raise ConfigError(f"{config.data_name} has images of shape {images[1:]} here, and {known} channels on the server")
-    check_inputs(config, model, preprocessing.input_shape(images), pictures, classes)
+    check_inputs(config, model, preprocessing, images, classes)
 
 
-def check_inputs(config: Config, model: nn.Module, shape: tuple[int, ...], pictures: bool, classes: int) -> None:
+def check_inputs(
+    config: Config, model: nn.Module, preprocessing: Preprocessing, images: tuple[int, ...], classes: int
+) -> None:
     """Raise ConfigError for crops larger than the images, or where the model fails on inputs or crops of their size.
 
-    shape: of one input.
+    images: their shape (examples, ...).
     """
+    shape, pictures = preprocessing.input_shape(images), is_picture(images)
+    hint = f"; {config.data_name} has grey pictures {images[1:3]}: series are floats" if images[-1] == GREY else ""
     if config.crop is not None and config.crop > min(shape[1:]):
         raise ConfigError(f"--crop {config.crop} is more than the {min(shape[1:])} pixels of an image's shorter side")
     cropped = shape if config.crop is None else (shape[0], config.crop, config.crop)
@@ -64,7 +68,7 @@ def check_inputs(config: Config, model: nn.Module, shape: tuple[int, ...], pictu
         if not pictures:
             raise ConfigError(f"{config.model_name} takes no series of shape {shape}, as {config.data_name} has: {reason}")
         setting = f"--crop {config.crop}" if each[1] == config.crop else f"--resolution {config.resolution}"
-        raise ConfigError(f"{setting}: {config.model_name} takes no images of that size: {reason}")
+        raise ConfigError(f"{setting}: {config.model_name} takes no images of that size: {reason}{hint}")
 
 
 def _failure(model: nn.Module, shape: tuple[int, ...], classes: int | None = None) -> str | None:

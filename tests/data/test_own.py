@@ -72,6 +72,7 @@ def test_what_is_no_input_is_refused(x, said):
         ({"y": Y / 1}, "y_train of these must be 6 whole numbers"),
         ({"y": np.array([*"abcde", " "])}, "empty text, of example 5"),
         ({"y": np.array([b"\xff"] * 6)}, "no text in UTF-8"),
+        ({"y": np.array(["\ud800"] * 6)}, "not Unicode"),
         ({"clients": np.arange(7)}, "client_train of these must be 6"),
         ({"clients": np.zeros((6, 1), int)}, "client_train of these must be 6"),
         ({"x": VECTORS}, "must be alike"),
@@ -121,6 +122,22 @@ class Pairs:
         return self.items[row]
 
 
+class Endless(Pairs):
+    """A data set that does not say how long it is."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+
+class Torn(Pairs):
+    """A data set whose second item is broken."""
+
+    def __getitem__(self, row):
+        if row:
+            raise OSError("no such\npicture")
+        return SERIES[0], 0
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -161,6 +178,9 @@ def test_items_may_be_pictures_with_texts_and_clients():
         ([(SERIES[0], 1), (SERIES[0, :2], 1)], "item 1 of the data is float64"),
         ([(SERIES[0], 1), (SERIES[0], 1, 2)], "item 1 of the data has 3 values"),
         (([[1, 2], [3]], [0, 1]), "x of the data is no array"),
+        (Endless([]), "does not say how long it is: NotImplementedError"),
+        (Torn([0, 1]), "item 1 of the data cannot be read: OSError: no such picture"),
+        ([(Image.new("F", (4, 4)), 1)], "x of item 0 of the data is a picture of mode F"),
     ],
 )
 def test_what_holds_no_pairs_is_refused(data, said):
@@ -170,7 +190,7 @@ def test_what_holds_no_pairs_is_refused(data, said):
 
 
 def test_a_large_data_set_is_collected_on_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr("fedact.data.own.ON_DISK_FROM", 100)
+    monkeypatch.setattr("fedact.data.items.ON_DISK_FROM", 100)
     monkeypatch.setenv("FEDACT_CACHE", str(tmp_path / "cache"))
     found = as_arrays(Pairs(list(zip(SERIES, Y, strict=True))))
     assert isinstance(found.x, np.memmap)

@@ -7,7 +7,8 @@ import numpy as np
 
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.hub import HubData
-from fedact.data.own import Arrays, of_items
+from fedact.data.items import of_items
+from fedact.data.own import Arrays
 
 USUAL_LABELS = ("label", "labels")
 """Of several columns that may hold the labels, the one that is called so."""
@@ -122,7 +123,7 @@ def pairs_of(dataset: Any, where: str) -> Arrays:
     if not columns.pictures:
         return Arrays(inputs_of(dataset, columns.image, where), labels)
     pictures = dataset.with_format(None).select_columns([columns.image])
-    return of_items(_Pairs(pictures, columns.image, labels), where)
+    return Arrays(*of_items(_Pairs(pictures, columns.image, labels), where))
 
 
 class _Pairs:
