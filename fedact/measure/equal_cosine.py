@@ -16,6 +16,7 @@ from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, shallow_copy
 from fedact.models.tasks import task_loss
+from fedact.nn.layers import LeanMultiheadAttention, batch_of, watch_output, weight_name
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import body_layers, count_text
 
@@ -96,20 +97,30 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+    seen = set[str]()
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
         if name not in inputs:
-            inputs[name] = args[0].detach().clone()
+            inputs[name] = batch_of(module, args[0]).detach().clone()
+
+    def follow(output: Tensor, name: str) -> None:
+        if name not in seen:
+            seen.add(name)
             output.register_hook(partial(gradients.__setitem__, name))  # type: ignore[no-untyped-call]
 
     for name in names:
-        plain.get_submodule(name).register_forward_hook(partial(keep, name=name))
+        layer = plain.get_submodule(name)
+        if isinstance(layer, nn.MultiheadAttention):
+            # The plain one shows nobody what it projects.
+            layer.__class__ = LeanMultiheadAttention
+        layer.register_forward_pre_hook(partial(keep, name=name))
+        watch_output(layer, partial(follow, name=name))
     task_loss(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]
     captured = []
     for name in names:
         module, x, grad_output = plain.get_submodule(name), inputs[name], gradients[name]
-        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
-        weight = module.weight.detach()
-        if isinstance(module, nn.Linear):
+        weight = getattr(module, weight_name(module)).detach()
+        if isinstance(module, nn.Linear | nn.MultiheadAttention):
             # It is a 1 x 1 convolution over its rows.
             x, grad_output = (each.movedim(-1, 1).reshape(len(each), each.shape[-1], -1, 1) for each in (x, grad_output))
             operation, weight = Convolution((1, 1), (0, 0), (1, 1), 1), weight[:, :, None, None]
@@ -117,6 +128,7 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
             x, grad_output, weight = (tensor.unsqueeze(2) for tensor in (x, grad_output, weight))
             operation = Convolution1d.of(module).plane
         else:
+            assert isinstance(module, nn.Conv2d)
             operation = Convolution.of(module)
         exact = operation.weight_gradient(x, grad_output, weight)
         captured.append(CapturedConvolution(name, x, grad_output, weight, operation, exact))

@@ -13,7 +13,7 @@ from fedact.nn.streams import install as streams
 
 TRAINABLE = "_fedact_trainable"
 """The attribute in which ``install`` notes which of a module's own parameters were trainable."""
-ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment", "chains", *streams.ATTRIBUTES)
+ATTRIBUTES = ("codec", "output_is_saved", "mask_is_deferred", "source", "segment", "chains", "watchers", *streams.ATTRIBUTES)
 """The attributes that ``install`` sets on modules, and ``restore`` deletes."""
 
 

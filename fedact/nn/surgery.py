@@ -17,7 +17,7 @@ from fedact.nn.body import body_layers, convolutions, count_text, head, smooth_a
 from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import named_modules
 from fedact.nn.install import install, trained_parameters
-from fedact.nn.layers import CodecLayer, LayerCodec
+from fedact.nn.layers import CodecLayer, LayerCodec, batch_of
 from fedact.nn.recompute import recompute_of, rematerialized_inputs
 from fedact.nn.restoration import restore
 from fedact.nn.streams.install import blocks_of
@@ -150,9 +150,9 @@ def layer_inputs(model: nn.Module, trained: list[str], x: Tensor) -> dict[str, T
     inputs: dict[str, Tensor] = {}
     over_last = layers_over_last(model)
 
-    def record(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def record(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         if name in trained or args[0].requires_grad:
-            inputs[name] = as_methods_see(args[0].detach().clone(), name in over_last)
+            inputs[name] = as_methods_see(batch_of(layer, args[0]).detach().clone(), name in over_last)
 
     smooth = smooth_activations(model)
     install(model, assign(model, [*trained, *smooth], Exact()))

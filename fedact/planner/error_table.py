@@ -23,7 +23,7 @@ from fedact.measure.step import Batch
 from fedact.models.tasks import Loss
 from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import IDENTITIES
-from fedact.nn.layers import CONVOLUTIONS, Masked
+from fedact.nn.layers import CONVOLUTIONS, Masked, OutProjection, batch_of, weight_name
 from fedact.nn.layers.base import has_weights
 from fedact.nn.layers.parts import part_of
 from fedact.nn.rematerialization import Rematerializations, call_nodes
@@ -41,7 +41,7 @@ from fedact.torch_private import is_observed
 
 Rows = dict[tuple[SavedInput, Method], GradientErrors]
 """The errors of methods for saved inputs."""
-LAYERS = *CONVOLUTIONS, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d
+LAYERS = *CONVOLUTIONS, nn.Linear, nn.MultiheadAttention, OutProjection, nn.BatchNorm1d, nn.BatchNorm2d
 """Trained layers whose weight gradient is computed here."""
 
 
@@ -116,7 +116,8 @@ class ErrorTable:
         for name in saved.layers:
             if name in self.exact.weights:
                 module, x = self.model.get_submodule(name), values.of(self._chain(name))
-                gradient = operation_of(module).weight_gradient(x, self.exact.outputs[name], module.weight)  # type: ignore[arg-type]
+                weight = getattr(module, weight_name(module))
+                gradient = operation_of(module).weight_gradient(x, self.exact.outputs[name], weight)
                 weights[name] = relative_distance(gradient, self.exact.weights[name], self.norms.weights[name])
         outputs = {
             name: relative_distance(self._output_gradient(name, values), self.exact.outputs[name], self.norms.outputs[name])
@@ -210,7 +211,7 @@ def measure_table(
     inputs, exact, over_last = dict[str, Tensor](), ExactGradients({}, {}), layers_over_last(model)
 
     def record(module: nn.Module, args: Any, name: str) -> None:
-        inputs[name] = as_methods_see(args[0].detach().clone(), name in over_last)
+        inputs[name] = as_methods_see(batch_of(module, args[0]).detach().clone(), name in over_last)
 
     with ExitStack() as stack:
         for saved in saved_inputs:
@@ -226,7 +227,7 @@ def measure_table(
 def _is_usual(module: nn.Module) -> bool:
     """Tell whether a layer's weight is a parameter of its own, not computed from others."""
     usual = type(module) in LAYERS and part_of(module) is None
-    return usual and module._parameters.get("weight") is not None and has_weights(module)
+    return usual and module._parameters.get(weight_name(module)) is not None and has_weights(module)
 
 
 def _passes_slope(modules: Mapping[str, nn.Module], node: Node) -> bool:

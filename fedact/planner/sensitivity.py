@@ -15,6 +15,7 @@ from fedact.compression.exact import Exact, Identity
 from fedact.compression.method import NO_STATE
 from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
+from fedact.nn.layers import watch_output
 from fedact.nn.rematerialization import call_nodes
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import install
@@ -202,14 +203,14 @@ def gradients_of(
 ) -> dict[str, Tensor]:
     """Return each trained layer's weight gradient; ``on_output`` is called with the watched layers' output gradients."""
 
-    def watch(module: nn.Module, args: Any, output: Tensor, name: str) -> None:
+    def watch(output: Tensor, name: str) -> None:
         if output.requires_grad and on_output:
             output.register_hook(partial(on_output, name))  # type: ignore[no-untyped-call]
 
     with ExitStack() as stack:
         for name in trained:
             if name in watched:
-                stack.callback(model.get_submodule(name).register_forward_hook(partial(watch, name=name)).remove)
+                stack.callback(watch_output(model.get_submodule(name), partial(watch, name=name)))
         step(model, batch, prefix, loss=loss)
     return take_gradients(model, trained)
 

@@ -11,17 +11,7 @@ from fedact.nn.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
-from fedact.nn.layers.attention_modules import (
-    CompressedMultiheadAttention,
-    CompressedOutProjection,
-    LeanAttention,
-    LeanMultiheadAttention,
-    OutProjection,
-    PlainMultiheadAttention,
-    known_attention,
-    lean_class,
-    plain_class,
-)
+from fedact.nn.layers.attention_modules import LeanAttention, known_attention, lean_class, plain_class
 from fedact.nn.layers.base import CONVOLUTIONS, ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.batch_norm import CompressedBatchNorm1d, CompressedBatchNorm2d
 from fedact.nn.layers.checkpointed import RecomputedSequential
@@ -35,6 +25,16 @@ from fedact.nn.layers.compressed import (
 from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.fused import fuse
 from fedact.nn.layers.low_rank import kept_low_rank, light_low_rank, plain_low_rank
+from fedact.nn.layers.multihead_attention import (
+    CompressedMultiheadAttention,
+    CompressedOutProjection,
+    LeanMultiheadAttention,
+    OutProjection,
+    PlainMultiheadAttention,
+    batch_of,
+    watch_output,
+    weight_name,
+)
 from fedact.nn.layers.norms import (
     CompressedChannelNorm,
     CompressedGroupNorm,
@@ -131,11 +131,13 @@ __all__ = [
     "LeanAttention",
     "LeanMultiheadAttention",
     "Masked",
+    "OutProjection",
     "RecomputedSequential",
     "RematerializedCodec",
     "SourceConvolution",
     "Swapped",
     "Table",
+    "batch_of",
     "fuse",
     "has_weights",
     "identity_class",
@@ -143,4 +145,6 @@ __all__ = [
     "known_norm",
     "lean_class",
     "plain_class",
+    "watch_output",
+    "weight_name",
 ]
