@@ -14,8 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import fedact
 from fedact.compression import make_method
 from fedact.config.errors import ConfigError
+from fedact.models.tasks import task_loss
 from fedact.nn.layers import LeanAttention, LeanMultiheadAttention
-from fedact.nn.surgery import body_layers, head, install, trained_parameters
+from fedact.nn.streams.rematerialization import step_rematerializations
+from fedact.nn.surgery import body_layers, head, install, restore, trained_parameters
+from fedact.planner.error_table import measure_table
+from fedact.planner.saved_inputs import saved_inputs
+from fedact.planner.sensitivity import measure_sensitivity
 from tests.support.networks import measure, train
 from tests.support.transformers import NETWORKS, batch, randomized, swin, timm_vit, vit
 
@@ -256,3 +261,42 @@ def test_autocast_computes_what_plain_pytorch_does(name):
         loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in trained_parameters(one).values()]))
     assert float((found[0] - found[1]).norm()) < 0.05 * float(found[0].norm())
+
+
+def test_a_step_under_a_plan_has_the_bytes_that_were_planned():
+    for name, method in (("vit", "exact"), ("swin", "exact"), ("vit", "quantize:bits=8"), ("timm's vit", "exact")):
+        make, size = NETWORKS[name]
+        x, y = batch(size, 4)
+        plan = fedact.make_plan(make(), "2MB", (x, y), method=method, layers=4, scope="saved")
+        model = fedact.apply(make(), plan)
+        assert measure(model, lambda m=model, a=x, b=y: train(m, a, b), (x, y)).saved_bytes == plan.saved_bytes
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_error_table_says_of_attention_what_steps_say(batch_first):
+    torch.manual_seed(0)
+    model = Tagger(batch_first)
+    x, y = torch.randn(4, 5, 8), torch.tensor([0, 1, 1, 0])
+    names = ["attention", "attention.out_proj", "head"]
+    levels = [dict.fromkeys(names, make_method(f"quantize:bits={bits}")) for bits in (2, 4, 8)]
+    stepped = measure_sensitivity(model, (x, y), names, levels, task_loss)
+    inputs = saved_inputs(restore(model), dict.fromkeys(names, make_method("exact")))
+    derived = step_rematerializations(model, dict.fromkeys(names, make_method("exact")), set(names), False)
+    table = measure_table(model, (x, y), names, inputs, derived, task_loss)
+    found = table.errors({one.key: [make_method("quantize:bits=8")] for one in inputs}, dict.fromkeys(names), {})
+    assert found["head"][0].weights["head"] == pytest.approx(stepped.levels[-1].weights["head"], rel=1e-3)
+    assert found["attention"][0].weights["attention"] == pytest.approx(stepped.levels[-1].weights["attention"], rel=0.5)
+
+
+class Tagger(nn.Module):
+    """A mean over the tokens of attention, which may be called with tokens first."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=batch_first), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        y = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(y.mean(1 if self.batch_first else 0))
