@@ -12,8 +12,8 @@ METHOD = "auto"
 FIRST_FIELDS = ("model", "budget", "method", "batch_size", "resolution")
 FIELDS = (
     "task", "model", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir", "max_examples", "void",
-    "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "recompute", "max_slowdown", "train_norm",
-    "seed", "device",
+    "resolution", "crop", "batch_size", "devices", "budget", "scope", "layers", "update", "recompute", "max_slowdown",
+    "train_norm", "seed", "device",
 )  # fmt: skip
 OTHER_DEFAULTS = {
     "width": "width multiplier [1]",

@@ -15,6 +15,7 @@ from fedact.config.plan import Plan
 from fedact.config.schema import Config
 from fedact.config.sizes import format_bytes
 from fedact.config.spec import spelled
+from fedact.config.updates import WHOLE
 from fedact.measure.gradient_error import ROUNDING
 from fedact.measure.plan_cost import InputCost, StepTime
 from fedact.reports.method_label import method_label
@@ -59,6 +60,7 @@ def _training(report: PlanReport) -> Iterator[tuple[str, str]]:
     """Yield rows: trained layers and micro-batch, compromises for the budget, expected error, time of a step."""
     plan, time = report.plan, report.time
     depth = f"the last {plan.layers} of {report.body_layers} and the head" if plan.layers else "the head alone"
+    depth += "" if plan.update == WHOLE else f" (of the layers {plan.update})"
     frozen = f", {plan.prefix_chunk} at a time through the frozen part before" if plan.prefix_chunk else ""
     frozen += f", that part in {plan.tiles} x {plan.tiles} tiles" if plan.tiles else ""
     if plan.trials:

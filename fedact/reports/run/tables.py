@@ -13,6 +13,7 @@ from rich.text import Text
 from fedact.config.choice import Trial, choice_text
 from fedact.config.plan import Plan
 from fedact.config.sizes import format_bytes
+from fedact.config.updates import WHOLE
 from fedact.reports.method_label import method_label
 from fedact.reports.run.accounts import byte_rows, fullest_client, span, times_floor
 from fedact.reports.run.scores import score_parts
@@ -114,6 +115,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "made again": _by_budget(plans, lambda plan: made_again(plan.get("recompute"), plan.get("room_bytes"))),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
         "trained convolutions": span(plans, "layers"),
+        **_update(plans),
         "learning rate": rates(plans, run.config.get("lr")),
         "chosen": chosen(plans),
         "weights": span(plans, "weight_bytes"),
@@ -124,6 +126,12 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "clients x rounds": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
         "simulated faults": ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "none",
     }
+
+
+def _update(plans: list[Row]) -> dict[str, str]:
+    """Return what of the trained layers is trained, where that is not the whole of them."""
+    parts = dict.fromkeys(plan.get("update", WHOLE) for plan in plans)
+    return {} if set(parts) <= {WHOLE} else {"what of them": ", ".join(parts)}
 
 
 def listing(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text, ...]], lines: bool = False) -> Table:
