@@ -189,6 +189,6 @@ def test_help_names_every_flag_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for flag in ("--model", "--width", "--weights", "--dataset", "--data-dir", "--max-examples", "--resolution",
-                 "--batch-size", "--budget", "--scope", "--method", "--layers", "--update", "--train-norm", "--calibration", "--seed",
-                 "--device", "--devices", "--max-slowdown", "--json", "--figure"):  # fmt: skip
+                 "--batch-size", "--budget", "--scope", "--method", "--layers", "--update", "--train-norm", "--calibration",
+                 "--seed", "--device", "--devices", "--max-slowdown", "--json", "--figure"):  # fmt: skip
         assert flag in done.stdout
