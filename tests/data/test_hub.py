@@ -99,6 +99,7 @@ def test_columns_and_splits_are_those_that_are_named(tmp_path):
         ":image=imag,split=a": "unknown column of .* 'imag': .* did you mean 'image'",
         ":image=writer,split=a": "writer holds texts, which are no image or series: allowed are image, thumb",
         ":image=image,split=a,client=thumb": "thumb holds pictures, which are no client",
+        ":image=image,split=a,test=a": "would be tested on what it is trained on, the split a",
         ":image=image,split=c": "unknown split of .* 'c': allowed are a, b",
     }.items():
         with pytest.raises(ConfigError, match=said):
@@ -192,7 +193,19 @@ def test_a_name_that_is_none_is_refused(text, said, tmp_path, capsys):
     assert line.count("\n") == 1
     with pytest.raises(ConfigError, match=said):
         hub.check_hub(text)
+    with pytest.raises(ConfigError, match="is for --task classification, not for --task segmentation"):
+        hub.check_hub(text, "segmentation")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_clients_deals_the_examples_to_them(tmp_path):
+    writer = [f"user {row % 5}" for row in range(24)]
+    train, test = picture_set(PIXELS, LABELS, writer=(writer, TEXT)), picture_set(PIXELS, LABELS)
+    text = f"hf:{save(tmp_path / 'set', train=train, test=test)}:client=writer"
+    settings = {"weights": "none", "width": 0.1, "resolution": 16, "calibration": 4, "layers": 0, "partition": "clients"}
+    experiment = prepare(make_config({**settings, "dataset": text})).experiment
+    assert set(experiment.client_names) < set(writer)
+    assert sum(map(len, experiment.parts.whole)) == len(experiment.train) < 24
 
 
 def test_what_is_no_data_set_and_what_is_not_reached_is_said_in_one_line(tmp_path, monkeypatch):

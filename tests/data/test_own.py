@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import TensorDataset
 
 from fedact.config.errors import ConfigError
+from fedact.data import Preprocessing
 from fedact.data.own import Arrays, as_arrays, source_of
+from fedact.data.standardization import standardized
 
 RANDOM = np.random.default_rng(0)
 SERIES, VECTORS = RANDOM.normal(size=(6, 3, 20)), RANDOM.normal(size=(6, 9))
@@ -196,3 +200,30 @@ def test_a_large_data_set_is_collected_on_disk(monkeypatch, tmp_path):
     assert isinstance(found.x, np.memmap)
     assert np.array_equal(found.x, SERIES)
     assert not list((tmp_path / "cache").iterdir())
+
+
+@given(
+    st.sampled_from(["u1", "u2", ">u2", "i1", "i4", "u8", "f2", "f4", ">f8", "b1", "c8", "O", "U2", "M8[s]"]),
+    st.lists(st.integers(0, 4), max_size=5),
+    st.integers(-300, 70_000),
+)
+def test_any_array_is_kept_as_a_model_takes_it_or_refused_in_one_line(kind, shape, value):
+    x = np.zeros(shape, kind)
+    with np.errstate(all="ignore"):
+        x[...] = np.array(value).astype(kind) if kind != "O" else value
+    y = np.zeros(len(x) if shape else 0, int)
+    try:
+        images = source_of(Arrays(x, y), Arrays(x, y), "these").train.images
+    except ConfigError as error:
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
+    if said:
+        return
+    plain = Preprocessing(4, 4, (0.5,) * 3, (0.5,) * 3)
+    inputs = standardized(plain, images)(images[np.arange(len(images))])
+    assert images.dtype in (np.uint8, np.uint16, np.float32)
+    assert inputs.dtype == torch.float32
+    assert inputs.isfinite().all()
+    assert inputs.shape == (len(x), *standardized(plain, images).input_shape(images.shape))

@@ -72,13 +72,15 @@ def _chosen(data: HubData, splits: Mapping[str, Any], text: str) -> tuple[str, s
     train = data.split or ("train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None)
     if train is None:
         raise ConfigError(f"{text} has the splits {', '.join(splits)}: name one, as in split={next(iter(splits))}")
+    if data.test == train:
+        raise ConfigError(f"{text} would be tested on what it is trained on, the split {train}")
     return train, data.test or next((name for name in TESTS if name in splits and name != train), None)
 
 
 def _part(dataset: Any, columns: Columns, split: str, where: str, side: int, part: str) -> Labelled:
     """Return the inputs of a split with their labels; raises ConfigError where it lacks a column."""
-    for column in (columns.image, columns.label, columns.client):
-        if column is not None and column not in dataset.features:
+    for column in (columns.image, columns.label):
+        if column not in dataset.features:
             raise unknown(f"column of the split {split} of {where}", column, dataset.features)
     if not len(dataset):
         raise ConfigError(f"the split {split} of {where} is empty")
@@ -90,8 +92,10 @@ def _part(dataset: Any, columns: Columns, split: str, where: str, side: int, par
     labels = ids_of(dataset, columns.label)
     if class_names(dataset.features, columns.label) and (labels < 0).any():
         raise ConfigError(f"the split {split} of {where} has no labels: name another, as in test=validation")
-    owners = None if columns.client is None else ids_of(dataset, columns.client)
-    clients = class_names(dataset.features, columns.client) if columns.client else ()
+    # Whose an example is that is tested on need not be known.
+    client = columns.client if columns.client in dataset.features else None
+    owners = None if client is None else ids_of(dataset, client)
+    clients = class_names(dataset.features, client) if client else ()
     return Labelled(images, labels, np.array(clients)[owners] if clients and owners is not None else owners)
 
 
