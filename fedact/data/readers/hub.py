@@ -28,6 +28,8 @@ TESTS = ("test", "validation", "valid", "val", "dev")
 SAVED = ("dataset_dict.json", "state.json")
 """What save_to_disk leaves in a folder."""
 
+LOGGERS = ("datasets", "huggingface_hub")
+
 log = logging.getLogger(__name__)
 
 
@@ -134,13 +136,18 @@ def _loaded(data: HubData, path: Path | None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let the library draw no bars meanwhile."""
+    """Let the library draw no bars meanwhile, nor tell of each try to reach the hub: what fails in the end is an error."""
     import datasets
 
-    silent = datasets.are_progress_bars_disabled()
+    silent, loggers = datasets.are_progress_bars_disabled(), [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
     datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if not silent:
             datasets.enable_progress_bars()
