@@ -14,6 +14,7 @@ from fedact.api.results import Run, with_models
 from fedact.api.settings import check_keywords, config_of
 from fedact.cli.folders import start_in
 from fedact.cli.simulate import run_seeds, show_end
+from fedact.cli.warning_lines import warnings_once
 from fedact.config.code import file_being_run
 from fedact.config.errors import ConfigError
 from fedact.config.folder import default_folder
@@ -72,7 +73,7 @@ def run(
     data, examples = _data(train, test, settings)
     config = _with_workers(config_of({**network, **data, **settings}), examples)
     folder = (default_folder(config) if out is None else expanded(out)).absolute()
-    with as_before(), silence() if quiet else log_lines():
+    with as_before(), silence() if quiet else log_lines(), warnings_once():
         try:
             with Locks() as locks:
                 worked = run_seeds(start_in(folder, config, locks), folder, locks, command=CALLED)
@@ -99,7 +100,9 @@ def _data(train: Any, test: Any, settings: dict[str, Any]) -> tuple[dict[str, An
         if settings.get(name) is not None:
             raise ConfigError(f"{name} names data, and train and test are data: give one of them")
     file, arrays = stored_arrays(train, test)
-    return {"dataset": "npz", "data_dir": file}, len(arrays.x)
+    # Whose each example is was given to be used.
+    natural = {} if arrays.clients is None else {"partition": "clients"}
+    return {"dataset": "npz", "data_dir": file, **natural}, len(arrays.x)
 
 
 def _with_workers(config: Config, examples: int | None) -> Config:

@@ -13,9 +13,13 @@ PROSE = 120
 
 
 def letters_console(width: int | None = None) -> Console:
-    """Return a console that prints texts letter by letter: what stands in brackets or between colons is no markup."""
-    # Plain text in a notebook too: what rich shows there instead is a cell of HTML a line.
-    return Console(markup=False, emoji=False, width=width, force_jupyter=False)
+    """Return a console that prints texts letter by letter: what stands in brackets or between colons is no markup.
+
+    In a notebook it prints plain lines, as into a file.
+    """
+    # There rich shows HTML, a cell of it a line, and the kernel says that its output were a terminal.
+    terminal = False if Console().is_jupyter else None
+    return Console(markup=False, emoji=False, width=width, force_jupyter=False, force_terminal=terminal)
 
 
 def show(*tables: Table, prose: bool = False) -> None:

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import Any, NoReturn
 
 from fedact.cli.signals import stop_code
+from fedact.cli.warning_lines import warnings_once
 from fedact.config.errors import ConfigError, as_flag, nearest, shortened
 from fedact.config.paths import expanded
 from fedact.config.schema import GROUPS, Config
@@ -108,7 +109,8 @@ def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
     @wraps(run)
     def main(arguments: list[str] | None = None) -> int:
         try:
-            return run(sys.argv[1:] if arguments is None else arguments)
+            with warnings_once():
+                return run(sys.argv[1:] if arguments is None else arguments)
         except ConfigError as error:
             print("fedact:", one_line(str(error)), file=sys.stderr)
             return BAD_INPUT

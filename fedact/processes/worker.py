@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ def _work(connection: Connection, threads: int, preload: Sequence[str], folder: 
     """Be a worker: answer calls until the parent closes the connection, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
+    # What these warn of, the process that they work for comes upon too.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"fedact\.")
     for name in preload:
         import_module(name)
     import torch

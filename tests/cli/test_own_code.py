@@ -1,6 +1,8 @@
 """A network and data of the user's own on the command line: what runs, what is kept of it, and who may let it run."""
 
 import json
+import re
+import shlex
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,7 @@ from fedact.models.own import own_network
 from fedact.simulate import main
 from fedact.training.workspace import close_workspaces, prepare
 from tests.support.own_code import FLEET, NETWORK, flags, own_files
+from tests.support.paths import ROOT
 from tests.support.refusal import quiet_home, refused  # noqa: F401
 from tests.support.runs import rows, timeless
 
@@ -242,3 +245,17 @@ def test_a_node_runs_no_method_that_a_plan_names(run):
     plan_of = Plan.from_json(json.dumps(next(iter(plans.values()))).replace('"exact"', '"evil.py:Name"'))
     with pytest.raises(ValueError, match=r"evil\.py:Name: this node runs none"):
         read_node(NODE).check(0, plan_of)
+
+
+PAGE = (ROOT / "docs" / "own-code.md").read_text(encoding="utf-8")
+
+
+def test_the_files_of_the_page_run_as_it_says(tmp_path, monkeypatch):
+    network, data = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "mynet.py").write_text(network)
+    (tmp_path / "mydata.py").write_text(data)
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^python -m fedact.simulate (.*)$", PAGE, flags=re.MULTILINE)
+    few = ["--resolution", "16", "--weights", "none", "--rounds", "1", "--clients", "3", "--layers", "1", "--lr", "0.1"]
+    assert main([*shlex.split(command), *few, "--out", "run"]) == 0
+    assert {row["status"] for row in rows(tmp_path / "run") if row["kind"] == "client"} == {"ok"}
