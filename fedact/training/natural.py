@@ -71,7 +71,7 @@ def roles_of(config: Config, rule: NaturalClients, source: Source, wanted: Calla
 
 
 def deal_naturally(config: Config, source: Source, roles: Roles, wanted: int) -> Dealt:
-    """Return each share; wanted: how many examples the server has of those that are nobody's, where they are enough."""
+    """Return each share; wanted: how many the server has; what its clients lack of them is taken from nobody's."""
     clients, names = _clients(source), np.array(source.client_names, dtype=object)
 
     def of(numbers: np.ndarray) -> tuple[np.ndarray, Parts]:
@@ -83,11 +83,11 @@ def deal_naturally(config: Config, source: Source, roles: Roles, wanted: int) ->
         positions = np.flatnonzero(owners >= 0)
         return positions, Parts.by_owner(np.arange(len(positions)), owners[positions], len(numbers))
 
-    nobodys = np.flatnonzero(clients == NOBODY)
-    if not len(roles.server) and config.weights != "pretrain":
-        chosen = stratified(source.train.labels[nobodys], wanted, generator(config.seed, Purpose.HALVES))
-        nobodys = nobodys[chosen]
-    server = np.sort(np.concatenate([nobodys, of(roles.server)[0]]))
+    nobodys, servers = np.flatnonzero(clients == NOBODY), of(roles.server)[0]
+    if len(nobodys):
+        short = max(0, wanted - len(servers))
+        nobodys = nobodys[stratified(source.train.labels[nobodys], short, generator(config.seed, Purpose.HALVES))]
+    server = np.sort(np.concatenate([nobodys, servers]))
     own, parts = of(roles.training)
     for positions, whose in ((server, "the server"), (own, "any client")):
         if not len(positions):
