@@ -37,8 +37,8 @@ SHORT = 1e-4
 """Smaller errors are written with an exponent."""
 LETTERS, LEGEND_MARK = 120, 8
 """Letters in a line of a legend, and those that a mark and its distance to the next take the room of."""
-LEGEND_LINE = 0.17
-"""Inches."""
+LEGEND_LINE, LEGEND_WIDTH = 0.17, 9
+"""Inches: of a line of a legend, and across the figures that have so many letters in it."""
 MOST_MARKS = 30
 """Marks on a line over rounds."""
 TITLE_SIZE = 10.5
@@ -138,7 +138,8 @@ def legend_below(figure: Figure, size: float = 9) -> None:
     """Write the legend under the figure, in as many columns as its names leave room for."""
     names = [str(text) for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
     if names:
-        columns = min(len(names), max(1, LETTERS // (max(map(len, names)) + LEGEND_MARK)))
+        room = LETTERS * min(1.0, figure.get_figwidth() / LEGEND_WIDTH)
+        columns = min(len(names), max(1, int(room) // (max(map(len, names)) + LEGEND_MARK)))
         # The legend is below the axes, not in their place.
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(names) // columns)))
         figure.legend(frameon=False, fontsize=size, loc="outside lower left", ncols=columns)
