@@ -78,6 +78,10 @@ def show_plans(config: Config) -> int:
     experiment = simulation.experiment
     names = experiment.client_names
     show(report.partition_table(experiment.train.labels, experiment.parts, config.partition_by, names), prose=True)
+    if experiment.client_names is not None:
+        held_out = experiment.held_out.names if experiment.held_out else ()
+        for what, clients in (("the server's", experiment.server_names), ("held out", held_out)):
+            print(escaped(f"{what}: {', '.join(clients) or 'nobody'}"))
     show(*(report.plan_table(plan) for method in simulation.config.method for plan in simulation.plans[method].values()))
     return DONE
 

@@ -91,6 +91,8 @@ def test_a_file_that_says_anything_else_is_refused_with_its_line(text, said, tmp
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_owners(tmp_path / "no.csv", LABELS, rng())
+    with pytest.raises(ConfigError, match="cannot be read: it is no file"):
+        read_owners(tmp_path, LABELS, rng())
     (tmp_path / "who.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_owners(tmp_path / "who.csv", LABELS, rng())

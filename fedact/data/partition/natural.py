@@ -86,6 +86,9 @@ def _drawn(
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield each line that is not empty with its number, as cells without spaces around them."""
+    if file.exists() and not file.is_file():
+        # Reading a pipe or a device may never end.
+        raise ConfigError(f"--partition clients:{file} cannot be read: it is no file")
     try:
         text = file.read_text(encoding="utf-8-sig")
         reader = csv.reader(StringIO(text, newline=""), strict=True)
