@@ -11,10 +11,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
 from fedact.nn.layers.attention_modules import known_attention
+from fedact.nn.layers.encoder_layer import encoder_layer
 from fedact.nn.layers.norms import known_norm
 from fedact.torch_private import clear_hooks
 
@@ -123,6 +125,14 @@ class _LayerTracer(Tracer):
             inputs = (*args, *(value for value in kwargs.values() if isinstance(value, Proxy)))
             attended = self.create_proxy("call_module", name, inputs, {})
             return self.create_proxy("call_module", f"{name}.out_proj", (attended,), {}), None
+        if isinstance(m, nn.TransformerEncoder) and args:
+            x = args[0]
+            for layer in (*m.layers, *([] if m.norm is None else [m.norm])):
+                x = layer(x)
+            return x
+        if isinstance(m, nn.TransformerEncoderLayer) and args:
+            # Its ReLU is a function, which saves a mask where the layer is replaced.
+            return encoder_layer(m, args[0], (lambda x: x) if m.activation is F.relu else m.activation)
         if known_attention(m):
             projected = self.create_proxy("call_module", f"{name}.qkv", args[:1], {})
             attended = self.create_proxy("call_function", attention, (projected, *args[1:]), kwargs)

@@ -55,6 +55,13 @@ def test_exact_gradients_are_autograds_at_every_depth(name):
         assert [type(one) for one in fedact.restore(ours).modules()] == [type(one) for one in model.modules()]
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_left_that_autograd_keeps(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fedact.compress(NETWORKS[name][0](), "hosvd:variance=0.9", layers=8)
+
+
 def test_layers_count_the_two_projections_of_attention():
     block = "encoder.layers.encoder_layer_1"
     assert body_layers(vit())[-4:] == [
@@ -215,6 +222,24 @@ def test_dropout_inside_attention_is_off_under_every_method():
         model = compressed(vit(dropout=0.5, attention_dropout=0.5), method, 4).train()
         x, _ = batch(32)
         assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("update", ["bias", "lora:rank=2"])
+@pytest.mark.parametrize("name", ["vit", "swin", "swin v2", "timm's vit"])
+def test_updates_of_a_part_have_plain_gradients(name, update):
+    make, size = NETWORKS[name]
+    found = []
+    for method in ("vanilla", "exact"):
+        model = fedact.compress(make().double(), method, layers=6, update=update)
+        for key, parameter in model.named_parameters():
+            if key.endswith("lora_b"):
+                nn.init.constant_(parameter, 0.1)
+        gradients(model, size)
+        found.append({key: parameter.grad for key, parameter in trained_parameters(model).items()})
+    assert found[0].keys() == found[1].keys()
+    assert all(gradient is not None for gradient in found[0].values())
+    for key, gradient in found[1].items():
+        torch.testing.assert_close(gradient, found[0][key], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "timm's vit"])

@@ -70,10 +70,10 @@ def timm_swin() -> nn.Module:
 class Encoder(nn.Module):
     """Columns of a picture as tokens of PyTorch's encoder."""
 
-    def __init__(self, norm_first: bool = True) -> None:
+    def __init__(self, norm_first: bool = True, activation: str | nn.Module = "relu") -> None:
         super().__init__()
         self.tokens = nn.Linear(96, 24)
-        layer = nn.TransformerEncoderLayer(24, 2, 48, 0.0, "gelu", batch_first=True, norm_first=norm_first)
+        layer = nn.TransformerEncoderLayer(24, 2, 48, 0.0, activation, batch_first=True, norm_first=norm_first)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(24, CLASSES)
 
@@ -89,7 +89,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm's vit": (timm_vit, 32),
     "timm's deit": (timm_deit, 32),
     "timm's swin": (timm_swin, 32),
-    "encoder": (lambda: randomized(Encoder()), 32),
+    "encoder": (lambda: randomized(Encoder(activation=nn.GELU())), 32),
+    "encoder, ReLU": (lambda: randomized(Encoder(norm_first=False)), 32),
 }
 """Networks by name, each with the pixels a side of its pictures."""
 

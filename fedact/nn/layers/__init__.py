@@ -22,6 +22,7 @@ from fedact.nn.layers.compressed import (
     CompressedConv2d,
     CompressedLinear,
 )
+from fedact.nn.layers.encoder_layer import LeanTransformerEncoderLayer
 from fedact.nn.layers.frozen import FrozenConv1d, FrozenConv2d, eval_class, frozen_class
 from fedact.nn.layers.fused import fuse
 from fedact.nn.layers.low_rank import kept_low_rank, light_low_rank, plain_low_rank
@@ -104,6 +105,7 @@ SAVES_LESS: Table = {
     nn.AvgPool2d: ShapeAvgPool2d,
     nn.MaxPool2d: PlacedMaxPool2d,
     nn.MultiheadAttention: LeanMultiheadAttention,
+    nn.TransformerEncoderLayer: LeanTransformerEncoderLayer,
 }
 """Replacements for all other layers: same gradient, smaller saved tensors."""
 

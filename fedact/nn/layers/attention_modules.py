@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from math import log
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedact.nn.layers.attention import Attention, attend
+from fedact.nn.layers.attention import Attention, attend, differentiable
 from fedact.nn.layers.base import Saving, Swapped, made_class
 from fedact.nn.layers.compressed import CompressedLinear
 from fedact.nn.layers.function import is_recorded
@@ -29,6 +29,7 @@ class LeanAttention(Saving):
     qkv: nn.Linear
     proj: nn.Linear
     num_heads: int
+    keeps_all: ClassVar[bool] = False
 
     def attended(self, x: Tensor, attention: Attention, bias: Tensor | None = None) -> Tensor:
         """Return the attention over the projection of x; bias: in place of the projection's own."""
@@ -36,6 +37,8 @@ class LeanAttention(Saving):
         bias = layer.bias if bias is None else bias
         with in_place_of_bias(layer, bias):
             y = layer(x)
+        if self.keeps_all:
+            return differentiable(y, attention)
         known = type(layer) in (nn.Linear, CompressedLinear) and not is_observed(layer) and is_own(layer)
         return attend(y, attention, source_of(vars(layer).get("codec"), x, layer.weight, bias) if known else None)
 
@@ -129,6 +132,20 @@ class PlainAttention(Swapped):
     attention_dropout = OFF
 
 
+class PlainShiftedWindowAttention(PlainAttention, LeanShiftedWindowAttention):
+    """torchvision's plain attention, which calls its projections where they are more than linear layers.
+
+    Its own forward reads their weights alone: what LoRA adds would be left out.
+    """
+
+    keeps_all: ClassVar[bool] = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.qkv) is nn.Linear and type(self.proj) is nn.Linear:
+            return self.plain.forward(self, x)  # type: ignore[no-any-return]
+        return super().forward(x)
+
+
 KNOWN: dict[tuple[str, str], type[LeanAttention]] = {
     ("torchvision.models.swin_transformer", "ShiftedWindowAttention"): LeanShiftedWindowAttention,
     ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2"): LeanShiftedWindowAttention,
@@ -158,4 +175,6 @@ def lean_class(plain: Any) -> Any:
 @cache
 def plain_class(plain: Any) -> Any:
     """Return the subclass of a known attention module whose dropout is off."""
-    return made_class(plain_class, plain, f"Plain{plain.__name__}", (PlainAttention, plain), plain=plain)
+    shifted = issubclass(KNOWN[plain.__module__, plain.__name__], LeanShiftedWindowAttention)
+    base = PlainShiftedWindowAttention if shifted else PlainAttention
+    return made_class(plain_class, plain, f"Plain{plain.__name__}", (base, plain), plain=plain)
