@@ -10,7 +10,7 @@ from fedact.api.networks import network_text
 from fedact.api.process import as_before
 from fedact.config.code import code_digest
 from fedact.config.loading import make_config
-from fedact.config.own_code import check_code
+from fedact.config.own_code import check_code, code_of
 from fedact.config.schema import Config
 from fedact.federation.header import check_start
 from fedact.storage import run as storage
@@ -43,11 +43,14 @@ class Run(storage.Run):
         """
         # What the methods compress plays no part in what they trained.
         config = make_config({**self.config, "method": ("exact",), "device": "cpu"})
-        named = config if network is None else config.model_copy(update={"model": USUAL_MODEL})
-        check_code(named, own_code or self.own_code, str(self.path), "own_code=True")
+        if network is not None:
+            config = config.model_copy(update={"model": USUAL_MODEL})
+        needed = {text: digest for text, digest in (config.code or {}).items() if text in code_of(config)}
+        config = config.model_copy(update={"code": needed})
+        check_code(config, own_code or self.own_code, str(self.path), "own_code=True")
         if network is not None:
             text = network_text(network)
-            config = config.model_copy(update={"model": text, "code": {**(config.code or {}), text: code_digest(text)}})
+            config = config.model_copy(update={"model": text, "code": {**needed, text: code_digest(text)}})
         with as_before():
             workspace = prepare(config)
             check_start(self.headers[0], workspace.experiment, RunFolder(self.path).records)

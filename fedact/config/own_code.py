@@ -43,9 +43,11 @@ def run_code(config: Config) -> None:
 def check_code(config: Config, allowed: bool, where: str, permission: str = "--own-code") -> None:
     """Raise ConfigError where a run's config would run code that is not allowed to, or is not what it was in that run.
 
+    What stands in its table of digests alone counts too: ``run_code`` runs all of that.
+
     where: how the config was named, as in ``--resume runs/1``. permission: how it is given.
     """
-    named = code_of(config)
+    named = tuple(dict.fromkeys([*code_of(config), *(config.code or {})]))
     if named and not allowed:
         raise ConfigError(f"{where} runs code of its own, {', '.join(named)}: add {permission} if you trust it")
     for text in named:

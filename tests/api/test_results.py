@@ -83,3 +83,11 @@ def test_the_model_of_a_built_in_network_needs_no_permission(tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(ConfigError, match="cannot be read"):
         fedact.load_run(tmp_path / "run").model("exact")
+
+
+def test_the_code_of_methods_need_not_run_for_a_model(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from fedact.compression import METHODS\n\nclass Same(METHODS['exact']):\n    pass\n")
+    run = fedact.run(build, out=tmp_path / "run", **{**FEW, "method": "exact"})
+    code = {**run.headers[0]["config"]["code"], f"{tmp_path}/mine.py:Same": "0" * 64}
+    run.headers[0]["config"]["code"] = code
+    assert type(run.model()) is Net

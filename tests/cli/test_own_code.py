@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedact import bench, plan
-from fedact.config.code import load_code
+import fedact
+from fedact import bench, compare, plan
+from fedact.config.code import code_digest, load_code
 from fedact.config.loading import make_config, read_toml
 from fedact.config.own_code import with_code
 from fedact.config.plan import Plan
@@ -93,6 +94,27 @@ def test_a_config_without_digests_runs_nothing(mine, capsys):
     file.write_text(file.read_text().partition("[code]")[0])
     assert "--own-code" in refused(capsys, ["--resume", str(mine)], mine)
     assert "without the digest of its file" in refused(capsys, ["--resume", str(mine), "--own-code"], mine)
+
+
+def test_a_table_of_digests_alone_runs_nothing(mine, capsys, tmp_path):
+    """A run of networks of fedact's own whose config.toml brings code along that nothing names."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nx = 1\n")
+    text = f"{tmp_path}/evil.py:x"
+    file = mine / "config.toml"
+    content = file.read_text().partition("[code]")[0].replace(f'"{mine.parent}/mynet.py:build"', '"resnet18"')
+    content = content.replace(f'"{mine.parent}/mydata.py:load"', '"digits"')
+    file.write_text(f'{content}[code]\n"{text}" = "{code_digest(text)}"\n')
+    assert "evil.py:x: add --own-code" in refused(capsys, ["--resume", str(mine)], mine)
+    assert "evil.py:x: add --own-code" in refused(capsys, ["--config", str(file)], tmp_path / "new")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_comparing_runs_runs_no_code(mine, tmp_path, capsys):
+    (mine.parent / "mynet.py").write_text("raise AssertionError('it ran')")
+    (mine.parent / "mydata.py").unlink()
+    assert compare.main([str(mine), "--out", str(tmp_path / "comparison")]) == 0
+    assert len(fedact.load_run(mine).rounds) == 6
+    assert "exact" in capsys.readouterr().out
 
 
 def test_methods_are_added_to_a_run_of_code(mine):
