@@ -79,12 +79,14 @@ def imagenet_weights(name: str) -> Any:
 
 def to_model_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return torchvision's weights by the model's current parameter names, without auxiliary heads that it does not have."""
-    counters = {name: count for name, count in model.state_dict().items() if name.endswith(f".{COUNTER}")}
+    own = model.state_dict()
+    counters = {name: count for name, count in own.items() if name.endswith(f".{COUNTER}")}
     named: dict[str, Tensor] = {}
     for name, tensor in ((str(name), tensor) for name, tensor in tensors.items()):
         # An auxiliary head that the model was built without is None.
         if getattr(model, name.partition(".")[0], model) is not None:
-            for old, current in RENAMED.items():
+            # A network of the user's own may have such names.
+            for old, current in RENAMED.items() if name not in own else ():
                 name = re.sub(old, current, name)
             named[name] = tensor
     named = _fitted_positions(model, named)

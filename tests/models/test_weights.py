@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedact.config.errors import ConfigError
+from fedact.models import to_model_layout
 from fedact.models.weights import from_file, from_torchvision, load_into, plain_preprocessing
 
 
@@ -174,3 +175,14 @@ def test_imagenet_preprocessing_scales_with_the_resolution(monkeypatch):
     at_224, at_112 = (from_torchvision("mobilenet_v2", side).preprocessing for side in (None, 112))
     assert (at_224.resolution, at_224.resize, at_112.resolution, at_112.resize) == (224, 232, 112, 116)
     assert (at_224.mean, at_224.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_network_of_ones_own_keeps_names_that_torchvision_has_changed():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.ModuleDict({"mlp": nn.ModuleDict({"linear_1": nn.Linear(2, 2)})})
+
+    own = Own()
+    tensors = {name: torch.ones_like(tensor) for name, tensor in own.state_dict().items()}
+    assert to_model_layout(own, tensors).keys() == tensors.keys()
