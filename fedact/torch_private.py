@@ -37,6 +37,7 @@ __all__ = [
     "embedding_bag",
     "flop_formulas",
     "gelu_backward",
+    "gelu_in_place",
     "hardswish_backward",
     "hardtanh_backward",
     "hardtanh_backward_into",
@@ -100,6 +101,7 @@ hardtanh_backward_into: Kernel = torch.ops.aten.hardtanh_backward.grad_input
 hardswish_backward: Kernel = torch.ops.aten.hardswish_backward
 silu_backward: Kernel = torch.ops.aten.silu_backward
 gelu_backward: Kernel = torch.ops.aten.gelu_backward
+gelu_in_place: Kernel = torch.ops.aten.gelu_
 
 eigh: Any = torch.ops.aten._linalg_eigh
 qr: Any = torch.ops.aten.linalg_qr

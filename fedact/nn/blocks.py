@@ -13,6 +13,7 @@ from fedact.nn.graph import forward_graph, named_modules
 from fedact.nn.layers.base import CONVOLUTIONS, Saving, Swapped, made_class
 from fedact.nn.layers.frozen import FrozenNorm
 from fedact.nn.layers.function import runs_plain
+from fedact.nn.layers.fused import only_overwrites
 from fedact.torch_private import is_observed
 
 PACKAGES = "torchvision", "timm", "segmentation_models_pytorch", "fedact"
@@ -67,7 +68,7 @@ def inlined(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _called(module: nn.Module | None) -> tuple[str, ...]:
     """Return the names of a plain Sequential's children, which may be called in its place; none of other modules."""
-    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    plain = isinstance(module, nn.Sequential) and (type(module).forward is nn.Sequential.forward or only_overwrites(module))
     return tuple(module._modules) if module is not None and plain and not is_observed(module) else ()
 
 

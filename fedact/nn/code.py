@@ -1,4 +1,4 @@
-"""A torch.fx graph as a Python function that frees values after their last use, and lets norms write over convolutions."""
+"""A torch.fx graph as a Python function that frees values after their last use, and lets layers write over the last."""
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import add
@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fedact.nn.layers.frozen import FrozenNorm
 from fedact.nn.layers.function import runs_plain
-from fedact.nn.layers.fused import is_layer_itself, is_plain_convolution
+from fedact.nn.layers.fused import gelu_over, is_layer_itself, is_plain_convolution, is_plain_linear
 from fedact.torch_private import is_observed
 
 Code = Callable[[nn.Module, list[Any]], Any]
@@ -20,9 +20,9 @@ Code = Callable[[nn.Module, list[Any]], Any]
 def code_of(graph: Graph, inlined: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Code:
     """Return a graph as one Python function: several times as fast as ``torch.fx.Interpreter``.
 
-    Every value is freed after its last use, an input too. A frozen norm writes over the output of a convolution that
-    nothing else reads. inlined: Sequentials with the names of their children, which are called in their place: a call of a
-    Sequential would keep its input until it is done.
+    Every value is freed after its last use, an input too. Over what nothing else reads a frozen norm writes a convolution's
+    output, and GELU a linear layer's. inlined: Sequentials with the names of their children, which are called in their
+    place: a call of a Sequential would keep its input until it is done.
     """
     emptied, copies = Graph(), dict[Node, Node]()
     values = emptied.placeholder("values")
@@ -30,9 +30,13 @@ def code_of(graph: Graph, inlined: Mapping[str, Sequence[str]] = MappingProxyTyp
         if node.op == "placeholder":
             copies[node] = emptied.call_method("pop", (values, 0))
         elif node.op == "call_module" and str(node.target) in inlined:
-            value = copies[node.all_input_nodes[0]]
-            for child in inlined[str(node.target)]:
-                value = emptied.call_module(f"{node.target}.{child}", (value,))
+            value, last = copies[node.all_input_nodes[0]], ""
+            for child in (f"{node.target}.{name}" for name in inlined[str(node.target)]):
+                if not last:
+                    value = emptied.call_module(child, (value,))
+                else:
+                    value = emptied.call_function(run_after, (emptied.get_attr(last), emptied.get_attr(child), value))
+                last = child
             copies[node] = value
         elif (before := _only_source(node)) is not None:
             if str(before.target) in inlined:
@@ -62,6 +66,8 @@ def run_after(before: nn.Module, module: nn.Module, x: Any) -> Any:
     """Return a module's output for x, which is another module's output, and which nothing else reads."""
     if isinstance(module, FrozenNorm) and isinstance(x, Tensor) and is_plain_convolution(before):
         return module(x, is_layer_itself(module) and not is_observed(module))
+    if isinstance(module, nn.GELU) and isinstance(x, Tensor) and is_plain_linear(before):
+        return gelu_over(x, module)
     return module(x)
 
 

@@ -138,7 +138,7 @@ class PeakPrediction:
                 whole = self.problem.batch_size
                 most = self._with_as_many_channels(micro_batch, whole)._levels(structure, whole, chunked).least_bytes
                 bounds.append(most * micro_batch / whole / LINEARITY)
-            elif micro_batch >= FEW and bounds[0] <= budget < first * micro_batch:
+            elif micro_batch >= FEW and bounds[0] <= budget < first * micro_batch and self._is_linear(structure):
                 two = self._with_as_many_channels(micro_batch, 2)._levels(structure, 2, chunked)
                 grown = one.least_bytes_of(micro_batch, two) or 0
                 bounds.append(grown / (PARTS if self.problem.room is None else LINEARITY))

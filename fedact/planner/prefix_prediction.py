@@ -12,6 +12,7 @@ from fedact.measure.ledger import Ledger
 from fedact.measure.lifetimes import peak
 from fedact.measure.memory import followed, stored_bytes
 from fedact.measure.stored import counted
+from fedact.nn.layers import LeanAttention, LeanMultiheadAttention
 from fedact.nn.prefix.chunks import examples_are_independent, in_chunks
 from fedact.nn.prefix.split import Split
 from fedact.nn.prefix.tiles import TiledPrefix
@@ -56,6 +57,11 @@ class Cut:
         self.installed(None)
         first, *others = (self.measured(count) for count in (1, 2)[: self.problem.batch_size])
         return first, others[0] if others else first
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether every example adds as many bytes: attention works on groups of examples."""
+        return not any(isinstance(module, LeanAttention | LeanMultiheadAttention) for module in self.split.model.modules())
 
     def measured(self, count: int) -> int:
         """Return the peak bytes of so many examples, whole and at once, as the model is installed now."""
@@ -156,7 +162,7 @@ class Prefix:
         """Return the most bytes alive while it runs on so many examples at once."""
         if not count:
             return 0
-        if not tiles and self.room is None:
+        if not tiles and self.room is None and self.cut.is_linear:
             first, second = self.cut.peaks
             return first + (second - first) * (count - 1)
         if (count, tiles) not in self._peaks:

@@ -14,7 +14,7 @@ from fedact.nn.layers.attention import Attention, attend, differentiable
 from fedact.nn.layers.base import Saving, Swapped, made_class
 from fedact.nn.layers.compressed import CompressedLinear
 from fedact.nn.layers.function import is_recorded
-from fedact.nn.layers.fused import is_layer_itself
+from fedact.nn.layers.fused import is_own
 from fedact.nn.layers.multihead_attention import OFF, source_of
 from fedact.nn.layers.windows import shift_mask
 from fedact.torch_private import is_observed
@@ -55,11 +55,6 @@ def in_place_of_bias(layer: nn.Module, bias: Tensor | None) -> Iterator[None]:
         yield
     finally:
         del vars(layer)["bias"]
-
-
-def is_own(layer: nn.Module) -> bool:
-    """Tell whether a linear layer runs PyTorch's code or fedact's."""
-    return "forward" not in vars(layer) and (type(layer) is nn.Linear or is_layer_itself(layer))
 
 
 class LeanShiftedWindowAttention(LeanAttention):

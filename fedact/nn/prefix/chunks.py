@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.compression.lowrank.algebra import memory_order
-from fedact.nn.graph import structure
+from fedact.nn.graph import named_modules, structure
 from fedact.nn.layers import Swapped
 from fedact.nn.layers.base import made_class
 from fedact.nn.prefix.split import Split, split
@@ -29,6 +29,7 @@ class _Prefix:
         self.chunk, self.tiles = chunk, tiles
         self.structure: Any = None
         self.last: TiledPrefix | None = None
+        self.dimensions: tuple[int, ...] = ()
 
     def __reduce__(self) -> Any:
         return _Prefix, (self.chunk, self.tiles)
@@ -39,6 +40,7 @@ class _Prefix:
         if current != self.structure:
             parts = split(model)
             self.structure, self.last = current, None if parts is None else TiledPrefix(parts, self.tiles)
+            self.dimensions = batch_dimensions(model)
         return self.last
 
 
@@ -81,12 +83,23 @@ def _chunked(before: Any) -> Any:
 
 
 def _prefix_for(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TiledPrefix | None:
-    """Return the model's prefix for a call with one batch of images and gradients enabled, else None."""
+    """Return the model's prefix for a call with one batch and gradients enabled, else None."""
     x, prefix = args[0] if args else None, vars(model)[_PREFIX]
-    if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.dim() != 4:
+    if len(args) != 1 or kwargs or not isinstance(x, Tensor):
         return None
-    trains = torch.is_grad_enabled() and not x.requires_grad and len(x) > 0
-    return prefix.of(model) if trains else None
+    if not torch.is_grad_enabled() or x.requires_grad or not len(x):
+        return None
+    found = prefix.of(model)
+    return found if x.dim() in prefix.dimensions else None
+
+
+def batch_dimensions(model: nn.Module) -> tuple[int, ...]:
+    """Return how many dimensions a batch may have: one of fewer might be a single example, which layers take too."""
+    kinds = {type(module) for _, module in named_modules(model)}
+    for kind, dimensions in ((nn.Conv2d, 4), (nn.Conv1d, 3)):
+        if any(issubclass(each, kind) for each in kinds):
+            return (dimensions,)
+    return 3, 4
 
 
 @torch.no_grad()

@@ -1,0 +1,155 @@
+"""Plans for transformers and networks of series: peaks are predicted, budgets hold, exact gradients are autograd's."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fedact
+from fedact.compression import make_method
+from fedact.config.errors import ConfigError
+from fedact.measure.memory import measure_memory
+from fedact.models.micro_batch import add_gradient
+from fedact.nn.surgery import calibrate, layer_inputs, trained_parameters
+from fedact.planner.peak_prediction import PeakPrediction
+from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
+from fedact.planner.stand_in import structure_of
+from fedact.planner.step_memory import measure_step
+from tests.support import transformers
+
+CLASSES = 5
+
+
+class Series(nn.Module):
+    """A network of series, whose last convolution is one position wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv1d(6, 12, 5, 2, 2), nn.BatchNorm1d(12), nn.ReLU(), nn.Conv1d(12, 16, 3, 1, 1), nn.GELU()),
+            *(nn.Conv1d(16, 24, 1), nn.ReLU()),
+        )
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(-1))
+
+
+class Tokens(nn.Module):
+    """Two layers on tokens, each channel's GELU between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 20), nn.GELU(), nn.Linear(20, 12))
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(1))
+
+
+def series(batch: int = 8) -> Tensor:
+    return torch.randn(batch, 6, 48, generator=torch.Generator().manual_seed(0)).cumsum(2)
+
+
+def pictures(batch: int = 8) -> Tensor:
+    return transformers.batch(32, batch)[0]
+
+
+def tokens(batch: int = 8) -> Tensor:
+    return torch.randn(batch, 9, 10, generator=torch.Generator().manual_seed(0)).cumsum(1)
+
+
+NETWORKS = {
+    "series": (Series, series),
+    "tokens": (Tokens, tokens),
+    "vit": (transformers.vit, pictures),
+    "swin": (transformers.swin, lambda batch=8: transformers.batch(40, batch)[0]),
+    "timm's vit": (transformers.timm_vit, pictures),
+}
+METHODS = ["exact", "hosvd", "asi", "lance", "quantize:bits=4", "transform", "gradient_filter", "auto"]
+
+
+def network(name: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    make, inputs = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().eval()
+    x = inputs()
+    return model, (x, torch.arange(len(x)) % CLASSES)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("text", ["exact", "vanilla", "svd:ranks=2", "quantize:bits=4", "gradient_filter"])
+def test_a_predicted_peak_is_the_measured_one(name, text):
+    model, example = network(name)
+    problem = make_problem(model, example, method=make_method(text), budget=None, scope="peak", loss=F.cross_entropy)
+    inputs = problem.inputs(problem.trained(2), 1)
+    methods = {key: make_method(text).for_dimensions(x.dim()) for key, x in inputs.items()}
+    peaks = PeakPrediction(problem)
+    for size, prefix in ((1, WHOLE), (4, WHOLE), (8, PrefixSchedule(2))):
+        measured = measure_step(problem, methods, size, prefix).peak_bytes
+        predicted = peaks.peak_bytes(methods, size, prefix)
+        assert predicted == measured if make_method(text).traits.keeps_input else abs(predicted - measured) < 0.05 * measured
+    assert structure_of(methods)
+
+
+def most(plan, model: nn.Module, example: tuple[Tensor, Tensor]) -> tuple[int, int]:
+    """Saved and peak bytes of the largest micro-step of two batches, as the ledger measures them."""
+    model = fedact.apply(copy.deepcopy(model), plan)
+    if plan.method == "lance":
+        calibrate(model, example[0])
+    found = []
+    for start in (*range(0, 8, plan.micro_batch), 0):
+        part = tuple(each[start : start + plan.micro_batch].clone() for each in example)
+        with measure_memory(model, inputs=part) as memory:
+            add_gradient(model, *part, 8)
+        assert memory.hidden_bytes == 0
+        found.append((memory.saved_bytes, memory.peak_bytes))
+    saved, peak = zip(*found, strict=True)
+    return max(saved), max(peak)
+
+
+@pytest.mark.filterwarnings("ignore:not compressed")
+@pytest.mark.parametrize("scope", ["peak", "saved"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_methods_plan_holds_its_budget(name, method, scope):
+    model, example = network(name)
+    whole = fedact.make_plan(model, None, example, "exact", layers=3, scope=scope)
+    budget = (whole.peak_bytes if scope == "peak" else whole.saved_bytes) // 2
+    plan = fedact.make_plan(model, budget, example, method, layers="auto", scope=scope)
+    assert plan.status in ("ok", "head-only")
+    assert most(plan, model, example)[scope == "peak"] <= budget
+    assert (plan.tiles, plan.room_bytes) == (0, None)
+    assert all(len(kept.shape) >= 2 and kept.shape[0] == plan.micro_batch for kept in plan.kept)
+
+
+@pytest.mark.filterwarnings("ignore:not compressed")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_that_keeps_everything_has_autograds_gradient(name):
+    model, (x, y) = network(name)
+    budget = fedact.make_plan(model, None, (x, y), "exact", layers=3).peak_bytes // 2
+    plan = fedact.make_plan(model, budget, (x, y), "exact", layers=3)
+    assert plan.micro_batch < 8
+    planned = fedact.apply(copy.deepcopy(model), plan)
+    for part in zip(torch.split(x, plan.micro_batch), torch.split(y, plan.micro_batch), strict=True):
+        add_gradient(planned, *part, len(y))
+    F.cross_entropy(model(x), y).backward()
+    plain = dict(model.named_parameters())
+    for key, parameter in trained_parameters(planned).items():
+        expected = plain[key].grad
+        assert (parameter.grad - expected).norm() <= 1e-4 * expected.norm() + 1e-7
+
+
+def test_inputs_of_layers_are_as_methods_see_them():
+    model, (x, _) = network("tokens")
+    found = layer_inputs(model, ["body.2", "head"], x)
+    assert {key: tuple(value.shape) for key, value in found.items()} == {"body.2": (8, 20, 9), "head": (8, 12)}
+
+
+def test_ranks_that_fit_no_saved_input_are_refused():
+    model, example = network("tokens")
+    with pytest.raises(ConfigError, match="other tensors than those of series or tokens"):
+        fedact.make_plan(model, "1MB", example, "hosvd:ranks=1x2x2x2", layers=2)
