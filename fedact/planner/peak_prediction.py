@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from fedact.compression import Method
 from fedact.measure.memory import followed
 from fedact.models.micro_batch import Inputs, add_gradient
+from fedact.nn.layers import LeanAttention, known_attention
 from fedact.nn.prefix.split import PrefixOutputs, split
 from fedact.nn.surgery import install
 from fedact.planner.prefix_prediction import Cut, Prefix
@@ -138,13 +140,19 @@ class PeakPrediction:
                 whole = self.problem.batch_size
                 most = self._with_as_many_channels(micro_batch, whole)._levels(structure, whole, chunked).least_bytes
                 bounds.append(most * micro_batch / whole / LINEARITY)
-            elif micro_batch >= FEW and bounds[0] <= budget < first * micro_batch and self._is_linear(structure):
+            elif micro_batch >= FEW and bounds[0] <= budget < first * micro_batch and self._is_linear:
                 two = self._with_as_many_channels(micro_batch, 2)._levels(structure, 2, chunked)
                 grown = one.least_bytes_of(micro_batch, two) or 0
                 bounds.append(grown / (PARTS if self.problem.room is None else LINEARITY))
                 bounds.append((first + (two.least_bytes - first) * (micro_batch - 1)) / LINEARITY)
             self._bounds[key] = max(bounds)
         return self._bounds[key]
+
+    @cached_property
+    def _is_linear(self) -> bool:
+        """Whether every example adds as many bytes: attention works on groups of examples."""
+        kinds = nn.MultiheadAttention, LeanAttention
+        return not any(isinstance(each, kinds) or known_attention(each) for each in self.problem.model.modules())
 
     def _with_as_many_channels(self, micro_batch: int, examples: int) -> "PeakPrediction":
         """Return the predictions of the room in which fewer examples run as many channels at a time."""

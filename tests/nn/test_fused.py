@@ -164,3 +164,42 @@ def test_a_convolution_and_its_norm_have_two_large_tensors_alive(enabled, layers
     # the mask, 3,200 bytes, made of 16,384 elements at a time: 5 bytes each.
     mask = 0 if layers == 1 else 5 * 16_384 + 3_200
     assert memory.peak_bytes == 25_600 + 102_400 + mask
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 24), nn.GELU(approximate="tanh"), nn.Dropout(), nn.Linear(24, 6))
+    return nn.Sequential(body, nn.Linear(6, 3))
+
+
+def test_gelu_writes_over_a_linear_layers_output_where_no_gradient_asks_for_it():
+    x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(1))
+    model, plain = fedact.compress(mlp(), "exact", layers=0), mlp().eval()
+    given = x.clone()
+    with torch.no_grad(), fedact.measure_memory(model, x) as memory:
+        found = model(x)
+    assert torch.equal(x, given)
+    assert torch.equal(found, plain(x))
+    assert memory.peak_bytes == 4 * 5 * 7 * (24 + 6)
+
+
+@pytest.mark.parametrize("watched", ["0", "1"])
+def test_gelu_leaves_what_a_hook_sees_as_it_is(watched):
+    x, seen = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)), []
+    model = fedact.compress(mlp(), "exact", layers=0)
+    model[0].get_submodule(watched).register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
+    with torch.no_grad():
+        model(x)
+    plain = mlp().eval()[0]
+    first = plain[0](x)
+    expected = [x, first] if watched == "0" else [first, plain[1](first)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_gelus_gradients_are_autograds():
+    x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(1))
+    model, plain = fedact.compress(mlp(), "exact", layers=2), mlp().eval()
+    for each in (model, plain):
+        each(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, plain.get_parameter(name).grad, rtol=1e-5, atol=1e-5), name
