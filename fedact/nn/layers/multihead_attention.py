@@ -71,7 +71,9 @@ class LeanMultiheadAttention(Saving, nn.MultiheadAttention):
         y = self._projected(x, weight, bias)
         for watch in vars(self).get("watchers", ()):
             watch(y)
-        y = self.out_proj(attend(y, attention, source_of(vars(self).get("codec"), x, weight, bias)))
+        attended = attend(y, attention, source_of(vars(self).get("codec"), x, weight, bias))
+        del y
+        y = self.out_proj(attended)
         y = y if self.batch_first else y.transpose(0, 1)
         return (y if query.dim() == 3 else y.squeeze(0 if self.batch_first else 1)), None
 
