@@ -110,7 +110,7 @@ def most(plan, model: nn.Module, example: tuple[Tensor, Tensor]) -> tuple[int, i
     return max(saved), max(peak)
 
 
-@rotated(of=11, name=NETWORKS, method=METHODS, scope=["peak", "saved"])
+@rotated(of=13, name=NETWORKS, method=METHODS, scope=["peak", "saved"])
 def test_every_methods_plan_holds_its_budget(name, method, scope):
     model, example = network(name)
     whole = fedact.make_plan(model, None, example, "exact", layers=2, scope=scope)
