@@ -9,7 +9,7 @@ from fedact.config.errors import ConfigError
 from fedact.data.class_ids import classes_of_ids
 from fedact.data.examples import Examples, Images, Source
 from fedact.data.items import NAMES, as_array, of_items
-from fedact.data.kinds import checked_inputs
+from fedact.data.kinds import checked_inputs, is_picture
 
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
 """Up to the second there may be fewer training examples than classes."""
@@ -33,7 +33,7 @@ def as_arrays(data: Any, name: str = "the data") -> Arrays:
     Each may be arrays, tensors or lists; an item of a data set is an input, which may be a Pillow picture, its label, and
     perhaps whose it is. name: what errors call the data. Raises ConfigError for anything else.
 
-    >>> as_arrays((torch.zeros(2, 6, 128), [0, 1])).x.shape
+    >>> as_arrays((np.zeros((2, 6, 128)), [0, 1])).x.shape
     (2, 6, 128)
     """
     if isinstance(data, Arrays):
@@ -99,9 +99,9 @@ def numbered(parts: Sequence[Labelled], where: str, classes: Sequence[str] = ())
     return Source(made[0], made[-1], len(known), names, client_names=tuple(map(str, clients.tolist())))
 
 
-def check_alike(train: np.ndarray, test: np.ndarray, where: str) -> None:
+def check_alike(train: Images, test: Images, where: str) -> None:
     """Raise ConfigError where what is trained and tested on are inputs of two kinds."""
-    pictures = train.ndim == test.ndim == 4 and train.shape[3] == test.shape[3] in (1, 3)
+    pictures = is_picture(train.shape) and is_picture(test.shape) and train.shape[3] == test.shape[3]
     if train.dtype != test.dtype or not (pictures or train.shape[1:] == test.shape[1:]):
         raise ConfigError(
             f"x_train and x_test of {where} must be alike, not {train.dtype} {train.shape} and {test.dtype} {test.shape}"

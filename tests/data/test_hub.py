@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from datasets import Value
+from datasets import ClassLabel, Value
 
 import fedact
 from fedact.config.errors import ConfigError
@@ -16,6 +16,7 @@ from fedact.data import Request, decode_files
 from fedact.data.own import as_arrays
 from fedact.data.readers import hub
 from fedact.data.readers.hub_pictures import HubPictures
+from fedact.data.readers.hub_series import HubSeries
 from fedact.simulate import main
 from fedact.training.workspace import prepare, prepare_with
 from tests.support.hub_sets import CLASS, CLASSES, PICTURE, TEXT, encoded, picture_set, save, series_set, shades
@@ -80,6 +81,33 @@ def test_series_vectors_and_texts(tmp_path):
     assert source.names == tuple(CLASSES)
     assert np.array_equal(source.train.labels, LABELS)
     assert np.array_equal(read(place, ":series=flat").test.images, SERIES[:5].reshape(5, -1))
+
+
+def test_large_arrays_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+    place = save(tmp_path / "set", train=series_set(SERIES, KINDS), test=series_set(SERIES[:5], KINDS[:5]))
+    at_once = read(place, ":series=signal")
+    monkeypatch.setattr("fedact.data.readers.hub_series.ON_DISK_FROM", 100)
+    source = read(place, ":series=signal")
+    assert isinstance(source.train.images, HubSeries)
+    decoded = decode_files(source, tmp_path / "cache")
+    assert np.array_equal(np.asarray(decoded.train.images), at_once.train.images)
+    broken = series_set(np.where(np.arange(24)[:, None, None] == 6, np.nan, SERIES), KINDS)
+    source = read(save(tmp_path / "broken", train=broken, test=broken.select(range(5))), ":series=signal")
+    with pytest.raises(ConfigError, match=r"1 of 24 arrays cannot be used: .*row 6 of train: it holds a value that is not"):
+        decode_files(source, tmp_path / "cache")
+
+
+def test_what_is_tested_on_must_be_what_is_trained_on(tmp_path):
+    grey, labels = shades(9, channels=1)
+    other = picture_set(PIXELS, LABELS).cast_column("label", ClassLabel(names=["bee", "ant", "cow"]))
+    place = save(tmp_path / "classes", train=picture_set(PIXELS, LABELS), test=other)
+    with pytest.raises(
+        ConfigError, match=r"label is ClassLabel\(names=\['ant', 'bee', 'cow'\]\) in what is trained on, and"
+    ):
+        read(place)
+    # Where some are in colour all are.
+    source = read(save(tmp_path / "both", train=picture_set(grey, labels), test=picture_set(PIXELS, LABELS)))
+    assert np.array_equal(source.train.images[:], grey.repeat(3, axis=3))
 
 
 def test_columns_and_splits_are_those_that_are_named(tmp_path):

@@ -15,11 +15,11 @@ from fedact.config.errors import ConfigError, check_extra, unknown
 from fedact.config.hub import PARQUET, HubData, parse_hub
 from fedact.config.paths import cache_folder
 from fedact.data.examples import Images, Request, Source
-from fedact.data.kinds import checked_inputs
 from fedact.data.own import PARTS, Labelled, check_alike, numbered
 from fedact.data.partition import stratified
-from fedact.data.readers.hub_columns import Columns, class_names, find_columns, ids_of, inputs_of
-from fedact.data.readers.hub_pictures import hub_pictures
+from fedact.data.readers.hub_columns import Columns, class_names, find_columns, ids_of
+from fedact.data.readers.hub_pictures import HubPictures, hub_pictures
+from fedact.data.readers.hub_series import hub_inputs
 
 TEST_SHARE = 0.25
 """As of a folder without pictures for testing."""
@@ -44,8 +44,9 @@ def check_hub(text: str, task: str = "classification") -> None:
 def load(text: str, request: Request) -> Source:
     """Return the data set that ``hf:PLACE:key=value,...`` names.
 
-    Without a split to test on a quarter is for that, stratified. Pictures are decoded where they are asked for, arrays are
-    read whole. Raises ConfigError for what cannot be loaded, and where columns or splits do not say what they are.
+    Without a split to test on a quarter is for that, stratified. Pictures are decoded where they are asked for, and
+    large arrays read there. Raises ConfigError for what cannot be loaded, and where columns or splits do not say what they
+    are.
     """
     check_hub(text)
     data = parse_hub(text)
@@ -55,15 +56,34 @@ def load(text: str, request: Request) -> Source:
     names = class_names(splits[train].features, columns.label)
     named = zip([train, *([test] if test else [])], PARTS, strict=False)
     parts = [_part(splits[name], columns, name, text, request.side, part) for name, part in named]
-    for each in parts[1:]:
-        if isinstance(each.images, np.ndarray) and isinstance(parts[0].images, np.ndarray):
-            check_alike(parts[0].images, each.images, text)
+    if test is not None:
+        _check_columns(splits[train], splits[test], columns, text)
+        parts = _of_one_kind(parts[0], parts[1], text)
     source = numbered(parts, text, names)
     if test is not None:
         return source
     tested = stratified(source.train.labels, round(TEST_SHARE * len(source.train)), request.generator)
     trained = np.setdiff1d(np.arange(len(source.train)), tested)
     return replace(source, train=source.train.subset(trained), test=source.train.subset(tested))
+
+
+def _check_columns(train: Any, test: Any, columns: Columns, text: str) -> None:
+    """Raise ConfigError where a column holds one thing in what is trained on and another in what is tested on."""
+    for column in (columns.image, columns.label):
+        one, other = train.features[column], test.features[column]
+        if type(one) is not type(other) or getattr(one, "names", None) != getattr(other, "names", None):
+            raise ConfigError(f"{text}: {column} is {one} in what is trained on, and {other} in what is tested on")
+
+
+def _of_one_kind(train: Labelled, test: Labelled, text: str) -> list[Labelled]:
+    """Return both parts with inputs of one kind: pictures in colour where some are; raises ConfigError for others."""
+    parts = [train, test]
+    pictures = [part.images for part in parts if isinstance(part.images, HubPictures)]
+    if not pictures:
+        check_alike(train.images, test.images, text)
+    elif any(each.grey for each in pictures) and not all(each.grey for each in pictures):
+        parts = [part._replace(images=replace(each, grey=False)) for part, each in zip(parts, pictures, strict=True)]
+    return parts
 
 
 def _chosen(data: HubData, splits: Mapping[str, Any], text: str) -> tuple[str, str | None]:
@@ -90,7 +110,7 @@ def _part(dataset: Any, columns: Columns, split: str, where: str, side: int, par
     if columns.pictures:
         images = hub_pictures(dataset, columns.image, split, side)
     else:
-        images = checked_inputs(inputs_of(dataset, columns.image, where), f"x_{part} of {where}")
+        images = hub_inputs(dataset, columns.image, split, where, f"x_{part} of {where}")
     labels = ids_of(dataset, columns.label)
     if class_names(dataset.features, columns.label) and (labels < 0).any():
         raise ConfigError(f"the split {split} of {where} has no labels: name another, as in test=validation")

@@ -22,18 +22,44 @@ GREY_MODES = ("L", "1", "LA")
 
 
 @dataclass(frozen=True, eq=False)
-class HubPictures(Files):
+class HubRows(Files):
+    """The rows of a column on disk.
+
+    files: what the rows are called. sources: the files that they lie in, relative to root. key: which rows of these.
+    """
+
+    sources: tuple[str, ...]
+    key: str
+
+    @property
+    def dependencies(self) -> Sequence[str]:
+        return self.sources
+
+
+def place_of(dataset: Any, column: str, split: str) -> dict[str, Any]:
+    """Return the fields of ``HubRows`` for a column; raises ConfigError where it lies in no file."""
+    sources = [str(each["filename"]) for each in dataset.cache_files]
+    if not sources:
+        raise ConfigError(f"the rows of {split} lie in no file")
+    root = Path(commonpath([str(Path(file).parent) for file in sources]))
+    return {
+        "root": root,
+        "files": tuple(f"row {row} of {split}" for row in range(len(dataset))),
+        "sources": tuple(str(Path(file).relative_to(root)) for file in sources),
+        "key": f"{column} of {split}, {len(dataset)} rows",
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class HubPictures(HubRows):
     """uint8 (rows, side, side, 1 or 3): the middle square of each picture of a column, grey or in RGB.
 
-    files: what the rows are called. column: Arrow's, of encoded pictures or their paths. sources: the files that it lies
-    in, relative to root. key: which of their rows they are.
+    column: Arrow's, of encoded pictures or their paths.
     """
 
     side: int
     grey: bool
     column: Any
-    sources: tuple[str, ...]
-    key: str
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -46,10 +72,6 @@ class HubPictures(Files):
     @property
     def item_size(self) -> str:
         return f"{self.side} px"
-
-    @property
-    def dependencies(self) -> Sequence[str]:
-        return self.sources
 
     def decode(self, row: int) -> np.ndarray:
         if self.grey and _look(self.column, row)[1] not in GREY_MODES:
@@ -64,23 +86,16 @@ def hub_pictures(dataset: Any, column: str, split: str, side: int) -> HubPicture
     side: of the decoded squares at most, in pixels.
     """
     cells = dataset.with_format("arrow")[:].column(column)
-    sources = [str(each["filename"]) for each in dataset.cache_files]
-    if not sources:
-        raise ConfigError(f"the pictures of {split} lie in no file")
-    root = Path(commonpath([str(Path(file).parent) for file in sources]))
     looked = []
     for row in np.unique(np.linspace(0, len(cells) - 1, LOOKED_AT).astype(int)).tolist() if len(cells) else ():
         # One that is broken is named when all are decoded.
         with suppress(Exception):
             looked.append(_look(cells, row))
     return HubPictures(
-        root,
-        tuple(f"row {row} of {split}" for row in range(len(cells))),
-        min([side, *([max(shorter for shorter, _ in looked)] if looked else [])]),
-        bool(looked) and all(mode in GREY_MODES for _, mode in looked),
-        cells,
-        tuple(str(Path(file).relative_to(root)) for file in sources),
-        f"{column} of {split}, {len(cells)} rows",
+        **place_of(dataset, column, split),
+        side=min([side, *([max(shorter for shorter, _ in looked)] if looked else [])]),
+        grey=bool(looked) and all(mode in GREY_MODES for _, mode in looked),
+        column=cells,
     )
 
 
