@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from hashlib import sha256
 from types import CodeType, FunctionType
 from typing import Any
@@ -28,6 +29,12 @@ def function_digest(function: Callable[..., Any]) -> str:
         made = function(2)
         parts.append(module_digest(made) if isinstance(made, nn.Module) else "")
     return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def class_digest(kind: type) -> str:
+    """Return a digest of a method's class: of what it computes, and of its settings with their defaults."""
+    settings = [(field.name, str(field.type), repr(field.default)) for field in fields(kind)]
+    return sha256(f"{_class_text(kind)} {settings} {vars(kind).get('traits')}".encode()).hexdigest()
 
 
 def _class_text(kind: type) -> str:

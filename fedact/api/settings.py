@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from fedact.api.methods import method_text
 from fedact.config.errors import ConfigError, nearest, shortened
 from fedact.config.loading import make_config
 from fedact.config.own_code import with_code
@@ -39,7 +40,7 @@ def check_keywords(settings: Mapping[str, Any]) -> None:
 def _written(name: str, value: Any) -> Any:
     """Return a keyword's value as a config file would have it."""
     if name == "method":
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value
+        return tuple(map(method_text, value if isinstance(value, list | tuple) else (value,)))
     if name == "budget":
         return _budget(value)
     if isinstance(value, Mapping):

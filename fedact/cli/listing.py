@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedact.cli.console import show
-from fedact.compression import AUTO, METHODS
+from fedact.compression import AUTO, METHODS, Method, installed_class, installed_names
 from fedact.config.devices import Device, read_devices
+from fedact.config.errors import ConfigError
 from fedact.config.faults import Faults
 from fedact.config.natural import NATURAL, NaturalClients
 from fedact.config.privacy import PRIVACY
@@ -35,13 +36,9 @@ def show_tables(devices: str | None = None) -> int:
     Raises ConfigError where that is broken.
     """
     boards = read_devices(Path(devices) if devices else None)
-    methods = []
-    for name, method in METHODS.items():
-        traits = method.traits
-        compared = f"\nWhere methods are compared: {name}:{traits.published}" if traits.published else ""
-        what = f"{_first_line(method)}\nSettings: {_settings(method)}{compared}\nSource: {traits.source}"
-        methods.append((name, what))
+    methods = [(name, _method(name, entry)) for name, entry in METHODS.items()]
     methods.append((AUTO, "Mixes exact, quantize and transform, tensor by tensor, for the least gradient error."))
+    methods += [(name, _installed(name, package)) for name, package in installed_names().items()]
     title = "Methods, written NAME:key=value,key=value (the default first, - is not set)"
     show(listing(title, ("name", "what it keeps"), methods, lines=True), prose=True)
     dealt: dict[str, type] = {**PARTITIONS, NATURAL: NaturalClients}
@@ -78,6 +75,24 @@ def show_tables(devices: str | None = None) -> int:
     columns = ("name", "bytes of memory, and where the figure is from")
     show(listing("Devices, for --budget", columns, known, lines=True), prose=True)
     return 0
+
+
+def _method(name: str, entry: type[Method]) -> str:
+    traits = entry.traits
+    compared = f"\nWhere methods are compared: {name}:{traits.published}" if traits.published else ""
+    return f"{_first_line(entry)}\nSettings: {_settings(entry)}{compared}\nSource: {traits.source}"
+
+
+def _installed(name: str, package: str) -> str:
+    """Return what is said of a method that an installed package brings, which may fail to load."""
+    if name in (AUTO, *METHODS):
+        return f"Refused: {package} brings it, and one of fedact's own has that name."
+    try:
+        entry = installed_class(name)
+        assert entry is not None
+        return f"{_method(name, entry)}\nFrom {package}"
+    except ConfigError as error:
+        return f"Refused: {error}"
 
 
 def _bytes_of(device: Device) -> str:

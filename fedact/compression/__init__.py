@@ -134,7 +134,7 @@ def published() -> list[str]:
 
 __all__ = [
     "AUTO", "METHODS", "NO_STATE", "Compressed", "Method", "State", "Sweep", "Traits", "check_for", "choose_method",
-    "installed_names", "kept_method", "make_method", "method_name", "published", "settings", "shape_of",
+    "installed_class", "installed_names", "kept_method", "make_method", "method_name", "published", "settings", "shape_of",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-_FOLDERS = re.compile(r"(?:^|(?<=:))[^:\n]*[/\\](?=[^/\\:\n]+\.py:)")
+_FOLDERS = re.compile(r"(?:^|(?<=:))[^:\n]*[/\\](?=[^/\\:\n]+\.py:)|fedact_own_given_\w+:")
 
 
 def method_label(name: object) -> str:
