@@ -18,7 +18,6 @@ from tests.support.own_network import FEW, Net, build
 from tests.support.paths import ROOT
 from tests.support.runs import rows, timeless
 
-pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 SCRIPT = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)[-1]
 SMALL = """
@@ -53,15 +52,13 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
-MODELS = {"a function of a module": build, "a lambda": lambda classes: Net(classes)}
-
-
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_workers_make_the_rows_of_one_process(model, alone, tmp_path):
-    fedact.run(model, out=tmp_path / "run", workers=2, **FEW)
+@pytest.mark.slow
+def test_workers_make_the_rows_of_one_process(alone, tmp_path):
+    fedact.run(lambda classes: Net(classes), out=tmp_path / "run", workers=2, **FEW)
     assert timeless(tmp_path / "run") == timeless(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 def test_ray_makes_the_rows_of_one_process(alone, tmp_path):
     fedact.run(lambda classes: Net(classes), out=tmp_path / "run", runtime="ray", **FEW)
@@ -83,6 +80,7 @@ def run_script(text: str, folder: Path, code: int = 0) -> list[str]:
     return errors.splitlines()
 
 
+@pytest.mark.exhaustive
 def test_a_script_needs_a_guard_for_its_file_to_be_named_alone(tmp_path):
     guarded = 'if __name__ == "__main__":\n    fedact.run(build, out="guarded", **settings)\n'
     plain = 'assert fedact.run(build, out="plain", **settings).config["workers"] == 2\n'
@@ -95,12 +93,14 @@ def test_a_script_needs_a_guard_for_its_file_to_be_named_alone(tmp_path):
     assert ".py" not in found["plain"]["model"]
 
 
+@pytest.mark.exhaustive
 def test_a_script_without_a_guard_is_told_so_when_its_file_is_the_network(tmp_path):
     errors = run_script(SMALL + 'fedact.run("script.py:build", out="run", **settings)\n', tmp_path, code=1)
     assert 'calls fedact.run as it is imported: put that under if __name__ == "__main__":' in errors[-1]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     text = SMALL.replace("rounds=1", "rounds=200") + 'fedact.run(build, out="run", **settings)\n'
@@ -118,6 +118,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert "holds a run with seed 0, not 1" in again[-1]
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_plain_lines_and_its_classes_reach_workers(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cells = [SMALL, 'run = fedact.run(build, out="run", **settings)', "print(type(run.model()).__name__)"]
@@ -130,6 +131,7 @@ def test_a_notebook_shows_plain_lines_and_its_classes_reach_workers(tmp_path, mo
     assert lines[-1] == "Own"
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_runs_as_a_newcomer_runs_it(tmp_path):
     assert len(SCRIPT.splitlines()) <= 40
     assert "workers=2" in SCRIPT
