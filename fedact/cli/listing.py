@@ -18,7 +18,7 @@ from fedact.config.strategies import STRATEGIES
 from fedact.config.updates import UPDATES
 from fedact.data import DATASETS, SEGMENTATION_DATASETS
 from fedact.data.partition import PARTITIONS
-from fedact.models import MODELS, SEGMENTERS, other_classifiers
+from fedact.models import MODELS, SEGMENTERS, SERIES_MODELS, other_classifiers
 from fedact.reports.run.tables import listing
 
 OWN_DATA = (
@@ -56,7 +56,7 @@ def show_tables(devices: str | None = None) -> int:
         ]
         show(listing(title, ("name", "what it does"), rules, lines=True), prose=True)
     show(listing("Faults", ("settings", ""), [(_settings(Faults), _first_line(Faults))]), prose=True)
-    models = [(name, _first_line(entry)) for name, entry in MODELS.items()]
+    models = [(name, _first_line(entry)) for name, entry in (MODELS | SERIES_MODELS).items()]
     named = [
         ("torchvision's", f"by name: {', '.join(other_classifiers())}"),
         ("timm:NAME", "any network of timm, with the extra timm: timm:deit_tiny_patch16_224"),

@@ -7,6 +7,7 @@ from torch import nn
 from fedact.config.errors import ConfigError, nearest
 from fedact.models.classifiers import build, classifier_names, imagenet_weights, to_model_layout, vision_transformer
 from fedact.models.segmenters import SEGMENTERS, SegmentationNetwork, check_segmenter_name, encoder_of, make_segmenter
+from fedact.models.temporal import SERIES_MODELS
 from fedact.models.timm_networks import check_timm_name, is_timm, timm_network
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RESOLUTIONS",
     "SCALABLE",
     "SEGMENTERS",
+    "SERIES_MODELS",
     "SegmentationNetwork",
     "check_model_name",
     "check_segmenter_name",
@@ -72,13 +74,18 @@ RESOLUTIONS = {"mcunet": 128, "vit_tiny": 64}
 """Pixels a side of the images that a model's published weights were made for, where that is not 224."""
 
 
-def make_model(name: str, classes: int, width: float | None = None, resolution: int | None = None) -> nn.Module:
+def make_model(
+    name: str, classes: int, width: float | None = None, resolution: int | None = None, channels: int = 3
+) -> nn.Module:
     """Return a classifier of this many classes with random weights.
 
-    resolution: pixels a side of the images, for networks that are made for one size; None for the usual one. Raises
-    ConfigError for an unknown name, or a size that the network does not take.
+    resolution: pixels a side of the images, for networks that are made for one size; None for the usual one. channels: of
+    the series, for networks that take series. Raises ConfigError for an unknown name, or a size that the network does not
+    take.
     """
     check_model_name(name)
+    if name in SERIES_MODELS:
+        return SERIES_MODELS[name](classes, channels)
     if is_timm(name):
         return timm_network(name, classes, resolution)
     if name in MODELS:
@@ -87,12 +94,12 @@ def make_model(name: str, classes: int, width: float | None = None, resolution: 
 
 
 def check_model_name(name: str) -> None:
-    """Raise ConfigError for a model that is neither in the table nor a classifier of torchvision or timm."""
+    """Raise ConfigError for a model that is neither in a table nor a classifier of torchvision or timm."""
     if is_timm(name):
         check_timm_name(name)
-    elif name not in MODELS and name not in classifier_names():
-        known = ", ".join(sorted(MODELS))
-        close = nearest(name, [*MODELS, *classifier_names()])
+    elif name not in MODELS and name not in SERIES_MODELS and name not in classifier_names():
+        known = ", ".join(sorted([*MODELS, *SERIES_MODELS]))
+        close = nearest(name, [*MODELS, *SERIES_MODELS, *classifier_names()])
         raise ConfigError(
             f"unknown model {name!r}: allowed are {known}, torchvision's other classifiers (--list) and timm:NAME{close}"
         )

@@ -15,6 +15,7 @@ from fedact.config.paths import cache_folder
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator, torch_seed
 from fedact.data import VOID, Examples, Preprocessing
+from fedact.data.kinds import is_picture
 from fedact.models import (
     RESOLUTIONS,
     SCALABLE,
@@ -26,6 +27,7 @@ from fedact.models import (
 )
 from fedact.models.own import check_own, own_network
 from fedact.models.pretraining import PretrainingRecipe, pretrained
+from fedact.models.temporal import SERIES_MODELS
 from fedact.models.timm_networks import is_timm
 from fedact.models.weights import Weights, fill, from_file, from_timm, from_torchvision, plain_preprocessing
 from fedact.nn.surgery import head, trained_layers
@@ -48,6 +50,8 @@ def check_model(config: Config) -> None:
     else:
         check_almost_code(config.model, "--model")
         check_model_name(config.model)
+    if config.model in SERIES_MODELS and config.weights == "imagenet":
+        raise ConfigError(f"--weights imagenet is for pictures: {config.model} takes series")
     if config.width is not None and config.model not in SCALABLE:
         raise ConfigError(f"--width is for {', '.join(SCALABLE)}; {config.model} has one width")
     if config.pretrain_from != "none" and config.weights != "pretrain":
@@ -70,12 +74,23 @@ def weights_key(config: Config) -> str:
     return "pretrain_from" if config.weights == "pretrain" else "weights"
 
 
-def network(config: Config, classes: int) -> nn.Module:
-    """Return the config's network for this many classes, with random weights."""
+def network(config: Config, classes: int, images: tuple[int, ...]) -> nn.Module:
+    """Return the config's network for this many classes, with random weights.
+
+    images: the shape of the run's images (examples, ...), whose channels a network for series takes. Raises ConfigError for
+    such a network where they are no series.
+    """
     if is_code(config.model):
         model = own_network(config, classes)
     elif config.task == "segmentation":
         model = make_segmenter(config.model, classes)
+    elif config.model in SERIES_MODELS:
+        if is_picture(images) or len(images) != 3:
+            raise ConfigError(
+                f"--model {config.model} is for series (channels, steps): the examples of {config.data_name} have the shape "
+                f"{images[1:]}"
+            )
+        model = make_model(config.model, classes, channels=images[1])
     else:
         model = make_model(config.model, classes, config.width, config.resolution)
     # A third faster on CPUs than the default layout.

@@ -33,4 +33,5 @@ def open_shared(argument: tuple[str, Shared]) -> None:
 def _opened(experiment: Experiment) -> Workspace:
     config = experiment.config
     use_threads(config.threads)
-    return Workspace(experiment, network(config, len(experiment.classes)).to(config.device))
+    model = network(config, len(experiment.classes), experiment.train.images.shape)
+    return Workspace(experiment, model.to(config.device))

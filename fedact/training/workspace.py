@@ -143,7 +143,7 @@ def prepare(config: Config, side: int | None = None) -> Workspace:
     if config.batch_size > (most := max(LARGE_BATCH, len(source.train))):
         raise ConfigError(f"--batch-size {config.batch_size} is more than {most:,}")
     with torch_seed(config.seed, Purpose.INITIAL_WEIGHTS):
-        model = network(config, source.classes)
+        model = network(config, source.classes, clients.images.shape)
     if weights:
         key = weights_key(config)
         load_into(model, weights.tensors, getattr(config, key), key)
@@ -184,7 +184,7 @@ def prepare_with(config: Config, start: dict[str, Tensor], preprocessing: Prepro
     use_threads(config.threads)
     source, dealt = read_data(config, preprocessing.resize)
     clients, parts = dealt.train, dealt.parts
-    model = network(config, source.classes)
+    model = network(config, source.classes, clients.images.shape)
     state = model.state_dict()
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in start.items()}:
         raise ConfigError(f"the start is not that of {config.model} for {source.classes} classes")

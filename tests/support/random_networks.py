@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import make_method
+from fedact.compression.matrix_product import channels_last
+from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.layers import SMOOTH
-from fedact.nn.surgery import convolutions, smooth_activations, trained_layers
+from fedact.nn.surgery import body_layers, smooth_activations, trained_layers
 
 SIZE = 6
 EXACT = (
@@ -37,6 +39,8 @@ STEPS = ("once", "two passes before one backward pass", "backward twice", "accum
 
 class RandomNet(nn.Module):
     """Parts in a row, some of which read earlier values, change theirs in place, or run on some steps alone."""
+
+    WIDTHS = 2, 4, 4, 8
 
     def __init__(self, random: np.random.Generator) -> None:
         super().__init__()
@@ -59,7 +63,7 @@ class RandomNet(nn.Module):
     def pick(self, *options: Any) -> Any:
         return options[self.random.integers(len(options))]
 
-    def make_conv(self, inputs: int, outputs: int) -> nn.Conv2d:
+    def make_conv(self, inputs: int, outputs: int) -> nn.Module:
         kernel, dilation = self.pick(1, 1, 3, 5, 7), self.pick(1, 1, 2)
         groups = inputs if inputs == outputs and self.random.random() < 0.2 else self.pick(1, 1, 2) if inputs % 2 == 0 else 1
         bias = bool(self.random.random() < 0.7)
@@ -73,8 +77,14 @@ class RandomNet(nn.Module):
             bias=bias,
         )
 
+    def make_norm(self, width: int) -> nn.Module:
+        return nn.BatchNorm2d(width)
+
+    def make_pool(self) -> nn.Module:
+        return self.pick(nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1))
+
     def conv(self, inputs: int) -> int:
-        outputs = self.pick(2, 4, 4, 8)
+        outputs = self.pick(*self.WIDTHS)
         self.part(self.make_conv(inputs, outputs))
         return outputs
 
@@ -88,14 +98,14 @@ class RandomNet(nn.Module):
         if kind == "conv":
             return self.conv(width)
         if kind == "norm":
-            self.part(nn.BatchNorm2d(width))
+            self.part(self.make_norm(width))
         elif kind == "activation":
             module = self.pick(*ACTIVATIONS)
             self.part(module(inplace=bool(self.random.random() < 0.5)))
         elif kind == "off":
             self.part(self.pick(nn.Dropout(0.5), nn.Dropout2d(0.5), nn.Identity(), nn.GELU(), nn.Sigmoid()))
         elif kind == "pool":
-            self.part(self.pick(nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1)))
+            self.part(self.make_pool())
         elif kind == "branches":
             self.parts.extend([self.make_conv(width, width), self.make_conv(width, width)])
             self.call(kind, len(self.parts) - 2, len(self.parts) - 1)
@@ -126,7 +136,13 @@ class RandomNet(nn.Module):
         self.steps += 1
         for kind, what in self.calls:
             x = self.run(kind, what, x, kept)
-        return self.head(x.mean((2, 3)))
+        return self.head(self.mean(x))
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
 
     def run(self, kind: str, what: tuple[Any, ...], x: Tensor, kept: list[Tensor]) -> Tensor:
         if kind == "part":
@@ -153,7 +169,7 @@ class RandomNet(nn.Module):
             with torch.no_grad():
                 x.mul_(0.9)
         elif kind == "transpose":
-            return x.transpose(2, 3)
+            return self.turned(x)
         elif kind == "cat":
             return torch.cat(x.chunk(2, 1)[::-1], 1)
         elif kind == "flat":
@@ -165,11 +181,62 @@ class RandomNet(nn.Module):
         return x
 
 
-def network(seed: int) -> nn.Module:
+class RandomSeriesNet(RandomNet):
+    """The same of series (batch, channels, steps)."""
+
+    def make_conv(self, inputs: int, outputs: int) -> nn.Module:
+        kernel, dilation, mode = (
+            self.pick(1, 3, 4, 5),
+            self.pick(1, 1, 2),
+            self.pick("zeros", "zeros", "reflect", "circular"),
+        )
+        groups = self.pick(1, 1, 2) if inputs % 2 == outputs % 2 == 0 else 1
+        settings = {"dilation": dilation, "groups": groups, "padding_mode": mode, "bias": bool(self.random.random() < 0.7)}
+        return nn.Conv1d(inputs, outputs, kernel, padding="same", **settings)
+
+    def make_norm(self, width: int) -> nn.Module:
+        return self.pick(nn.BatchNorm1d(width), nn.GroupNorm(2, width), nn.InstanceNorm1d(width, affine=True))
+
+    def make_pool(self) -> nn.Module:
+        return self.pick(nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1), nn.AdaptiveAvgPool1d(7), nn.ReplicationPad1d(1))
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean(2)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x.flip(2)
+
+
+class RandomTokenNet(RandomSeriesNet):
+    """The same of tokens (batch, tokens, channels)."""
+
+    # Not 2: a layer norm would make them plus and minus 1, which lie between codes of few bits.
+    WIDTHS = 4, 4, 6, 8
+
+    def make_conv(self, inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs, bias=bool(self.random.random() < 0.7))
+
+    def make_norm(self, width: int) -> nn.Module:
+        return self.pick(nn.LayerNorm(width), nn.LayerNorm(width, elementwise_affine=False), nn.RMSNorm(width))
+
+    def make_pool(self) -> nn.Module:
+        return self.pick(nn.Mish(), nn.Softplus(), nn.PReLU(init=0.3), nn.Softmax(-1))
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+SHAPES = {RandomNet: (2, 3, SIZE, SIZE), RandomSeriesNet: (2, 3, 2 * SIZE), RandomTokenNet: (2, SIZE, 3)}
+
+
+def network(seed: int, kind: type[RandomNet] = RandomNet) -> nn.Module:
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    net: nn.Module = RandomNet(random)
-    if random.random() < 0.4:
+    net: nn.Module = kind(random)
+    if kind is RandomNet and random.random() < 0.4:
         indices = [what[0] for kind, what in net.calls if kind == "part"]  # type: ignore[union-attr]
         parts, width, chain = net.parts, 3, []  # type: ignore[union-attr]
         for module in (parts[n] for n in indices):  # type: ignore[index]
@@ -180,7 +247,7 @@ def network(seed: int) -> nn.Module:
         chain = [*chain[:middle], nn.Sequential(*chain[middle:])] if random.random() < 0.5 else chain
         net = nn.Sequential(*chain, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(std=0.2)  # type: ignore[union-attr, operator]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
     return net.double().train(bool(random.random() < 0.5))
@@ -210,21 +277,24 @@ def more(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 class Case:
     """One network with a method, a way to step, and hooks; everything follows from the seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: type[RandomNet] = RandomNet) -> None:
         random = np.random.default_rng([seed, 1])
-        self.seed, net = seed, network(seed)
+        self.seed, self.kind, net = seed, kind, network(seed, kind)
         pick: Callable[..., Any] = lambda options: options[random.integers(len(options))]  # noqa: E731
         self.method = pick(LOSSY) if random.random() < 0.25 else pick(EXACT)
-        self.layers = int(random.integers(0, len(convolutions(net)) + 1))
+        self.layers = int(random.integers(0, len(body_layers(net)) + 1))
         self.train_norm, self.step = bool(random.random() < 0.3), pick(STEPS)
         self.input_gradient = bool(random.random() < 0.3)
+        heads = nn.Identity if kind is RandomTokenNet else nn.Linear
         leaves = [
-            name for name, m in net.named_modules() if name and not list(m.children()) and not isinstance(m, nn.Linear)
+            name
+            for name, m in net.named_modules()
+            if name and name != "head" and not list(m.children()) and not isinstance(m, heads)
         ]
-        self.hooks = [
-            (pick(leaves), pick(("keep", "double", "shrink", "scale", "more")), bool(random.random() < 0.5))
-            for _ in range(random.integers(0, 3))
-        ]
+        # The output of torch's linear layer may be a view: an operation in place after it loses the hooks on its gradient.
+        scale = () if kind is RandomTokenNet else ("scale",)
+        kinds = ("keep", "double", "shrink", *scale, "more")
+        self.hooks = [(pick(leaves), pick(kinds), bool(random.random() < 0.5)) for _ in range(random.integers(0, 3))]
 
     def hook(self, net: nn.Module, seen: list[Tensor], before: bool) -> None:
         for name, kind, first in self.hooks:
@@ -239,18 +309,19 @@ class Case:
 
     def gradients(self, method: str) -> dict[str, Tensor]:
         """Return the gradients of a few steps by a method, or by its oracle: ``vanilla`` or ``oracle``."""
-        net, seen = network(self.seed), list[Tensor]()
+        net, seen = network(self.seed, self.kind), list[Tensor]()
         self.hook(net, seen, before=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fedact.compress(net, "vanilla" if method == "oracle" else method, self.layers, self.train_norm)
         if method == "oracle":
             names = [*trained_layers(net, self.layers, self.train_norm), *smooth_activations(net)]
+            over_last = layers_over_last(net)
             for name in names:
-                reconstruct_in(net.get_submodule(name), self.method)
+                reconstruct_in(net.get_submodule(name), self.method, name in over_last)
         self.hook(net, seen, before=False)
         generator = torch.Generator().manual_seed(self.seed)
-        batches = [torch.randn(2, 3, SIZE, SIZE, generator=generator, dtype=torch.float64) for _ in range(2)]
+        batches = [torch.randn(SHAPES[self.kind], generator=generator, dtype=torch.float64) for _ in range(2)]
         for x in batches:
             x.requires_grad_(self.input_gradient)
         self.run(net, batches, seen)
@@ -283,18 +354,23 @@ class Case:
             value.backward()
 
 
-def reconstruct_in(module: nn.Module, text: str) -> None:
-    """Make a plain module's gradient that of what a method reconstructs of its input; its output stays."""
+def reconstruct_in(module: nn.Module, text: str, over_last: bool) -> None:
+    """Make a plain module's gradient that of what a method reconstructs of its input; its output stays.
+
+    over_last: whether its channels are the last dimension, which the method sees second.
+    """
     plain, smooth, states = module.forward, isinstance(module, tuple(SMOOTH)), dict[torch.Size, Any]()
 
     def forward(x: Tensor) -> Tensor:
         method = make_method(text).for_dimensions(x.dim())
         if not torch.is_grad_enabled() or (smooth and not x.requires_grad):
             return plain(x)  # type: ignore[no-any-return]
-        compressed = method.compress(x.detach().clone(), states.get(x.shape[1:]) or method.start(0))
+        seen = as_methods_see(x.detach().clone(), over_last)
+        compressed = method.compress(seen, states.get(seen.shape[1:]) or method.start(0))
         if compressed.state.tensors:
-            states[x.shape[1:]] = compressed.state
+            states[seen.shape[1:]] = compressed.state
         again = method.reconstruct(compressed).detach()
+        again = channels_last(again) if over_last else again
         if smooth:
             inplace, module.inplace = getattr(module, "inplace", False), False
             y = plain(again + x - x.detach())
@@ -313,9 +389,9 @@ def reconstruct_in(module: nn.Module, text: str) -> None:
     module.forward = forward  # type: ignore[method-assign]
 
 
-def outcome(seed: int) -> str:
+def outcome(seed: int, kind: type[RandomNet] = RandomNet) -> str:
     """Return "equal", "refused", "no gradient" (plain autograd's own error), or how a case's gradients differ."""
-    case = Case(seed)
+    case = Case(seed, kind)
     lossy = case.method in LOSSY
     try:
         expected = case.gradients("oracle" if lossy else "vanilla")

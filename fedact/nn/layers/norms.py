@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedact.nn.layers.base import ChannelNorm, Swapped, made_class, noted
 from fedact.nn.layers.compressed import CodecLayer, keeps_graph, save, saved
-from fedact.nn.layers.function import apply, check_first_derivative, is_recorded, without_autocast
+from fedact.nn.layers.function import apply, as_output, check_first_derivative, is_recorded, without_autocast
 from fedact.torch_private import native_group_norm_backward, native_layer_norm_backward
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -27,7 +27,7 @@ class _Normalized(torch.autograd.Function):
         ctx.has_weight, ctx.has_bias, ctx.module = weight is not None, bias is not None, module
         save(ctx, ctx.method, compressed, *(tensor for tensor in (weight, bias) if tensor is not None))
         ctx.keeps_graph = keeps_graph(ctx, x, module.codec, compressed)
-        return module.normalized(x, weight, bias)
+        return as_output(module.normalized(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedact.compression.operations import pair
 from fedact.compression.packing import WORDS, pack_codes, unpack_codes
 from fedact.nn.layers.base import Saving
-from fedact.nn.layers.function import apply, is_recorded, runs_plain
+from fedact.nn.layers.function import apply, as_output, is_recorded, runs_plain
 from fedact.torch_private import (
     adaptive_avg_pool2d_backward,
     avg_pool2d_backward,
@@ -36,7 +36,7 @@ class _OfShapeAlone(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: "ShapeAlone") -> Tensor:
         ctx.shape, ctx.module = x.shape, module
-        return module.plain.forward(module, x)  # type: ignore[no-any-return]
+        return as_output(module.plain.forward(module, x))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
