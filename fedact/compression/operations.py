@@ -110,7 +110,8 @@ class Normalization:
 
     def weight_gradient(self, x: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
         centred = x.to(self.mean.dtype) - self.mean.view(-1, *[1] * (x.dim() - 2))
-        return torch.einsum("bc...,bc...->c", centred, grad_output.to(centred.dtype)) * self._scale()
+        dimensions = "bchw"[: x.dim()]
+        return torch.einsum(f"{dimensions},{dimensions}->c", centred, grad_output.to(centred.dtype)) * self._scale()
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor | None) -> Tensor:
         return grad_output * self.scale(grad_output, weight)
