@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import exp, log
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from fedact.measure.gradient_error import weight_error
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, shallow_copy
 from fedact.models.tasks import task_loss
-from fedact.nn.layers import LeanMultiheadAttention, batch_of, watch_output, weight_name
+from fedact.nn.layers import LeanMultiheadAttention, batch_of, known_attention, lean_class, watch_output, weight_name
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import body_layers, count_text
 
@@ -108,11 +109,15 @@ def capture(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[Captur
             seen.add(name)
             output.register_hook(partial(gradients.__setitem__, name))  # type: ignore[no-untyped-call]
 
+    for module in plain.modules():
+        # The plain ones show nobody what they project.
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = LeanMultiheadAttention
+        elif known_attention(module):
+            kind: Any = type(module)
+            module.__class__ = lean_class(kind)
     for name in names:
         layer = plain.get_submodule(name)
-        if isinstance(layer, nn.MultiheadAttention):
-            # The plain one shows nobody what it projects.
-            layer.__class__ = LeanMultiheadAttention
         layer.register_forward_pre_hook(partial(keep, name=name))
         watch_output(layer, partial(follow, name=name))
     task_loss(plain(batch[0].detach().requires_grad_()), batch[1]).backward()  # type: ignore[no-untyped-call]

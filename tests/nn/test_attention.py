@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import fedact
 from fedact.compression import make_method
 from fedact.config.errors import ConfigError
+from fedact.measure.equal_cosine import capture
 from fedact.models.tasks import task_loss
 from fedact.nn.layers import LeanAttention, LeanMultiheadAttention
 from fedact.nn.streams.rematerialization import step_rematerializations
@@ -295,6 +296,16 @@ def test_a_step_under_a_plan_has_the_bytes_that_were_planned():
         plan = fedact.make_plan(make(), "2MB", (x, y), method=method, layers=4, scope="saved")
         model = fedact.apply(make(), plan)
         assert measure(model, lambda m=model, a=x, b=y: train(m, a, b), (x, y)).saved_bytes == plan.saved_bytes
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "timm's vit", "encoder"])
+def test_the_bench_captures_the_projections_of_attention(name):
+    make, size = NETWORKS[name]
+    names = body_layers(make())[-4:]
+    expected = gradients(make(), size, torch.float32)
+    for layer in capture(make(), batch(size), names):
+        key = next(key for key in expected if key.startswith(f"{layer.name}.") and key.endswith("weight"))
+        torch.testing.assert_close(layer.exact.flatten(1), expected[key], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
