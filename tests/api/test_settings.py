@@ -38,7 +38,7 @@ def test_a_keyword_is_the_flag_of_its_name(keywords, settings):
     [
         ({"rounds": 2.5}, "--rounds is 2.5"),
         ({"rounds": True}, "true and false are no setting"),
-        ({"method": 3}, "--method is 3"),
+        ({"method": 3}, "method is 3"),
         ({"method": []}, "--method is ()"),
         ({"strategy": ["fedavg"]}, "strategy is ['fedavg']: it is a text"),
         ({"budget": "much"}, "much"),
