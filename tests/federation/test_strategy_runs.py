@@ -154,10 +154,10 @@ def test_methods_share_their_faults(tmp_path):
 def test_a_clients_exception_is_a_row_with_its_traceback_and_exit_code_1(tmp_path, monkeypatch, capsys):
     train = client._train
 
-    def breaks(experiment, plan, number, round, moving):
+    def breaks(workspace, config, plan, number, round, *others):
         if (number, round) == (1, 2):
             raise ZeroDivisionError("the battery is empty")
-        return train(experiment, plan, number, round, moving)
+        return train(workspace, config, plan, number, round, *others)
 
     monkeypatch.setattr(client, "_train", breaks)
     # A client that breaks before its update is damaged has failed of itself.
