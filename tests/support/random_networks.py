@@ -410,4 +410,7 @@ def outcome(seed: int, kind: type[RandomNet] = RandomNet) -> str:
     worst = max(errors, key=errors.__getitem__, default="")
     # Hardsigmoid's slope of a sixth has single precision in PyTorch's kernel.
     limit = TOLERANCE.get(case.method, 1e-6)
+    if kind is RandomTokenNet and "bits=8" in case.method:
+        # A norm's factors have values half-way between two codes, which fall to either by the last digit of a sum.
+        limit = 1e-2
     return "equal" if not errors or errors[worst] <= limit else f"{errors[worst]:.2g} at {worst}"
