@@ -84,7 +84,7 @@ def install(
     chains = [] if room is None else streams.find(model, methods, room)
     pyramids = [] if room is None else pyramid.find(model, methods)
     parts = {name: part for name, module in named_modules(model) if (part := part_of(module)) is not None}
-    light = [name for name, part in parts.items() if part.names and name not in methods]
+    light = [name for name, part in parts.items() if part.names and not part.keeps_input]
     trained = [*(name for name in methods if has_weights(model.get_submodule(name))), *light]
     gradient_path = downstream(model, trained) if saves_less else set()
     gates = {name for name in product_factors(model) if isinstance(model.get_submodule(name), GATES)}
@@ -103,8 +103,9 @@ def install(
             parameter.requires_grad_(has_weights(module) and name not in parts)
         if saves_less and _swap(module, LOW_RANK["kept"] if name in parts else HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place, name in over_last)  # type: ignore[assignment]
-    for name, part in parts.items():
-        module = model.get_submodule(name)
+    # What keeps its input and has no method is not called: it has nothing to train.
+    for name in (*(name for name in parts if name in methods), *light):
+        module, part = model.get_submodule(name), parts[name]
         for parameter_name in part.names:
             module.get_parameter(parameter_name).requires_grad_(True)
         if part.scale is not None and (not saves_less or name in light):

@@ -183,3 +183,19 @@ def test_a_wrong_update_is_refused_in_one_line(given, says):
 def test_a_network_without_a_head_has_nothing_to_train_by_biases_alone():
     with pytest.raises(ConfigError, match="has no head"):
         fedact.compress(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "exact", layers=1, update="bias")
+
+
+def test_a_layer_whose_weight_the_code_reads_itself_is_not_said_to_be_trained():
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.read, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.conv2d(self.first(x).relu(), self.read.weight).mean((2, 3)))
+
+    example = torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 4])
+    plan = fedact.make_plan(Reading(), None, example, "exact", layers=2, update="lora:rank=2")
+    assert list(trained_parameters(fedact.apply(Reading(), plan))) == [
+        "first.lora_a", "first.lora_b", "head.weight", "head.bias",
+    ]  # fmt: skip
