@@ -15,6 +15,7 @@ from fedact.nn.body import head
 from fedact.nn.install import install
 from fedact.nn.layers.parts import part_of
 from fedact.nn.surgery import assign, make_method, smooth_activations, trained_layers, trained_parameters
+from tests.support.transformers import swin, vit
 
 UPDATES = ["bias", "lora:rank=2,alpha=3", "lora:rank=2,freeze_a=true"]
 METHODS = ["vanilla", "exact", "checkpoint", "hosvd:variance=1.0", "transform:bits=16", "exact:derive=2"]
@@ -50,15 +51,19 @@ def series() -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS = {"pictures": (pictures, (4, 3, 12, 12)), "series": (series, (4, 3, 30)), "tokens": (Tokens, (4, 3, 12, 12))}
+NETWORKS = {
+    "pictures": (pictures, (4, 3, 12, 12)), "series": (series, (4, 3, 30)), "tokens": (Tokens, (4, 3, 12, 12)),
+    "vit": (vit, (4, 3, 32, 32)), "swin": (swin, (4, 3, 32, 32)),
+}  # fmt: skip
+LAYERS = {"pictures": 3, "series": 2, "tokens": 3, "vit": 6, "swin": 6}
 
 
-def made(name: str, update: str, layers: int = 3) -> tuple[nn.Module, Tensor, Tensor]:
+def made(name: str, update: str) -> tuple[nn.Module, Tensor, Tensor]:
     """Return an adapted model in double precision, with B as after some training, and a batch."""
     make, shape = NETWORKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = adapt(make().double(), min(layers, 2 if name == "series" else layers), update, seed=3)
+        model = adapt(make().double(), LAYERS[name], update, seed=3)
         for key, parameter in model.named_parameters():
             if key.endswith("lora_b"):
                 nn.init.normal_(parameter)
@@ -103,7 +108,7 @@ def installed(model: nn.Module, method: str, layers: int) -> nn.Module:
 def test_gradients_are_autograds_of_the_parametrised_network(network, update, method):
     model, x, y = made(network, update)
     expected = plain_gradients(model, x, y)
-    installed(model, method, 2 if network == "series" else 3)
+    installed(model, method, LAYERS[network])
     F.cross_entropy(model(x), y).backward()
     found = {name: parameter.grad for name, parameter in trained_parameters(model).items()}
     assert found.keys() == expected.keys()
@@ -118,7 +123,7 @@ def test_gradients_are_autograds_of_the_parametrised_network(network, update, me
 def test_restore_adds_the_update_to_the_weights_and_leaves_the_plain_model(network, update):
     model, x, _ = made(network, update)
     names = NETWORKS[network][0]().state_dict().keys()
-    installed(model, "exact", 2 if network == "series" else 3).eval()
+    installed(model, "exact", LAYERS[network]).eval()
     before = model(x)
     assert torch.allclose(fedact.restore(model).eval()(x), before)
     assert model.state_dict().keys() == names
