@@ -49,8 +49,8 @@ def pack_mask(x: Tensor, order: Sequence[int], mask: Callable[[Tensor], Tensor])
 
 
 def _at_once(count: int) -> int:
-    """Return how many of so many elements to convert at a time, in whole bytes: about a quarter, or all of a few."""
-    return count if count <= 2 * LEAST else min(CHUNK, max(LEAST, count // 4 // 8 * 8))
+    """Return how many of so many elements to convert at a time, in whole bytes: about a quarter."""
+    return min(CHUNK, max(LEAST, count // 4 // 8 * 8))
 
 
 def _pack(mask: Bool[Tensor, " n"], packed: UInt8[Tensor, " bytes"]) -> None:
