@@ -15,6 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.plan import Plan, PlanKey, Plans
 from fedact.config.schema import Config
 from fedact.data import Loader, center_crop
+from fedact.models.initialization import has_pictures_alone
 from fedact.models.tasks import task_loss
 from fedact.nn.surgery import apply, body_layers, calibrate, head, states
 from fedact.planner import expected_error, make_plan
@@ -169,6 +170,8 @@ def canonical_methods(config: Config) -> list[str]:
     for method in methods if config.layers != 0 else ():
         if isinstance(method, Method):
             check_for(method, SERIES, PICTURES)
+            if type(method.for_dimensions(PICTURES)) is not type(method) and has_pictures_alone(config):
+                check_for(method, PICTURES)
     names = [method_name(method) if isinstance(method, Method) else method for method in methods]
     for name in names:
         if names.count(name) > 1:

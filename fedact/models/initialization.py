@@ -30,7 +30,7 @@ from fedact.models.pretraining import PretrainingRecipe, pretrained
 from fedact.models.temporal import SERIES_MODELS
 from fedact.models.timm_networks import is_timm
 from fedact.models.weights import Weights, fill, from_file, from_timm, from_torchvision, plain_preprocessing
-from fedact.nn.surgery import head, trained_layers
+from fedact.nn.surgery import body_layers, head, trained_layers
 
 SMALL_DATASETS = ("digits", "synthetic", "motion")
 SMALL_WIDTH = 0.35
@@ -95,6 +95,15 @@ def network(config: Config, classes: int, images: tuple[int, ...]) -> nn.Module:
         model = make_model(config.model, classes, config.width, config.resolution)
     # A third faster on CPUs than the default layout.
     return model.to(memory_format=torch.channels_last)
+
+
+def has_pictures_alone(config: Config) -> bool:
+    """Tell, before any weights are there, whether all layers that a config's network may train take pictures."""
+    if is_code(config.model) or config.model in SERIES_MODELS:
+        return False
+    with torch.device("meta"):
+        model = network(config, 2, ())
+    return all(isinstance(model.get_submodule(name), nn.Conv2d) for name in body_layers(model))
 
 
 def resolved(config: Config) -> tuple[Config, Weights | None, Preprocessing]:

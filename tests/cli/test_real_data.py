@@ -5,7 +5,7 @@ import torch
 
 import fedact
 from fedact.data import Preprocessing
-from fedact.models import mobilenet_v2
+from fedact.models import make_model
 from fedact.models.weights import from_file, load_into
 from fedact.simulate import main
 
@@ -21,7 +21,7 @@ def test_imagenet_weights_load_with_their_own_preprocessing(development_data):
     file = development_data / "weights" / "mobilenet_v2-imagenet.safetensors"
     weights = from_file(file, None)
     assert weights.preprocessing == Preprocessing(224, 224, (0.5,) * 3, (0.5,) * 3)
-    model = mobilenet_v2(1000, 1.0)
+    model = make_model("mobilenet_v2", 1000)
     load_into(model, weights.tensors, str(file))
     assert torch.equal(model.state_dict()["classifier.1.weight"], weights.tensors["classifier.1.weight"])
 
