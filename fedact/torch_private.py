@@ -51,7 +51,9 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_pool2d_with_indices_backward",
     "native_batch_norm_into",
+    "native_group_norm",
     "native_group_norm_backward",
+    "native_layer_norm",
     "native_layer_norm_backward",
     "ones_like",
     "packed_weight",
@@ -85,7 +87,9 @@ InstanceNorm = _InstanceNorm
 convolution_backward: Kernels = torch.ops.aten.convolution_backward
 embedding_bag: Kernels = torch.ops.aten._embedding_bag
 native_batch_norm_into: Callable[..., Any] = torch.native_batch_norm
+native_layer_norm: Kernels = torch.ops.aten.native_layer_norm
 native_layer_norm_backward: Kernels = torch.ops.aten.native_layer_norm_backward
+native_group_norm: Kernels = torch.ops.aten.native_group_norm
 native_group_norm_backward: Kernels = torch.ops.aten.native_group_norm_backward
 max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.max_pool2d_with_indices
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward

@@ -25,6 +25,7 @@ from fedact.nn.channels import as_methods_see, layers_over_last
 from fedact.nn.graph import IDENTITIES
 from fedact.nn.layers import CONVOLUTIONS, Masked, OutProjection, batch_of, weight_name
 from fedact.nn.layers.base import has_weights
+from fedact.nn.layers.example_norm import CompressedNorm
 from fedact.nn.layers.parts import part_of
 from fedact.nn.rematerialization import Rematerializations, call_nodes
 from fedact.nn.restoration import uninstall
@@ -104,15 +105,16 @@ class ErrorTable:
             x = self.inputs[saved.key]
             rebuilt = lossy[0].reconstructions(x, lossy, spectra) if lossy else ()
             over_last = saved.key in self.over_last
-            found = [self._errors(saved, channels_last(each) if over_last else each) for each in rebuilt]
+            exact, *shown = (_Values(self.model, channels_last(each) if over_last else each) for each in (x, *rebuilt))
+            found = [self._errors(saved, values, exact) for values in shown]
         none = GradientErrors(
             {name: 0.0 for name in saved.layers if name in self.exact.weights}, dict.fromkeys(saved.slope_layers, 0.0)
         )
         each = iter(found)
         return [none if method.traits.keeps_input else next(each) for method in methods]
 
-    def _errors(self, saved: SavedInput, reconstruction: Tensor) -> GradientErrors:
-        values, weights = _Values(self.model, reconstruction), dict[str, float]()
+    def _errors(self, saved: SavedInput, values: "_Values", exact: "_Values") -> GradientErrors:
+        weights = dict[str, float]()
         for name in saved.layers:
             if name in self.exact.weights:
                 module, x = self.model.get_submodule(name), values.of(self._chain(name))
@@ -120,7 +122,9 @@ class ErrorTable:
                 gradient = operation_of(module).weight_gradient(x, self.exact.outputs[name], weight)
                 weights[name] = relative_distance(gradient, self.exact.weights[name], self.norms.weights[name])
         outputs = {
-            name: relative_distance(self._output_gradient(name, values), self.exact.outputs[name], self.norms.outputs[name])
+            name: relative_distance(
+                self._output_gradient(name, values, exact), self.exact.outputs[name], self.norms.outputs[name]
+            )
             if name in self.paths
             else 0.0
             for name in saved.slope_layers
@@ -131,7 +135,7 @@ class ErrorTable:
         """Return the modules that compute a layer's input from a saved one."""
         return self.derived.inputs[name].chain if name in self.derived.inputs else ()
 
-    def _output_gradient(self, name: str, values: "_Values") -> Tensor:
+    def _output_gradient(self, name: str, values: "_Values", exact: "_Values") -> Tensor:
         """Return a layer's output gradient where the slope of the activation function after it is of other values."""
         *between, activation = self.paths[name]
         module, gradient = self.model.get_submodule(activation), self.exact.outputs[activation]
@@ -141,7 +145,9 @@ class ErrorTable:
                 gradient, values.of(self._chain(reader) if reader else self.derived.masks[activation].chain)
             )
         else:
-            gradient = module.slope_times(gradient, values.of(self._chain(activation)))  # type: ignore[operator]
+            chain = self._chain(activation)
+            known = (exact.of(chain),) if isinstance(module, CompressedNorm) else ()
+            gradient = module.slope_times(gradient, values.of(chain), *known)  # type: ignore[operator]
         for norm in map(self.model.get_submodule, reversed(between)):
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 gradient = operation_of(norm).input_gradient(gradient.shape, gradient, norm.weight)

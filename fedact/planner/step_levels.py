@@ -20,6 +20,7 @@ from fedact.measure.stored import counted
 from fedact.measure.timeline import Levels, Use
 from fedact.nn.graph import consumers
 from fedact.nn.install import activations_without_mask
+from fedact.nn.layers.base import EXAMPLE_NORMS
 from fedact.planner.stand_in import Calls, Geometry, GradientCall
 from fedact.planner.working_memory import WorkingMemory, has_own_input_gradient
 
@@ -28,9 +29,9 @@ class Part(Enum):
     """What of a step a method decides on.
 
     STORED: what it stores. STATE: what it keeps from step to step. KEPT: the input itself, after the forward pass has no
-    more use for it. MASK: saved by the activation before. ENCODING, DECODING: working memory. REBUILT: the reconstruction.
-    CORRELATING: what a weight gradient from the reconstruction works with; GRADIENT: what a method's own does.
-    INPUT_GRADIENT: what a method's own input gradient works with.
+    more use for it. MASK: saved beside what is stored, by the activation before or by a norm of each example's. ENCODING,
+    DECODING: working memory. REBUILT: the reconstruction. CORRELATING: what a weight gradient from the reconstruction works
+    with; GRADIENT: what a method's own does. INPUT_GRADIENT: what a method's own input gradient works with.
     """
 
     STORED = auto()
@@ -219,16 +220,20 @@ def _correlating(life: Lifetime, calls: Sequence[GradientCall], inputs: Mapping[
 
 
 def _mask(life: Lifetime, masked_by: Mapping[str, str], inputs: Mapping[str, Geometry]) -> Slot | None:
-    """Return the slot of a mask that is not needed where the activation's reader keeps its input."""
+    """Return the slot of a mask that is not needed where a layer keeps its input."""
     layer = masked_by.get(life.owner, "") if life.packed else ""
     return Slot(Part.MASK, layer, inputs[layer], life.size) if layer in inputs else None
 
 
 def mask_readers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
-    """Return the activations of a plain model that save no mask where a layer keeps its input, with one such layer."""
+    """Return what saves no mask where a layer keeps its input, with one such layer, in a plain model.
+
+    That is an activation, and a norm of each example's itself, whose inverse deviations are its mask.
+    """
     names = list(layers)
+    norms = [name for name in names if isinstance(model.get_submodule(name), EXAMPLE_NORMS)]
     maskless, readers = activations_without_mask(model, dict.fromkeys(names, Exact())), consumers(model)
-    return {
+    return dict(zip(norms, norms, strict=True)) | {
         relu: next(name for name in names if all(name in call for call in readers[relu]))
         for relu in maskless
         if any(all(name in call for call in readers[relu]) for name in names)

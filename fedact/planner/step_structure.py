@@ -16,6 +16,7 @@ from fedact.nn.channels import layers_over_last
 from fedact.nn.gradient_path import downstream
 from fedact.nn.graph import consumers
 from fedact.nn.layers import TRAINED
+from fedact.nn.layers.base import EXAMPLE_NORMS
 from fedact.nn.rematerialization import Rematerializations
 from fedact.nn.streams.rematerialization import step_rematerializations
 from fedact.nn.surgery import smooth_activations
@@ -78,13 +79,17 @@ class StepStructure:
         return step_rematerializations(self.problem.plain_model, methods, path, in_streams)
 
     @cached_property
+    def bytes_beside(self) -> dict[str, int]:
+        """The saved bytes of one example's step of which methods store nothing, by module."""
+        nothing = dict.fromkeys(layers_with_input(self.problem, self.depth), _Nothing(derive=self.recompute))
+        return dict(measure_step(self.problem, nothing, 1).by_layer)
+
+    @cached_property
     def other_bytes(self) -> dict[str, int]:
         """The saved bytes of one example's step besides the saved inputs, by module: masks, the loss."""
-        nothing = dict.fromkeys(layers_with_input(self.problem, self.depth), _Nothing(derive=self.recompute))
-        memory = measure_step(self.problem, nothing, 1)
         # The owner of a saved input is whichever layer reads it last.
         owners = {name for saved in self.saved_inputs(self.depth) for name in (saved.key, *saved.layers, *saved.masks)}
-        return {name: size for name, size in memory.by_layer.items() if name not in owners}
+        return {name: size for name, size in self.bytes_beside.items() if name not in owners}
 
     @cached_property
     def shared_bytes(self) -> int:
@@ -135,12 +140,20 @@ class StepStructure:
         return self.overhead_bytes(depth, micro_batch) + micro_batch * sum(self.mask_bytes(depth).values())
 
     def mask_bytes(self, depth: int) -> dict[str, int]:
-        """Return the bytes of one example's masks that are saved beside each input unless it is saved as it is."""
-        path = self.gradient_path(depth)
-        sizes = {saved.key: 0 for saved in self.saved_inputs(self.depth)}
+        """Return the bytes of one example's masks that are saved beside each input unless it is saved as it is.
+
+        Those of norms of each example's are their inverse deviations.
+        """
+        path, sizes = self.gradient_path(depth), dict[str, int]()
+        for saved in self.saved_inputs(self.depth):
+            norms = {name for name in (saved.key, *saved.layers) if name in path and self._is_norm(name)}
+            sizes[saved.key] = sum(self.bytes_beside.get(name, 0) for name in norms)
         for activation, key in self.mask_sources.items():
             sizes[key] += self.other_bytes.get(activation, 0) if activation in path else 0
         return sizes
+
+    def _is_norm(self, name: str) -> bool:
+        return isinstance(self.problem.plain_model.get_submodule(name), EXAMPLE_NORMS)
 
 
 def distinct_recomputes(recomputes: Sequence[int], structure: Callable[[int], StepStructure]) -> Iterator[int]:

@@ -78,18 +78,86 @@ def test_kept_as_it_is_the_gradient_is_autograds_in_fewer_bytes(name, layout):
     assert sum(tensor.nbytes for tensor in saved) == x.nbytes + sum(p.nbytes for p in lean.parameters())
 
 
-@rotated(3, text=dict.fromkeys(ALONE), name=NORMS)
-def test_the_gradient_is_that_of_what_the_method_shows(text, name):
-    layer, x = norm(name)
-    plain, lean = copy.deepcopy(layer), wrapped(layer, text)
+def parts(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return a view of x as (examples, ...), the dimensions behind the first being those of one mean and deviation."""
+    if isinstance(layer, ChannelNorm | LayerNorm2d | TimmLayerNorm2d):
+        return x.permute(0, 2, 3, 1)
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        return x.flatten(-len(layer.normalized_shape)) if len(layer.normalized_shape) > 1 else x
+    return x.reshape(len(x), layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.num_features, -1)
+
+
+def with_statistics_of(layer: nn.Module, shown: Tensor, x: Tensor) -> Tensor:
+    """Return what a method shows, with the means and deviations of x itself; of a root mean square norm, its lengths."""
+    seen, exact = parts(layer, shown), parts(layer, x)
+    if isinstance(layer, nn.RMSNorm):
+        found = seen * (exact.norm(dim=-1, keepdim=True) / seen.norm(dim=-1, keepdim=True))
+    else:
+        ratio = exact.std(-1, keepdim=True) / seen.std(-1, keepdim=True)
+        found = exact.mean(-1, keepdim=True) + (seen - seen.mean(-1, keepdim=True)) * ratio
+    is_channels = isinstance(layer, ChannelNorm | LayerNorm2d | TimmLayerNorm2d)
+    return found.permute(0, 3, 1, 2) if is_channels else found.reshape(x.shape)
+
+
+def shown_by(lean: nn.Module, layer: nn.Module, text: str, x: Tensor) -> Tensor:
     method, last = make_method(text).for_dimensions(x.dim()), isinstance(layer, nn.LayerNorm | nn.RMSNorm)
     last = last and not isinstance(layer, ChannelNorm | LayerNorm2d | TimmLayerNorm2d)
     seed = lean.codec.seed if method.traits.saves_less else 0
     shown = method.reconstruct(method.compress(channels_second(x) if last else x, method.start(seed)))
-    shown = channels_last(shown) if last else shown
+    return channels_last(shown) if last else shown
+
+
+def mean_squares(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what a norm divides by, squared, without eps."""
+    each = parts(layer, x)
+    return (
+        each.square().mean(-1, keepdim=True) if isinstance(layer, nn.RMSNorm) else each.var(-1, correction=0, keepdim=True)
+    )
+
+
+@rotated(3, text=dict.fromkeys(ALONE), name=NORMS)
+def test_the_gradient_is_that_of_what_the_method_shows_in_the_exact_length(text, name):
+    layer, x = norm(name)
+    plain, lean = copy.deepcopy(layer), wrapped(layer, text)
+    shown = shown_by(lean, plain, text, x)
     y, grad_input = backward(lean, x)
     assert torch.equal(y, plain(x))
-    assert relative_error(grad_input, backward(plain, shown)[1]) < 1e-6
+    eps = torch.finfo(x.dtype).eps if plain.eps is None else plain.eps
+    ratio = ((mean_squares(plain, shown) + eps) / (mean_squares(plain, x) + eps)).sqrt()
+    assert relative_error(parts(plain, grad_input), parts(plain, backward(plain, shown)[1]) * ratio) < 1e-6
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_it_is_autograds_at_what_is_shown_with_the_means_and_deviations_of_the_input(name):
+    layer, x = norm(name)
+    layer.eps = 1e-12
+    plain, lean = copy.deepcopy(layer), wrapped(layer, "quantize:bits=4")
+    shown = shown_by(lean, plain, "quantize:bits=4", x)
+    expected = backward(plain, with_statistics_of(plain, shown, x))[1]
+    assert relative_error(backward(lean, x)[1], expected) < 1e-6
+    assert relative_error(backward(plain, shown)[1], expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_method_with_loss_saves_one_number_more_for_each_deviation(name):
+    layer, x = norm(name)
+    plain, lean = copy.deepcopy(layer), wrapped(layer, "quantize:bits=4")
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        lean(x.clone().requires_grad_())
+    beside = sum(p.nbytes for p in lean.parameters()) + lean.codec.method.predicted_bytes(channels_second(x))
+    assert sum(tensor.nbytes for tensor in saved) - beside == parts(plain, x)[..., 0].nbytes
+
+
+def test_small_tokens_among_large_ones_have_their_gradient():
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 32) * torch.logspace(-1.5, 0.5, 16).view(1, -1, 1)
+    plain, lean = nn.LayerNorm(32), wrapped(nn.LayerNorm(32), "quantize:bits=2")
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    upstream = torch.randn(4, 16, 32)
+    for module, leaf in zip((plain, lean), leaves, strict=True):
+        module(leaf).backward(upstream)
+    assert relative_error(leaves[1].grad, leaves[0].grad) < 0.3
 
 
 @pytest.mark.parametrize("name", ["tokens", "groups of series", "root mean square", "pictures", "torchvision's"])

@@ -70,6 +70,24 @@ def test_the_error_that_fewer_bits_add_is_known_roughly():
         assert found.weights == pytest.approx(expected.weights, rel=0.02, abs=1e-3)
 
 
+def norms_of_examples() -> nn.Module:
+    """Return trained convolutions before norms of each example's, with nothing between."""
+    first = nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6), nn.ReLU()
+    return nn.Sequential(*first, nn.Conv2d(6, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+
+
+@pytest.mark.parametrize("method", ["hosvd", "quantize", "transform"])
+def test_a_table_knows_that_norms_have_their_exact_deviation(method):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, data = norms_of_examples().eval(), example()
+        model(data[0])
+    with fixed_randomness(torch.device("cpu")):
+        table, steps = both(model, data, 2, method)
+    check(table, steps)
+    assert any(error > 0 for level in table.levels for error in level.outputs.values())
+
+
 class CalledTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 import fedact
 from fedact.compression import make_method
+from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import measure_memory
 from fedact.models.micro_batch import add_gradient
+from fedact.nn.layers.base import EXAMPLE_NORMS
 from fedact.nn.surgery import calibrate, layer_inputs, trained_parameters
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
 from fedact.planner.step_memory import measure_step
+from fedact.planner.step_structure import StepStructure, layers_with_input
 from tests.support import transformers
 from tests.support.portions import rotated
 
@@ -92,6 +95,46 @@ def test_a_predicted_peak_is_the_measured_one(name, text):
         measured = measure_step(problem, methods, size, prefix).peak_bytes
         predicted = peaks.peak_bytes(methods, size, prefix)
         assert predicted == measured if make_method(text).traits.keeps_input else abs(predicted - measured) < 0.05 * measured
+
+
+class Groups(nn.Module):
+    """Trained convolutions before norms of each example's, with nothing between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv1d(6, 12, 5, 2, 2), nn.ReLU(), nn.Conv1d(12, 12, 3, 1, 1), nn.GroupNorm(3, 12), nn.ReLU()),
+            *(nn.Conv1d(12, 16, 3, 1, 1), nn.InstanceNorm1d(16, affine=True), nn.ReLU()),
+        )
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(-1))
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "timm's vit", "groups"])
+def test_what_norms_save_beside_their_inputs_is_counted_in_every_prediction(name):
+    model, example = (Groups().eval(), (series(), torch.arange(8) % CLASSES)) if name == "groups" else network(name)
+    asked = make_problem(
+        model, example, method=make_method("quantize:bits=4"), budget=None, scope="peak", loss=F.cross_entropy
+    )
+    structure, peaks = StepStructure(asked, 0, 2), PeakPrediction(asked)
+    norms = [key for key in layers_with_input(asked, 2) if isinstance(model.get_submodule(key), EXAMPLE_NORMS)]
+    lossy = dict.fromkeys(layers_with_input(asked, 2), asked.method)
+    masks, saved, inputs = structure.mask_bytes(2), structure.saved_inputs(2), structure.inputs
+    for kept in ([], norms):
+        methods = lossy | dict.fromkeys(kept, Exact())
+        stored = [
+            methods[each.key].predicted_bytes(inputs[each.key])
+            + methods[each.key].predicted_state_bytes(inputs[each.key])
+            + (0 if each.key in kept else masks[each.key])
+            for each in saved
+        ]
+        memory = measure_step(asked, methods, 1)
+        assert memory.saved_bytes == sum(stored) + structure.overhead_bytes(2, 1)
+        assert peaks.peak_bytes(methods, 1) == pytest.approx(memory.peak_bytes, rel=0.05)
+    assert norms
+    assert all(masks[key] for key in norms)
 
 
 def most(plan, model: nn.Module, example: tuple[Tensor, Tensor]) -> tuple[int, int]:
