@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.operations import Convolution
-from fedact.compression.transform import cosine
+from fedact.compression.transform import matrices
 from fedact.measure.equal_cosine import CapturedConvolution
 
 SCALAR_EXCESS = 0.5 * log2(pi * e / 6)
@@ -114,7 +114,7 @@ def gradient_weights(layer: CapturedConvolution) -> Float[Tensor, "groups height
 
 def cosine_matrix(size: int) -> Float[Tensor, "frequencies positions"]:
     """Return the orthonormal cosine transform (DCT-II) of so many positions."""
-    return torch.from_numpy(cosine.cosine_matrix(size))
+    return torch.from_numpy(matrices.cosine_matrix(size))
 
 
 def _tap_matrix(size: int, outputs: int, operation: Convolution, side: int, tap: int, edge: int) -> Tensor:

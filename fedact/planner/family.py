@@ -48,15 +48,17 @@ class Family:
         """Whether errors measured in one micro-batch hold in another."""
         return self.method is None or self.method.traits.per_example
 
-    def admissible(self, methods: Sequence[Method], sizes: Sequence[int], dimensions: int, exact_size: int) -> list[int]:
+    def admissible(self, methods: Sequence[Method], sizes: Sequence[int], dimensions: int, exact_size: float) -> list[int]:
         """Return the places of the methods that may save an input with so many dimensions.
 
-        sizes: the bytes that each of them stores of it; exact_size: its own. ``auto`` may take any. A given method keeps
-        every input that has positions itself where one of its levels is smaller than the input, and leaves it exact only
-        where none is; other inputs may be exact as well.
+        sizes: the bytes that each of them stores of it; exact_size: what is spared where it is not kept as it is. ``auto``
+        may take any. A given method keeps every input that has positions itself where one of its levels spares bytes, and
+        leaves it exact only where none does, or in place of the levels that are smaller than the input and spare nothing;
+        other inputs may be exact as well.
         """
         if self.method is None:
             return list(range(len(methods)))
         exact = [place for place, method in enumerate(methods) if method.traits.keeps_input]
         smaller = [place for place, size in enumerate(sizes) if place not in exact and size < exact_size]
-        return smaller if smaller and dimensions > NO_POSITIONS else exact + smaller
+        replaced = any(exact_size <= size < sizes[one] for one in exact for size in sizes)
+        return smaller if smaller and dimensions > NO_POSITIONS and not replaced else exact + smaller

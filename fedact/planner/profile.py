@@ -39,6 +39,7 @@ class Profile:
         self.inputs, self.images, spectra = steps.inputs, self.structure.images, steps.spectra(family, 0)
         self.ladders = {key: family.ladder(self.inputs[key], spectra[key]) for key in spectra}
         self.errors = MeasuredErrors(family, steps, self.ladders, self.keys)
+        self._masks = self.structure.mask_bytes(self.depth)
 
     def with_errors(self, errors: MeasuredErrors) -> "Profile":
         """Return this profile with the errors of another one, place by place: what drafts then say is an estimate."""
@@ -87,8 +88,10 @@ class Profile:
 
     def _admissible(self, key: str, micro_batch: int, methods: Sequence[Method]) -> list[int]:
         """Return the places of the methods that may be taken for a saved input."""
-        sizes = [self.size(method, key, micro_batch) for method in methods]
-        return self.family.admissible(methods, sizes, self.inputs[key].dim(), self.size(Exact(), key, micro_batch))
+        sizes, exact = [self.size(method, key, micro_batch) for method in methods], self.size(Exact(), key, micro_batch)
+        # As it is, it needs no mask beside it, and several layers keep it together.
+        share = exact / self.structure.readers.get(key, 1) - micro_batch * self._masks[key]
+        return self.family.admissible(methods, sizes, self.inputs[key].dim(), share)
 
     def draft(self, depth: int, micro_batch: int, capacity: int, max_states: int = MAX_STATES) -> Draft | None:
         """Return the draft with the least error whose step is predicted to save at most ``capacity`` bytes, else None."""

@@ -134,7 +134,12 @@ def refined(draft: Draft, profile: Profile, capacity: int, size_of: Callable[[Dr
         if unused >= 0 and (draft.error == 0 or unused <= SLACK * capacity):
             break
         # What the step holds besides the saved inputs is now known.
-        following = profile.draft_within(draft.depth, draft.micro_batch, capacity - (size - draft.predicted_bytes))
+        room = capacity - (size - draft.predicted_bytes)
+        following = profile.draft_within(draft.depth, draft.micro_batch, room)
+        if following is None and best is not None:
+            # What methods work with grows with what they store: halfway to what fits.
+            room = (best.predicted_bytes + draft.predicted_bytes) // 2
+            following = profile.draft_within(draft.depth, draft.micro_batch, room)
         if following is None or following.methods == draft.methods or following.error >= enough:
             break
         draft = following

@@ -17,7 +17,7 @@ from fedact.nn.gradient_path import downstream
 from fedact.nn.graph import consumers
 from fedact.nn.layers import TRAINED
 from fedact.nn.layers.base import EXAMPLE_NORMS
-from fedact.nn.rematerialization import Rematerializations
+from fedact.nn.rematerialization import Rematerializations, call_nodes
 from fedact.nn.streams.rematerialization import step_rematerializations
 from fedact.nn.surgery import smooth_activations
 from fedact.planner.problem import Problem
@@ -98,6 +98,13 @@ class StepStructure:
         saved = measure_step(self.problem, exact, 1).saved_bytes
         inputs = sum(x.nbytes for key, x in self.inputs.items() if key not in self.images)
         return max(0, inputs + self.overhead_bytes(self.depth, 1) - saved)
+
+    @cached_property
+    def readers(self) -> dict[str, int]:
+        """How many layers save the same tensor as this one, itself included, each with codes of its own: it counts once."""
+        calls, keys = call_nodes(self.problem.plain_model), [saved.key for saved in self.saved_inputs(self.depth)]
+        sources = {key: calls[key].all_input_nodes[0] for key in keys if key in calls}
+        return {key: [*sources.values()].count(source) for key, source in sources.items()}
 
     @cached_property
     def images(self) -> set[str]:

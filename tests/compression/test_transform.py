@@ -13,10 +13,12 @@ from fedact.compression import make_method
 from fedact.compression.method import Compressed
 from fedact.compression.operations import Convolution
 from fedact.compression.transform.bitstream import DECODED_BYTES, nonzeros
-from fedact.compression.transform.cosine import as_images, frequencies, from_images, inverse, transform
+from fedact.compression.transform.cosine import adjoint, as_images, frequencies, from_images, images_of, inverse, transform
 from fedact.compression.transform.transform import Transform
 from fedact.measure.cost import FlopCounter
 from fedact.measure.memory import measure_memory
+from fedact.planner.stand_in import Geometry
+from fedact.planner.working_memory import WorkingMemory
 from tests.support.laws import INPUTS
 from tests.support.portions import examples
 
@@ -48,6 +50,31 @@ def test_coefficients_are_scipys_weighted_and_come_back(shape, fall, seed):
     found = transform(as_images(x), by)
     assert torch.allclose(from_images(found, shape).double(), weighted(x, fall), atol=1e-5)
     assert torch.allclose(from_images(inverse(found, by), shape), x, atol=1e-5)
+
+
+@given(st.sampled_from([33, 64, 97, 128, 256]), st.sampled_from([0.25, 0.5]), st.integers(1, 3), st.integers(0, 99))
+def test_of_long_series_they_are_too_and_the_inverses_adjoint_moves_over(steps, fall, batch, seed):
+    x = drawn((batch, 4, steps), "gaussian", seed)
+    by, as_column = frequencies(steps, 1, fall), x[..., None]
+    found = transform(as_images(x), by)
+    assert torch.allclose(from_images(found, x.shape)[..., None].double(), weighted(as_column, fall), atol=1e-5)
+    assert torch.allclose(from_images(inverse(found, by), x.shape), x, atol=1e-5)
+    other = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
+    products = (inverse(found, by) * other).sum(), (found * adjoint(other, by)).sum()
+    assert torch.allclose(*products, rtol=1e-4, atol=1e-4)
+    places = torch.arange(0, steps, 7)
+    assert torch.allclose(
+        images_of(places.numpy(), by), inverse(torch.eye(steps).view(1, steps, 1, -1), by)[0, :, 0].T[places]
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 128), (1, 192, 197)], ids=["series", "tokens"])
+def test_a_long_series_takes_no_more_work_space_than_a_map_of_as_many_positions(shape):
+    maps = (1, shape[1], 16, -(-shape[2] // 16))
+    likes = [Geometry(torch.Size(each), torch.empty(each).stride()) for each in (shape, maps)]
+    series, one_map = (WorkingMemory().bytes(Transform(bits=1), like, 4) for like in likes)
+    assert series.encoding <= 1.05 * one_map.encoding
+    assert series.decoding <= 1.5 * one_map.decoding
 
 
 @given(shapes, kinds, st.integers(0, 99), st.floats(0.05, 12))

@@ -13,6 +13,7 @@ from fedact.compression.exact import Exact
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import measure_memory
 from fedact.models.micro_batch import add_gradient
+from fedact.models.temporal import TemporalResNet
 from fedact.nn.layers.base import EXAMPLE_NORMS
 from fedact.nn.surgery import calibrate, layer_inputs, trained_parameters
 from fedact.planner.peak_prediction import PeakPrediction
@@ -191,3 +192,30 @@ def test_ranks_that_fit_no_saved_input_are_refused():
     model, example = network("tokens")
     with pytest.raises(ConfigError, match="other tensors than those of series or tokens"):
         fedact.make_plan(model, "1MB", example, "hosvd:ranks=1x2x2x2", layers=2)
+
+
+def motion() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TemporalResNet(classes=CLASSES, channels=6).eval()
+    x = torch.randn(8, 6, 128, generator=torch.Generator().manual_seed(0)).cumsum(2) / 10
+    return model, (x, torch.arange(8) % CLASSES)
+
+
+def test_layers_that_keep_their_input_together_are_no_larger_with_factors_than_as_it_is():
+    """Ranks leave a little less than the input of each, which its two readers would save once."""
+    model, example = motion()
+    plans = {method: fedact.make_plan(model, "256KB", example, method=method, layers=8) for method in ("exact", "hosvd")}
+    assert plans["hosvd"].micro_batch == plans["exact"].micro_batch == 1
+    assert plans["hosvd"].saved_bytes <= plans["exact"].saved_bytes
+    factors = {each.name for each in plans["hosvd"].kept if each.method.startswith("hosvd")}
+    assert factors
+    assert not factors & {"blocks.3.conv1", "blocks.3.shortcut.0"}
+
+
+def test_a_peak_that_grows_with_what_is_stored_leaves_more_than_the_smallest_methods():
+    model, example = motion()
+    plan = fedact.make_plan(model, "256KB", example, method="transform", layers=8)
+    assert (plan.status, plan.layers) == ("ok", 8)
+    assert plan.peak_bytes <= 256_000
+    assert all(float(each.method.split("bits=")[1].split(",")[0]) > 0.1 for each in plan.kept if "bits=" in each.method)

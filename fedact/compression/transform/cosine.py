@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from math import ceil, prod, sqrt
+from math import ceil, prod
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedact.compression.transform.coefficients import in_ledger
+from fedact.compression.transform.matrices import MADE_BYTES, Column, Table, of_positions, squared_radius, weighted
 
-REFERENCE_SIZE = 7
-"""Rows of a classifier's last feature map: a frequency counts in cycles over so many rows, whatever the map's size."""
 RINGS = 64
 """Groups of frequencies that share a level."""
 SMALL_MAP = 16
@@ -23,26 +21,25 @@ LONG, MOST_COLUMNS = 256, 64
 """Positions of a series up to which it is one column, and the most that a longer one's rows have."""
 SMALL_SIDE = 32
 """Rows and columns of a map up to which its tables, 17 kB at most, are kept."""
-MADE_BYTES = 32
-"""Of numpy's memory at most, for an element of a square of the larger size while matrices and rings are made."""
 FEW = 2
 """Times rows and columns: frequencies up to which each by itself takes less time than all of them by rows and columns."""
 CHUNK_ELEMENTS, WHOLE_ELEMENTS = 2**18, 2**16
 """Elements transformed at a time: what fits a core's cache; a tensor of fewer than the second is transformed at once."""
 
 
-Table = NDArray[np.float32]
+Matrices = tuple[Column] | tuple[Float[Tensor, "n n"], ...]
 
 
 class Frequencies(NamedTuple):
     """A weighted cosine transform of maps of one size: matrices of rows and columns, and the rings.
 
-    forward and back: of rows and columns; or one of all positions, for a small map or a column; or none, for one.
+    forward and back: of rows and columns; or one of all positions, for a small map or a column, of a long one a few rows at
+    a time; or none, for one position.
     rings: the group of each position (u, v), in row-major order, the lowest frequencies first.
     """
 
-    forward: tuple[Float[Tensor, "n n"], ...]
-    back: tuple[Float[Tensor, "n n"], ...]
+    forward: Matrices
+    back: Matrices
     rings: UInt8[np.ndarray, " positions"]
 
 
@@ -76,27 +73,35 @@ def frequencies(height: int, width: int, decay: float) -> Frequencies:
     """Return the transform of maps of a size; decay: how fast the weights decay towards the higher frequencies."""
     if height * width == 1:
         return Frequencies((), (), np.zeros(1, dtype=np.uint8))
+    if width == 1 and height > SMALL_SIDE:
+        numpys = in_ledger(MADE_BYTES * height)
+        rings = _in_memory(_rings(height, width))
+        del numpys
+        return Frequencies((Column(height, -decay),), (Column(height, decay, transposed=True),), rings)
     # Arithmetic on a few numbers is several times faster in numpy; what it makes on the way ends with this function.
     numpys = in_ledger(MADE_BYTES * max(height, width) ** 2)
     *matrices, rings = (_constants if max(height, width) <= SMALL_SIDE else _tables)(height, width, decay)
     # In memory that the ledger sees.
     forward, back = (tuple(map(_single, each)) for each in matrices)
-    ledgers = torch.empty(len(rings), dtype=torch.uint8).numpy()
-    ledgers[:] = rings
+    ledgers = _in_memory(rings)
     del numpys
     return Frequencies(forward, back, ledgers)
 
 
 def _tables(height: int, width: int, decay: float) -> tuple[tuple[Table, ...], tuple[Table, ...], UInt8[np.ndarray, " n"]]:
     """Return the fields of ``Frequencies``."""
-    rows = _weighted(height, decay)
-    columns = rows if width == height else _weighted(width, decay)
+    rows = weighted(height, decay)
+    columns = rows if width == height else weighted(width, decay)
     pairs, is_one = zip(rows, columns, strict=True), height * width <= SMALL_MAP or 1 in (height, width)
-    forward, back = ((_of_positions(*pair),) if is_one else pair for pair in pairs)
-    radius = np.add.outer(_scaled(height) ** 2, _scaled(width) ** 2).ravel()
+    forward, back = ((of_positions(*pair),) if is_one else pair for pair in pairs)
+    return forward, back, _rings(height, width)
+
+
+def _rings(height: int, width: int) -> UInt8[np.ndarray, " positions"]:
+    radius = squared_radius(height, width)
     rings = np.empty(len(radius), dtype=np.uint8)
     rings[radius.argsort(kind="stable")] = np.arange(len(radius)) * min(RINGS, len(radius)) // len(radius)
-    return forward, back, rings
+    return rings
 
 
 _constants = lru_cache(maxsize=16)(_tables)
@@ -118,6 +123,8 @@ def inverse(coefficients: Tensor, by: Frequencies, out: Tensor | None = None) ->
 
 def adjoint(images: Tensor, by: Frequencies) -> Tensor:
     """Return images under the adjoint of ``inverse``."""
+    if len(by.back) == 1 and isinstance(by.back[0], Column):
+        return _product(images, (by.back[0].T,), None)
     return _product(images, tuple(matrix.T.contiguous() for matrix in by.back), None)
 
 
@@ -142,9 +149,12 @@ def chunks(images: Tensor) -> Iterator[Tensor]:
     yield from torch.split(images, at_once(images.shape))
 
 
-def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Tensor | None) -> Tensor:
+def _product(images: Tensor, matrices: Matrices, out: Tensor | None) -> Tensor:
     """Return images multiplied along width, then height, or over all positions; without a matrix the images themselves."""
     batch, height, width, channels = images.shape
+    if len(matrices) == 1 and isinstance(matrices[0], Column):
+        out = None if out is None else out.view(batch, height, channels)
+        return matrices[0].product(images.flatten(1, 2), out).view(images.shape)
     if len(matrices) == 2:
         # Width first: a slice of channels need not be copied together for it.
         rows, columns = (matrix.to(images.device) for matrix in matrices)
@@ -159,31 +169,6 @@ def _product(images: Tensor, matrices: tuple[Float[Tensor, "n n"], ...], out: Te
     return product.view(batch, height, width, channels)
 
 
-def cosine_matrix(size: int) -> NDArray[np.float64]:
-    """Return the orthonormal cosine transform (DCT-II) of so many positions: a row a frequency, a column a position."""
-    places = np.arange(size)
-    matrix: NDArray[np.float64] = np.cos(np.pi / size * np.outer(places, places + 0.5)) * sqrt(2 / size)
-    matrix[0] /= sqrt(2)
-    return matrix
-
-
-def _weighted(size: int, decay: float) -> tuple[Table, Table]:
-    """Return ``cosine_matrix`` times each frequency's weight, and its inverse.
-
-    A frequency f weighs (1 + f^2)^-decay, along rows and along columns. A weight gradient correlates the activation with the
-    output gradient, whose energy falls off about as 1/(1 + f^2): an error at a high frequency does so much less harm, and a
-    uniform step on weighted coefficients spends bits accordingly.
-    """
-    matrix = cosine_matrix(size)
-    weights = (1 + _scaled(size) ** 2) ** -decay
-    return (weights[:, None] * matrix).astype(np.float32), (matrix.T / weights).astype(np.float32)
-
-
-def _of_positions(rows: Table, columns: Table) -> Table:
-    """Return the matrix of all positions of a map, row by row: Kronecker's product."""
-    return (rows[:, None, :, None] * columns[:, None]).reshape(len(rows) * len(columns), -1)
-
-
 def _single(matrix: Table) -> Tensor:
     """Return a matrix in memory that the ledger sees."""
     single = torch.empty(matrix.shape)
@@ -191,5 +176,8 @@ def _single(matrix: Table) -> Tensor:
     return single
 
 
-def _scaled(size: int) -> NDArray[np.float64]:
-    return np.arange(size, dtype=np.float64) * REFERENCE_SIZE / size
+def _in_memory(rings: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+    """Return rings in memory that the ledger sees."""
+    ledgers: UInt8[np.ndarray, " n"] = torch.empty(len(rings), dtype=torch.uint8).numpy()
+    ledgers[:] = rings
+    return ledgers
