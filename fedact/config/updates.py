@@ -31,7 +31,7 @@ class Layers(Update):
 
 @settings("bias")
 class Bias(Update):
-    """Biases alone: of the last layers, and the shifts of the batch norms after the first of them; none needs an input."""
+    """Biases alone: of the last layers, and the shifts of the norms after the first of them; none needs an input."""
 
     source: ClassVar[str] = "BitFit: Ben Zaken et al., ACL 2022, arXiv 2106.10199; TinyTL: Cai et al., NeurIPS 2020"
 

@@ -11,7 +11,9 @@ from fedact.config.updates import Bias, Layers, LoRA, make_update
 from fedact.nn.body import body_layers, trained_layers
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics
-from fedact.nn.layers import LOW_RANK
+from fedact.nn.layers import LOW_RANK, SMOOTH
+from fedact.nn.layers.base import EXAMPLE_NORMS
+from fedact.nn.layers.norms import known_norm
 from fedact.nn.layers.parts import DOWN, PART, UP, Part, product
 
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d
@@ -41,14 +43,20 @@ def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0) 
         modules = named_modules(model)
         after = modules[[name for name, _ in modules].index(last[0]) + 1 :]
         for _, module in after:
-            if isinstance(module, NORMS) and has_statistics(module):
+            if _is_norm(module):
                 vars(module)[PART] = Part(_bias(module))
     return model
 
 
 def _bias(module: nn.Module) -> tuple[str, ...]:
-    known = type(module) in LOW_RANK["plain"] or isinstance(module, NORMS)
+    known = type(module) in LOW_RANK["plain"] or _is_norm(module)
     return ("bias",) if known and module._parameters.get("bias") is not None else ()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a batch norm, or a norm of each example's, that installing knows."""
+    of_examples = isinstance(module, EXAMPLE_NORMS) and (type(module) in SMOOTH or known_norm(module) is not None)
+    return has_statistics(module) and (isinstance(module, NORMS) or of_examples)
 
 
 def _add_factors(module: nn.Module, name: str, update: LoRA, seed: int) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.models.convnext import LayerNorm2d
 
 import fedact
 from fedact.config.errors import ConfigError
@@ -19,6 +20,18 @@ from tests.support.transformers import swin, vit
 
 UPDATES = ["bias", "lora:rank=2,alpha=3", "lora:rank=2,freeze_a=true"]
 METHODS = ["vanilla", "exact", "checkpoint", "hosvd:variance=1.0", "transform:bits=16", "exact:derive=2"]
+
+
+def norms() -> nn.Module:
+    """Return a network with norms of each example's, whose outputs are as small as those of the other networks' layers."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 8, 3, bias=False), LayerNorm2d(8), nn.GELU(),
+        nn.Conv2d(8, 8, 3), nn.LayerNorm(6, bias=False), nn.InstanceNorm2d(8, affine=True), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+    for place in (1, 4, 8):
+        nn.init.constant_(model[place].weight, 0.2)
+    return model
 
 
 class Tokens(nn.Module):
@@ -53,9 +66,9 @@ def series() -> nn.Module:
 
 NETWORKS = {
     "pictures": (pictures, (4, 3, 12, 12)), "series": (series, (4, 3, 30)), "tokens": (Tokens, (4, 3, 12, 12)),
-    "vit": (vit, (4, 3, 32, 32)), "swin": (swin, (4, 3, 32, 32)),
+    "norms": (norms, (4, 3, 12, 12)), "vit": (vit, (4, 3, 32, 32)), "swin": (swin, (4, 3, 32, 32)),
 }  # fmt: skip
-LAYERS = {"pictures": 3, "series": 2, "tokens": 3, "vit": 6, "swin": 6}
+LAYERS = {"pictures": 3, "series": 2, "tokens": 3, "norms": 2, "vit": 6, "swin": 6}
 
 
 def made(name: str, update: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -142,6 +155,17 @@ def test_a_bias_needs_no_input_and_a_frozen_first_factor_a_few_channels_of_it():
     # Beside what is kept for biases: A times the inputs of the three layers that are no depthwise convolutions.
     assert found["lora:rank=2,freeze_a=true"] == found["bias"] + few
     assert found["bias"] < found["lora:rank=2,freeze_a=true"] < found["lora:rank=2"]
+
+
+def test_shifts_of_norms_after_the_first_layer_are_biases_too():
+    model, x, y = made("norms", "bias")
+    trained = list(trained_parameters(installed(model, "quantize:bits=4", 2)))
+    assert trained == ["4.bias", "6.bias", "8.bias", "12.weight", "12.bias"]
+    F.cross_entropy(model(x), y).backward()
+    shifts = plain_gradients(made("norms", "bias")[0], x, y)
+    # Nothing that its gradient has passed is shown with loss; the first one's has passed two norms and a GELU that are.
+    torch.testing.assert_close(model[8].bias.grad, shifts["8.bias"])
+    assert F.cosine_similarity(model[4].bias.grad, shifts["4.bias"], 0) > 0.9
 
 
 def test_what_is_trained_is_what_the_update_says():

@@ -2,10 +2,12 @@
 
 import pytest
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import fedact
 from fedact.config.plan import Plan
 from fedact.planner import expected_error
+from tests.support import transformers
 from tests.support.planned import batch, in_scope, net
 from tests.support.portions import rotated
 
@@ -14,8 +16,8 @@ METHODS = ["exact", "vanilla", "auto", "hosvd", "quantize", "checkpoint", "exact
 BATCH = 8
 
 
-def measured(plan: Plan) -> fedact.measure_memory:
-    model, (x, y) = fedact.apply(net(), Plan.from_json(plan.to_json())), batch(BATCH)
+def measured(plan: Plan, model: nn.Module, example: tuple[Tensor, Tensor]) -> fedact.measure_memory:
+    model, (x, y) = fedact.apply(model, Plan.from_json(plan.to_json())), example
     for _ in range(2):
         part = x[: plan.micro_batch].clone(), y[: plan.micro_batch].clone()
         with fedact.measure_memory(model, inputs=part) as memory:
@@ -29,13 +31,28 @@ def test_bytes_are_those_measured_and_within_the_budget(update, method, scope, b
     assert plan.update == update
     if plan.status == "skipped":
         return
-    memory = measured(plan)
+    memory = measured(plan, net(), batch(BATCH))
     assert budget is None or in_scope(memory, scope) <= budget
     if plan.fixed:
         assert (memory.saved_bytes, memory.state_bytes) == (plan.saved_bytes, plan.state_bytes)
         assert memory.peak_bytes == plan.peak_bytes or method == "auto"
     else:
         assert memory.saved_bytes <= plan.saved_bytes
+
+
+@pytest.mark.filterwarnings("ignore:not compressed")
+@rotated(2, update=["layers", "bias"], method=["exact", "hosvd", "quantize", "auto"], share=[1.0, 0.3])
+def test_what_norms_keep_and_train_is_planned(update, method, share):
+    example = transformers.batch(32, BATCH)
+    whole = fedact.make_plan(transformers.vit(), None, example, "exact", layers=5, update=update)
+    budget = int(share * whole.peak_bytes)
+    plan = fedact.make_plan(transformers.vit(), budget, example, method, layers=5, update=update)
+    assert plan.status == "ok"
+    memory = measured(plan, transformers.vit(), example)
+    assert memory.peak_bytes <= budget
+    assert memory.saved_bytes == plan.saved_bytes if plan.fixed else memory.saved_bytes <= plan.saved_bytes
+    trained = {key for key, each in fedact.apply(transformers.vit(), plan).named_parameters() if each.requires_grad}
+    assert ("encoder.ln.bias" in trained) == (update == "bias")
 
 
 @pytest.mark.parametrize("update", UPDATES)
