@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
+    "PRODUCTS",
     "InstanceNorm",
     "NormWithStatistics",
     "TorchDispatchMode",
@@ -30,7 +31,6 @@ __all__ = [
     "blind",
     "clear_hooks",
     "compiler_on_demand",
-    "convolution",
     "convolution_backward",
     "convolution_pointwise",
     "eigh",
@@ -117,8 +117,13 @@ convolution_pointwise: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise",
 
 lift_fresh: Any = torch.ops.aten.lift_fresh.default
 """What a dispatch mode sees of a tensor made from a number, a list or an array."""
-convolution: Any = torch.ops.aten.convolution.default
-"""Every convolution, as a dispatch mode sees it, of whatever dimensions and padding."""
+PRODUCTS: dict[Any, int] = {
+    torch.ops.aten.convolution.default: 0,
+    torch.ops.aten.mm.default: 0,
+    torch.ops.aten.addmm.default: 1,
+}
+"""Every convolution, of whatever dimensions and padding, and a linear layer's product, as a dispatch mode sees them, with
+the place of the input among the arguments."""
 ones_like: Any = torch.ops.aten.ones_like.default
 """What makes the gradient that a backward pass begins with."""
 zeros_like: Any = torch.ops.aten.zeros_like.default

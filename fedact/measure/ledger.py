@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedact.measure.lifetimes import Lifetime
+from fedact.measure.paper_inputs import PaperInputs, Running
 from fedact.measure.timeline import Slot
 from fedact.torch_private import (
+    PRODUCTS,
     TorchDispatchMode,
-    convolution,
     in_backward_pass,
     lift_fresh,
     ones_like,
@@ -24,7 +25,6 @@ from fedact.torch_private import (
     zeros_like,
 )
 
-PAPER_BYTES_PER_ELEMENT = 4
 _NO_TENSORS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
@@ -53,9 +53,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: dict[int, Lifetime] = {}
         # Keeping the storages keeps their addresses from being given to others.
         self.ignored = {address(tensor): tensor.untyped_storage() for tensor in ignored}
-        self.modules: list[tuple[str, nn.Module]] = []
-        self.paper: list[tuple[list[float], Lifetime]] = []
-        self.possible_inputs: list[tuple[int, list[float], int]] = []
+        self.modules: list[Running] = []
+        self.paper = PaperInputs()
         self.declared: dict[str, list[Lifetime]] = {}
         self.state_bytes = 0
         self.slots: list[Slot] = []
@@ -78,8 +77,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             life.read = life.read or not backward
             life.entered = life.entered or (bool(self.modules) and not backward)
             life.last_use = self.clock if in_graph else life.last_use
-        if func is convolution and self.possible_inputs:
-            self._count_convolution_input(args[0])
+        if self.paper.possible and func in PRODUCTS:
+            self.paper.count(func, args)
         result = func(*args, **(kwargs or {}))
         self.last_operation = func
         root = func is ones_like and not self.modules
@@ -126,7 +125,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             life.packed.append(span)
             pack.uses.append((life, span))
             if self.modules and not life.exempt:
-                self._note_paper_bytes(part, paper, life)
+                paper = self.paper.note(self.modules[-1], part, paper, life)
             self.watched.append(weakref.ref(pack, partial(self._release, span, paper)))
         return pack
 
@@ -137,28 +136,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _release(self, span: list[float], paper: list[float], _: Any) -> None:
         span[1] = paper[1] = self.clock
-
-    def _note_paper_bytes(self, tensor: Tensor, span: list[float], life: Lifetime) -> None:
-        """Count a tensor that a trained convolution saves for the papers' figure, if it is the convolution's input."""
-        module = self.modules[-1][1]
-        if not (isinstance(module, nn.Conv1d | nn.Conv2d) and trains_weight(module)):
-            return
-        self.paper.append((span, life))
-        # A module that saves its input by itself, and may pack several elements into a byte, says so.
-        elements = getattr(module, "stored_elements", None)
-        if elements is not None:
-            span[2] = PAPER_BYTES_PER_ELEMENT * int(elements(tensor))
-        else:
-            # It may as well be the weight in autocast's type, or what the weight is computed from.
-            stored = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
-            self.possible_inputs.append((address(tensor), span, stored))
-
-    def _count_convolution_input(self, tensor: Tensor) -> None:
-        """Note what a convolution takes: autograd packed it just before."""
-        place = address(tensor)
-        for packed, span, elements in self.possible_inputs:
-            span[2] = PAPER_BYTES_PER_ELEMENT * elements if packed == place else span[2]
-        self.possible_inputs.clear()
 
     def declare_state(self, name: str, states: Iterable[Tensor]) -> None:
         """Note the tensors that a module keeps from step to step from now on, in place of those it declared before."""
@@ -213,14 +190,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def is_weight(tensor: Tensor) -> bool:
     """Tell whether a tensor is a leaf that requires a gradient: what is trained, in whatever network."""
     return tensor.requires_grad and tensor.is_leaf
-
-
-def trains_weight(module: nn.Module) -> bool:
-    """Tell whether a layer's weight is trained; without reading ``module.weight``, which a parametrization computes anew."""
-    weight = module._parameters.get("weight")
-    if weight is not None:
-        return weight.requires_grad
-    return any(parameter.requires_grad for name, parameter in module.named_parameters() if name != "bias")
 
 
 def address(tensor: Tensor) -> int:

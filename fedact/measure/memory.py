@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from fedact.measure.ledger import Ledger, address, tensors_in
 from fedact.measure.lifetimes import Lifetime, peak
+from fedact.measure.paper_inputs import Running
 from fedact.measure.stored import Stored, counted, observed, timeline_of
 from fedact.measure.timeline import Timeline
 from fedact.torch_private import blind
@@ -30,8 +31,9 @@ class Memory:
     saved_bytes: the most held at any moment between operations for backward operations still to run, states included.
     state_bytes: what methods keep from step to step, a part of saved_bytes. peak_bytes: the most alive at any moment above
     parameters, buffers, gradients, optimizer state and the raw inputs. paper_bytes: the papers' "activation memory", 4 bytes
-    x stored elements of the trained convolutions' inputs and nothing else. hidden_bytes: the part of saved_bytes that
-    saved_tensors_hooks did not see. by_layer: saved_bytes without state, by module name (``""``: outside of every module).
+    x stored elements of the inputs of trained convolutions, and of trained linear layers on tokens, and nothing else.
+    hidden_bytes: the part of saved_bytes that saved_tensors_hooks did not see. by_layer: saved_bytes without state, by the
+    module's name (``""``: outside of every module).
     working_bytes: how far the peak is raised by what methods work with where that may follow the data. timeline: of the
     step, to take its bytes with other sizes. Both where methods said what they store.
     """
@@ -136,7 +138,7 @@ def _fill(memory: Memory, ledger: Ledger, lives: list[Lifetime]) -> None:
     held_bytes, moment = peak((*span, life.size) for life, span in held)
     memory.saved_bytes = held_bytes + memory.state_bytes
     memory.peak_bytes = max(peak((life.birth, life.death, life.size) for life in counted(lives))[0], memory.saved_bytes)
-    memory.paper_bytes, _ = peak((start, stop, int(size)) for (start, stop, size), _ in ledger.paper)
+    memory.paper_bytes, _ = peak((start, stop, int(size)) for (start, stop, size), _ in ledger.paper.uses)
     for life, (start, stop) in held:
         if start <= moment <= stop:
             memory.by_layer[life.owner] = memory.by_layer.get(life.owner, 0) + life.size
@@ -168,7 +170,7 @@ def _register_hooks(
         if new := [buffer for buffer in module._buffers.values() if id(buffer) not in buffers]:
             ledger.note_weights(new)
 
-    def enter(module: nn.Module, *_: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         # Of every module that runs, the model's or not: an assignment may have made other tensors its weights since.
         if module._parameters:
             ledger.note_weights(module._parameters.values())
@@ -179,8 +181,10 @@ def _register_hooks(
         if id(module) not in followed:
             followed.add(id(module))
             stack.callback(module.register_forward_hook(blind(leave), always_call=True).remove)
-        ledger.modules.append((names[id(module)], module))
-        ledger.possible_inputs.clear()
+        ledger.modules.append(
+            Running(names[id(module)], module, args[0].dim() if args and isinstance(args[0], Tensor) else 0)
+        )
+        ledger.paper.possible.clear()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if ledger.modules:

@@ -64,7 +64,7 @@ def timeline_of(ledger: Ledger, lives: list[Lifetime], stored: Stored) -> Timeli
 
     end, alive = ledger.clock + 1.0, counted(lives)
     held = [Use(*span, life.size, life.slot) for life in lives for span in life.held(ledger.backward_times, end)]
-    paper = [Use(start, stop, int(size), life.slot) for (start, stop, size), life in ledger.paper if size]
+    paper = [Use(start, stop, int(size), life.slot) for (start, stop, size), life in ledger.paper.uses if size]
     levels, first = Levels(uses(life for life in alive if not works(life))), work[0][0] if work else math.inf
     sizes = tuple(stored.sizes)
     _, known = levels.most_until_and_since(first, sizes)

@@ -98,7 +98,7 @@ class Timeline:
 
     slots: whose sizes are given anew, in the order in which a step has them; sizes: those of the measured step. calls: how
     many tensors each compression returned, for which shape. held, alive: uses as in ``measure.memory``; paper: 4 bytes x
-    stored elements of the trained convolutions' inputs. first_call: when the first compression began, infinity without any.
+    stored elements of the trained layers' inputs. first_call: when the first compression began, infinity without any.
 
     What methods work with while they compress or decode may follow the data, and is in no level: ``working_bytes`` is how
     far it raised the peak. A plan remembers that of the server's examples, so that a step's bytes do not depend on which

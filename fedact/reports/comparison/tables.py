@@ -118,7 +118,7 @@ HOW_TO_READ = {
     "saved bytes": "of these the most that a step of any client held between operations for its backward pass",
     "less than vanilla": "what plain training of the same layers on a whole batch keeps, over saved bytes",
     "device bytes": "peak bytes with trained weights, gradients, optimizer state, copies and a micro-batch's images",
-    "paper bytes": "the papers' figure: 4 bytes x stored elements of the trained convolutions' inputs, nothing else",
+    "paper bytes": "the papers' figure: 4 bytes x stored elements of trained layers' inputs, nothing else",
     "recompute": "how many convolutions back inputs were made again from instead of saved, 0 for none: compare at the same",
     "bytes sent": "by all clients in all rounds, mean over seeds",
     "GFLOP a batch": "forward and backward from the first trained layer on, decompositions included; relative to vanilla",
