@@ -55,7 +55,8 @@ class Plan:
     round after the warm-up, given or chosen; None where the plan is of no run. trials: of the candidates among which layers
     and lr were chosen; none where both were given, or nothing could be tried. floor_bytes: of one image, see
     ``measure.floor``; batch_bytes: of a micro-batch's raw images and labels; both None in plans from before there were any.
-    update: what of the trained layers is trained; those that need no input for it are not in ``kept``.
+    update: what of the trained layers is trained; those that need no input for it are not in ``kept``. counted: what
+    ``layers`` counts: "convolutions", or "layers" where linear ones are among them.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -104,6 +105,7 @@ class Plan:
     floor_bytes: Count | None = None
     batch_bytes: Count | None = None
     update: str = WHOLE
+    counted: str = "convolutions"
 
     @property
     def error_per_layer(self) -> float | None:

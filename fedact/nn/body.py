@@ -37,8 +37,12 @@ def convolutions(model: nn.Module) -> list[str]:
 
 def count_text(model: nn.Module) -> str:
     """Return how many body layers a model has, in words: ``52 convolutions``, or ``25 layers`` where some are linear."""
-    names = body_layers(model)
-    return f"{len(names)} {'convolutions' if names == convolutions(model) else 'layers'}"
+    return f"{len(body_layers(model))} {counted(model)}"
+
+
+def counted(model: nn.Module) -> str:
+    """Return what ``body_layers`` are, in a word: ``convolutions``, or ``layers`` where some are linear."""
+    return "convolutions" if body_layers(model) == convolutions(model) else "layers"
 
 
 def head(model: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from fedact.config.sizes import parse_bytes
 from fedact.config.updates import WHOLE, update_name
 from fedact.measure.memory import stored_bytes
 from fedact.models.tasks import Loss
+from fedact.nn.body import counted
 from fedact.nn.surgery import install, methods_of, recompute_of, rematerialized_inputs, trained_parameters
 from fedact.planner.adapted_depths import adapted
 from fedact.planner.example_check import fixed_randomness, valid_example
@@ -231,4 +232,5 @@ def _common_fields(problem: Problem, vanilla: VanillaStep) -> dict[str, Any]:
         "optimizer_bytes": trained if problem.momentum else 0,
         "floor_bytes": floor_bytes(problem),
         "update": problem.update,
+        "counted": counted(problem.model),
     }

@@ -20,6 +20,7 @@ from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import WHOLE, PrefixSchedule, make_problem
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import StepStructure, layers_with_input
+from fedact.reports.plan.figures import plans_against_budget
 from tests.support import transformers
 from tests.support.portions import rotated
 
@@ -219,3 +220,12 @@ def test_a_peak_that_grows_with_what_is_stored_leaves_more_than_the_smallest_met
     assert (plan.status, plan.layers) == ("ok", 8)
     assert plan.peak_bytes <= 256_000
     assert all(float(each.method.split("bits=")[1].split(",")[0]) > 0.1 for each in plan.kept if "bits=" in each.method)
+
+
+@pytest.mark.parametrize(("name", "counted"), [("vit", "layers"), ("swin", "layers"), ("series", "convolutions")])
+def test_a_plan_says_what_its_layers_are(name, counted):
+    model, example = network(name)
+    plan = fedact.make_plan(model, "2MB", example, method="exact", layers=1)
+    assert plan.counted == counted
+    figure = plans_against_budget("a title", {"exact": [plan]}, [200_000])
+    assert f"trained {counted}" in {axes.get_ylabel() for axes in figure.axes}

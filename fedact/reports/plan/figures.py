@@ -49,13 +49,15 @@ def plans_against_budget(title: str, ladders: Ladders, asked: Iterable[int]) -> 
                 axes.plot(*zip(*run, strict=True), **styles[name], zorder=3)
         for point in _skipped(plans, lowest):
             depth.plot(*point, **{**styles[name], "markerfacecolor": "white"}, zorder=3)
+    counted = every[0].counted
+    depth.set_ylabel(f"trained {counted}")
     _scales(depth, error, rail, lowest if any(plan.status == "skipped" for plan in every) else None)
     _budget_axis(rail, sorted({plan.budget_bytes or 0 for plan in every}), every[0].scope)
     depth.set_title(
         "\n".join(["What a budget buys", *wrap(figure_label(title), TITLE_WIDTH)]), loc="left", fontsize=TITLE_SIZE
     )
     error.set_title(
-        "expected error of a layer's gradient; numbers: trained convolutions, + with recompute", loc="left", fontsize=USUAL
+        f"expected error of a layer's gradient; numbers: trained {counted}, + with recompute", loc="left", fontsize=USUAL
     )
     for budget in asked:
         for axes in (depth, error, rail):
@@ -109,7 +111,6 @@ def _scales(depth: Axes, error: Axes, rail: Axes, skipped: float | None) -> None
     plain(depth, error, rail)
     for axes in (depth, error, rail):
         axes.margins(x=0.08, y=0.15)
-    depth.set_ylabel("trained convolutions")
     numbers = [tick for tick in MaxNLocator(5, integer=True).tick_values(0, max(1.0, depth.dataLim.y1)) if tick >= 0]
     places, names = ([skipped], ["skipped"]) if skipped is not None else ([], [])
     depth.set_yticks([*places, *numbers], [*names, *(f"{tick:.0f}" if tick else "head alone" for tick in numbers)])

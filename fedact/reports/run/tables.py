@@ -95,6 +95,10 @@ def summary(run: Run) -> Table:
     return table
 
 
+COUNTED = "convolutions"
+"""What plans of older runs counted as trained layers."""
+
+
 def run_figures(run: Run, method: str) -> dict[str, str]:
     """Return one method's column of the table at the end of a run: the text of each quantity by its name."""
     rounds = run.rounds[run.rounds["method"] == method]
@@ -114,7 +118,7 @@ def run_figures(run: Run, method: str) -> dict[str, str]:
         "saved tensors": _by_budget(plans, lambda plan: saved_tensors(str(kept["method"]) for kept in plan["kept"])),
         "made again": _by_budget(plans, lambda plan: made_again(plan.get("recompute"), plan.get("room_bytes"))),
         "new plans during training": f"before round {', '.join(map(str, replanned))}" if replanned else "none",
-        "trained convolutions": span(plans, "layers"),
+        f"trained {plans[0].get('counted', COUNTED) if plans else COUNTED}": span(plans, "layers"),
         **_update(plans),
         "learning rate": rates(plans, run.config.get("lr")),
         "chosen": chosen(plans),
