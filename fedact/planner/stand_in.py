@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Compressed, Method, State, Traits
-from fedact.compression.accumulation import Total, add_weight_gradient
+from fedact.compression.accumulation import Total, add_weight_gradient, is_large
 from fedact.compression.exact import IDENTITY
 from fedact.compression.method import NO_STATE
 from fedact.compression.operations import Operation
@@ -53,7 +53,10 @@ class Decoding(NamedTuple):
 
 
 class GradientCall(NamedTuple):
-    """One gradient that a codec computes itself: whose, from when to when, of what, and whether it is added to another."""
+    """One gradient that a codec computes itself: whose, from when to when, of what, and whether it is added to another.
+
+    result: a large weight's gradient that is new, where a codec without one of its own adds to what there is.
+    """
 
     layer: str
     start: int
@@ -62,6 +65,7 @@ class GradientCall(NamedTuple):
     weight: Tensor
     operation: Operation
     added: bool = False
+    result: Lifetime | None = None
 
 
 @dataclass(eq=False)
@@ -127,7 +131,12 @@ class StandIn(Method):
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         start = self._now()
         gradient = super().weight_gradient(compressed, grad_output, weight, operation)
-        self.calls.gradients.append(self._call(start, grad_output, weight, operation))
+        call, large = (
+            self._call(start, grad_output, weight, operation),
+            is_large(weight, compressed.metadata[0], grad_output),
+        )
+        result = self.calls.ledger.find(gradient) if large and weight.is_leaf and self.calls.ledger else None
+        self.calls.gradients.append(call._replace(result=result))
         return gradient
 
     def add_weight_gradient(

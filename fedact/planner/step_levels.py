@@ -44,6 +44,7 @@ class Part(Enum):
     CORRELATING = auto()
     GRADIENT = auto()
     INPUT_GRADIENT = auto()
+    RESULT = auto()
 
 
 WORKING = (Part.ENCODING, Part.DECODING, Part.GRADIENT)
@@ -139,6 +140,8 @@ class StepLevels:
             return slot.size if keeps or any(methods[name].traits.keeps_input for name in slot.others) else 0
         if part is Part.MASK:
             return 0 if keeps else slot.size
+        if part is Part.RESULT:
+            return slot.size if own else 0
         if part in (Part.REBUILT, Part.CORRELATING):
             return 0 if own or (keeps and part is Part.REBUILT) else slot.size
         if keeps:
@@ -190,6 +193,8 @@ def step_levels(ledger: Ledger, calls: Calls, masked_by: Mapping[str, str], item
             kept = Slot(Part.KEPT, layer, like, source.size, others=tuple(other.layer for other in same))
             add(kept, start, stored.death)
     for call in calls.gradients:
+        if (result := call.result) is not None:
+            taken[id(result)] = Slot(Part.RESULT, call.layer, inputs[call.layer], result.size, inside=True)
         add(Slot(Part.GRADIENT, call.layer, inputs[call.layer], 0, inside=True, call=call), call.start + 1, call.stop)
     for call in calls.input_gradients:
         add(Slot(Part.INPUT_GRADIENT, call.layer, inputs[call.layer], 0, call=call), call.start + 1, call.stop)

@@ -229,3 +229,17 @@ def test_a_plan_says_what_its_layers_are(name, counted):
     assert plan.counted == counted
     figure = plans_against_budget("a title", {"exact": [plan]}, [200_000])
     assert f"trained {counted}" in {axes.get_ylabel() for axes in figure.axes}
+
+
+@pytest.mark.parametrize("text", ["quantize:bits=4", "exact", "transform:bits=1"])
+def test_a_large_weights_gradient_is_predicted_as_the_method_makes_it(text):
+    """Beside few tokens it is most of the peak where a method makes a new one, nothing where it adds to the old."""
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.Flatten(), nn.Linear(512, CLASSES)).eval()
+    x = torch.randn(4, 2, 256, generator=torch.Generator().manual_seed(0))
+    problem = make_problem(
+        model, (x, torch.arange(4)), method=make_method(text), budget=None, scope="peak", loss=F.cross_entropy
+    )
+    methods = dict.fromkeys(layers_with_input(problem, 2), make_method(text))
+    assert PeakPrediction(problem).peak_bytes(methods, 2) == pytest.approx(
+        measure_step(problem, methods, 2).peak_bytes, rel=0.02
+    )
