@@ -2,23 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from fedact.config.baselines import LOCAL, baseline_of, method_of
 from fedact.reports.method_label import method_label
 from fedact.reports.run.class_figure import iou_by_class, last_class_iou
-from fedact.reports.run.memory_figure import axes_by_round, memory_by_round, width_of_line
+from fedact.reports.run.memory_figure import axes_by_round, memory_by_round, width_of_line, without_baselines
 from fedact.reports.run.partition_figure import partition_figure
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import PALETTE, PERCENT, TITLE_SIZE, as_baseline, draw_by_round, legend_below, line_style, png
 from fedact.storage.disk import write_whole
 from fedact.storage.rows import task_of
 from fedact.storage.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def accuracy_by_round(run: Run) -> Figure:
@@ -38,11 +34,6 @@ def accuracy_by_round(run: Run) -> Figure:
     else:
         legend_below(figure)
     return figure
-
-
-def without_baselines(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the rows of methods alone."""
-    return rows[rows["method"].map(lambda method: baseline_of(str(method)) is None)]
 
 
 def forgetting_by_round(run: Run) -> Figure:

@@ -1,7 +1,7 @@
 """A figure of a run's activation memory by round: peak bytes above saved bytes, with budgets and the floor."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +12,9 @@ from fedact.reports.method_label import method_label
 from fedact.reports.safe_text import figure_label
 from fedact.reports.style import TITLE_SIZE, draw_by_round, line_style, measured_accounts, plain, short_size, size_axis
 from fedact.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEGEND_COLUMNS = 3
 FAR_APART = 8
@@ -59,11 +62,16 @@ def _prepare(axes: Axes, ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def without_baselines(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of methods alone."""
+    # Of no rows, the mapped column would be of no type, and choose columns.
+    return rows[rows["method"].map(lambda method: baseline_of(str(method)) is None).astype(bool)]
+
+
 def _draw_clients(axes: Axes, run: Run, account: str) -> None:
     name = f"{account}_bytes"
     # A baseline's clients hold what its method's do.
-    own = run.clients["method"].map(lambda method: baseline_of(str(method)) is None)
-    clients = run.clients[own].dropna(subset=[name])
+    clients = without_baselines(run.clients).dropna(subset=[name])
     for place, (method, rows) in enumerate(clients.groupby("method", sort=False)):
         style = line_style(place, width_of_line(place))
         for number, (_, same) in enumerate(rows.groupby("budget_bytes", dropna=False)):
