@@ -21,7 +21,9 @@ from tests.support.own_methods import BAD, install, write_mine
 def nothing_loaded(monkeypatch, tmp_path):
     """Modules that a test loads are not there for the next; the folder is the one that Python runs in."""
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
+    before = {name for name in sys.modules if not name.startswith("brought")}
+    for name in set(sys.modules) - before:
+        monkeypatch.delitem(sys.modules, name)
     yield
     for name in set(sys.modules) - before:
         if name.startswith((PRIVATE, "brought")):

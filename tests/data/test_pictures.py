@@ -165,7 +165,7 @@ def test_rows_of_an_array_are_copied_out_of_it(tmp_path):
 
 
 def test_kept_pictures_have_the_fingerprint_of_their_pixels(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedact.data.examples.BYTES_AT_ONCE", 2000)
+    monkeypatch.setattr("fedact.data.kinds.BYTES_AT_ONCE", 2000)
     rows = decoded_rows(pictures, np.array([5, 3, 11, 0]), tmp_path / "cache")
     assert [len(block) for block in in_blocks(rows)] == [2, 2]
     assert fingerprint(rows) == fingerprint(pictures[np.array([5, 3, 11, 0])])
