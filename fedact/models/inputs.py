@@ -10,6 +10,7 @@ from fedact.config.schema import Config
 from fedact.data import Images, Preprocessing
 from fedact.data.kinds import GREY, is_picture
 from fedact.data.standardization import standardized
+from fedact.models.temporal import SERIES_MODELS
 
 
 def check_settings(config: Config, images: tuple[int, ...]) -> None:
@@ -66,7 +67,10 @@ def check_inputs(
         if (reason := _failure(model, each, None if config.task == "segmentation" else classes)) is None:
             continue
         if not pictures:
-            raise ConfigError(f"{config.model_name} takes no series of shape {shape}, as {config.data_name} has: {reason}")
+            others = f"{', '.join(SERIES_MODELS)} takes series (--model), and so may a network of your own"
+            raise ConfigError(
+                f"{config.model_name} takes no series of shape {shape}, as {config.data_name} has; {others}: {reason}"
+            )
         setting = f"--crop {config.crop}" if each[1] == config.crop else f"--resolution {config.resolution}"
         raise ConfigError(f"{setting}: {config.model_name} takes no images of that size: {reason}{hint}")
 

@@ -10,7 +10,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from fedact.data import DATASETS, Examples, Loader, Request, decode_files
-from fedact.models import mobilenet_v2
+from fedact.models import make_model
 from fedact.models.weights import from_file, load_into
 
 WNIDS = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413", "n03445777",
@@ -23,7 +23,7 @@ SIDE = 160
 def accuracy(examples: Examples, weights_file: Path) -> float:
     """Return how often a MobileNetV2 with ImageNet weights takes the right one of the ten classes."""
     weights = from_file(weights_file, SIDE)
-    model = mobilenet_v2(1000, 1.0).eval()
+    model = make_model("mobilenet_v2", 1000).eval()
     load_into(model, weights.tensors, str(weights_file))
     loader = Loader(examples, weights.preprocessing)
     parts = np.array_split(np.arange(len(examples)), -(-len(examples) // 25))
