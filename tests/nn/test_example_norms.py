@@ -200,3 +200,21 @@ def test_a_plan_keeps_the_input_of_torchvisions_norm_through_its_method():
         nn.functional.cross_entropy(model(example[0]), example[1]).backward()
     assert memory.saved_bytes <= plan.saved_bytes
     assert dict(memory.by_layer)["1"] == dict(plan.by_layer)["1"]
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm3d(3)], ids=["channels", "volume"])
+def test_one_example_without_a_batch_is_normalised_by_channel(norm):
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 2, 1), nn.Flatten(0), nn.Linear(32, 2)),
+        torch.rand(3, 4, 4),
+    )
+    if isinstance(norm, nn.InstanceNorm3d):
+        # Three examples of four channels are a volume of three channels to it.
+        model[3], x = nn.Flatten(), torch.rand(3, 3, 4, 4)
+    gradients = {}
+    for method in ("vanilla", "exact"):
+        fedact.compress(model.double(), method, layers=2).zero_grad()
+        model(x.double()).square().sum().backward()
+        gradients[method] = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    torch.testing.assert_close(gradients["exact"], gradients["vanilla"])

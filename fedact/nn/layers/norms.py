@@ -136,6 +136,10 @@ class CompressedGroupNorm(GroupedNorm, nn.GroupNorm):
         return self.num_groups
 
 
+UNBATCHED = {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}
+"""The dimensions of one example without a batch, which torch's instance norms take too."""
+
+
 @cache
 def instance_norm_class(plain: Any) -> Any:
     """Return the subclass of an instance norm without running statistics that saves its input compressed."""
@@ -146,7 +150,12 @@ def instance_norm_class(plain: Any) -> Any:
     def groups_of(self: Any, x: Tensor) -> int:
         return x.shape[1]
 
-    members = {"plain": plain, "normalized": normalized, "groups_of": groups_of}
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.dim() != UNBATCHED[plain]:
+            return GroupedNorm.forward(self, x)
+        return GroupedNorm.forward(self, x.unsqueeze(0)).squeeze(0)
+
+    members = {"plain": plain, "normalized": normalized, "groups_of": groups_of, "forward": forward}
     return made_class(instance_norm_class, plain, f"Compressed{plain.__name__}", (GroupedNorm, plain), **members)
 
 
