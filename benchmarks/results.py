@@ -65,13 +65,13 @@ def write_result(
 def run_table(cases: Sequence[Case], score: str) -> Table:
     """Return one row for each method of each run, with every column of the comparison and of the run's own table."""
     target = target_accuracy(cases)
-    cells = {
-        column_title(column, target, score): cell for table in all_tables(True).values() for column, cell in table.items()
-    }
-    rows = []
-    for case in cases:
-        figures = figures_of(case, target)
-        rows.append({name: cell(figures) for name, cell in cells.items()} | run_figures(case.run, case.method))
+    figures = [figures_of(case, target) for case in cases]
+    tables = all_tables(True, figures).values()
+    cells = {column_title(column, target, score): cell for table in tables for column, cell in table.items()}
+    rows = [
+        {name: cell(found) for name, cell in cells.items()} | run_figures(case.run, case.method)
+        for case, found in zip(cases, figures, strict=True)
+    ]
     # A budget, or a plan in streams, has rows that others' tables lack.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {"columns": columns, "rows": [[row.get(name) for name in columns] for row in rows]}
