@@ -107,6 +107,14 @@ def drawn(layer: nn.Module, shape: tuple[int, ...], kind: str, seed: int) -> tup
         return x, torch.randn(layer(x).shape, generator=generator)
 
 
+def _convolution(kind: type[nn.Module], case: "ConvolutionCase | SeriesCase") -> nn.Module:
+    """Return the convolution of a case, with weights from its seed."""
+    geometry = case.kernel_size, case.stride, case.padding, case.dilation, case.groups
+    with torch.random.fork_rng():
+        torch.manual_seed(case.seed)
+        return kind(case.in_channels, case.out_channels, *geometry, bias=case.bias, padding_mode=case.padding_mode)
+
+
 @dataclass(frozen=True, repr=False)
 class ConvolutionCase(LayerCase):
     """A plain convolution, an input of height and width ``size``, and an output gradient."""
@@ -130,10 +138,7 @@ class ConvolutionCase(LayerCase):
     @cached_property
     def layer(self) -> nn.Module:
         """The convolution."""
-        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            return nn.Conv2d(self.in_channels, self.out_channels, *geometry, bias=self.bias, padding_mode=self.padding_mode)
+        return _convolution(nn.Conv2d, self)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -202,10 +207,7 @@ class SeriesCase(LayerCase):
     @cached_property
     def layer(self) -> nn.Module:
         """The convolution."""
-        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            return nn.Conv1d(self.in_channels, self.out_channels, *geometry, bias=self.bias, padding_mode=self.padding_mode)
+        return _convolution(nn.Conv1d, self)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
