@@ -53,12 +53,10 @@ class Family:
 
         sizes: the bytes that each of them stores of it; exact_size: what is spared where it is not kept as it is. ``auto``
         may take any. A given method keeps every input that has positions itself where one of its levels spares bytes, and
-        leaves it exact only where none does, or in place of the levels that are smaller than the input and spare nothing;
-        other inputs may be exact as well.
+        leaves it exact only where none does; other inputs may be exact as well.
         """
         if self.method is None:
             return list(range(len(methods)))
         exact = [place for place, method in enumerate(methods) if method.traits.keeps_input]
         smaller = [place for place, size in enumerate(sizes) if place not in exact and size < exact_size]
-        replaced = any(exact_size <= size < sizes[one] for one in exact for size in sizes)
-        return smaller if smaller and dimensions > NO_POSITIONS and not replaced else exact + smaller
+        return smaller if smaller and dimensions > NO_POSITIONS else exact + smaller

@@ -98,7 +98,11 @@ def test_pretraining_on_series_is_kept_apart_by_their_shape(tmp_path):
         ),
         ("series", {"crop": 8}, "--crop 8 is for pictures"),
         ("series", {"flip": True}, "--flip is for pictures"),
-        ("series", {"model": "of_vectors"}, r"of_vectors takes no series of shape \(6, 20\), as a\.npz has: mat1"),
+        (
+            "series",
+            {"model": "of_vectors"},
+            r"of_vectors takes no series of shape \(6, 20\), as a\.npz has; temporal_resnet takes series .*: mat1",
+        ),
         ("vectors", {"model": "mobilenet_v2", "width": 0.1}, r"mobilenet_v2 takes no series of shape \(9,\)"),
         (
             "grey",
