@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fedact.compression import Method
+from fedact.planner.gradient_errors import GradientErrors
 from fedact.planner.knapsack import MAX_STATES, Option, allocate
 from fedact.planner.saved_inputs import SavedInput
-from fedact.planner.sensitivity import GradientErrors
 
 INTERVALS = 4
 """The interval between two measured levels is divided into so many, where a method has settings in between."""

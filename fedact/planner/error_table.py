@@ -30,14 +30,9 @@ from fedact.nn.layers.parts import part_of
 from fedact.nn.rematerialization import Rematerializations, call_nodes
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import install
+from fedact.planner.gradient_errors import GradientErrors, length, relative_distance
 from fedact.planner.saved_inputs import SavedInput, path_to_activation
-from fedact.planner.sensitivity import (
-    ExactGradients,
-    GradientErrors,
-    gradients_of,
-    length,
-    relative_distance,
-)
+from fedact.planner.sensitivity import ExactGradients, gradients_of
 from fedact.torch_private import is_observed
 
 Rows = dict[tuple[SavedInput, Method], GradientErrors]

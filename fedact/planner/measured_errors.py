@@ -6,14 +6,8 @@ from functools import cached_property
 from fedact.compression import Method
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
-from fedact.planner.sensitivity import (
-    GradientErrors,
-    Sensitivity,
-    mean_errors,
-    measure_damping,
-    measure_sensitivity,
-    on_grid,
-)
+from fedact.planner.gradient_errors import GradientErrors, mean_errors, on_grid
+from fedact.planner.sensitivity import Sensitivity, measure_damping, measure_sensitivity
 
 FEW, ELEMENTS = 4, 6_000_000
 """Errors are averaged over micro-batches that have at least so many examples in all, fewer where inputs are large."""

@@ -9,11 +9,11 @@ from fedact.planner.cost_model import ModuleCosts, StreamedBlock, step_seconds
 from fedact.planner.drafts import Draft, MethodOption, draft, method_options, option_for
 from fedact.planner.exact_steps import ExactSteps
 from fedact.planner.family import Family
+from fedact.planner.gradient_errors import GradientErrors
 from fedact.planner.knapsack import MAX_STATES
 from fedact.planner.measured_errors import MeasuredErrors
 from fedact.planner.problem import Methods
 from fedact.planner.saved_inputs import SavedInput
-from fedact.planner.sensitivity import GradientErrors
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import layers_with_input
 

@@ -4,10 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, log
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fedact.compression import Compressed, Method, State, Traits
@@ -19,19 +17,12 @@ from fedact.nn.layers import watch_output
 from fedact.nn.rematerialization import call_nodes
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import install
+from fedact.planner.gradient_errors import GradientErrors, relative_error, relative_errors
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
 OnOutput = Callable[[str, Tensor], Tensor | None]
 """Called with a layer's name and its output gradient; returns what is to take its place, None to leave it."""
-
-GRID = 1.02
-"""Measured errors are taken to the nearest power of this: no choice hangs on their last bits, and their sampling error is
-several times as large."""
-ROUNDING = 1e-12
-"""A relative squared difference below this is rounding."""
-LEAST, MOST = 1e-12, 1e18
-"""Norms in float32 between these have lost nothing to the range's ends."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +40,6 @@ class _RoundTrip(Identity):
         return replace(self, method=self.method.for_dimensions(dimensions))
 
 
-class GradientErrors(NamedTuple):
-    """Relative squared errors ||g' - g||^2 / ||g||^2 of one choice of methods, by layer.
-
-    weights: of weight gradients, where the layer's output gradient is exact. outputs: of output gradients, where those of
-    the next trained layers are exact: the error of the slopes of the activation functions between.
-    """
-
-    weights: dict[str, float]
-    outputs: dict[str, float]
-
-    def on_grid(self) -> "GradientErrors":
-        """Return the figures that choices are made with: rounded to a grid on which measurements that hardly differ meet."""
-        return GradientErrors(*({name: on_grid(value) for name, value in figures.items()} for figures in self))
-
-    @classmethod
-    def united(cls, parts: Iterable["GradientErrors"]) -> "GradientErrors":
-        """Return the errors of methods for different saved inputs together."""
-        weights, outputs = dict[str, float](), dict[str, float]()
-        for part in parts:
-            weights |= part.weights
-            outputs |= part.outputs
-        return cls(weights, outputs)
-
-
 @dataclass(frozen=True)
 class Sensitivity:
     """The gradient errors of every level, and what adds them up.
@@ -83,24 +50,6 @@ class Sensitivity:
 
     levels: list[GradientErrors]
     damping: float
-
-
-def on_grid(value: float) -> float:
-    """Return the power of ``GRID`` that is nearest to a positive value; 0 stays 0.
-
-    >>> on_grid(0.05) == on_grid(0.0500001), round(on_grid(0.05), 4)
-    (True, 0.0503)
-    """
-    return GRID ** round(log(value) / log(GRID)) if 0 < value < inf else value
-
-
-def mean_errors(measured: Sequence[GradientErrors]) -> GradientErrors:
-    """Return the mean of what was measured on several batches."""
-
-    def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
-
-    return GradientErrors(*map(mean, zip(*measured, strict=True)))
 
 
 class ExactGradients(NamedTuple):
@@ -230,28 +179,3 @@ def weight_gradients(model: nn.Module, trained: Iterable[str]) -> dict[str, Tens
         for name in trained
     }
     return {name: found[0] for name, found in weights.items() if found and found[0] is not None}
-
-
-def relative_errors(gradients: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return ||g' - g||^2 / ||g||^2 by layer."""
-    return {name: relative_error(gradients[name], g) for name, g in exact.items()}
-
-
-def relative_error(gradient: Tensor, exact: Tensor) -> float:
-    """Return ||g' - g||^2 / ||g||^2; 0 for a difference that is rounding, 1 for any other from a gradient of 0."""
-    return relative_distance(gradient, exact, length(exact))
-
-
-def relative_distance(gradient: Tensor, exact: Tensor, norm: float) -> float:
-    """Return ``relative_error`` where the exact gradient's length is known."""
-    if exact.dtype.itemsize < torch.float32.itemsize:
-        gradient, exact = gradient.float(), exact.float()
-    distance = length(gradient - exact)
-    relative = (distance / norm) ** 2 if norm else float(distance > 0)
-    return relative if relative > ROUNDING else 0.0
-
-
-def length(x: Tensor) -> float:
-    """Return a tensor's Euclidean norm; in float64, which takes twice the time, where float32 may be out of its range."""
-    found = float(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
-    return found if LEAST < found < MOST else float(torch.linalg.vector_norm(x, dtype=torch.float64))

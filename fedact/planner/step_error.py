@@ -11,9 +11,10 @@ from fedact.measure.step import Batch, parts, prefix_outputs
 from fedact.models.tasks import Loss
 from fedact.nn.layers.base import has_weights
 from fedact.nn.surgery import calibrate, install
+from fedact.planner.gradient_errors import relative_errors
 from fedact.planner.observed_step import ObservedStep
 from fedact.planner.problem import Problem
-from fedact.planner.sensitivity import Methods, gradients_of, relative_errors, take_gradients
+from fedact.planner.sensitivity import Methods, gradients_of, take_gradients
 
 EXAMPLES, ELEMENTS = 8, 6_000_000
 """Errors are measured on so many examples, fewer where their saved inputs have more elements in all."""

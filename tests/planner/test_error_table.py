@@ -10,8 +10,9 @@ from torch import nn
 from fedact.compression import choose_method
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness
+from fedact.planner.gradient_errors import GradientErrors
 from fedact.planner.problem import make_problem
-from fedact.planner.sensitivity import GradientErrors, Sensitivity, measure_damping, measure_sensitivity
+from fedact.planner.sensitivity import Sensitivity, measure_damping, measure_sensitivity
 from fedact.planner.slowdown import SlowdownLimit
 from tests.support.planned import batch, net
 from tests.support.planner_networks import NETWORKS, example, network

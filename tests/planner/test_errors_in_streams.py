@@ -11,8 +11,8 @@ from fedact.compression import choose_method, make_method
 from fedact.nn.surgery import install
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.example_check import fixed_randomness
+from fedact.planner.gradient_errors import GradientErrors, relative_error
 from fedact.planner.problem import make_problem
-from fedact.planner.sensitivity import GradientErrors, relative_error
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_error import step_error
 from fedact.planner.step_structure import layers_with_input

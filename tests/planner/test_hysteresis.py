@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedact
-from fedact.planner.sensitivity import GRID, on_grid
+from fedact.planner.gradient_errors import GRID, on_grid
 from tests.support.planner_networks import NETWORKS, example, network
 
 NOISE = 1e-6

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import fedact
 from fedact.compression import make_method
 from fedact.planner.allocation import NEGLIGIBLE
+from fedact.planner.gradient_errors import GradientErrors
 from fedact.planner.problem import make_problem
 from fedact.planner.search import Solution
 from fedact.planner.selection import Selection, fastest_first
-from fedact.planner.sensitivity import GradientErrors
 from fedact.planner.slowdown import SlowdownLimit
 from fedact.planner.step_memory import measure_step
 from fedact.planner.step_structure import layers_with_input

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import PlainValidator
 from torch import Tensor
 
 from fedact.compression.exact import Exact
@@ -17,7 +16,7 @@ from fedact.compression.lowrank.factorization import Factorization, Factors, Hig
 from fedact.compression.lowrank.layer_gradient import factors_are_enough, layer_gradient
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
-from fedact.compression.lowrank.ranks import RankRule
+from fedact.compression.lowrank.ranks import RankRule, Ranks, check_ranks
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
@@ -33,7 +32,6 @@ from fedact.compression.method import (
 )
 from fedact.compression.operations import Operation
 from fedact.config.errors import ConfigError
-from fedact.config.spec import spelled
 
 PAPER_VARIANCE = 0.8
 """The explained variance of the papers' headline figures."""
@@ -50,10 +48,6 @@ DECOMPOSITION = Traits(
     gentlest="variance=1.0",
 )
 """What the decompositions have in common."""
-
-
-Ranks = Annotated[tuple[int, ...] | None, PlainValidator(lambda ranks: None if ranks is None else tuple(ranks))]
-"""One rank a mode; a list will do."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +69,10 @@ class LowRank(Method):
     def __post_init__(self) -> None:
         if self.variance is not None and self.ranks is not None:
             raise ConfigError(f"{self.name} takes variance or ranks, not both")
+        linear, several, usual = (len(self.modes(dimensions)) for dimensions in (2, 3, 4))
         for ranks in (self.ranks, self.max_ranks):
             if ranks is not None:
-                self._check(ranks)
-
-    def _check(self, ranks: tuple[int, ...]) -> None:
-        """Raise ConfigError unless the ranks are whole numbers from 1, one for each truncated mode of a layer's input."""
-        linear, several, usual = (len(self.modes(dimensions)) for dimensions in (2, 3, 4))
-        if len(ranks) in (linear, several, usual) and all(isinstance(rank, int) and rank >= 1 for rank in ranks):
-            return
-        also = "" if linear == usual else f" ({linear} or {several} for a linear layer's input)"
-        raise ConfigError(f"{self.name}: ranks are {usual} whole numbers from 1{also}, not {spelled(ranks)}")
+                check_ranks(self.name, ranks, linear, several, usual)
 
     @property
     def factorization(self) -> Factorization:
