@@ -13,7 +13,7 @@ from fedact.compression.lowrank.hooi import Tucker
 from fedact.compression.lowrank.hosvd import HOSVD
 from fedact.compression.lowrank.lance import LANCE
 from fedact.compression.lowrank.svd import SVD, ChannelSVD
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, shape_of
+from fedact.compression.method import NO_STATE, PICTURES, SERIES, Compressed, Method, State, Sweep, Traits, shape_of
 from fedact.compression.own import build_own, installed_class, installed_names, own_class, own_name
 from fedact.compression.quantize import Quantize
 from fedact.compression.random_projection import RandomProjection
@@ -116,10 +116,6 @@ def method_name(method: Method) -> str:
     return spec.spell(name or own_name(type(method)), method)
 
 
-SERIES, PICTURES = 3, 4
-"""Dimensions of a batch of series (or tokens), and of pictures."""
-
-
 def check_for(method: Method, *dimensions: int) -> None:
     """Raise ConfigError for ranks that fit no tensor of one of these numbers of dimensions: all would be kept exactly."""
     if all(type(method.for_dimensions(count)) is not type(method) for count in dimensions):
@@ -133,8 +129,9 @@ def published() -> list[str]:
 
 
 __all__ = [
-    "AUTO", "METHODS", "NO_STATE", "Compressed", "Method", "State", "Sweep", "Traits", "check_for", "choose_method",
-    "installed_class", "installed_names", "kept_method", "make_method", "method_name", "published", "settings", "shape_of",
+    "AUTO", "METHODS", "NO_STATE", "PICTURES", "SERIES", "Compressed", "Method", "State", "Sweep", "Traits", "check_for",
+    "choose_method", "installed_class", "installed_names", "kept_method", "make_method", "method_name", "published",
+    "settings", "shape_of",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression.method import NO_STATE, Compressed, Count, Method, State, Sweep, Traits, shape_of
+from fedact.compression.noise import Noisy, next_seed
 from fedact.compression.packing import Quantized, dequantize, packed_elements, quantize, quantized_bytes
 from fedact.config.spec import settings
 
@@ -20,7 +21,7 @@ PAPER_BITS = 2
 
 
 @settings("division")
-class Division(Method):
+class Division(Noisy):
     """Low frequencies in 16 bits, high ones in few: means of square blocks, and the remainder rounded at random.
 
     Stores every map's means over blocks of positions, 2 bytes each, and the remainder x - mean in ``bits`` bits an element,
@@ -53,16 +54,14 @@ class Division(Method):
     bits: Literal[8, 4, 2] | None = None
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        (seed,) = (state if state.tensors else self.start(0)).tensors
-        generator = torch.Generator(x.device).manual_seed(int(seed))
+        _, generator = self.noise(x, state)
         remainder, means = x, list[Tensor]()
         if x.dim() > 2:
             means = [block_means(x, self.block).to(MEAN_TYPE)]
             remainder = spread(means[0].float(), self.block, x.shape)
             torch.sub(x, remainder, out=remainder)
         quantized = quantize(remainder, self._bits, group_of(x.shape), generator)
-        next_state = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
-        return Compressed((*quantized, *means), (x.shape, x.dtype), next_state)
+        return Compressed((*quantized, *means), (x.shape, x.dtype), next_seed(generator))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         packed, lows, steps, *means = compressed.tensors
@@ -77,12 +76,6 @@ class Division(Method):
         shape = shape_of(x)
         means = prod(_means_shape(shape, self.block)) if len(shape) > 2 else 0
         return quantized_bytes(prod(shape), self._bits, group_of(shape)) + MEAN_TYPE.itemsize * means
-
-    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
-        return torch.int64.itemsize
-
-    def start(self, seed: int) -> State:
-        return State((torch.tensor([seed]),))
 
     def stored_elements(self, tensor: Tensor) -> int:
         return packed_elements(tensor, self._bits)

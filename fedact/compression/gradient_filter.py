@@ -11,13 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedact.compression.exact import Exact
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, item_size, shape_of
+from fedact.compression.method import (
+    NO_STATE,
+    PICTURES,
+    SERIES,
+    Compressed,
+    Method,
+    State,
+    Sweep,
+    Traits,
+    item_size,
+    shape_of,
+)
 from fedact.compression.operations import Operation
 from fedact.compression.plane import is_pointwise, plane_of
 from fedact.config.spec import settings
 
-SERIES, PICTURES = DIMENSIONS = 3, 4
-"""Dimensions of a batch of series (or tokens), and of pictures."""
+DIMENSIONS = SERIES, PICTURES
+"""Of a batch that has patches."""
 
 
 @settings("gradient_filter")

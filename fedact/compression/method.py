@@ -24,6 +24,9 @@ class State(NamedTuple):
 
 NO_STATE = State()
 
+SERIES, PICTURES = 3, 4
+"""Dimensions of a batch of series (or tokens), and of pictures."""
+
 Variance = Annotated[float, Field(gt=0, le=1)]
 """A share of a tensor's variance (the sum of its squares)."""
 Convolutions = Annotated[int, Field(ge=0)]
@@ -190,6 +193,15 @@ class Method(Codec):
     def worst_cases(self, x: Tensor) -> list[tuple[Tensor, State]]:
         """Return inputs like x, with states, of which one takes about as much working memory as any ever does."""
         return []
+
+
+def part_way(one: float, other: float, share: float) -> float:
+    """Return the number that is a share (0 to 1) of the way from one to another, by ratio, in two digits.
+
+    >>> part_way(0.5, 0.125, 0.5)
+    0.25
+    """
+    return float(f"{one ** (1 - share) * other**share:.2g}")
 
 
 def item_size(x: Tensor | Sequence[int]) -> int:

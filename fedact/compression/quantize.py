@@ -7,13 +7,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Count, Method, State, Sweep, Traits, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Count, State, Sweep, Traits, shape_of
+from fedact.compression.noise import Noisy, next_seed
 from fedact.compression.packing import Quantized, dequantize, dequantize_some, packed_elements, quantize, quantized_bytes
 from fedact.config.spec import settings
 
 
 @settings("quantize")
-class Quantize(Method):
+class Quantize(Noisy):
     """Low-bit codes with stochastic rounding: an unbiased gradient.
 
     Stores code = floor((x - low) / step + u), u uniform in [0, 1), in ``bits`` bits an element, and for every group of
@@ -44,11 +45,9 @@ class Quantize(Method):
     group: Count = 256
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        (seed,) = (state if state.tensors else self.start(0)).tensors
-        generator = torch.Generator(x.device).manual_seed(int(seed))
+        _, generator = self.noise(x, state)
         quantized = quantize(x, self.bits, self.group, generator)
-        next_state = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
-        return Compressed(tuple(quantized), (x.shape, x.dtype), next_state)
+        return Compressed(tuple(quantized), (x.shape, x.dtype), next_seed(generator))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         return dequantize(Quantized(*compressed.tensors), self.bits, self.group, *compressed.metadata)
@@ -67,12 +66,6 @@ class Quantize(Method):
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         return quantized_bytes(prod(shape_of(x)), self.bits, self.group)
-
-    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
-        return torch.int64.itemsize
-
-    def start(self, seed: int) -> State:
-        return State((torch.tensor([seed]),))
 
     def stored_elements(self, tensor: Tensor) -> int:
         return packed_elements(tensor, self.bits)

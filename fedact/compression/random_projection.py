@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, computable, item_size, shape_of
+from fedact.compression.method import (
+    NO_STATE,
+    Compressed,
+    Method,
+    State,
+    Sweep,
+    Traits,
+    computable,
+    item_size,
+    part_way,
+    shape_of,
+)
+from fedact.compression.noise import Noisy, next_seed
 from fedact.compression.operations import Operation
 from fedact.compression.plane import is_product
 from fedact.config.spec import settings
@@ -33,7 +45,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 @settings("random_projection")
-class RandomProjection(Method):
+class RandomProjection(Noisy):
     """A random projection of the rows (batch x positions) to fewer: an unbiased gradient, straight from the projection.
 
     Of 64 rows of channels each, S X is stored, S = sqrt(64 / k) P C D: D random signs, C the orthonormal cosine transform, P
@@ -64,11 +76,10 @@ class RandomProjection(Method):
     ratio: Ratio | None = None
 
     def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        (seed,) = (state if state.tensors else self.start(0)).tensors
-        generator = torch.Generator(x.device).manual_seed(int(seed))
-        next_state = State((torch.randint(2**62, (1,), generator=generator, device=x.device),))
+        seed, generator = self.noise(x, state)
         mixed = self._project(rows_of(computable(x)), seed)
-        return Compressed((mixed.to(ROW_TYPES.get(x.dtype, x.dtype)), seed.clone()), (x.shape, x.dtype), next_state)
+        stored = mixed.to(ROW_TYPES.get(x.dtype, x.dtype)), seed.clone()
+        return Compressed(stored, (x.shape, x.dtype), next_seed(generator))
 
     def reconstruct(self, compressed: Compressed) -> Tensor:
         (mixed, seed), (shape, dtype) = compressed.tensors, compressed.metadata
@@ -94,12 +105,6 @@ class RandomProjection(Method):
         rows = whole * self._count(BLOCK) + self._count(rest)
         return rows * channels * item_size(x) + torch.int64.itemsize
 
-    def predicted_state_bytes(self, x: Tensor | Sequence[int]) -> int:
-        return torch.int64.itemsize
-
-    def start(self, seed: int) -> State:
-        return State((torch.tensor([seed]),))
-
     def levels(self, x: Tensor, spectra: Any = None) -> dict[float, Method]:
         """Return the method with a ratio fixed."""
         return {1.0: self} if self.ratio is not None else {ratio: replace(self, ratio=ratio) for ratio in LEVELS}
@@ -111,7 +116,7 @@ class RandomProjection(Method):
     def between(self, other: Method, share: float) -> Method | None:
         if not (isinstance(other, RandomProjection) and self.ratio and other.ratio):
             return None
-        return replace(self, ratio=float(f"{self.ratio ** (1 - share) * other.ratio**share:.2g}"))
+        return replace(self, ratio=part_way(self.ratio, other.ratio, share))
 
     def _count(self, rows: int) -> int:
         """Return how many rows are stored of a block of so many."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, item_size, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, item_size, part_way, shape_of
 from fedact.compression.packing import pack_codes, packed_bytes, unpack_codes
 from fedact.config.spec import settings
 
@@ -97,7 +97,7 @@ class TopK(Method):
     def between(self, other: Method, share: float) -> Method | None:
         if not (isinstance(other, TopK) and self.share and other.share):
             return None
-        return replace(self, share=float(f"{self.share ** (1 - share) * other.share**share:.2g}"))
+        return replace(self, share=part_way(self.share, other.share, share))
 
     def _count(self, shape: Sequence[int]) -> int:
         """Return how many elements of an example are kept."""

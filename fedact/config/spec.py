@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -45,14 +45,15 @@ def written_settings(items: str, text: str) -> dict[str, str]:
     return settings
 
 
-def build(kind: str, table: Mapping[str, type[Entry]], text: str) -> Entry:
+def build(kind: str, table: Mapping[str, type[Entry]], text: str, others: Iterable[str] = ()) -> Entry:
     """Return the table's entry made with the settings in ``text``.
 
-    Raises ConfigError for an unknown name or setting, or a value that the entry refuses.
+    others: names that are allowed where the text is from, but are no entry's. Raises ConfigError for an unknown name or
+    setting, or a value that the entry refuses.
     """
     name, written = split(text, table)
     if name not in table:
-        raise unknown(kind, name, table)
+        raise unknown(kind, name, (*table, *others))
     return fill(table[name], f"{kind} {name}", written, text)
 
 
@@ -76,6 +77,11 @@ def spell(name: str, entry: Any) -> str:
     """Return the full, canonical name: every setting that differs from its default, in their order."""
     settings = spelled_settings(entry)
     return f"{name}:{settings}" if settings else name
+
+
+def in_full(text: str, make: Callable[[str], Any]) -> str:
+    """Return the full, canonical name of what a text means; make: reads it (see ``build``), and raises ConfigError."""
+    return spell(split(text)[0], make(text))
 
 
 def spelled_settings(entry: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from fedact.config.spec import build, settings, spell
+from fedact.config.spec import build, in_full, settings
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Alpha = Annotated[float, Field(gt=0, le=1e6)]
@@ -76,5 +76,4 @@ def make_update(text: str) -> Update:
 
 def update_name(text: str) -> str:
     """Return an update's canonical name; raises ConfigError as ``make_update`` does."""
-    update = make_update(text)
-    return spell(next(name for name, entry in UPDATES.items() if entry is type(update)), update)
+    return in_full(text, make_update)

@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,25 +107,21 @@ def drawn(layer: nn.Module, shape: tuple[int, ...], kind: str, seed: int) -> tup
         return x, torch.randn(layer(x).shape, generator=generator)
 
 
-def _convolution(kind: type[nn.Module], case: "ConvolutionCase | SeriesCase") -> nn.Module:
-    """Return the convolution of a case, with weights from its seed."""
-    geometry = case.kernel_size, case.stride, case.padding, case.dilation, case.groups
-    with torch.random.fork_rng():
-        torch.manual_seed(case.seed)
-        return kind(case.in_channels, case.out_channels, *geometry, bias=case.bias, padding_mode=case.padding_mode)
+Sides = int | tuple[int, ...]
+"""One number for every side, or one a side."""
 
 
 @dataclass(frozen=True, repr=False)
 class ConvolutionCase(LayerCase):
-    """A plain convolution, an input of height and width ``size``, and an output gradient."""
+    """A plain convolution, an input of this size (height and width, or the time of series), and an output gradient."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     in_channels: int = 1
     out_channels: int = 1
-    kernel_size: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] | str = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    kernel_size: Sides = 1
+    stride: Sides = 1
+    padding: Sides | str = 0
+    dilation: Sides = 1
     groups: int = 1
     bias: bool = True
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"
@@ -138,7 +134,11 @@ class ConvolutionCase(LayerCase):
     @cached_property
     def layer(self) -> nn.Module:
         """The convolution."""
-        return _convolution(nn.Conv2d, self)
+        kind: Any = nn.Conv1d if len(self.size) == 1 else nn.Conv2d
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias, self.padding_mode
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return kind(self.in_channels, self.out_channels, *geometry)  # type: ignore[no-any-return]
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -182,33 +182,3 @@ class TokensCase(LinearCase):
     @property
     def others(self) -> tuple[nn.Module, ...]:
         return (nn.Linear(self.out_features, 1),)
-
-
-@dataclass(frozen=True, repr=False)
-class SeriesCase(LayerCase):
-    """A plain convolution of series, an input of ``time`` positions, and an output gradient."""
-
-    time: int
-    in_channels: int = 1
-    out_channels: int = 1
-    kernel_size: int = 1
-    stride: int = 1
-    padding: int | str = 0
-    dilation: int = 1
-    groups: int = 1
-    bias: bool = True
-    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"
-    batch: int = 1
-    kind: str = "gaussian"
-    seed: int = 0
-
-    layers: ClassVar[int] = 1
-
-    @cached_property
-    def layer(self) -> nn.Module:
-        """The convolution."""
-        return _convolution(nn.Conv1d, self)
-
-    @cached_property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return drawn(self.layer, (self.batch, self.in_channels, self.time), self.kind, self.seed)

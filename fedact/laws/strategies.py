@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from fedact.laws.cases import ConvolutionCase, LinearCase, SeriesCase, StepsCase, TensorCase, TokensCase
+from fedact.laws.cases import ConvolutionCase, LinearCase, StepsCase, TensorCase, TokensCase
 from fedact.laws.inputs import INPUTS
 
 KINDS = st.sampled_from(sorted(INPUTS))
@@ -34,7 +34,7 @@ def convolutions(draw: st.DrawFn) -> ConvolutionCase:
 
 
 @st.composite
-def series(draw: st.DrawFn) -> SeriesCase:
+def series(draw: st.DrawFn) -> ConvolutionCase:
     """Draw convolutions of series of every geometry."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     in_channels, out_channels = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 3))
@@ -44,7 +44,7 @@ def series(draw: st.DrawFn) -> SeriesCase:
     reach = dilation * (kernel_size - 1) + 1
     geometry = kernel_size, stride, padding, dilation, groups, draw(st.booleans()), padding_mode
     time = draw(st.integers(max(reach, 4), reach + 12))
-    return SeriesCase(time, in_channels, out_channels, *geometry, draw(st.integers(1, 4)), draw(KINDS), draw(SEEDS))
+    return ConvolutionCase((time,), in_channels, out_channels, *geometry, draw(st.integers(1, 4)), draw(KINDS), draw(SEEDS))
 
 
 @st.composite
@@ -57,7 +57,7 @@ def tokens(draw: st.DrawFn) -> TokensCase:
 
 def inputs() -> st.SearchStrategy[TensorCase]:
     """Draw the inputs of all these layers, as methods see them."""
-    of_series = series().map(lambda case: TensorCase((case.batch, case.in_channels, case.time), case.kind, case.seed))
+    of_series = series().map(lambda case: TensorCase((case.batch, case.in_channels, *case.size), case.kind, case.seed))
     of_tokens = tokens().map(
         lambda case: TensorCase((case.shape[0], case.shape[-1], *case.shape[1:-1]), case.kind, case.seed, over_last=True)
     )

@@ -57,22 +57,7 @@ def load_run(path: str | Path) -> Run:
     """Return a run read back from its folder, with all seeds of a run with several.
 
     Rows of a round that was never finished are left out. Raises ConfigError where the folder holds no run, or files that no
-    run could have written.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from fedact.storage.run_folder import RunFolder
-    >>> with TemporaryDirectory() as name:
-    ...     RunFolder(Path(name)).append([
-    ...         {"kind": "run", "schema": 1, "config": {"seed": 0}},
-    ...         {"kind": "round", "method": "exact", "seed": 0, "round": 0, "accuracy": 0.25},
-    ...         {"kind": "client", "method": "exact", "seed": 0, "round": 1, "client": 0, "peak_bytes": 4096},
-    ...         {"kind": "round", "method": "exact", "seed": 0, "round": 1, "accuracy": 0.5, "clients": 1},
-    ...     ])
-    ...     run = load_run(name)
-    >>> run.rounds[["method", "round", "accuracy"]].values.tolist()
-    [['exact', 0, 0.25], ['exact', 1, 0.5]]
-    >>> int(run.clients["peak_bytes"].max())
-    4096
+    run could have written. For users there is ``fedact.load_run``, whose run makes models too.
     """
     import pandas as pd
 

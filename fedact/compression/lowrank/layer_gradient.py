@@ -5,12 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedact.compression.lowrank.factor_gradient import WIDTH, factor_gradient, factors_are_cheaper
+from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
+from fedact.compression.method import PICTURES, SERIES
 from fedact.compression.operations import Operation
 from fedact.compression.plane import ROW, as_plane, plane_of
-
-PICTURES = WIDTH + 1
-"""Dimensions of a batch of pictures."""
 
 
 def factors_are_enough(
@@ -22,7 +20,7 @@ def factors_are_enough(
     that have a factor.
     """
     plane = plane_of(operation)
-    if plane is None or not PICTURES - 1 <= len(shape) <= PICTURES:
+    if plane is None or len(shape) not in (SERIES, PICTURES):
         return False
     sizes = [tuple(each) if len(each) == PICTURES else (*each[:ROW], 1, *each[ROW:]) for each in (ranks, shape)]
     weights = as_plane(weight).shape

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, shape_of
+from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, part_way, shape_of
 from fedact.compression.operations import Operation
 from fedact.compression.plane import is_product
 from fedact.compression.transform.bitstream import least_body, levels_end
@@ -151,8 +151,7 @@ class Transform(Method):
     def between(self, other: Method, share: float) -> Method | None:
         if not (isinstance(other, Transform) and self.bits and other.bits):
             return None
-        bits = self.bits ** (1 - share) * other.bits**share
-        return replace(self, bits=float(f"{bits:.2g}"))
+        return replace(self, bits=part_way(self.bits, other.bits, share))
 
     @property
     def fixed_size(self) -> bool:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from fedact.config.faults import make_faults
 from fedact.config.privacy import make_privacy
 from fedact.config.settings.base import Positive, Settings
-from fedact.config.spec import spell, spelled_settings, split
+from fedact.config.spec import in_full, spelled_settings
 from fedact.config.strategies import make_strategy
 
 
@@ -38,12 +38,12 @@ class FleetSettings(Settings):
     @field_validator("strategy")
     @classmethod
     def _strategy_in_full(cls, value: str) -> str:
-        return spell(split(value)[0], make_strategy(value))
+        return in_full(value, make_strategy)
 
     @field_validator("privacy")
     @classmethod
     def _privacy_in_full(cls, value: str) -> str:
-        return spell(split(value)[0], make_privacy(value))
+        return in_full(value, make_privacy)
 
     @field_validator("faults")
     @classmethod

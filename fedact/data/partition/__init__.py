@@ -6,9 +6,9 @@ from heapq import heapify, heappop, heapreplace
 import numpy as np
 
 from fedact.config.budgets import largest_remainder
-from fedact.config.errors import ConfigError, unknown
+from fedact.config.errors import ConfigError
 from fedact.config.natural import NATURAL
-from fedact.config.spec import build, split
+from fedact.config.spec import build
 from fedact.data.partition.base import FEWEST_HELD_OUT, Partition, Parts
 from fedact.data.partition.class_skew import Dirichlet, Pathological, Shards
 from fedact.data.partition.size_skew import Exponential, Iid, Linear, Quantity, Square
@@ -31,10 +31,7 @@ PARTITIONS: dict[str, type[Partition]] = {
 
 def make_partition(text: str) -> Partition:
     """Return the rule behind a text; raises ConfigError for an unknown name or setting."""
-    name = split(text)[0]
-    if name not in PARTITIONS:
-        raise unknown("partition", name, (*PARTITIONS, NATURAL))
-    return build("partition", PARTITIONS, text)
+    return build("partition", PARTITIONS, text, others=(NATURAL,))
 
 
 def partition_examples(partition: Partition, labels: np.ndarray, clients: int, generator: np.random.Generator) -> Parts:
