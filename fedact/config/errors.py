@@ -1,11 +1,13 @@
 """ConfigError, the one error a user can cause, and its sentences; errors of clients and budgets."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from importlib.util import find_spec
 
 MOST_SHOWN = 200
 """Characters of a value that is wrong."""
+CLOSE, SAME_START = 0.5, 0.8
+"""The least share of letters in common (see ``difflib``) of words that may be meant, and of beginnings that may."""
 
 
 class ConfigError(ValueError):
@@ -46,9 +48,20 @@ def as_flag(name: str) -> str:
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest allowed word, or nothing."""
-    close = get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return ``; did you mean 'x'?`` for the closest allowed word, the shortest of several, or nothing.
+
+    A word is as close as it is as a whole, or as its beginning is, as long as the given one: long names are cut short.
+
+    >>> nearest("vit_tny", ["gcvit_tiny", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224"])
+    "; did you mean 'vit_tiny_patch16_224'?"
+    """
+
+    def closeness(word: str) -> float:
+        whole, start = (SequenceMatcher(None, part, given).ratio() for part in (word, word[: len(given) + 1]))
+        return max(whole, start if start >= SAME_START else 0.0)
+
+    best = max(sorted(allowed, key=lambda word: (len(word), word)), key=closeness, default="")
+    return f"; did you mean {best!r}?" if best and closeness(best) >= CLOSE else ""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> ConfigError:
