@@ -10,10 +10,11 @@ from fedact.config.errors import ConfigError, as_flag
 from fedact.config.loading import make_config
 from fedact.config.own_code import with_code
 from fedact.config.sizes import parse_bytes
+from fedact.config.updates import WHOLE
 
 FIELDS = (
     "task", "model", "width", "weights", "pretrain_from", "pretrain_epochs", "head_epochs", "dataset", "data_dir",
-    "max_examples", "void", "resolution", "batch_size", "train_norm", "seed", "device",
+    "max_examples", "void", "resolution", "batch_size", "update", "train_norm", "seed", "device",
     "threads",
 )  # fmt: skip
 FLEET = ("clients", "partition", "local_epochs", "budget", "cache_size", "workers")
@@ -46,6 +47,8 @@ FILES = {
     "json": "write all results, layer by layer, to a JSON file",
     "figure": "draw gradient error against bytes to a PNG file",
 }
+OF_WHOLE_LAYERS = ("room", "recompute", "equal_cosine", "rounds")
+"""Flags that know no other update than that of whole layers."""
 MODES = {
     "sweep": "every method, or those of --method, at several settings each",
     "equal_cosine": "instead: the least bytes for a given gradient cosine, one convolution at a time, on one batch",
@@ -86,6 +89,9 @@ def main(arguments: list[str]) -> int:
     config = with_code(make_config({"layers": LAYERS_ALONE if options["equal_cosine"] else LAYERS, **given, **steady}))
     if config.layers == "auto":
         raise ConfigError("--layers is a whole number here, not auto")
+    if config.update != WHOLE:
+        for flag in (name for name in OF_WHOLE_LAYERS if {**given, **options, "rounds": rounds}.get(name)):
+            raise ConfigError(f"{as_flag(flag)} is for --update {WHOLE}, not for --update {config.update}")
     methods = list(config.method) if "method" in given else None
     if rounds is not None:
         from fedact.cli.bench_rounds import run_round_bench

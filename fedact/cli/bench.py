@@ -15,6 +15,7 @@ from fedact.compression import Method, families, make_method, method_name, publi
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.config.seeds import Purpose, generator
+from fedact.config.updates import WHOLE
 from fedact.data import Loader
 from fedact.measure.equal_cosine import BASELINES, bytes_ratios, capture, convolutions_to_compare, least_bytes
 from fedact.measure.floor import floor
@@ -54,32 +55,37 @@ class Options:
 def run_bench(config: Config, methods: list[str] | None, options: Options) -> int:
     """Measure the methods (where none is named, every one as it is compared), print the tables, write the files."""
     catch_late()
-    chosen = swept(methods) if options.sweep else methods or [*published(), RECOMPUTED]
+    rivals = [*published(), *([RECOMPUTED] if config.update == WHOLE else [])]
+    chosen = swept(methods) if options.sweep else methods or rivals
     names = list(dict.fromkeys(method_name(scheduled(config, text)) for text in chosen))
     streamed = [] if options.room is None else in_streams(names)
     workspace = _prepared(config, options.batches + 1)
     experiment = workspace.experiment
     warm_up, *batches = _batches(experiment, options.batches + 1)
     model, layers = workspace.model_with({}), int(config.layers)
-    baseline = compressed_models(model, [BASELINE], layers, config.train_norm)[BASELINE]
+    baseline = compressed_models(model, [BASELINE], layers, config.train_norm, update=config.update)[BASELINE]
     # Time asks for another batch, not for other examples.
     loader, random = _loader(experiment), generator(config.seed, Purpose.CALIBRATION, client=2)
     timed = [loader(random.choice(len(loader), experiment.config.batch_size, replace=False)) for _ in range(options.steps)]
     measurements = []
     for room in (None,) if options.room is None else (None, options.room):
-        models = compressed_models(model, names if room is None else streamed, layers, config.train_norm, config.seed, room)
+        measured = names if room is None else streamed
+        models = compressed_models(model, measured, layers, config.train_norm, config.seed, room, config.update)
         measurements += measure_methods(
             models, baseline, warm_up, batches, timed, options.draws, config.seed, options.micro_batch, room
         )
-    title = _title(experiment.config, f"last {config.layers} layers", options.micro_batch)
+    trained = f"last {config.layers} layers" + ("" if config.update == WHOLE else f", {config.update}")
+    title = _title(experiment.config, trained, options.micro_batch)
     least = floor(model, batches[0])
     show(cost_table(title, measurements, least, options.micro_batch), gradient_table(measurements))
     _write(
         options.json, experiment.config, {"methods": [measured.row() for measured in measurements], "floor": asdict(least)}
     )
     if options.figure:
-        captured = capture(model, batches[0], trained_layers(model, layers))
-        limits = limit_line(captured, share=(options.micro_batch or config.batch_size) / config.batch_size)
+        # The limits are of whole weights' gradients.
+        captured = capture(model, batches[0], trained_layers(model, layers)) if config.update == WHOLE else []
+        share = (options.micro_batch or config.batch_size) / config.batch_size
+        limits = limit_line(captured, share=share) if captured else []
         write_whole(options.figure, png(error_against_bytes(title, measurements, limits, least.bytes)))
     return 0
 

@@ -1,6 +1,6 @@
 """Gradient error of methods: cosine, bias and variance of each layer's weight gradient, and the bytes of their steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -81,6 +81,7 @@ def measure_gradient_errors(
     for batch in batches:
         prefix = prefix_outputs(exact, batch[0])
         reference = gradients(exact, batch, prefix)
+        keys = compared(reference)
         for name, model in models.items():
             inputs = prefix_outputs(model, batch[0], prefix)
             memory, drawn = measure_draws(model, batch, inputs, counts[name], seed, micro_batch)
@@ -88,10 +89,17 @@ def measure_gradient_errors(
                 # A method that is not random on the first batch is not on the others.
                 counts[name] = len(drawn)
             memories[name].append(memory)
-            errors[name].append(
-                {key: weight_error([one[key] for one in drawn], g) for key, g in reference.items() if key.endswith("weight")}
-            )
+            errors[name].append({key: weight_error([one[key] for one in drawn], reference[key]) for key in keys})
     return [_summary(name, maximum_memory(memories[name]), counts[name], errors[name]) for name in models]
+
+
+def compared(trained: Collection[str]) -> list[str]:
+    """Return the trained tensors whose gradients are compared: weights and factors, and the biases of layers without any.
+
+    >>> compared(["0.bias", "1.weight", "1.bias", "2.lora_a", "2.lora_b"])
+    ['0.bias', '1.weight', '2.lora_a', '2.lora_b']
+    """
+    return [name for name in trained if not name.endswith("bias") or f"{name.removesuffix('bias')}weight" not in trained]
 
 
 def gradients(model: nn.Module, batch: Batch, prefix: Inputs | None = None, micro_batch: int | None = None) -> Gradients:

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from fedact.config.updates import WHOLE
 from fedact.measure.cost import count_flops, time_micro_batches, time_ratios, time_steps
 from fedact.measure.gradient_error import GradientError, measure_gradient_errors
 from fedact.measure.memory import stored_bytes
 from fedact.measure.step import Batch, parts, prefix_outputs, shallow_copy
+from fedact.nn.adaptation import draw_second_factors
 from fedact.nn.surgery import compress, recompute_of, trained_parameters
 
 BASELINE, AT_ONCE = "vanilla", "vanilla at once"
@@ -51,14 +53,21 @@ class MethodMeasurement:
 
 
 def compressed_models(
-    model: nn.Module, names: Sequence[str], layers: int, train_norm: bool = False, seed: int = 0, room: int | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    layers: int,
+    train_norm: bool = False,
+    seed: int = 0,
+    room: int | None = None,
+    update: str = WHOLE,
 ) -> dict[str, nn.Module]:
     """Return a model under each method, by the method's name, all sharing the weights; the model itself is left plain.
 
     layers: trained convolutions; train_norm: also train the batch norms after the first of them. room: bytes for the wide
-    maps of a block in streams, None for whole layers.
+    maps of a block in streams, None for whole layers. update: what of the layers is trained; B of a low-rank one is small.
     """
-    return {name: compress(shallow_copy(model), name, layers, train_norm, seed, room) for name in names}
+    models = {name: compress(shallow_copy(model), name, layers, train_norm, seed, room, update=update) for name in names}
+    return {name: draw_second_factors(each) for name, each in models.items()}
 
 
 def measure_methods(

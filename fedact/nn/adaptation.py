@@ -17,6 +17,8 @@ from fedact.nn.layers.norms import known_norm
 from fedact.nn.layers.parts import DOWN, PART, UP, Part, product
 
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d
+SMALL = 1e-3
+"""Entries of B where gradients are measured: of 0, as training begins, no error of A's gradient could be told."""
 FACTORS = f".{DOWN}", f".{UP}"
 """How the names of a low-rank update's parameters end."""
 
@@ -82,6 +84,15 @@ def first_factor(name: str, weight: Tensor, rank: int, seed: int) -> Tensor:
 def second_factor(weight: Tensor, rank: int) -> Tensor:
     """Return B as training begins with it: 0."""
     return weight.new_zeros(len(weight), rank, *[1] * (weight.dim() - 2))
+
+
+def draw_second_factors(model: nn.Module) -> nn.Module:
+    """Fill B of every low-rank update with small numbers, always the same, in place; returns the model, for measuring."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(up := module._parameters.get(UP), nn.Parameter):
+            up.data.copy_(SMALL * torch.randn(up.shape, generator=generator))
+    return model
 
 
 def is_factor(name: str) -> bool:

@@ -4,17 +4,10 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-from torch import nn
-
-from fedact.nn.adaptation import adapt
-from fedact.nn.layers.parts import UP
+from fedact.nn.adaptation import adapt, draw_second_factors
 from fedact.planner.peak_prediction import PeakPrediction
 from fedact.planner.problem import Methods, Problem, Schedule
 from fedact.planner.search import Solution, Solver
-
-SMALL = 1e-3
-"""Entries of B in a plan's copy: of 0, as training begins, no error of A's gradient could be told."""
 
 
 class AdaptedDepths:
@@ -62,9 +55,5 @@ class AdaptedDepths:
 
 def adapted(problem: Problem, depth: int) -> Problem:
     """Return the problem with a copy of the model whose last ``depth`` layers the problem's update trains."""
-    model = adapt(copy.deepcopy(problem.plain_model), depth, problem.update)
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(up := module._parameters.get(UP), nn.Parameter):
-            up.data.copy_(SMALL * torch.randn(up.shape, generator=generator))
+    model = draw_second_factors(adapt(copy.deepcopy(problem.plain_model), depth, problem.update))
     return replace(problem, model=model, _inputs={})

@@ -59,6 +59,18 @@ def test_a_sweep_takes_the_given_methods_settings_and_no_time_where_none_is_aske
     assert all(each["time_ratio"] is None for each in methods)
 
 
+def test_updates_are_compared_by_what_they_train(tmp_path):
+    file = tmp_path / "out.json"
+    methods = ["--method", "exact", "--method", "hosvd:variance=0.5", "--steps", "0", "--json", str(file)]
+    assert main([*QUICK, *methods, "--update", "lora:rank=2"]) == 0
+    exact, hosvd = (each["cosine"] for each in json.loads(file.read_text())["methods"])
+    factors = {f"features.18.0.lora_{factor}" for factor in "ab"}
+    assert set(exact) == set(hosvd) == {*factors, "classifier.1.weight"}
+    assert min(exact.values()) > 0.99999
+    # A's gradient comes from the input, B's from A times it.
+    assert hosvd["features.18.0.lora_a"] < 0.99 < 0.99999 < hosvd["features.18.0.lora_b"]
+
+
 def test_equal_cosine_writes_the_least_bytes_by_layer_and_the_ratios(tmp_path, capsys):
     file = tmp_path / "out.json"
     flags = ["--equal-cosine", "--layers", "1", "--every", "30", "--method", "quantize", "--json", str(file)]
@@ -93,6 +105,9 @@ def test_equal_cosine_writes_the_least_bytes_by_layer_and_the_ratios(tmp_path, c
         (["--equal-cosine", "--sweep"], "leave --sweep out"),
         (["--equal-cosine", "--room", "9KB"], "leave --room out"),
         (["--room", "much"], "much"),
+        (["--update", "lorra"], "did you mean 'lora'"),
+        (["--update", "bias", "--room", "9KB"], "--room is for --update layers, not for --update bias"),
+        (["--update", "bias", "--recompute", "2"], "--recompute is for --update layers"),
         (["--method", "vanilla", "--room", "9KB"], "--room"),
         (["--equal-cosine", "--layers", "0"], "at least 1"),
         (["--equal-cosine", "--method", "exact"], "no setting"),
