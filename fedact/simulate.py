@@ -9,8 +9,11 @@ from fedact.cli.process import run_process
 from fedact.config.errors import ConfigError
 from fedact.config.folder import default_folder
 from fedact.config.loading import make_config, read_toml
-from fedact.config.own_code import check_code, with_code
+from fedact.config.own_code import check_code, code_of, with_code
+from fedact.config.paths import expanded
 from fedact.config.schema import SETTINGS, Config
+from fedact.reports.safe_text import escaped
+from fedact.storage.run_folder import RunFolder
 
 FIRST_FIELDS = ("clients", "rounds", "budget", "method", "dataset")
 
@@ -60,12 +63,15 @@ def main(arguments: list[str]) -> int:
 def read_config(file: Path | None, settings: dict[str, Any], own_code: bool) -> Config:
     """Return the config of a file's settings, if there is one, and of others, which override them.
 
-    A file with the digests of code is a run's own: its code is run only where that is allowed.
+    A file with the digests of code, or in the folder of a run, is a run's own: its code is run only where that is allowed.
     """
     of_file = read_toml(file) if file else {}
-    if of_file.get("code") is not None:
+    config = make_config({**of_file, **settings})
+    if file and (of_file.get("code") is not None or RunFolder(expanded(file).parent).is_run()):
         check_code(make_config(of_file), own_code, f"--config {file}")
-    return with_code(make_config({**of_file, **settings}))
+    elif named := [text for text in code_of(config) if text not in code_of(make_config(settings))]:
+        print(escaped(f"fedact: --config {file} names code of its own, which runs: {', '.join(named)}"), file=sys.stderr)
+    return with_code(config)
 
 
 if __name__ == "__main__":

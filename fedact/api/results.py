@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fedact.api.inputs import array_inputs
 from fedact.api.networks import network_text
 from fedact.api.process import as_before
 from fedact.config.code import code_digest
@@ -34,7 +35,8 @@ class Run(storage.Run):
         """Return the global model after the last finished round of a method, on the CPU and in eval mode.
 
         It is a plain one, the caller's own; of several seeds the first one's. ``model.preprocessing(x)`` makes its inputs of
-        arrays such as the run's. The run's data is read again: what no client trains comes from the start.
+        arrays, tensors or lists such as the run's, and refuses others. The run's data is read again: what no client trains
+        comes from the start.
 
         method: by its full name, by default the run's first. own_code: let a network or data of the run's own code run, by
         the files that its config names. network: the run's network, a module or a function from a number of classes to
@@ -55,8 +57,8 @@ class Run(storage.Run):
             workspace = prepare(config)
             check_start(self.headers[0], workspace.experiment, RunFolder(self.path).records)
             model = workspace.model_with(trained_tensors(self, workspace.experiment, method))
-        # What goes into it is said where it is used, too.
-        model.preprocessing = workspace.experiment.preprocessing  # type: ignore[assignment]
+        if not hasattr(model, "preprocessing"):  # a network may have one of its own
+            model.preprocessing = array_inputs(workspace.experiment)  # type: ignore[assignment]
         return model
 
 

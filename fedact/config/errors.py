@@ -37,8 +37,8 @@ class BadReply(NoReply):
 
 
 def shortened(value: object) -> str:
-    """Return a value as it is shown in an error, without the end of a long one."""
-    text = repr(value)
+    """Return a value as it is shown in an error: in one line, without the end of a long one."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

@@ -1,6 +1,6 @@
 """The code of the user's own that a config names: with which digests a run starts, and when it may run at all."""
 
-from fedact.config.code import absolute_code, check_digest, code_digest, is_code, load_code, split_code
+from fedact.config.code import GIVEN, absolute_code, check_digest, code_digest, code_label, is_code, load_code, split_code
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 
@@ -13,6 +13,11 @@ def code_of(config: Config) -> tuple[str, ...]:
     """
     named = (text for text in (config.model, config.dataset, *config.method) if is_code(text))
     return tuple(dict.fromkeys(split_code(text)[0] for text in named))
+
+
+def code_shown(text: str) -> str:
+    """Return a name as errors call it: what is in no file by its name alone, another with its file, where one can look."""
+    return code_label(text) if text.startswith(GIVEN) else text
 
 
 def with_code(config: Config) -> Config:

@@ -20,19 +20,23 @@ ON_DISK_FROM = 2**30
 
 def as_array(value: Any, what: str) -> np.ndarray:
     """Return a tensor, a list or whatever numpy takes as an array; raises ConfigError for what is no array."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ConfigError(f"{what} is an array with masked values: fill them, or leave these examples out")
     if type(value).__module__.partition(".")[0] == "PIL":
         return _pixels(value, what)
     try:
-        array = np.asarray(value)
+        array = _of_tensor(value) if isinstance(value, torch.Tensor) else np.asarray(value)
     except Exception as error:  # whatever a stranger's class raises
         raise ConfigError(f"{what} is no array: {_reason(error)}") from None
     if array.dtype.hasobject and array.size and all(isinstance(each, str) for each in array.flat):
         # As pandas keeps texts.
         return array.astype(str)
     return array
+
+
+def _of_tensor(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def _pixels(picture: Any, what: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Data of one's own: arrays, tensors, and data sets of PyTorch and Hugging Face, as the examples of a run."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from fedact.data.kinds import checked_inputs, is_picture
 
 MOST_CLASSES, FEW_CLASSES = 100_000, 1000
 """Up to the second there may be fewer training examples than classes."""
+
+FEW_SHOWN = 5
+log = logging.getLogger(__name__)
 
 
 class Arrays(NamedTuple):
@@ -135,11 +139,25 @@ def _classes(parts: Sequence[np.ndarray], where: str) -> tuple[np.ndarray, tuple
     labels = _union(parts, f"y_train and y_test of {where}")
     if labels.dtype.kind != "U" and (labels[0] < 0 or labels[-1] >= MOST_CLASSES):
         part = next(name for name, ids in zip(PARTS, parts, strict=False) if ids.min() < 0 or ids.max() >= MOST_CLASSES)
-        raise ConfigError(f"y_{part} of {where} holds a label that is not between 0 and {MOST_CLASSES - 1:,}")
+        strange = labels[0] if labels[0] < 0 else labels[-1]
+        raise ConfigError(
+            f"y_{part} of {where} holds the label {strange:,}, which is not between 0 and {MOST_CLASSES - 1:,}"
+        )
     examples = len(parts[0])
     if len(labels) > max(FEW_CLASSES, examples):
         raise ConfigError(f"{where} has {examples:,} examples to train on, but {len(labels):,} labels: too many classes")
+    _check_known(parts, where)
     return labels, tuple(labels.tolist()) if labels.dtype.kind == "U" else classes_of_ids(labels.tolist(), where)[1]
+
+
+def _check_known(parts: Sequence[np.ndarray], where: str) -> None:
+    """Name the classes that are tested and that no training example has; raise ConfigError where all are such."""
+    unknown = np.setdiff1d(parts[-1], parts[0]).tolist()
+    some = ", ".join(map(str, unknown[:FEW_SHOWN])) + (", ..." if len(unknown) > FEW_SHOWN else "")
+    if unknown and len(unknown) == len(np.unique(parts[-1])):
+        raise ConfigError(f"no label in y_test of {where} is one in y_train: {some} are only tested, and nobody learns them")
+    if unknown:
+        log.warning(f"{where}: no training example has the label {some}, which the test examples have")
 
 
 def _union(parts: Sequence[np.ndarray], what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fedact.config.code import is_code
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 from fedact.data import Images, Preprocessing
@@ -58,6 +59,8 @@ def check_inputs(
 
     images: their shape (examples, ...).
     """
+    if is_code(config.model):
+        _check_own(config.model_name, model, preprocessing.input_shape(images), classes)
     shape, pictures = preprocessing.input_shape(images), is_picture(images)
     hint = f"; {config.data_name} has grey pictures {images[1:3]}: series are floats" if images[-1] == GREY else ""
     if config.crop is not None and config.crop > min(shape[1:]):
@@ -73,6 +76,29 @@ def check_inputs(
             )
         setting = f"--crop {config.crop}" if each[1] == config.crop else f"--resolution {config.resolution}"
         raise ConfigError(f"{setting}: {config.model_name} takes no images of that size: {reason}{hint}")
+
+
+def _check_own(name: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Raise ConfigError where a network of one's own takes one example but no batch, or scores without a gradient."""
+    if _failure(model, shape) is not None:
+        return
+    given = {}
+    for count in (1, 2):
+        x = torch.zeros(count, *shape, requires_grad=True) * 1  # no leaf: it may be written to
+        try:
+            given[count] = model.eval()(x)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"{name} takes one example, but no batch of {count}: {reason}") from None
+    for count, scores in given.items():
+        if not isinstance(scores, Tensor) or scores.shape != (count, classes):
+            what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            examples = "one example" if count == 1 else "two examples"
+            raise ConfigError(f"{name}: for {examples} it gives {what}, not a score for each class: ({count}, {classes})")
+    if not given[2].requires_grad:
+        raise ConfigError(
+            f"{name} gives scores without a gradient, so nothing is learned: its forward cuts it off (detach, torch.no_grad)"
+        )
 
 
 def _failure(model: nn.Module, shape: tuple[int, ...], classes: int | None = None) -> str | None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedact.config.code import load_code
+from fedact.config.code import load_code, split_code
 from fedact.config.errors import ConfigError
-from fedact.config.own_code import digest_of
+from fedact.config.own_code import code_shown, digest_of
 from fedact.config.schema import Config
 
 OPTIONS = ("resolution",)
@@ -19,6 +19,10 @@ OPTIONS = ("resolution",)
 
 def check_own(config: Config) -> None:
     """Raise ConfigError for settings that a network of the user's own has not."""
+    if settings := split_code(config.model)[1]:
+        raise ConfigError(
+            f"--model {config.model_name}: settings, as {settings!r}, are for methods; a network's stand in its code"
+        )
     if config.task != "classification":
         raise ConfigError(f"--model {config.model_name} is for --task classification, not for --task {config.task}")
     if config.width is not None:
@@ -30,12 +34,16 @@ def own_network(config: Config, classes: int) -> nn.Module:
 
     The code is run, if it is the one with the config's digest. What it returns is copied: it may return the same each time.
     """
-    text = config.model
-    made = load_code(text, digest_of(config, text))
+    text = code_shown(config.model)
+    made = load_code(config.model, digest_of(config, config.model))
     if not isinstance(made, nn.Module):
         made = _called(made, text, classes, {name: getattr(config, name) for name in OPTIONS})
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{text} returns {_kind(made)}: it is a function from a number of classes to a torch.nn.Module")
+    for name, each in made.named_modules():
+        if isinstance(each, torch.jit.ScriptModule) or type(each).__name__ == "OptimizedModule":
+            where = f" ({name})" if name else ""
+            raise ConfigError(f"{text} returns what torch.jit or torch.compile made of a network{where}: give the network")
     tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
     for name, tensor in tensors.items():
         if is_lazy(tensor):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError, as_flag
+from fedact.config.own_code import code_shown
 from fedact.data import Preprocessing
 from fedact.models import SEGMENTERS, SegmentationNetwork, encoder_of, imagenet_weights, to_model_layout
 from fedact.models.mcunet import MCUNet
@@ -66,7 +67,9 @@ def from_torchvision(model: str, resolution: int | None) -> Weights:
     try:
         weights = imagenet_weights(encoder_of(model) if model in SEGMENTERS else model)
     except ValueError:
-        raise ConfigError(f"--weights imagenet: torchvision has none of {model}; name a file, or none or pretrain") from None
+        raise ConfigError(
+            f"--weights imagenet: torchvision has none of {code_shown(model)}; name a file, or none or pretrain"
+        ) from None
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)

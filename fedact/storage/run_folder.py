@@ -33,6 +33,10 @@ class RunFolder:
     def partition(self) -> Path:
         return self.path / "partition.csv"
 
+    def is_run(self) -> bool:
+        """Tell whether rows of a run, or of one of its seeds, are there."""
+        return self.records.exists() or any(self.path.glob("seed-*/records.jsonl"))
+
     def checkpoint(self, method: str, number: int) -> Path:
         """Return where a method's trained tensors after a round lie."""
         return self.path / "checkpoints" / f"{_slug(method)}-round-{number:04d}.safetensors"

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -64,6 +65,46 @@ def test_a_network_is_known_by_its_weights_its_layers_and_what_it_computes():
     assert network_text(seeded(Net, 4)) == texts[0]
     width = 8
     assert network_text(lambda classes: Net(classes, width)) != texts[-2]
+
+
+class Scaled(Net):
+    """A network with what no layer shows and no state_dict holds."""
+
+    times = 1
+
+    def __init__(self, classes, scale=1.0, shift=None):
+        super().__init__(classes)
+        self.scale, self.shift = scale, shift
+        self.register_buffer("offset", torch.full((1,), scale), persistent=False)
+
+    def forward(self, x):
+        return outer(super().forward(x) * self.scale) * self.times
+
+
+def outer(x):
+    return x * AROUND
+
+
+AROUND = 1
+
+
+def test_a_network_is_known_by_its_attributes_and_by_what_it_uses_from_around_it(monkeypatch):
+    def scaled(scale):
+        return lambda classes: Scaled(classes, scale)
+
+    one = network_text(seeded(Scaled, 4))
+    assert network_text(seeded(Scaled, 4)) == one
+    others = [network_text(seeded(Scaled, 4, 2.0)), network_text(seeded(Scaled, 4, 1.0, torch.ones(2)))]
+    others += [network_text(seeded(Scaled, 4, 1.0, np.ones(2))), network_text(seeded(Scaled, 4, 1.0, [1]))]
+    monkeypatch.setattr(Scaled, "times", 2)
+    others.append(network_text(seeded(Scaled, 4)))
+    monkeypatch.undo()
+    monkeypatch.setitem(globals(), "AROUND", 2)
+    others.append(network_text(seeded(Scaled, 4)))
+    monkeypatch.undo()
+    assert len({one, *others}) == 7
+    assert network_text(scaled(1.0)) == network_text(scaled(1.0)) != network_text(scaled(2.0))
+    assert network_text(functools.partial(Scaled, scale=1.0)) != network_text(functools.partial(Scaled, scale=2.0))
 
 
 def test_a_compressed_module_is_handed_over_as_the_plain_one():

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,6 +44,18 @@ def test_a_method_s_model_is_the_one_whose_accuracy_the_last_round_has(given, me
     assert type(model) is Net
     assert not model.training
     assert all(type(each).__module__.startswith(("torch.", "tests.")) for each in model.modules())
+
+
+def test_inputs_are_made_of_whatever_the_run_could_have_been_given(given):
+    model, (x, _) = given.model(), FEW["test"]
+    due = model.preprocessing(x)
+    for same in (torch.from_numpy(x), x.astype(np.int64), x.transpose(0, 3, 1, 2), np.asfortranarray(x), x.tolist()):
+        assert torch.equal(model.preprocessing(same), due)
+    # Scaled to its resolution, as the run's own would have been.
+    assert model.preprocessing(x.repeat(2, axis=1).repeat(2, axis=2)).shape == due.shape
+    for other in (x[0], x / 255, x[..., 0], x.astype(np.int64) + 200, x.astype(np.uint16), x[:0], x.astype(complex), "x"):
+        with pytest.raises(ConfigError, match=r"^x "):
+            model.preprocessing(other)
 
 
 def test_models_are_the_callers_own(given):

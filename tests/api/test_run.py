@@ -130,6 +130,18 @@ def test_a_finished_run_is_returned_as_it_is_and_methods_are_added(tmp_path, mon
         fedact.run(lambda classes: Net(classes, 7), out=tmp_path / "run", **FEW)
 
 
+class Cut(Net):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class OneByOne(Net):
+    def forward(self, x):
+        if len(x) > 1:
+            raise ValueError("one at a time")
+        return super().forward(x)
+
+
 BAD = [
     ({"clinets": 3}, "fedact.run has no keyword 'clinets'; did you mean 'clients'?"),
     ({"clients": 0}, "--clients is 0"),
@@ -147,6 +159,12 @@ BAD = [
     ({"model": lambda: Net(4)}, "is called with the number of classes"),
     ({"train": (np.zeros((8, 12, 12, 3), np.uint8), np.zeros(7, int))}, "y_train of"),
     ({"train": (np.full((8, 3, 20), np.nan, np.float32), np.arange(8) % 4)}, "x_train of"),
+    ({"model": torch.jit.script(Net(4))}, "returns what torch.jit or torch.compile made of a network"),
+    ({"model": lambda classes: Cut(classes)}, "build gives scores without a gradient"),
+    ({"model": lambda classes: OneByOne(classes)}, "build takes one example, but no batch of 2: one at a time"),
+    ({"train": [np.zeros((2, 12, 12, 3), np.uint8), np.arange(2)]}, "items of train must be (x, y)"),
+    ({"train": (torch.zeros(8, 12, 12, 3).to_sparse(), np.arange(8) % 4)}, "x of train is no array"),
+    ({"train": (np.ma.masked_equal(np.arange(48.0).reshape(8, 6), 3), np.arange(8) % 4)}, "array with masked values"),
     ({"train": [1, 2]}, "items of train must be (x, y)"),
     ({"train": 3}, "train must be (x, y)"),
 ]  # fmt: skip

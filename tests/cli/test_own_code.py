@@ -96,6 +96,17 @@ def test_a_config_without_digests_runs_nothing(mine, capsys):
     assert "without the digest of its file" in refused(capsys, ["--resume", str(mine), "--own-code"], mine)
 
 
+def test_the_config_of_a_run_is_none_of_ones_own_without_its_digests_either(mine, capsys):
+    file, new = mine / "config.toml", mine.parent / "new"
+    file.write_text(file.read_text().partition("[code]")[0])
+    assert "--own-code" in refused(capsys, ["--config", str(file)], new)
+    assert "without the digest" in refused(capsys, ["--config", str(file), "--own-code"], new)
+    # Anywhere else it is a file of the person who names it, and what runs is said.
+    shutil.copy(file, mine.parent / "mine.toml")
+    assert main(["--config", str(mine.parent / "mine.toml"), "--clients", "2", "--rounds", "0", "--out", str(new)]) == 0
+    assert "mine.toml names code of its own, which runs: " in capsys.readouterr().err
+
+
 def test_a_table_of_digests_alone_runs_nothing(mine, capsys, tmp_path):
     """A run of networks of fedact's own whose config.toml brings code along that nothing names."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nx = 1\n")
@@ -205,6 +216,8 @@ def test_bad_data_is_one_line(source, said, tmp_path, capsys):
         ("--model", "no.such:build", "there is no module no"),
         ("--dataset", "mydata.py", "write which of its functions"),
         ("--dataset", "no_such_module:load", "there is no module no_such_module"),
+        ("--model", "mynet.py:build:size=4", "settings, as 'size=4', are for methods"),
+        ("--dataset", "mydata.py:load:size=4", "settings, as 'size=4', are for methods"),
         ("--width", "0.5", "--width is not for --model mynet.py:build"),
         ("--weights", "imagenet", "torchvision has none of"),
         ("--task", "segmentation", "is for --task classification"),

@@ -81,6 +81,8 @@ def test_what_is_no_input_is_refused(x, said):
         ({"clients": np.zeros((6, 1), int)}, "client_train of these must be 6"),
         ({"x": VECTORS}, "must be alike"),
         ({"x": RGB}, "must be alike"),
+        ({"y": Y - 1}, "y_train of these holds the label -1, which is not between 0"),
+        ({"y": Y + 7}, "no label in y_test of these is one in y_train: 0, 1"),
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(changes, said):
@@ -104,6 +106,11 @@ def test_texts_name_classes_and_clients():
     assert source.train.clients.tolist() == [0, 3, 1, 0, 3, 1]
     part = source.train.subset(np.array([1, 2, 4])).take(np.array([2, 0]))
     assert (part.labels.tolist(), part.clients.tolist()) == ([0, 0], [3, 3])
+
+
+def test_a_class_that_is_only_tested_is_named(caplog):
+    source_of(Arrays(SERIES, Y), Arrays(SERIES[:2], np.array([0, 9])), "these")
+    assert caplog.messages[0] == "these: no training example has the label 9, which the test examples have"
 
 
 def test_numbered_clients_are_named_by_their_numbers():

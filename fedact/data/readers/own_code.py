@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from fedact.config.code import load_code
+from fedact.config.code import load_code, split_code
 from fedact.config.errors import ConfigError, shortened
 from fedact.config.own_code import digest_of
 from fedact.config.schema import Config
@@ -16,6 +16,10 @@ OPTIONS = ("data_dir", "resolution", "seed")
 
 def check_own_data(config: Config) -> None:
     """Raise ConfigError for settings that data of the user's own code has not."""
+    if settings := split_code(config.dataset)[1]:
+        raise ConfigError(
+            f"--dataset {config.data_name}: settings, as {settings!r}, are for methods; a data set's stand in its code"
+        )
     if config.task != "classification":
         raise ConfigError(f"--dataset {config.dataset} is for --task classification, not for --task {config.task}")
 
