@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.exact import Exact
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     PICTURES,
@@ -75,9 +77,19 @@ class GradientFilter(Method):
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         if not is_pointwise(operation, weight):
             return super().weight_gradient(compressed, grad_output, weight, operation)
-        # Within a patch the activation is constant, so that the sum of the output gradient over it is enough.
-        means = patch_means(grad_output, self.patch)
-        return operation.weight_gradient(compressed.tensors[0], means * patch_sizes(grad_output, self.patch), weight)
+        return operation.weight_gradient(compressed.tensors[0], self._sums(grad_output), weight)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        if isinstance(operation, MatrixProduct):
+            add_weight_gradient(total, operation, compressed.tensors[0], self._sums(grad_output), weight)
+        else:
+            super().add_weight_gradient(total, compressed, grad_output, weight, operation)
+
+    def _sums(self, grad_output: Tensor) -> Tensor:
+        """Return the sum of the output gradient over every patch, in which the activation is constant."""
+        return patch_means(grad_output, self.patch) * patch_sizes(grad_output, self.patch)
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         if grad_output.dim() not in DIMENSIONS or plane_of(operation) is None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedact.compression.accumulation import Total
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
@@ -97,6 +99,16 @@ class RandomProjection(Noisy):
             return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
         grads = self._project(rows_of(computable(grad_output)), seed)
         return (grads.T @ computable(mixed)).view(weight.shape).to(weight.dtype)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        if not isinstance(operation, MatrixProduct):
+            super().add_weight_gradient(total, compressed, grad_output, weight, operation)
+            return
+        mixed, seed = compressed.tensors
+        grads = self._project(rows_of(computable(grad_output)), seed)
+        total.tensor().addmm_(grads.T.to(weight.dtype), mixed.to(weight.dtype))
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         shape = shape_of(x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Method
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Codec, Compressed, State
 from fedact.compression.transform.transform import MOST_BITS, Transform
 from fedact.measure.ledger import Ledger
@@ -27,6 +28,20 @@ class WorkingBytes(NamedTuple):
 
     encoding: int
     decoding: int
+
+
+class Given(NamedTuple):
+    """What a weight gradient is added to: a tensor that is there."""
+
+    gradient: Tensor
+
+    def tensor(self) -> Tensor:
+        """Return the tensor."""
+        return self.gradient
+
+    def add(self, gradient: Tensor) -> None:
+        """Add another one."""
+        self.gradient.add_(gradient)
 
 
 class WorkingMemory:
@@ -90,8 +105,16 @@ class WorkingMemory:
         def gradient(compressed: Compressed, grad_output: Tensor) -> Tensor:
             return method.weight_gradient(compressed, grad_output, call.weight, call.operation)
 
+        def addition(compressed: Compressed, grad_output: Tensor) -> None:
+            method.add_weight_gradient(Given(total), compressed, grad_output, call.weight, call.operation)
+
+        if not call.added:
+            return self._gradient_bytes(method, like, call, gradient)
+        if isinstance(call.operation, MatrixProduct) and type(method).add_weight_gradient is not Codec.add_weight_gradient:
+            total = torch.zeros_like(call.weight)
+            return self._gradient_bytes(method, like, call, addition, total)
         # What is added to a gradient is a second tensor meanwhile.
-        return self._gradient_bytes(method, like, call, gradient) + (call.weight.nbytes if call.added else 0)
+        return self._gradient_bytes(method, like, call, gradient) + call.weight.nbytes
 
     def input_gradient_bytes(self, method: Method, like: Geometry, call: GradientCall) -> int:
         """Return what a method that has an input gradient of its own works with, besides the gradient itself."""
@@ -102,7 +125,12 @@ class WorkingMemory:
         return self._gradient_bytes(method, like, call, gradient)
 
     def _gradient_bytes(
-        self, method: Method, like: Geometry, call: GradientCall, gradient: Callable[[Compressed, Tensor], Tensor]
+        self,
+        method: Method,
+        like: Geometry,
+        call: GradientCall,
+        gradient: Callable[[Compressed, Tensor], Tensor | None],
+        *given: Tensor,
     ) -> int:
         if self.none:
             return 0
@@ -112,9 +140,9 @@ class WorkingMemory:
         if key not in self._gradients:
             x, grad_output = like.noise(examples), call.grad_output.noise(examples)
             compressed = method.compress(x, method.start(0))
-            given = [*compressed.tensors, *compressed.state.tensors, grad_output, call.weight]
-            most, result = _most_bytes(lambda: gradient(compressed, grad_output), given)
-            self._gradients[key] = max(0, most - result.untyped_storage().nbytes())
+            before = [*compressed.tensors, *compressed.state.tensors, grad_output, call.weight, *given]
+            most, result = _most_bytes(lambda: gradient(compressed, grad_output), before)
+            self._gradients[key] = most if result is None else max(0, most - result.untyped_storage().nbytes())
         return self._gradients[key] * like.shape[0] // examples
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedact.compression.method import owned
 from fedact.compression.packing import (
     CONVERTED,
     Quantized,
@@ -20,6 +21,8 @@ from fedact.compression.packing import (
 
 GROUP = 64
 """Neighbours in a core or a factor that share a scale, with 8 or 4 bits."""
+CORE_TYPES = {torch.float16: torch.bfloat16}
+"""A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
 
 
 class BitDepth(NamedTuple):
@@ -88,3 +91,8 @@ def _counts_and_rows(counts: Iterable[int]) -> tuple[list[int], list[int]]:
     """Return the numbers of elements, and the groups before each tensor and before the end."""
     listed = list(counts)
     return listed, [0, *accumulate(ceil(count / GROUP) for count in listed)]
+
+
+def in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x in a type, in a storage that holds nothing else."""
+    return owned((x if x.dtype is dtype else x.to(dtype)).contiguous())

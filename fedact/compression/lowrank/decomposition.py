@@ -9,14 +9,21 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import channel_mean, compose
-from fedact.compression.lowrank.bit_depth import BitDepth, signed
+from fedact.compression.lowrank.bit_depth import CORE_TYPES, BitDepth, in_own_storage, signed
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
-from fedact.compression.lowrank.layer_gradient import factors_are_enough, layer_gradient
+from fedact.compression.lowrank.layer_gradient import (
+    add_linear_gradient,
+    factors_are_enough,
+    layer_gradient,
+    of_means,
+)
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule, Ranks, check_ranks
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
@@ -27,7 +34,6 @@ from fedact.compression.method import (
     Variance,
     computable,
     item_size,
-    owned,
     shape_of,
 )
 from fedact.compression.operations import Operation
@@ -37,9 +43,6 @@ PAPER_VARIANCE = 0.8
 """The explained variance of the papers' headline figures."""
 LEVELS = (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8)
 """Explained variances between which a budget chooses."""
-
-CORE_TYPES = {torch.float16: torch.bfloat16}
-"""A core's largest element is near the tensor's norm, which is out of float16's range long before its elements are."""
 
 DECOMPOSITION = Traits(
     "",
@@ -116,9 +119,9 @@ class LowRank(Method):
         next_state = NO_STATE
         if held:
             ranks = state.metadata or {mode: factor.shape[1] for mode, factor in factors.items()}
-            next_state = State(tuple(_in_own_storage(factors[mode], x.dtype) for mode in held), ranks)
-        stored = [_in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
-        stored += [_in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
+            next_state = State(tuple(in_own_storage(factors[mode], x.dtype) for mode in held), ranks)
+        stored = [in_own_storage(core, CORE_TYPES.get(x.dtype, x.dtype))]
+        stored += [in_own_storage(factors[mode], x.dtype) for mode in layout.modes]
         del core, factors
         packed = self.bit_depth.pack(stored)
         return Compressed((*packed, channel_mean(x)) if self.mean else packed, layout, next_state)
@@ -165,20 +168,33 @@ class LowRank(Method):
 
     def weight_gradient(self, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the weight gradient from the factors where that takes fewer multiplications than from the whole tensor."""
-        layout = compressed.metadata
-        caps = self.rank_rule(layout.shape).caps
-        ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
-        if not factors_are_enough(ranks, layout.shape, self.modes(len(ranks)), weight, operation):
+        if not self._factors_are_enough(compressed.metadata, weight, operation):
             return super().weight_gradient(compressed, grad_output, weight, operation)
-        core, factors = self.parts(compressed)
+        (core, factors), caps = self.parts(compressed), self.rank_rule(compressed.metadata.shape).caps
         gradient = layer_gradient(core, factors, computable(grad_output), computable(weight), operation, caps)
         gradient = gradient.to(weight.dtype)
         if not self.mean:
             return gradient
         del core, factors
-        # The means are the same in every example: one image, correlated with the summed output gradient.
-        image = compressed.tensors[-1].expand(1, *layout.shape[1:])
-        return gradient + operation.weight_gradient(image, grad_output.sum(0, keepdim=True), weight)
+        return gradient + operation.weight_gradient(*of_means(compressed, grad_output), weight)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        if not isinstance(operation, MatrixProduct):
+            super().add_weight_gradient(total, compressed, grad_output, weight, operation)
+        elif not self._factors_are_enough(compressed.metadata, weight, operation):
+            add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
+        else:
+            caps = self.rank_rule(compressed.metadata.shape).caps
+            add_linear_gradient(total, *self.parts(compressed), grad_output, caps)
+            if self.mean:
+                add_weight_gradient(total, operation, *of_means(compressed, grad_output), weight)
+
+    def _factors_are_enough(self, layout: Layout, weight: Tensor, operation: Operation) -> bool:
+        caps = self.rank_rule(layout.shape).caps
+        ranks = [caps.get(mode, size) for mode, size in enumerate(layout.core)]
+        return factors_are_enough(ranks, layout.shape, self.modes(len(ranks)), weight, operation)
 
     def for_dimensions(self, dimensions: int) -> Method:
         """Return exact for a tensor that the given ranks are not for, and drop caps that are not for it."""
@@ -228,10 +244,6 @@ class LowRank(Method):
     def with_ranks(self, ranks: tuple[int, ...]) -> Self:
         """Return the same method at fixed ranks."""
         return replace(self, variance=None, max_ranks=None, ranks=ranks)
-
-
-def _in_own_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return owned((x if x.dtype is dtype else x.to(dtype)).contiguous())
 
 
 @lru_cache(maxsize=1024)

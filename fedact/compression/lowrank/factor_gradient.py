@@ -32,9 +32,9 @@ def factor_gradient(
     caps: as for ``project``.
     """
     if is_pointwise(weight.shape, operation) and WIDTH in factors:
-        projected = project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
-        gradient = unfold(projected, CHANNELS) @ unfold(core, CHANNELS).T
-        return (gradient @ factors[CHANNELS].T if CHANNELS in factors else gradient).reshape(weight.shape)
+        projected = among_components(grad_output, factors, caps)
+        left, right = pointwise_product(projected, core, factors)
+        return (left @ right).reshape(weight.shape)
     if BATCH in factors:
         grad_output = mode_product(grad_output, factors[BATCH].T, BATCH)
     last = grad_output.is_contiguous(memory_format=torch.channels_last)
@@ -50,6 +50,19 @@ def factor_gradient(
     by_group = correlated.reshape(operation.groups, -1, *correlated.shape[1:])
     rows = u2.reshape(operation.groups, -1, u2.shape[1])
     return torch.einsum("gokij,gck->gocij", by_group, rows).flatten(0, 1).contiguous()
+
+
+def among_components(grad_output: Tensor, factors: Mapping[int, Tensor], caps: Mapping[int, int] | None = None) -> Tensor:
+    """Return the output gradient contracted with every factor but the channels'; caps: as for ``project``."""
+    return project(grad_output, {mode: u for mode, u in factors.items() if mode != CHANNELS}, caps)
+
+
+def pointwise_product(
+    projected: Tensor, core: Tensor, factors: Mapping[int, Tensor]
+) -> tuple[Float[Tensor, "outputs k"], Float[Tensor, "k inputs"]]:
+    """Return the two matrices whose product is a pointwise weight gradient; projected: from ``among_components``."""
+    left, right = unfold(projected, CHANNELS), unfold(core, CHANNELS).T
+    return (left @ right, factors[CHANNELS].T) if CHANNELS in factors else (left, right)
 
 
 def is_pointwise(weight: Sequence[int], operation: Convolution) -> bool:

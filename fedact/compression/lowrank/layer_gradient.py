@@ -5,8 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedact.compression.lowrank.factor_gradient import factor_gradient, factors_are_cheaper
-from fedact.compression.method import PICTURES, SERIES
+from fedact.compression.accumulation import Total
+from fedact.compression.lowrank.factor_gradient import (
+    among_components,
+    factor_gradient,
+    factors_are_cheaper,
+    pointwise_product,
+)
+from fedact.compression.method import PICTURES, SERIES, Compressed, computable
 from fedact.compression.operations import Operation
 from fedact.compression.plane import ROW, as_plane, plane_of
 
@@ -42,6 +48,20 @@ def layer_gradient(
     most = dict(zip(_places(caps, dimensions), caps.values(), strict=True))
     gradient = factor_gradient(as_plane(core), of_pictures, as_plane(grad_output), as_plane(weight), plane, most)
     return gradient.reshape(weight.shape)
+
+
+def add_linear_gradient(
+    total: Total, core: Tensor, factors: Mapping[int, Tensor], grad_output: Tensor, caps: Mapping[int, int]
+) -> None:
+    """Add a linear layer's weight gradient from the factors to a total, without a tensor of the weight's size."""
+    gradient = total.tensor()
+    left, right = pointwise_product(among_components(computable(grad_output), factors, caps), core, factors)
+    gradient.addmm_(left.to(gradient.dtype), right.to(gradient.dtype))
+
+
+def of_means(compressed: Compressed, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the stored means, which are the same in every example, as one image, and the summed output gradient."""
+    return compressed.tensors[-1].expand(1, *compressed.metadata.shape[1:]), grad_output.sum(0, keepdim=True)
 
 
 def _places(modes: Iterable[int], dimensions: int) -> list[int]:

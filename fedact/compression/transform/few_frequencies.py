@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fedact.compression.accumulation import Total
 from fedact.compression.transform.bitstream import Decoded, read
 from fedact.compression.transform.coefficients import in_ledger
 from fedact.compression.transform.cosine import FEW, Frequencies, adjoint, images_of
@@ -20,11 +21,15 @@ WORTH_IT = 0.8
 
 
 def pointwise_gradient(
-    packed: UInt8[Tensor, " bytes"], shape: Shape, by: Frequencies, grad_output: Float[Tensor, "batch height width outputs"]
+    packed: UInt8[Tensor, " bytes"],
+    shape: Shape,
+    by: Frequencies,
+    grad_output: Float[Tensor, "batch height width outputs"],
+    total: Total | None = None,
 ) -> Float[Tensor, "outputs channels"] | Decoded:
     """Return the gradient of the weight that the images behind ``packed`` are multiplied by.
 
-    Or, where the images themselves are the faster way, the coefficients that were read.
+    Or, where the images themselves are the faster way, the coefficients that were read. total: what to add the gradient to.
 
     The sum over positions of output gradients times images is one over frequencies: of the output gradients under the
     inverse transform's adjoint, at the few frequencies that an example's images have, times the coefficients.
@@ -54,10 +59,11 @@ def pointwise_gradient(
         del numbers
     sums, means = sums_of(decoded.values, decoded.channels, places, channels), torch.from_numpy(decoded.means)
     del decoded, used, places, numpys
-    gradient = grad_output.new_empty(outputs, channels)
+    gradient = grad_output.new_empty(outputs, channels) if total is None else total.tensor()
+    write = Tensor.copy_ if total is None else Tensor.add_
     for place, part in zip(torch.split(gradient, at_once), torch.split(grad_output, at_once, dim=3), strict=True):
         coefficients = adjoint(part, by).flatten(1, 2) if basis is None else torch.bmm(basis, part.flatten(1, 2))
-        place.copy_(_products(sums, means, coefficients).T)
+        write(place, _products(sums, means, coefficients).T)
         del coefficients
     return gradient
 

@@ -9,6 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedact.compression.accumulation import Total, add_weight_gradient
+from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, part_way, shape_of
 from fedact.compression.operations import Operation
 from fedact.compression.plane import is_product
@@ -111,6 +113,25 @@ class Transform(Method):
         x = from_images(images_behind(found, shape, by), compressed.metadata.shape)
         del found
         return operation.weight_gradient(x, grad_output, weight)
+
+    def add_weight_gradient(
+        self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
+    ) -> None:
+        if not isinstance(operation, MatrixProduct):
+            super().add_weight_gradient(total, compressed, grad_output, weight, operation)
+            return
+        if self._in_float32(compressed, grad_output):
+            shape = images_shape(compressed.metadata.shape)
+            by = self._frequencies(*shape[1:3])
+            grads = grad_output.movedim(1, -1).reshape(*shape[:3], -1)
+            found = pointwise_gradient(compressed.tensors[0], shape, by, grads, total)
+            if isinstance(found, Tensor):
+                return
+            x = from_images(images_behind(found, shape, by), compressed.metadata.shape)
+            del found, grads
+        else:
+            x = self.reconstruct(compressed)
+        add_weight_gradient(total, operation, x, grad_output, weight)
 
     def output(self, compressed: Compressed, weight: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         if is_product(operation, weight) and self._in_float32(compressed, weight):
