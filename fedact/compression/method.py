@@ -93,7 +93,10 @@ class Codec(ABC):
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
-        """Add the gradient of the operation's weight to a total of the weight's shape."""
+        """Add the gradient of the operation's weight to a total of the weight's shape.
+
+        A method with a weight gradient of its own adds that, a second tensor meanwhile, unless it says here how not to.
+        """
         if type(self).weight_gradient is Codec.weight_gradient:
             add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
         else:

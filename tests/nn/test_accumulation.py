@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import fedact
+from fedact.compression import METHODS
 from fedact.compression.accumulation import add_weight_gradient, is_large
 from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.operations import Convolution
@@ -184,3 +185,29 @@ def test_no_second_tensor_of_the_weights_size_is_alive():
     # Alive in the weight gradient: the output's gradient, 4,608 bytes; the columns of as many channels as twice fit 65,536,
     # here all 64: 64 x 9 x 9 x 4 = 20,736; and the output and the gradient that backward() starts from, 512 each.
     assert memory.peak_bytes == 4_608 + 20_736 + 2 * 512
+
+
+class Tokens(nn.Module):
+    """One linear layer on tokens, 768 to 600 channels, whose weight has 1,843,200 bytes, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(768, 600), nn.Linear(600, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(1))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("vanilla", "checkpoint")])
+def test_nor_is_one_of_a_linear_layers_weight_in_any_method(method):
+    torch.manual_seed(0)
+    model, x = fedact.compress(Tokens(), method, layers=1), torch.randn(2, 4, 768)
+    gradients = []
+    for _ in range(2):
+        model.layer.codec.reset(seed=0)
+        with fedact.measure_memory(model, inputs=x) as memory:
+            model(x).sum().backward()
+        # The input and the output, and what the method works with.
+        assert memory.peak_bytes < 8 * (x.nbytes + 2 * 4 * 600 * 4) < model.layer.weight.nbytes / 4
+        gradients.append(model.layer.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], 2 * gradients[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fedact
 from fedact.compression import make_method
 from fedact.compression.exact import Exact
+from fedact.compression.quantize import Quantize
 from fedact.config.errors import ConfigError
 from fedact.measure.memory import measure_memory
 from fedact.models.micro_batch import add_gradient
@@ -45,12 +46,12 @@ class Series(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Two layers on tokens, each channel's GELU between."""
+    """Two layers on tokens, each channel's GELU between; the second one's weight is large beside its maps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(10, 20), nn.GELU(), nn.Linear(20, 12))
-        self.head = nn.Linear(12, CLASSES)
+        self.body = nn.Sequential(nn.Linear(10, 128), nn.GELU(), nn.Linear(128, 160))
+        self.head = nn.Linear(160, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x).mean(1))
@@ -187,7 +188,7 @@ def test_a_plan_that_keeps_everything_has_autograds_gradient(name):
 def test_inputs_of_layers_are_as_methods_see_them():
     model, (x, _) = network("tokens")
     found = layer_inputs(model, ["body.2", "head"], x)
-    assert {key: tuple(value.shape) for key, value in found.items()} == {"body.2": (8, 20, 9), "head": (8, 12)}
+    assert {key: tuple(value.shape) for key, value in found.items()} == {"body.2": (8, 128, 9), "head": (8, 160)}
 
 
 def test_ranks_that_fit_no_saved_input_are_refused():
@@ -232,15 +233,23 @@ def test_a_plan_says_what_its_layers_are(name, counted):
     assert f"trained {counted}" in {axes.get_ylabel() for axes in figure.axes}
 
 
-@pytest.mark.parametrize("text", ["quantize:bits=4", "exact", "transform:bits=1"])
-def test_a_large_weights_gradient_is_predicted_as_the_method_makes_it(text):
+class WholeGradient(Quantize):
+    """As a method of somebody's own may do it: the weight gradient is a new tensor, whatever there is."""
+
+    def weight_gradient(self, compressed, grad_output, weight, operation):
+        return operation.weight_gradient(self.reconstruct(compressed), grad_output, weight)
+
+
+@pytest.mark.parametrize(
+    "method", [*map(make_method, ("quantize:bits=4", "exact", "transform:bits=1", "hosvd:ranks=2x8x2")), WholeGradient()]
+)
+def test_a_large_weights_gradient_is_predicted_as_the_method_makes_it(method):
     """Beside few tokens it is most of the peak where a method makes a new one, nothing where it adds to the old."""
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.Flatten(), nn.Linear(512, CLASSES)).eval()
     x = torch.randn(4, 2, 256, generator=torch.Generator().manual_seed(0))
-    problem = make_problem(
-        model, (x, torch.arange(4)), method=make_method(text), budget=None, scope="peak", loss=F.cross_entropy
-    )
-    methods = dict.fromkeys(layers_with_input(problem, 2), make_method(text))
-    assert PeakPrediction(problem).peak_bytes(methods, 2) == pytest.approx(
-        measure_step(problem, methods, 2).peak_bytes, rel=0.02
-    )
+    problem = make_problem(model, (x, torch.arange(4)), method=method, budget=None, scope="peak", loss=F.cross_entropy)
+    inputs = problem.inputs(problem.trained(2), 1)
+    methods = {key: method.for_dimensions(inputs[key].dim()) for key in layers_with_input(problem, 2)}
+    measured, weight = measure_step(problem, methods, 2).peak_bytes, model[2].weight
+    assert PeakPrediction(problem).peak_bytes(methods, 2) == pytest.approx(measured, rel=0.02)
+    assert (measured > weight.nbytes) == isinstance(method, WholeGradient)

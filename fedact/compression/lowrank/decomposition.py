@@ -14,12 +14,7 @@ from fedact.compression.exact import Exact
 from fedact.compression.lowrank.algebra import channel_mean, compose
 from fedact.compression.lowrank.bit_depth import CORE_TYPES, BitDepth, in_own_storage, signed
 from fedact.compression.lowrank.factorization import Factorization, Factors, HigherOrderSVD
-from fedact.compression.lowrank.layer_gradient import (
-    add_linear_gradient,
-    factors_are_enough,
-    layer_gradient,
-    of_means,
-)
+from fedact.compression.lowrank.layer_gradient import add_linear_gradient, factors_are_enough, layer_gradient, of_means
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule, Ranks, check_ranks
@@ -186,8 +181,7 @@ class LowRank(Method):
         elif not self._factors_are_enough(compressed.metadata, weight, operation):
             add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
         else:
-            caps = self.rank_rule(compressed.metadata.shape).caps
-            add_linear_gradient(total, *self.parts(compressed), grad_output, caps)
+            add_linear_gradient(total, *self.parts(compressed), grad_output, self.rank_rule(compressed.metadata.shape).caps)
             if self.mean:
                 add_weight_gradient(total, operation, *of_means(compressed, grad_output), weight)
 

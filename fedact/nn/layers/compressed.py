@@ -144,7 +144,7 @@ def _weight_gradient(
     large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
     total = parameter_gradient(ctx, WEIGHT) if large else None
     if total is not None and total.is_first and has_own_gradient(method) and not isinstance(operation, MatrixProduct):
-        # Of a method that makes a new tensor of a convolution's, autograd takes the first one as it is.
+        # A convolution's such methods make as a new tensor, and autograd takes the first one as it is.
         total = None
     if x is None and type(method) not in METHODS.values() and isinstance(method, Method) and not has_own_gradient(method):
         x = _checked(method.reconstruct(compressed), method, ctx.shape)
