@@ -9,9 +9,9 @@ from torch import nn
 from fedact.api.inputs import array_inputs
 from fedact.api.networks import network_text
 from fedact.api.process import as_before
-from fedact.config.code import code_digest
+from fedact.config.code_digests import code_digest
 from fedact.config.loading import make_config
-from fedact.config.own_code import check_code, code_of
+from fedact.config.own_code import check_code, code_of, with_code_alone
 from fedact.config.schema import Config
 from fedact.federation.header import check_start
 from fedact.storage import run as storage
@@ -47,12 +47,12 @@ class Run(storage.Run):
         config = make_config({**self.config, "method": ("exact",), "device": "cpu"})
         if network is not None:
             config = config.model_copy(update={"model": USUAL_MODEL})
-        needed = {text: digest for text, digest in (config.code or {}).items() if text in code_of(config)}
-        config = config.model_copy(update={"code": needed})
-        check_code(config, own_code or self.own_code, str(self.path), "own_code=True")
+        named = {text: digest for text, digest in (config.code or {}).items() if text in code_of(config)}
+        check_code(config.model_copy(update={"code": named}), own_code or self.own_code, str(self.path), "own_code=True")
+        config = with_code_alone(config)
         if network is not None:
             text = network_text(network)
-            config = config.model_copy(update={"model": text, "code": {**needed, text: code_digest(text)}})
+            config = config.model_copy(update={"model": text, "code": {**(config.code or {}), text: code_digest(text)}})
         with as_before():
             workspace = prepare(config)
             check_start(self.headers[0], workspace.experiment, RunFolder(self.path).records)

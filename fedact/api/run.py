@@ -15,7 +15,7 @@ from fedact.api.settings import check_keywords, config_of
 from fedact.cli.folders import start_in
 from fedact.cli.simulate import run_seeds, show_end
 from fedact.cli.warning_lines import warnings_once
-from fedact.config.code import file_being_run
+from fedact.config.code_loading import file_being_run
 from fedact.config.errors import ConfigError
 from fedact.config.folder import default_folder
 from fedact.config.paths import expanded

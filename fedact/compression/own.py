@@ -12,7 +12,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fedact.compression.method import Method
 from fedact.compression.traits import Traits
-from fedact.config.code import PRIVATE, absolute_code, code_label, is_code, load_code, loaded_code
+from fedact.config.code import PRIVATE, absolute_code, code_label, is_code
+from fedact.config.code_loading import load_code, loaded_code
 from fedact.config.errors import ConfigError
 from fedact.config.spec import fill, refusal
 

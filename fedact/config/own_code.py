@@ -1,6 +1,11 @@
 """The code of the user's own that a config names: with which digests a run starts, and when it may run at all."""
 
-from fedact.config.code import GIVEN, absolute_code, check_digest, code_digest, code_label, is_code, load_code, split_code
+from collections.abc import Iterable
+
+from fedact.config.code import GIVEN, absolute_code, code_label, is_code, names_code, split_code
+from fedact.config.code_digests import check_digest, code_digest, known_by
+from fedact.config.code_imports import imported_code
+from fedact.config.code_loading import load_code
 from fedact.config.errors import ConfigError
 from fedact.config.schema import Config
 
@@ -21,19 +26,35 @@ def code_shown(text: str) -> str:
 
 
 def with_code(config: Config) -> Config:
-    """Return the config with which a run starts: its code by absolute paths, and the digests of these files.
+    """Return the config with which a run starts: its code by absolute paths, and the digests of its files.
 
-    Raises ConfigError where one is missing, or is another than the config says.
+    These are the files that are named, and those that they import from beside them. Raises ConfigError where one is missing,
+    or is another than the config says.
     """
     model, dataset, *methods = (
         absolute_code(text) if is_code(text) else text for text in (config.model, config.dataset, *config.method)
     )
     full = config.model_copy(update={"model": model, "dataset": dataset, "method": tuple(methods)})
     digests = {text: code_digest(text) for text in code_of(full)}
+    digests |= _imported(digests)
     for text, due in (config.code or {}).items():
         if text in digests:
             check_digest(text, due)
     return full.model_copy(update={"code": digests or None})
+
+
+def _imported(texts: Iterable[str]) -> dict[str, str]:
+    return {key: digest for text in texts for key, digest in imported_code(text).items()}
+
+
+def with_code_alone(config: Config) -> Config:
+    """Return a run's config with the digests of the code that it names now, and of what that imports: others are left out.
+
+    Nothing is run, but files are looked at: ``check_code`` comes first.
+    """
+    table = config.code or {}
+    wanted = {*code_of(config), *_imported(code_of(config))}
+    return config.model_copy(update={"code": {text: digest for text, digest in table.items() if text in wanted}})
 
 
 def run_code(config: Config) -> None:
@@ -41,8 +62,8 @@ def run_code(config: Config) -> None:
 
     Raises ConfigError where it fails, or is another than the config says.
     """
-    for text, digest in (config.code or {}).items():
-        load_code(text, digest)
+    for text in filter(names_code, config.code or {}):
+        load_code(text, config.code)
 
 
 def check_code(config: Config, allowed: bool, where: str, permission: str = "--own-code") -> None:
@@ -71,5 +92,5 @@ def merged_code(begun: Config, given: Config) -> dict[str, str] | None:
 
 
 def digest_of(config: Config, text: str) -> str | None:
-    """Return the digest with which a run started of the file that its code lies in."""
-    return (config.code or {}).get(split_code(text)[0])
+    """Return what a run knows its code by that it started with."""
+    return known_by(split_code(text)[0], config.code or {})

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from fedact.config.budgets import Budget, parse_budget, size_text
-from fedact.config.code import absolute_code, code_digest, code_label, is_code, split_code
+from fedact.config.code import absolute_code, code_label, is_code, names_code, split_code
+from fedact.config.code_digests import code_digest
+from fedact.config.code_imports import imported_code
 from fedact.config.errors import ConfigError, unknown
 from fedact.config.hub import hub_on_device, is_hub
 from fedact.config.loading import make_config
@@ -55,6 +57,20 @@ class Node:
         raise ConfigError(
             f"the run has code of its own, {code_label(text)}: this node runs none but what its --node-config names as "
             f"own-code, and that is {', '.join(self.own_code) or 'none'} (due is a file of SHA-256 {str(digest)[:12]})"
+        )
+
+    def own_import(self, name: str, digest: str) -> str:
+        """Return this node's name of a file with this digest that its own code imports, as the run's does.
+
+        Raises ConfigError where it imports none such.
+        """
+        for own in self.own_code:
+            for key, found in imported_code(own).items():
+                if found == digest:
+                    return key
+        raise ConfigError(
+            f"the run's code imports {Path(name).name}: this node's own-code imports no such file (due is one of SHA-256 "
+            f"{digest[:12]})"
         )
 
     def own_plan(self, plan: Plan, digests: Mapping[str, str]) -> Plan:
@@ -142,7 +158,7 @@ def device_config(sent: str, node: Node) -> Config:
     settings["threads"] = min(settings.get("threads") or 1, os.cpu_count() or 1)
     settings["data_dir"] = node.data_dir
     digests = settings.get("code") or {}
-    own = {text: node.own(text, digest) for text, digest in digests.items()}
+    own = {text: (node.own if names_code(text) else node.own_import)(text, digest) for text, digest in digests.items()}
     settings["code"] = {own[text]: digest for text, digest in digests.items()} or None
     for key in ("model", "dataset"):
         if is_code(text := str(settings[key])):

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedact.config.code import load_code, split_code
+from fedact.config.code import split_code
+from fedact.config.code_loading import load_code
 from fedact.config.errors import ConfigError
-from fedact.config.own_code import code_shown, digest_of
+from fedact.config.own_code import code_shown
 from fedact.config.schema import Config
 
 OPTIONS = ("resolution",)
@@ -32,10 +33,10 @@ def check_own(config: Config) -> None:
 def own_network(config: Config, classes: int) -> nn.Module:
     """Return the network that a config's own code makes for this many classes; raises ConfigError where it makes none.
 
-    The code is run, if it is the one with the config's digest. What it returns is copied: it may return the same each time.
+    The code is run, if it is what the config's digests say. What it returns is copied: it may return the same each time.
     """
     text = code_shown(config.model)
-    made = load_code(config.model, digest_of(config, config.model))
+    made = load_code(config.model, config.code)
     if not isinstance(made, nn.Module):
         made = _called(made, text, classes, {name: getattr(config, name) for name in OPTIONS})
     if not isinstance(made, nn.Module):

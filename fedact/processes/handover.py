@@ -24,7 +24,7 @@ class Handed:
 def give(value: Any, name: str, digest: str) -> str:
     """Let ``load_code`` find an object in this process, and return the text that names it; digest: what it is known by.
 
-    >>> from fedact.config.code import load_code
+    >>> from fedact.config.code_loading import load_code
     >>> load_code(give(abs, "absolute", "0123456789abcdef0123"))(-2)
     2
     """

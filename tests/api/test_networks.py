@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from fedact.api.networks import network_text
-from fedact.config.code import code_digest, is_code, load_code
+from fedact.config.code import is_code
+from fedact.config.code_digests import code_digest
+from fedact.config.code_loading import load_code
 from fedact.config.errors import ConfigError
 from fedact.nn.surgery import compress
 from tests.support.own_network import Net, build
@@ -47,7 +49,7 @@ def test_what_is_in_no_file_is_found_under_its_name(function):
     assert is_code(text)
     assert text.startswith("fedact_own_given_")
     assert network_text(function) == text
-    found = load_code(text, code_digest(text))
+    found = load_code(text, {text: code_digest(text)})
     if isinstance(function, nn.Module):
         assert type(found) is Net
         assert found is not function

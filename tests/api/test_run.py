@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fedact
-from fedact.config.code import load_code
+from fedact.config.code_loading import load_code
 from fedact.config.errors import ConfigError
 from fedact.federation import server
 from fedact.simulate import main

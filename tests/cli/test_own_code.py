@@ -12,7 +12,8 @@ import torch
 
 import fedact
 from fedact import bench, compare, plan
-from fedact.config.code import code_digest, load_code
+from fedact.config.code_digests import code_digest
+from fedact.config.code_loading import load_code
 from fedact.config.loading import make_config, read_toml
 from fedact.config.own_code import with_code
 from fedact.config.plan import Plan
@@ -20,12 +21,12 @@ from fedact.federation.node import device_config, read_node
 from fedact.models.own import own_network
 from fedact.simulate import main
 from fedact.training.workspace import close_workspaces, prepare
-from tests.support.own_code import FLEET, NETWORK, flags, own_files
+from tests.support.own_code import FLEET, LAYERS, NETWORK, flags, own_files
 from tests.support.paths import ROOT
 from tests.support.refusal import quiet_home, refused  # noqa: F401
 from tests.support.runs import rows, timeless
 
-OTHER = NETWORK.replace("nn.BatchNorm2d(12)", "nn.BatchNorm2d(12), nn.Tanh()")
+OTHER = NETWORK.replace("norm(12)", "norm(12), nn.Tanh()")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def test_a_run_keeps_the_names_and_digests_of_its_code(run):
     config = read_toml(run / "config.toml")
     names = [f"{run.parent}/{name}" for name in ("mynet.py:build", "mydata.py:load")]
     assert [config["model"], config["dataset"]] == names
-    files = [run.parent / "mynet.py", run.parent / "mydata.py"]
+    files = [run.parent / "mynet.py", run.parent / "mydata.py", run.parent / "mylayers.py"]
+    names.append(str(files[-1]))
     assert config["code"] == {name: sha256(file.read_bytes()).hexdigest() for name, file in zip(names, files, strict=True)}
     assert rows(run)[0]["config"]["code"] == config["code"]
 
@@ -87,6 +89,29 @@ def test_another_file_of_the_same_name_is_refused(mine, capsys):
     assert "mynet.py:build has changed" in refused(capsys, [*names, *flags(FLEET)], mine)
     (mine.parent / "mynet.py").unlink()
     assert "there is no file" in refused(capsys, ["--resume", str(mine), "--own-code"], mine)
+
+
+def test_another_file_that_the_code_imports_is_refused(mine, capsys):
+    layers = mine.parent / "mylayers.py"
+    layers.write_text(LAYERS.replace("return", "return nn.Tanh() or"))
+    assert "mylayers.py has changed" in refused(capsys, ["--resume", str(mine), "--own-code"], mine)
+    names = ["--model", f"{mine.parent}/mynet.py:build", "--dataset", f"{mine.parent}/mydata.py:load"]
+    assert "mylayers.py has changed" in refused(capsys, [*names, *flags(FLEET)], mine)
+    layers.unlink()
+    assert "mylayers.py: there is no file" in refused(capsys, ["--resume", str(mine), "--own-code"], mine)
+
+
+def test_a_run_from_before_imports_were_kept_goes_on(mine):
+    layers, before = str(mine.parent / "mylayers.py"), timeless(mine)
+    for file in (mine / "config.toml", mine / "records.jsonl"):
+        text = re.sub(rf',? *"{re.escape(layers)}"(: | = )"[0-9a-f]+"', "", file.read_text())
+        file.write_text(text)
+    assert "mylayers" not in (mine / "config.toml").read_text() + (mine / "records.jsonl").read_text()
+    assert main(["--resume", str(mine), "--own-code"]) == 0
+    assert len(timeless(mine)) == len(before)
+    names = ["--model", f"{mine.parent}/mynet.py:build", "--dataset", f"{mine.parent}/mydata.py:load"]
+    assert main([*names, *flags({**FLEET, "method": ["quantize"], "rounds": 2}), "--out", str(mine)]) == 0
+    assert layers in read_toml(mine / "config.toml")["code"]
 
 
 def test_a_config_without_digests_runs_nothing(mine, capsys):
@@ -267,7 +292,10 @@ def test_a_node_runs_no_code_but_its_own(run, tmp_path):
     own = read_node({**NODE, "own-code": f"{model} {data}"})
     on_device = device_config(sent, own)
     assert (on_device.model, on_device.dataset) == (model, data)
-    assert set(on_device.code) == {model, data}
+    assert set(on_device.code) == {model, data, f"{tmp_path}/mylayers.py"}
+    (tmp_path / "mylayers.py").write_text("")
+    with pytest.raises(ValueError, match=r"the run's code imports mylayers\.py: this node's own-code imports no such file"):
+        device_config(sent, own)
     (tmp_path / "mynet.py").write_text(OTHER)
     with pytest.raises(ValueError, match="this node runs none but"):
         device_config(sent, own)

@@ -2,20 +2,15 @@
 
 import sys
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from fedact.compression import METHODS
-from fedact.config.code import (
-    absolute_code,
-    check_digest,
-    code_digest,
-    code_label,
-    file_being_run,
-    is_code,
-    load_code,
-    split_code,
-)
+from fedact.config.code import absolute_code, code_label, is_code, split_code
+from fedact.config.code_digests import check_digest, code_digest
+from fedact.config.code_imports import imported_code
+from fedact.config.code_loading import file_being_run, load_code
 from fedact.config.errors import ConfigError
 from fedact.data import DATASETS
 from fedact.data.partition import PARTITIONS
@@ -61,14 +56,14 @@ def test_a_file_runs_once_and_again_when_it_is_another(tmp_path):
     text = f"{file}:build"
     before = set(sys.modules)
     assert load_code(text)() == 1
-    assert load_code(text) is load_code(text, code_digest(text))
+    assert load_code(text) is load_code(text, {text: code_digest(text)})
     assert len(set(sys.modules) - before) == 1
     due = code_digest(text)
     file.write_text("def build(): return 2")
     assert load_code(text)() == 2
-    for check in (check_digest, load_code):
+    for check in (lambda: check_digest(text, due), lambda: load_code(text, {text: due})):
         with pytest.raises(ConfigError, match=r"mine\.py:build has changed: its file's SHA-256 was \w{12}, and is \w{12}"):
-            check(text, due)
+            check()
 
 
 def test_files_of_one_name_and_one_content_are_two_modules(tmp_path):
@@ -87,6 +82,57 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path):
     assert sys.path == path
 
 
+def test_what_code_imports_from_beside_it_is_known_too(tmp_path):
+    files = {
+        "mine.py": "import json, torch, own_tools\nfrom own_layers.blocks import Block\ndef build():\n    import own_late",
+        "own_tools.py": "raise AssertionError('it ran')", "own_late.py": "from own_tools import *", "own_other.py": "",
+        "own_layers/__init__.py": "", "own_layers/blocks.py": "from . import parts\nfrom ..beyond import x",
+        "own_layers/parts.py": "", "json.py": "", "torch.py": "", "fedact.py": "",
+    }  # fmt: skip
+    (tmp_path / "own_layers").mkdir()
+    for name, source in files.items():
+        (tmp_path / name).write_text(source)
+    imported = imported_code(f"{tmp_path}/mine.py:build")
+    assert [str(Path(key).relative_to(tmp_path)) for key in imported] == [
+        "own_late.py", "own_layers/__init__.py", "own_layers/blocks.py", "own_layers/parts.py", "own_tools.py",
+    ]  # fmt: skip
+    assert imported[f"{tmp_path}/own_tools.py"] == sha256(files["own_tools.py"].encode()).hexdigest()
+    assert imported_code("json:loads") == imported_code("torch.nn:Linear") == {}
+
+
+def test_a_packages_modules_are_known_by_their_names(tmp_path, monkeypatch):
+    (tmp_path / "own_package").mkdir()
+    for name, source in {"__init__": "", "nets": "from .layers import x\nimport own_beside", "layers": "x = 1"}.items():
+        (tmp_path / "own_package" / f"{name}.py").write_text(source)
+    (tmp_path / "own_beside.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    table = imported_code("own_package.nets:x")
+    assert list(table) == ["own_beside", "own_package", "own_package.layers"]
+    assert load_code("own_package.nets:x", table) == 1
+    (tmp_path / "own_package" / "layers.py").write_text("x = 20")
+    with pytest.raises(ConfigError, match=r"own_package\.layers has changed"):
+        load_code("own_package.nets:x", table)
+
+
+def test_a_changed_import_is_another_network_in_the_same_process(tmp_path):
+    text, found = f"{tmp_path}/mine.py:value", []
+    (tmp_path / "mine.py").write_text("from own_changing.part import value")
+    (tmp_path / "own_changing").mkdir()
+    (tmp_path / "own_changing" / "__init__.py").touch()
+    for value in ("1", "22"):
+        (tmp_path / "own_changing" / "part.py").write_text(f"value = {value}")
+        found += [load_code(text), load_code(text)]
+    assert found == [1, 1, 22, 22]
+
+
+def test_two_folders_files_of_one_name_are_two(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own_same.py").write_text(f"value = '{folder}'")
+        (tmp_path / folder / "mine.py").write_text("from own_same import value")
+    assert [load_code(f"{tmp_path / folder}/mine.py:value") for folder in ("a", "b")] == ["a", "b"]
+
+
 def test_a_path_is_made_absolute_and_shown_short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -98,7 +144,7 @@ def test_a_path_is_made_absolute_and_shown_short(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_being_run_is_told(tmp_path):
-    source = "from fedact.config.code import file_being_run\nseen = [file_being_run()]"
+    source = "from fedact.config.code_loading import file_being_run\nseen = [file_being_run()]"
     (tmp_path / "mine.py").write_text(source)
     assert load_code(f"{tmp_path}/mine.py:seen") == [str(tmp_path / "mine.py")]
     assert file_being_run() is None

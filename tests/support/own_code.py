@@ -1,15 +1,22 @@
-"""A small network and a small data set of the user's own, as files."""
+"""A small network, with a file that it imports, and a small data set of the user's own, as files."""
 
 from pathlib import Path
 
 NETWORK = """
+from mylayers import norm
 from torch import nn
 
 def build(classes):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), norm(12), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, classes),
     )
+"""
+LAYERS = """
+from torch import nn
+
+def norm(channels):
+    return nn.BatchNorm2d(channels)
 """
 DATA = """
 import numpy as np
@@ -29,7 +36,8 @@ FLEET = {
 
 
 def own_files(folder: Path) -> tuple[str, str]:
-    """Write both files, and return the names of network and data."""
+    """Write both files, and what the network imports, and return the names of network and data."""
+    (folder / "mylayers.py").write_text(LAYERS)
     (folder / "mynet.py").write_text(NETWORK)
     (folder / "mydata.py").write_text(DATA)
     return f"{folder}/mynet.py:build", f"{folder}/mydata.py:load"

@@ -3,9 +3,9 @@
 import inspect
 from typing import Any
 
-from fedact.config.code import load_code, split_code
+from fedact.config.code import split_code
+from fedact.config.code_loading import load_code
 from fedact.config.errors import ConfigError, shortened
-from fedact.config.own_code import digest_of
 from fedact.config.schema import Config
 from fedact.data.examples import Examples, Request, Source
 from fedact.data.own import as_arrays, source_of
@@ -27,11 +27,11 @@ def check_own_data(config: Config) -> None:
 def own_source(config: Config, request: Request) -> Source:
     """Return what the data function of a config's own code returns, a ``Source`` or ``(train, test)``, as a data set.
 
-    train, test: what ``as_arrays`` takes. The code is run, if it is the one with the config's digest. Raises ConfigError
+    train, test: what ``as_arrays`` takes. The code is run, if it is what the config's digests say. Raises ConfigError
     where it is missing, fails, or returns anything else.
     """
     text = config.dataset
-    function = load_code(text, digest_of(config, text))
+    function = load_code(text, config.code)
     given = {"data_dir": request.path, "resolution": config.resolution, "seed": config.seed}
     made = _called(function, text, given)
     if isinstance(made, Source):

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedact.config.code import code_label
+from fedact.config.code_digests import known_by
 from fedact.config.errors import ConfigError
 from fedact.storage.rows import Count, Row, redrawn_test_set
 
@@ -43,9 +44,9 @@ def differences_that_matter(headers: Sequence[Row]) -> list[str]:
 
 
 def _value(header: Row, name: str) -> str:
-    """Return a setting of a run as text; of code of the user's own with the digest of its file."""
+    """Return a setting of a run as text; of code of the user's own with what it is known by."""
     value, code = str(header["config"].get(name)), header["config"].get("code")
-    return f"{code_label(value)} {code[value]}" if isinstance(code, dict) and value in code else value
+    return f"{code_label(value)} {known_by(value, code)}" if isinstance(code, dict) and value in code else value
 
 
 def note_on_test_set(header: Row, where: object) -> list[str]:
