@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from plan_seconds import network
-from runs import IMAGENET
+from runs import IMAGENET, every_method
 from torch import Tensor, nn
 
 import fedact
@@ -27,8 +27,7 @@ from fedact.storage.machine import machine
 from results import commit, write_result
 
 DEPTHS = (52, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1, 0)
-METHODS = ("auto", "exact", "checkpoint", "hosvd", "hosvd:variance=0.8", "asi:variance=0.8", "quantize", "gradient_filter",
-           "svd:variance=0.8", "vanilla")  # fmt: skip
+METHODS = (*every_method(), "hosvd:variance=0.8", "asi:variance=0.8", "svd:variance=0.8")
 Batch = tuple[Tensor, Tensor]
 
 

@@ -19,6 +19,9 @@ THREADS = min(2, os.cpu_count() or 1)
 Figures = dict[str, float]
 Rows = list[dict[str, Any]]
 
+TOO_SLOW = ("tucker",)
+"""Methods of fedact's table that take hours."""
+
 
 class Skipped(Exception):
     """A case that cannot be measured here, with the reason."""
@@ -63,6 +66,14 @@ class Bench:
         """Return the seconds of a command that writes --json, and what it wrote."""
         file = self.folder / f"{name}.json"
         return self.command(name, *arguments, "--json", file), json.loads(file.read_text())
+
+
+def every_method() -> tuple[str, ...]:
+    """Return ``auto`` and every method of fedact's table without settings, but for those that take hours."""
+    # Loads torch, which the benchmarks' --help can do without.
+    from fedact.compression import AUTO, METHODS
+
+    return (AUTO, *(name for name in METHODS if name not in TOO_SLOW))
 
 
 def photographs() -> tuple[object, ...]:
