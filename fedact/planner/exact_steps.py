@@ -8,6 +8,7 @@ from torch import Tensor
 from fedact.measure.step import Batch, parts
 from fedact.planner.error_table import ErrorTable, Rows, measure_table
 from fedact.planner.family import Family
+from fedact.planner.round_trip import KnownSpectra
 from fedact.planner.step_structure import StepStructure
 
 
@@ -15,12 +16,14 @@ class ExactSteps:
     """Steps at a structure's greatest depth, each on the ``micro_batch`` examples that follow those of the one before.
 
     rows: errors that were found on each of the steps, by its place; shared with those at the same depth on as many examples.
+    known: spectra of a network out of the ordinary, by the step's place.
     """
 
     def __init__(self, structure: StepStructure, micro_batch: int, rows: dict[int, Rows]) -> None:
         self.structure, self.micro_batch, self.rows = structure, micro_batch, rows
         self._tables: dict[int, ErrorTable | None] = {}
         self._spectra: dict[tuple[int, str], Any] = {}
+        self.known: dict[int, KnownSpectra] = {}
 
     def batch(self, place: int) -> Batch:
         """Return the examples of one of the steps."""

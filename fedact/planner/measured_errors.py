@@ -76,8 +76,9 @@ class MeasuredErrors:
             structure = self.steps.structure
             problem, trained = structure.problem, structure.problem.trained_in_order(structure.depth)
             levels = [self.methods(level) for level in range(self.level_count)]
-            batch, room = self.steps.batch(step), problem.room
-            self._whole[step] = measure_sensitivity(problem.model, batch, trained, levels, problem.loss, room)
+            batch, known = self.steps.batch(step), self.steps.known.setdefault(step, {})
+            found = measure_sensitivity(problem.model, batch, trained, levels, problem.loss, problem.room, known)
+            self._whole[step] = found
         return self._whole[step]
 
     @cached_property

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fedact.compression import Compressed, Method, State, Traits
-from fedact.compression.exact import Exact, Identity
-from fedact.compression.method import NO_STATE
+from fedact.compression import Method
+from fedact.compression.exact import Exact
 from fedact.measure.step import Batch, prefix_outputs, step
 from fedact.models.tasks import Loss
 from fedact.nn.layers import watch_output
@@ -18,26 +17,12 @@ from fedact.nn.rematerialization import call_nodes
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import install
 from fedact.planner.gradient_errors import GradientErrors, relative_error, relative_errors
+from fedact.planner.round_trip import KnownSpectra, round_trips
 
 Methods = Mapping[str, Method]
 """The method of each saved input, by layer."""
 OnOutput = Callable[[str, Tensor], Tensor | None]
 """Called with a layer's name and its output gradient; returns what is to take its place, None to leave it."""
-
-
-@dataclass(frozen=True)
-class _RoundTrip(Identity):
-    """Saves a tensor's reconstruction as it is: whatever is rematerialized from it needs no decoding."""
-
-    traits: ClassVar[Traits] = replace(Exact.traits, source="none: for measuring", keeps_input=False)
-
-    method: Method
-
-    def compress(self, x: Tensor, state: State = NO_STATE) -> Compressed:
-        return Compressed((self.method.reconstruct(self.method.compress(x, self.method.start(0))),))
-
-    def for_dimensions(self, dimensions: int) -> Method:
-        return replace(self, method=self.method.for_dimensions(dimensions))
 
 
 @dataclass(frozen=True)
@@ -66,12 +51,15 @@ def measure_sensitivity(
     levels: Sequence[Methods],
     loss: Loss,
     room: int | None = None,
+    known: KnownSpectra | None = None,
 ) -> Sensitivity:
     """Return the gradient errors of each level (a method for every saved input) on a batch, taken at once.
 
     trained: the layers with weights, in their order. room: of a step in streams, where no output gradient is to be seen:
-    weights' errors are then those of the whole step. The model's methods are changed.
+    weights' errors are then those of the whole step. known: spectra that other families have found on this batch; extended.
+    The model's methods are changed.
     """
+    known = {} if known is None else known
     called_once = set(call_nodes(uninstall(model))) if room is None else set()
     install(model, dict.fromkeys(levels[0], Exact()))
     prefix = prefix_outputs(model, batch[0])
@@ -82,11 +70,11 @@ def measure_sensitivity(
         if all(method.traits.keeps_input for method in methods.values()):
             errors.append(GradientErrors(dict.fromkeys(exact.weights, 0.0), dict.fromkeys(exact.outputs, 0.0)))
             continue
-        install(model, _round_trips(methods), room=room)
+        install(model, round_trips(methods, known), room=room)
         inputs = prefix_outputs(model, batch[0], prefix)
         errors.append(_errors(model, batch, inputs, loss, trained, called_once, exact))
     middle = len(levels) // 2
-    damping = measure_damping(model, batch, levels[middle], errors[middle], exact, loss, room)
+    damping = measure_damping(model, batch, levels[middle], errors[middle], exact, loss, room, known)
     return Sensitivity(errors, damping)
 
 
@@ -98,6 +86,7 @@ def measure_damping(
     exact: ExactGradients,
     loss: Loss,
     room: int | None = None,
+    known: KnownSpectra | None = None,
 ) -> float:
     """Return how much of the output errors of some methods arrives in the weight gradients, by one step with all in it.
 
@@ -108,17 +97,10 @@ def measure_damping(
     sent = sum(error * (layers.index(name) + 1) for name, error in errors.outputs.items())
     if not sent:
         return 0.0
-    install(model, _round_trips(methods), room=room)
+    install(model, round_trips(methods, {} if known is None else known), room=room)
     gradients = gradients_of(model, batch, None, loss, layers)
     arrived = sum(relative_errors(gradients, exact.weights).values()) - sum(errors.weights.values())
     return max(0.0, arrived / sent)
-
-
-def _round_trips(methods: Methods) -> Methods:
-    return {
-        name: method if method.traits.keeps_input else _RoundTrip(method, derive=method.recompute)
-        for name, method in methods.items()
-    }
 
 
 def _errors(

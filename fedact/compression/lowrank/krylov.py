@@ -39,7 +39,7 @@ def by_iteration(x: Tensor, mode: int, most: int, variance: float, energy: float
             sure = sure_rank(listed[: rank + 1], most, variance, 1.0)
             return torch.linalg.qr(basis[:, :rank]).Q if sure == rank else None
         columns = basis.shape[1]
-        if columns > len(basis) // 4:
+        if columns > len(basis) // 4 or (columns > len(basis) // 10 and sum(listed) < variance):
             return None
         # The residuals of the leading pairs are where they can still gain; in larger blocks where the rank is large.
         block = residuals[:, : BLOCK * max(1, columns // (3 * BLOCK))]

@@ -65,7 +65,11 @@ def _in_float32(x: Tensor, mode: int, most: int, variance: float) -> Tensor | No
     size, tall = x.shape[mode], is_tall(x, mode)
     if min(size, x.numel() // size) > WIDE:
         energy = squared_norm(x)
-        return by_iteration(x, mode, most, variance, energy) if _in_range(energy) else None
+        if not _in_range(energy):
+            return None
+        found = by_iteration(x, mode, most, variance, energy)
+        if found is not None:
+            return found
     unfolded = matrix(x, mode) if tall else None
     squared = gram(x, mode, x.dtype) if unfolded is None else gram(unfolded, 1, x.dtype)
     energy = float(squared.trace())

@@ -1,6 +1,7 @@
 """The matrices of weighted cosine transforms: whole ones of rows and columns, and of long series a few rows at a time."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -17,6 +18,8 @@ MADE_BYTES = 32
 """Of numpy's memory at most, for an element of a matrix while it is made, or an element of a square of the larger size."""
 ROWS_ELEMENTS = 1024
 """Of a long series' matrix, about as many elements are made at a time."""
+KEPT_SIZE = 256
+"""Of a series up to which a table of its cosines, 8 kB at most, is kept: a constant of the program."""
 
 Table = NDArray[np.float32]
 
@@ -41,9 +44,9 @@ class Column:
         numpys = in_ledger(MADE_BYTES * len(rows) * self.size)
         some, every = rows.numpy(), np.arange(self.size)
         frequencies, positions = (every, some) if self.transposed else (some, every)
-        made = (
-            _cosines(self.size, frequencies, positions) * (1 + _scaled(self.size)[frequencies, None] ** 2) ** self.exponent
-        )
+        make = _cosines if self.size > KEPT_SIZE else _cosines_of_table
+        made = make(self.size, frequencies, positions)
+        made *= (1 + _scaled(self.size)[frequencies, None] ** 2) ** self.exponent
         single = torch.empty(len(rows), self.size)
         single.numpy()[:] = made.T if self.transposed else made
         del numpys
@@ -51,10 +54,15 @@ class Column:
 
     def product(self, x: Float[Tensor, "batch size channels"], out: Tensor | None) -> Float[Tensor, "batch size channels"]:
         """Return the matrix times x, example by example; out: to write into, not x itself."""
-        out = torch.empty_like(x) if out is None else out
-        for rows in torch.split(torch.arange(self.size), max(1, ROWS_ELEMENTS // self.size)):
-            part = self[rows].to(x.device)
-            out[:, rows[0] : rows[-1] + 1] = part @ x
+        out, few = torch.empty_like(x) if out is None else out, max(1, ROWS_ELEMENTS // self.size)
+        # As many rows as take no more memory than a few with what makes them, or with their product.
+        many = few * max(1, x[:, 0].numel() // self.size - MADE_BYTES // 4)
+        for rows in torch.split(torch.arange(self.size), many):
+            part = torch.empty(len(rows), self.size)
+            for place, each in zip(torch.split(part, few), torch.split(rows, few), strict=True):
+                place.copy_(self[each])
+            part = part.to(x.device)
+            torch.bmm(part.expand(len(x), *part.shape), x, out=out[:, rows[0] : rows[-1] + 1])
         return out
 
 
@@ -68,6 +76,20 @@ def _cosines(size: int, frequencies: Int[np.ndarray, " m"], positions: Int[np.nd
     matrix: NDArray[np.float64] = np.cos(np.pi / size * np.outer(frequencies, positions + 0.5)) * sqrt(2 / size)
     matrix[frequencies == 0] /= sqrt(2)
     return matrix
+
+
+def _cosines_of_table(
+    size: int, frequencies: Int[np.ndarray, " m"], positions: Int[np.ndarray, " n"]
+) -> NDArray[np.float64]:
+    """Return what ``_cosines`` does, to rounding: every element is one of 4 x size."""
+    matrix: NDArray[np.float64] = _wave(size)[np.multiply.outer(frequencies, 2 * positions + 1) % (4 * size)]
+    matrix[frequencies == 0] /= sqrt(2)
+    return matrix
+
+
+@lru_cache(maxsize=16)
+def _wave(size: int) -> NDArray[np.float64]:
+    return np.cos(np.pi / 2 / size * np.arange(4 * size)) * sqrt(2 / size)
 
 
 def weighted(size: int, decay: float) -> tuple[Table, Table]:
