@@ -89,7 +89,8 @@ def _cosines_of_table(
 
 @lru_cache(maxsize=16)
 def _wave(size: int) -> NDArray[np.float64]:
-    return np.cos(np.pi / 2 / size * np.arange(4 * size)) * sqrt(2 / size)
+    wave: NDArray[np.float64] = np.cos(np.pi / 2 / size * np.arange(4 * size)) * sqrt(2 / size)
+    return wave
 
 
 def weighted(size: int, decay: float) -> tuple[Table, Table]:
