@@ -15,7 +15,7 @@ from fedact.api.settings import check_keywords, config_of
 from fedact.cli.folders import start_in
 from fedact.cli.simulate import run_seeds, show_end
 from fedact.cli.warning_lines import warnings_once
-from fedact.config.code_loading import file_being_run
+from fedact.config.code_loading import file_being_run, own_failure
 from fedact.config.errors import ConfigError
 from fedact.config.folder import default_folder
 from fedact.config.paths import expanded
@@ -81,6 +81,10 @@ def run(
             if RunFolder(folder).config.exists():
                 print(f"fedact: interrupted; call fedact.run with out={str(folder)!r} again to go on", file=sys.stderr)
             raise
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ConfigError) or (said := own_failure(error)) is None:
+                raise
+            raise ConfigError(said) from error
         show_end(folder, worked)
     return with_models(load_run(folder), own_code=True)
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from fedact.cli.signals import stop_code
 from fedact.cli.warning_lines import warnings_once
+from fedact.config.code_loading import own_failure
 from fedact.config.errors import ConfigError, as_flag, nearest, shortened
 from fedact.config.paths import expanded
 from fedact.config.schema import GROUPS, Config
@@ -102,8 +103,8 @@ class Parser(argparse.ArgumentParser):
 def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
     """Return a command that takes its arguments, by default the process's, and returns the exit code of ``run``.
 
-    A ConfigError is one line on stderr and code 2, an error of the system such as a full disk one line and code 1, an
-    interrupt code 130.
+    A ConfigError is one line on stderr and code 2, an error of the system such as a full disk or of the user's own code one
+    line and code 1, an interrupt code 130.
     """
 
     @wraps(run)
@@ -119,6 +120,11 @@ def command(run: Callable[[list[str]], int]) -> Callable[..., int]:
             return stop_code(stop)
         except OSError as error:
             print("fedact: stopped:", one_line(str(error)), file=sys.stderr)
+            return FAILED
+        except (Exception, SystemExit) as error:
+            if (said := own_failure(error)) is None:
+                raise
+            print("fedact:", one_line(said), file=sys.stderr)
             return FAILED
 
     return main

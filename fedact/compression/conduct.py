@@ -54,7 +54,10 @@ def faults(method: Method, x: Tensor) -> Iterator[str]:
     ):
         yield from byte_faults(what, stored, said, method.fixed_size)
     kept = compressed if method.traits.reads_state else Compressed(tensors, metadata, State((), state.metadata))
+    intact = [tensor.clone() for tensor in tensors]
     rebuilt = method.reconstruct(kept)
+    if not all(map(torch.equal, tensors, intact)):
+        yield "changes what is stored as it reconstructs, which may be asked for again"
     if not isinstance(rebuilt, Tensor) or rebuilt.shape != x.shape or rebuilt.dtype != x.dtype:
         yield f"reconstructs {described(rebuilt)} from {described(x)}"
     if method.traits.keeps_input and not torch.equal(rebuilt, x):

@@ -57,6 +57,18 @@ def loaded_code(text: str) -> Any:
     return found
 
 
+def own_failure(error: BaseException) -> str | None:
+    """Return where in a file of the user's own an error came from, and what it says; None where from no such file."""
+    step, found = error.__traceback__, None
+    while step is not None:
+        inside = str(step.tb_frame.f_globals.get("__name__", "")).startswith(PRIVATE)
+        found, step = (step if inside else found), step.tb_next
+    if found is None:
+        return None
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return f"{found.tb_frame.f_code.co_filename}, line {found.tb_lineno}, fails: {reason}"
+
+
 def file_being_run() -> str | None:
     """Return a file that ``load_code`` is running right now, None where there is none."""
     running = (module for name, module in list(sys.modules.items()) if name.startswith(PRIVATE))

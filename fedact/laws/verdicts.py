@@ -47,6 +47,9 @@ def judge(name: str, law: Law, method: Method, examples: int = MOST, start: int 
     def check(case: Any) -> None:
         try:
             law.check(method, case)
+        except SystemExit as stop:
+            failures.append((case, error := RuntimeError(f"it exits: SystemExit: {stop}")))
+            raise error from None
         except Exception as error:
             failures.append((case, error))
             raise

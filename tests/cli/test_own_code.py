@@ -223,6 +223,10 @@ def load():
         ("def load(): return ((np.full((80, 3, 9), np.nan), np.arange(80) % 4),) * 2", "x_train of"),
         ("def load(): return ((np.zeros((80, 8, 8, 3), np.uint8), np.zeros(79, int)),) * 2", "y_train of"),
         ("def load(): return (np.zeros((80, 8, 8, 3), np.uint8), np.zeros(80, int))", "train of"),
+        (
+            "def load(): return ((np.random.rand(80, 3, 9), np.arange(80) % 4),) * 2",
+            "load returns other examples each time, and workers or a run that goes on call it again",
+        ),
         (SOURCE, "a label in train that is not below its 4 classes"),
     ],
 )  # fmt: skip

@@ -148,6 +148,17 @@ def test_a_bad_method_is_one_line_at_every_door(folder, capsys, door, text):
     assert WRONG[text] in refused(capsys, door.main, arguments)
 
 
+@pytest.mark.parametrize("raised", ["ValueError('no\\nway')", "SystemExit(0)"])
+def test_a_method_that_fails_later_is_one_line_that_says_where(folder, capsys, raised):
+    late = f"        if compressed.tensors[0].numel() > 500: raise {raised}\n        return super().reconstruct(compressed)"
+    write_mine(folder, f"@dataclass(frozen=True)\nclass Late(Half):\n    def reconstruct(self, compressed):\n{late}")
+    assert run("out", ["mine.py:Late"], "--budget", "none") == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith(f"fedact: {folder}/mine.py, line ")
+    assert error[-1].endswith(f"fails: {raised.split('(')[0]}: {'no way' if 'no' in raised else '0'}")
+    assert not Path("out").exists()
+
+
 def test_code_that_is_no_method_is_one_line(folder, capsys):
     for more, (name, says) in BAD.items():
         write_mine(folder, more)

@@ -237,6 +237,7 @@ def test_a_compressed_model_of_a_module_is_copied_and_pickled():
 
 CONDUCT = {
     "InPlace": "changes its input in place",
+    "ChangesStored": "changes what is stored as it reconstructs",
     "KeepsGraph": "hang on autograd's graph",
     "TooFewBytes": r"stores 240 bytes, and predicts 120",
     "View": r"stores views of 480 bytes as tensors of 240: store copies",

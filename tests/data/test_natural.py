@@ -65,6 +65,11 @@ def test_a_runs_own_partition_csv_deals_as_many_of_each_label(whose, tmp_path_fa
     ("text", "said"),
     [
         ("", "line 1: its columns are example and client, but it has none"),
+        (
+            "example;client\n0;1\n",
+            "line 1: its columns are example and client, not example;client, with commas between them",
+        ),
+        ("example,client,client\n0,1,2\n", "line 1: there are several columns client"),
         ("exampel,client\n0,1\n", "line 1: its columns are example and client, not exampel, client; did you mean 'exampel'"),
         ("example,client\n", "names no example's client"),
         ("example,client\n,ann\n", "names no example's client"),

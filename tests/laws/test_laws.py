@@ -56,7 +56,12 @@ def test_what_a_method_raises_is_named():
         def compress(self, x, state=None):
             raise IndexError("out of\nrange")
 
+    class Exits(Half):
+        def compress(self, x, state=None):
+            raise SystemExit(0)
+
     assert judge("bytes", LAWS["bytes"], Fails()).reason == "IndexError: out of range"
+    assert judge("bytes", LAWS["bytes"], Exits()).reason == "RuntimeError: it exits: SystemExit: 0"
 
 
 @pytest.mark.parametrize(

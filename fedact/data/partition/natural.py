@@ -44,8 +44,15 @@ def read_owners(file: Path, labels: np.ndarray, random: np.random.Generator) -> 
     if tuple(head[:3]) == COUNTED:
         return _drawn(file, head, lines, labels, random)
     if missing := [name for name in COLUMNS if name not in head]:
-        found = f"not {', '.join(head)}{nearest(missing[0], head)}" if any(head) else "but it has none"
+        near = nearest(missing[0], head)
+        found = (
+            f"not {', '.join(head)}{', with commas between them' if len(head) == 1 else near}"
+            if any(head)
+            else "but it has none"
+        )
         raise ConfigError(f"{file}, line 1: its columns are {' and '.join(COLUMNS)}, {found}")
+    if twice := [name for name in COLUMNS if head.count(name) > 1]:
+        raise ConfigError(f"{file}, line 1: there are several columns {twice[0]}")
     at, who = (head.index(name) for name in COLUMNS)
     holders: dict[int, str] = {}
     names: dict[str, None] = {}

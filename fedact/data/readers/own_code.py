@@ -1,7 +1,10 @@
 """Data of the user's own code: ``--dataset mydata.py:load``, a function that returns what it trains and tests on."""
 
 import inspect
+from time import thread_time
 from typing import Any
+
+import numpy as np
 
 from fedact.config.code import split_code
 from fedact.config.code_loading import load_code
@@ -12,6 +15,10 @@ from fedact.data.own import as_arrays, source_of
 
 OPTIONS = ("data_dir", "resolution", "seed")
 """Fields of Config that a function is given where it has a parameter of that name."""
+QUICK = 1.0
+"""Seconds of a processor: a function that took less is called twice, to see whether it returns the same."""
+COMPARED = 100
+"""Inputs of which that is seen."""
 
 
 def check_own_data(config: Config) -> None:
@@ -28,10 +35,29 @@ def own_source(config: Config, request: Request) -> Source:
     """Return what the data function of a config's own code returns, a ``Source`` or ``(train, test)``, as a data set.
 
     train, test: what ``as_arrays`` takes. The code is run, if it is what the config's digests say. Raises ConfigError
-    where it is missing, fails, or returns anything else.
+    where it is missing, fails, or returns anything else; and, where that is quickly found, other examples each time.
     """
+    function, begun = load_code(config.dataset, config.code), thread_time()
+    source = _source(config, request, function)
+    if thread_time() - begun < QUICK:
+        _check_same(source, _source(config, request, function), config.dataset)
+    return source
+
+
+def _check_same(one: Source, other: Source, text: str) -> None:
+    """Raise ConfigError where a function has returned other examples, by their labels and the first of their inputs."""
+    for a, b in ((one.train, other.train), (one.test, other.test)):
+        pairs = [(a.labels, b.labels)]
+        if isinstance(a.images, np.ndarray) and isinstance(b.images, np.ndarray):
+            pairs.append((a.images[:COMPARED], b.images[:COMPARED]))
+        if not all(np.array_equal(before, now) for before, now in pairs):
+            raise ConfigError(
+                f"{text} returns other examples each time, and workers or a run that goes on call it again: seed it"
+            )
+
+
+def _source(config: Config, request: Request, function: Any) -> Source:
     text = config.dataset
-    function = load_code(text, config.code)
     given = {"data_dir": request.path, "resolution": config.resolution, "seed": config.seed}
     made = _called(function, text, given)
     if isinstance(made, Source):
