@@ -86,5 +86,6 @@ def check_extra(extra: str, wanted_by: str) -> None:
 
     wanted_by: what cannot do without it, as the error names it.
     """
-    if not all(find_spec(package) for package in EXTRAS[extra]):
+    # A folder of that name, with no package in it, has no origin.
+    if not all((found := find_spec(package)) and found.origin for package in EXTRAS[extra]):
         raise ConfigError(f"{wanted_by} needs the extra {extra}, which is not installed: pip install -e '.[{extra}]'")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedact.config.budgets import parse_budget
-from fedact.config.errors import ConfigError
+from fedact.config.errors import EXTRAS, ConfigError, check_extra
 from fedact.config.loading import make_config, read_toml
 from fedact.config.paths import cache_folder
 from fedact.config.schema import SETTINGS, Config
@@ -191,6 +191,14 @@ def test_every_field_has_a_flag_and_a_description():
         assert name in flags
         assert Config.model_fields[name].description
     assert set(Config.model_fields) == {*SETTINGS, "code"}
+
+
+def test_a_folder_with_the_name_of_a_package_is_none(monkeypatch, tmp_path):
+    monkeypatch.setitem(EXTRAS, "hub", ("no_such_package",))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_such_package").mkdir()
+    with pytest.raises(ConfigError, match="needs the extra hub, which is not installed"):
+        check_extra("hub", "--dataset hf:x")
 
 
 def test_data_lies_where_the_flag_the_variable_or_the_cache_says(monkeypatch, tmp_path):
