@@ -1,13 +1,14 @@
 """The most convolutions that each method trains under a budget: tables of docs/planner.md (ImageNet weights, CIFAR-10).
 
 python benchmarks/plans.py                      plan and write results/plans_512KB.json and results/plans_peak.json
-python benchmarks/plans.py --case plans_peak    one of them
+python benchmarks/plans.py --case plans_peak    one of them; --method NAME: of this method alone, repeat for more
 """
 
 import argparse
 import os
 import sys
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -78,11 +79,11 @@ def batches(case: Case, data: Path) -> list[Batch]:
     return list(zip(x.split(case.batch), torch.from_numpy(labels).long().flatten().split(case.batch), strict=True))
 
 
-def table(case: Case, data: Path) -> dict[str, Any]:
-    """Return a table of every method's deepest plan, and its gradient on other images than it was made from."""
+def table(case: Case, data: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]:
+    """Return a table of each method's deepest plan, and its gradient on other images than it was made from."""
     model, (server, client) = network(data / IMAGENET).eval(), batches(case, data)
     rows = []
-    for method in METHODS:
+    for method in methods:
         plan = deepest(model, server, method, case)
         least = "-" if plan.status == "skipped" else f"{min(cosines(model, plan, client)):.3f}"
         rows.append(row(plan, method, least))
@@ -94,15 +95,18 @@ def main() -> int:
     """Plan and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="plan this alone [both]")
-    names = parser.parse_args().case or list(CASES)
+    parser.add_argument("--method", action="append", help="plan for this alone [every method]")
+    given = parser.parse_args()
+    names, methods = given.case or list(CASES), given.method or METHODS
     data = Path(os.environ.get("FEDACT_DATA") or Path.home() / ".cache/fedact/data")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     versions = {"python": sys.version.split()[0], "torch": version("torch")}
     facts: dict[str, Any] = {"machine": machine(), "versions": versions, "threads": 1, "seeds": [0], "commit": commit()}
     for name in names:
-        command = f"python benchmarks/plans.py --case {name}"
-        print(write_result(name, command, {"default": table(CASES[name], data)}, **facts))
+        flags = "".join(f" --method {method}" for method in given.method or ())
+        command = f"python benchmarks/plans.py --case {name}{flags}"
+        print(write_result(name, command, {"default": table(CASES[name], data, methods)}, **facts))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The figure of docs/results/study.md, accuracy against saved bytes, from the rows of results/study.json.
+"""The figure of docs/results/study.md, accuracy against saved bytes, from results/study.json and study_rivals.json.
 
 python benchmarks/study_figure.py     writes docs/images/study.png
 """
@@ -6,7 +6,7 @@ python benchmarks/study_figure.py     writes docs/images/study.png
 import json
 import sys
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,50 +15,53 @@ from runs import ROOT
 from fedact.reports.label_placement import obstacles, write
 from fedact.reports.style import FRONTIER, GUIDE, Point, frontier, heading, line_style, plain, png, size_axis
 
-TITLE = "Accuracy against activation memory (bars: one standard deviation over three seeds; the others have one seed)"
+TITLE = (
+    "Accuracy against activation memory (bars: one standard deviation over three seeds)\n"
+    "hollow: one seed, measured three days later; compare these with their own exact"
+)
 
 
 class Mark(NamedTuple):
-    """A row: its name, its point (saved bytes, accuracy in %), and the accuracy's standard deviation over seeds."""
+    """A row: its name, its point (saved bytes, accuracy in %), the accuracy's standard deviation, whether it is hollow."""
 
     name: str
     point: Point
     spread: float
+    hollow: bool
 
 
-def marks(table: dict[str, Any]) -> list[Mark]:
-    """Return a table's rows as marks.
-
-    >>> marks({"columns": ["run", "accuracy", "saved bytes"], "rows": [["`asi`, one seed", "79.1 ± 0.2 %", 1573548]]})
-    [Mark(name='asi', point=(1573548, 79.1), spread=0.2)]
-    """
-    found = []
+def marks(file: str, columns: tuple[str, str], hollow: bool) -> list[Mark]:
+    """Return the rows of a file's table as marks; columns: of the name and of the accuracy."""
+    table, found = json.loads((ROOT / "results" / file).read_text())["tables"]["default"], []
     for row in table["rows"]:
         named = dict(zip(table["columns"], row, strict=True))
-        accuracy, _, spread = named["accuracy"].removesuffix(" %").partition(" ± ")
-        name = named["run"].partition("`, ")[0].strip("`").partition(" --")[0]
-        found.append(Mark(name, (named["saved bytes"], float(accuracy)), float(spread or 0)))
+        accuracy, _, spread = named[columns[1]].removesuffix(" %").partition(" ± ")
+        name = named[columns[0]].partition("`, ")[0].strip("`").partition(" --")[0]
+        size = float(str(named["saved bytes"]).replace(",", ""))
+        found.append(Mark(name, (size, float(accuracy)), float(spread or 0), hollow))
     return found
 
 
 def draw(found: list[Mark]) -> Figure:
-    """Return the figure: a point a row, and the frontier of rows that none beats."""
+    """Return the figure: a point a row, and the frontier of the full ones that none beats."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xlabel="saved bytes", ylabel="test accuracy at the end (%)")
     heading(figure, TITLE)
     plain(axes)
-    styles = [line_style(place, 1.2) for place in range(len(found))]
+    styles = [
+        line_style(place, 1.2) | ({"markerfacecolor": "white"} if each.hollow else {}) for place, each in enumerate(found)
+    ]
     for mark, style in zip(found, styles, strict=True):
         axes.errorbar(*mark.point, yerr=mark.spread or None, **style | {"markersize": 7}, capsize=3, zorder=3)
-    best = frontier((mark.point for mark in found), highest=True)
+    best = frontier((mark.point for mark in found if not mark.hollow), highest=True)
     axes.step(*zip(*best, strict=True), where="post", color=FRONTIER, linewidth=5, zorder=1)
     size_axis(axes, "x")
     axes.margins(x=0.12, y=0.12)
     figure.draw_without_rendering()
     taken = []
-    for _, (size, score), spread in found:
+    for _, (size, score), spread, _ in found:
         taken += obstacles(axes, [(size, score - spread), (size, score), (size, score + spread)])
     for mark, style in zip(found, styles, strict=True):
         write(mark.name, [(axes, mark.point)], taken, color=style["color"], fontsize=9)
@@ -70,8 +73,8 @@ def draw(found: list[Mark]) -> Figure:
 
 def main() -> int:
     """Draw and write."""
-    table = json.loads((ROOT / "results/study.json").read_text())["tables"]["default"]
-    (ROOT / "docs/images/study.png").write_bytes(png(draw(marks(table))))
+    found = marks("study.json", ("run", "accuracy"), False) + marks("study_rivals.json", ("method", "accuracy after"), True)
+    (ROOT / "docs/images/study.png").write_bytes(png(draw(found)))
     return 0
 
 

@@ -21,6 +21,8 @@ NEAR, FAR = (6,), (14, 24, 38, 56)
 """Distances of a label from its point, in points; from FAR on, a thin line leads to it."""
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 """Around the letters, where a text crosses a line after all."""
+WORD = 10
+"""A label that covers another one is as bad as one that covers this many marks."""
 OUTSIDE = 100
 """A label that leaves its axes is as bad as one that covers this many others."""
 
@@ -70,7 +72,7 @@ def write(
     if away in FAR:
         options["arrowprops"] = leader
     axes.annotate(text, point, tuple(corner), **options, **style).set_in_layout(False)
-    taken.append(box)
+    taken += [box] * WORD
 
 
 def _overlaps(box: Bbox, others: np.ndarray) -> int:
