@@ -41,6 +41,7 @@ max_pool2d_with_indices: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten.m
 max_pool2d_with_indices_backward: Kernel = torch.ops.aten.max_pool2d_with_indices_backward
 avg_pool2d_backward: Kernel = torch.ops.aten.avg_pool2d_backward
 adaptive_avg_pool2d_backward: Kernel = torch.ops.aten._adaptive_avg_pool2d_backward
+adaptive_max_pool2d_backward: Kernel = torch.ops.aten.adaptive_max_pool2d_backward
 upsample_bilinear2d_backward: Kernel = torch.ops.aten.upsample_bilinear2d_backward
 batch_norm_out: Any = torch.ops.aten.native_batch_norm.out
 """Batch norm that writes its output where it is told, into its input too."""

@@ -17,7 +17,7 @@ from fedact import torch_private
 KERNELS = (
     "convolution_backward", "native_layer_norm", "native_layer_norm_backward", "native_group_norm",
     "native_group_norm_backward", "max_pool2d_with_indices", "max_pool2d_with_indices_backward",
-    "avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "threshold_backward",
+    "avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "threshold_backward",
     "hardtanh_backward", "hardswish_backward", "silu_backward", "gelu_backward", "_linalg_eigh", "linalg_qr", "_linalg_svd",
     "lift_fresh", "ones_like", "zeros_like", "addmm_", "upsample_bilinear2d_backward",
 )  # fmt: skip

@@ -36,7 +36,7 @@ MODULES = [
     nn.AvgPool2d(2, divisor_override=3), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((1, 3), 1),
     nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 2, 1, dilation=2), nn.MaxPool2d(5, 3, 2), nn.MaxPool2d(1),
     nn.MaxPool2d(8, 8, 4), nn.MaxPool2d([3, 2], [2, 1], [1, 0]), nn.MaxPool2d((3,)), nn.AvgPool2d([2, 3]),
-    nn.AvgPool2d((2,)),
+    nn.AvgPool2d((2,)), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((5, 3)), nn.AdaptiveMaxPool2d((None, 2)),
 ]  # fmt: skip
 
 
@@ -85,11 +85,14 @@ def test_what_a_byte_does_not_tell_is_left_to_autograd(module):
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [(nn.AdaptiveAvgPool2d(2), 0), (nn.AvgPool2d(2), 0), (nn.MaxPool2d(2), 2 * 3 * 30 // 4), (nn.MaxPool2d(3, 2, 1), 90)],
+    [
+        (nn.AdaptiveAvgPool2d(2), 0), (nn.AvgPool2d(2), 0), (nn.MaxPool2d(2), 2 * 3 * 30 // 4), (nn.MaxPool2d(3, 2, 1), 90),
+        (nn.AdaptiveMaxPool2d((6, 5)), 180),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_what_is_kept_is_counted_by_hand(module, expected):
-    """12 x 10 becomes 6 x 5: a place in a window of 4 takes 2 bits, in one of 9 takes 4."""
+    """12 x 10 becomes 6 x 5: a place in a window of 4 takes 2 bits, in one of 9 takes 4, in the whole plane 8."""
     module.__class__ = SAVES_LESS[type(module)]
     model, x = nn.Sequential(nn.Identity(), module), image(12, 10).requires_grad_()
     with measure_memory(model, inputs=(x,)) as memory:
@@ -98,7 +101,7 @@ def test_what_is_kept_is_counted_by_hand(module, expected):
 
 
 def test_an_image_without_a_batch_is_pooled_as_ever():
-    for module in (nn.AdaptiveAvgPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2)):
+    for module in (nn.AdaptiveAvgPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2)):
         x = image(8, 8)[0].requires_grad_()
         expected = module(x)
         module.__class__ = SAVES_LESS[type(module)]

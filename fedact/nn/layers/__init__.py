@@ -11,6 +11,7 @@ from fedact.nn.layers.activations import (
     MaskedReLU,
     MaskedReLU6,
 )
+from fedact.nn.layers.adaptive_pooling import PlacedAdaptiveMaxPool1d, PlacedAdaptiveMaxPool2d
 from fedact.nn.layers.attention_modules import LeanAttention, known_attention, lean_class, plain_class
 from fedact.nn.layers.base import CONVOLUTIONS, ChannelNorm, Swapped, has_weights, identity_class
 from fedact.nn.layers.batch_norm import CompressedBatchNorm1d, CompressedBatchNorm2d
@@ -101,9 +102,11 @@ SAVES_LESS: Table = {
     nn.AdaptiveAvgPool1d: ShapeAdaptiveAvgPool1d,
     nn.AvgPool1d: ShapeAvgPool1d,
     nn.MaxPool1d: PlacedMaxPool1d,
+    nn.AdaptiveMaxPool1d: PlacedAdaptiveMaxPool1d,
     nn.AdaptiveAvgPool2d: ShapeAdaptiveAvgPool2d,
     nn.AvgPool2d: ShapeAvgPool2d,
     nn.MaxPool2d: PlacedMaxPool2d,
+    nn.AdaptiveMaxPool2d: PlacedAdaptiveMaxPool2d,
     nn.MultiheadAttention: LeanMultiheadAttention,
     nn.TransformerEncoderLayer: LeanTransformerEncoderLayer,
 }

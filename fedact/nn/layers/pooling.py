@@ -25,7 +25,7 @@ WORK_BYTES, LEAST_BYTES = 48, 2**17
 """What the places of one maximum are computed with, and what may be used for some of them at once."""
 
 
-def _of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
+def of_shape(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return a tensor of a shape with one element of memory, for kernels that read the shape alone."""
     return like.new_empty(1).expand(*shape)
 
@@ -40,7 +40,7 @@ class _OfShapeAlone(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.module.input_gradient(grad_output, _of_shape(ctx.shape, grad_output)), None
+        return ctx.module.input_gradient(grad_output, of_shape(ctx.shape, grad_output)), None
 
 
 class ShapeAlone(Saving, nn.Module):
@@ -182,12 +182,12 @@ class MaxPooling(torch.autograd.Function):
         (packed,), windows, shape = ctx.saved_tensors, ctx.windows, ctx.shape
         places = unpack_codes(packed, windows.bits, grad_output.numel()).view(grad_output.shape)
         if torch.is_grad_enabled() or not in_rows(grad_output):
-            like = _of_shape(shape, grad_output)
+            like = of_shape(shape, grad_output)
             return max_pool2d_with_indices_backward(grad_output, like, *windows, windows.indices(places, shape[3])), None
         grad_input = grad_output.new_empty(shape)
         for part in _parts(grad_output.shape, grad_output.element_size()):
             gradient, indices = grad_output[:, part], windows.indices(places[:, part], shape[3])
-            like = _of_shape((len(gradient), gradient.shape[1], *shape[2:]), gradient)
+            like = of_shape((len(gradient), gradient.shape[1], *shape[2:]), gradient)
             grad_input[:, part] = max_pool2d_with_indices_backward(gradient, like, *windows, indices)
         return grad_input, None
 
