@@ -56,7 +56,8 @@ class Plan:
     and lr were chosen; none where both were given, or nothing could be tried. floor_bytes: of one image, see
     ``measure.floor``; batch_bytes: of a micro-batch's raw images and labels; both None in plans from before there were any.
     update: what of the trained layers is trained; those that need no input for it are not in ``kept``. counted: what
-    ``layers`` counts: "convolutions", or "layers" where linear ones are among them.
+    ``layers`` counts: "convolutions", or "layers" where linear ones are among them. example_norms: whether scales and shifts
+    of layer, group and instance norms after the first trained layer are trained; it is written where they are.
 
     >>> import fedact, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
@@ -106,6 +107,7 @@ class Plan:
     batch_bytes: Count | None = None
     update: str = WHOLE
     counted: str = "convolutions"
+    example_norms: bool = False
 
     @property
     def error_per_layer(self) -> float | None:
@@ -143,7 +145,10 @@ _READER = TypeAdapter(Plan)
 # A plan is written for every client of a round, and read by each.
 @lru_cache(maxsize=128)
 def _written(plan: Plan) -> str:
-    return json.dumps(asdict(plan))
+    fields = asdict(plan)
+    if not plan.example_norms:  # what a plan without them weighs stays the same
+        del fields["example_norms"]
+    return json.dumps(fields)
 
 
 @lru_cache(maxsize=128)

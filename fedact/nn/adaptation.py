@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedact.config.updates import Bias, Layers, LoRA, make_update
-from fedact.nn.body import body_layers, trained_layers
+from fedact.nn.body import body_layers, is_example_norm, trained_layers
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics
 from fedact.nn.layers import LOW_RANK, SMOOTH
@@ -23,8 +23,11 @@ FACTORS = f".{DOWN}", f".{UP}"
 """How the names of a low-rank update's parameters end."""
 
 
-def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0) -> nn.Module:
+def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0, train_norm: bool = False) -> nn.Module:
     """Note on the last ``layers`` of a plain model's body what of them an update trains, in place; returns the model.
+
+    train_norm: also on the norms of each example's after the first of them, whose input is kept whether they are trained or
+    not; batch norms are trained where their input is kept.
 
     A low-rank update adds its parameters to the layers, which compute what they did: B is 0, and A is drawn from the seed
     and the layer's name. Convolutions in groups (depthwise ones) have none and stay frozen, as do subclasses of PyTorch's
@@ -32,6 +35,10 @@ def adapt(model: nn.Module, layers: int, update: str = "layers", seed: int = 0) 
     """
     kind = make_update(update)
     if isinstance(kind, Layers):
+        for module in map(model.get_submodule, trained_layers(model, layers, train_norm) if train_norm else ()):
+            if is_example_norm(module):
+                names = (name for name, parameter in module._parameters.items() if parameter is not None)
+                vars(module)[PART] = Part(tuple(names), keeps_input=True)
         return model
     trained_layers(model, layers)
     last = body_layers(model)[-layers:] if layers else []

@@ -6,6 +6,7 @@ from fedact.config.errors import ConfigError
 from fedact.nn.graph import named_modules
 from fedact.nn.install import has_statistics
 from fedact.nn.layers import CONVOLUTIONS, SMOOTH
+from fedact.nn.layers.base import EXAMPLE_NORMS
 from fedact.nn.layers.parts import keeps_input, part_of
 
 POSITIONS = "cpb_mlp"
@@ -71,7 +72,7 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
     """Return the names of the trained layers: the last ``layers`` of its ``body_layers``, then the head.
 
     Of an adapted model without those whose update needs no input (see ``nn.adaptation``).
-    With ``train_norm`` (and layers above 0) also every batch norm with scale and shift after the first of them.
+    With ``train_norm`` (and layers above 0) also every norm with scale or shift after the first of them.
     Raises ConfigError where the model has fewer layers, or where nothing would be trained.
     """
     names = body_layers(model)
@@ -87,12 +88,18 @@ def trained_layers(model: nn.Module, layers: int, train_norm: bool = False) -> l
         return trained
     modules = named_modules(model)
     later = modules[[name for name, _ in modules].index(trained[0]) + 1 :]
-    norms = {
-        name: module
-        for name, module in later
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and has_statistics(module)
-    }
-    return trained + [name for name, norm in norms.items() if norm.affine]
+    return trained + [name for name, module in later if is_trainable_norm(module)]
+
+
+def is_trainable_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm with a scale or a shift that a method can train."""
+    known = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or is_example_norm(module)
+    return known and has_statistics(module) and any(each is not None for each in module._parameters.values())
+
+
+def is_example_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm of each example's own statistics that a method keeps the input of."""
+    return isinstance(module, EXAMPLE_NORMS) and isinstance(module, tuple(SMOOTH))
 
 
 def light_layers(model: nn.Module) -> list[str]:

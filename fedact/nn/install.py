@@ -101,7 +101,7 @@ def install(
         module = model.get_submodule(name)
         for parameter in own_parameters(module):
             parameter.requires_grad_(has_weights(module) and name not in parts)
-        if saves_less and _swap(module, LOW_RANK["kept"] if name in parts and has_weights(module) else HAVE_CODEC):
+        if saves_less and _swap(module, LOW_RANK["kept"] if name in parts and parts[name].scale is not None else HAVE_CODEC):
             module.codec = LayerCodec(method, seed + place, name in over_last)  # type: ignore[assignment]
     # What keeps its input and has no method is not called: it has nothing to train.
     for name in (*(name for name in parts if name in methods), *light):

@@ -59,7 +59,7 @@ def compress(
 ) -> nn.Module:
     """Freeze all but the last ``layers`` of the ``body_layers`` and the head, and save their inputs compressed, in place.
 
-    train_norm: also train the scales and shifts of the batch norms after the first trained convolution. seed: of the
+    train_norm: also train the scales and shifts of the norms after the first trained layer. seed: of the
     method's random numbers. room: bytes, or a size such as "120KB", for the wide maps of an inverted residual, which is then
     run a few channels at a time, forward and backward, and keeps its narrow input alone (see docs/streams.md); None runs
     whole layers, the faster way. recompute: how many convolutions back another saved input may be, for a layer's own, where
@@ -84,7 +84,7 @@ def compress(
     wide = None if room is None else parse_bytes(room)
     if make_update(update) != Layers() and (train_norm or wide is not None):
         raise ConfigError(f"{'train_norm' if train_norm else 'room'} is for update {WHOLE}, not for {update}")
-    names = trained_layers(adapt(restore(model), layers, update, seed), layers, train_norm)
+    names = trained_layers(adapt(restore(model), layers, update, seed, train_norm), layers, train_norm)
     return install(model, assign(model, names + smooth_activations(model), codec), seed, room=wide)
 
 
@@ -112,7 +112,7 @@ def apply(model: nn.Module, plan: Plan, seed: int = 0, update_seed: int = 0) -> 
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['2.weight', '2.bias', '4.weight', '4.bias']
     """
-    adapt(restore(model), plan.layers, plan.update, update_seed)
+    adapt(restore(model), plan.layers, plan.update, update_seed, plan.example_norms)
     install(model, methods_of(model, plan), seed, plan.prefix_chunk, plan.room_bytes, plan.tiles)
     for block in blocks_of(model):
         block.examples = plan.micro_batch

@@ -55,5 +55,6 @@ class AdaptedDepths:
 
 def adapted(problem: Problem, depth: int) -> Problem:
     """Return the problem with a copy of the model whose last ``depth`` layers the problem's update trains."""
-    model = draw_second_factors(adapt(copy.deepcopy(problem.plain_model), depth, problem.update))
+    model = adapt(copy.deepcopy(problem.plain_model), depth, problem.update, train_norm=problem.train_norm)
+    model = draw_second_factors(model)
     return replace(problem, model=model, _inputs={})

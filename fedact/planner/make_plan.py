@@ -54,7 +54,7 @@ def make_plan(
     trained convolutions, or "auto" for the last 8, fewer where the budget asks for it. scope: the bytes that the budget
     bounds: "peak", all that is alive at any moment of a step, or "saved", what is kept for the backward pass.
     max_slowdown: the most time of a batch relative to plain training's. momentum: whether the optimizer has any.
-    train_norm: also train the batch norms after the first trained convolution. most_layers: what "auto" trains where a
+    train_norm: also train the norms after the first trained layer. most_layers: what "auto" trains where a
     trial chose it, instead of 8. recompute: how many convolutions back a saved input may be, for another that is no smaller
     to be made again from it; "auto" as the budget asks, 0 where it does not. What the method's own settings say of it stays.
     update: what of these layers is trained: "layers" (whole), "bias" or "lora:rank=4"; with the last two nothing is made
@@ -108,8 +108,8 @@ def expected_error(model: nn.Module, plan: Plan, example: tuple[Tensor, Tensor],
     example = valid_example(example)
     with fixed_randomness(example[0].device), threads_for(example[0]):
         given: dict[str, Any] = {"budget": None, "scope": plan.scope, "loss": loss, "room": plan.room_bytes}
-        problem = make_problem(model, example, method=AUTO, update=plan.update, **given)
-        problem = problem if plan.update == WHOLE else adapted(problem, plan.layers)
+        problem = make_problem(model, example, method=AUTO, update=plan.update, train_norm=plan.example_norms, **given)
+        problem = adapted(problem, plan.layers) if problem.is_adapted else problem
         found = step_error(problem, methods_of(problem.model, plan), plan.micro_batch)
         return _rounded(found.error) if found else 0.0
 
@@ -233,4 +233,5 @@ def _common_fields(problem: Problem, vanilla: VanillaStep) -> dict[str, Any]:
         "floor_bytes": floor_bytes(problem),
         "update": problem.update,
         "counted": counted(problem.model),
+        "example_norms": problem.example_norms,
     }

@@ -15,7 +15,7 @@ from fedact.config.errors import ConfigError
 from fedact.config.updates import WHOLE as WHOLE_LAYERS
 from fedact.measure.memory import Memory
 from fedact.models.tasks import Loss
-from fedact.nn.body import light_layers
+from fedact.nn.body import is_example_norm, is_trainable_norm, light_layers
 from fedact.nn.restoration import uninstall
 from fedact.nn.surgery import (
     body_layers,
@@ -75,7 +75,7 @@ class Problem:
     called: names of the modules that the model calls; others train nothing. momentum: whether the optimizer has any.
     recompute: "auto" or a given one, for methods that have none of their own. room: bytes for the wide maps of a block, of
     steps that run in streams; None for the fast engine. update: what of the trained layers is trained; under another than
-    whole layers the model is adapted for one depth (see ``adapted_depths``).
+    whole layers, and with norms of each example's, the model is adapted for one depth (see ``adapted_depths``).
     """
 
     model: nn.Module
@@ -92,6 +92,16 @@ class Problem:
     room: int | None = None
     update: str = WHOLE_LAYERS
     _inputs: dict[tuple[frozenset[str], int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def example_norms(self) -> bool:
+        """Whether norms of each example's are trained, where they come after a trained layer."""
+        return self.train_norm and any(is_example_norm(each) and is_trainable_norm(each) for each in self.model.modules())
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether what is trained of layers is noted on the model, for one depth."""
+        return self.update != WHOLE_LAYERS or self.example_norms
 
     @property
     def recomputes(self) -> tuple[int, ...]:

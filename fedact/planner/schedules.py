@@ -8,7 +8,6 @@ from math import inf
 from fedact.compression import AUTO, Method
 from fedact.compression.exact import Exact
 from fedact.compression.quantize import Quantize
-from fedact.config.updates import WHOLE
 from fedact.nn.streams.find import find
 from fedact.planner.cost_model import step_seconds
 from fedact.planner.peak_prediction import PeakPrediction
@@ -40,7 +39,7 @@ class Schedules:
     def rooms(self) -> tuple[int, ...]:
         """What an example's wide maps may take in streams, the most first; none where nothing runs in streams."""
         problem = self.problem
-        if problem.scope == "saved" or problem.budget is None or problem.update != WHOLE:
+        if problem.scope == "saved" or problem.budget is None or problem.is_adapted:
             return ()
         if not may_stream(problem.method) or not self._blocks(problem):
             return ()

@@ -1,7 +1,6 @@
 """The solver of a plan, by method and update; whether anything may fit at all, and the bytes of the least step."""
 
 from fedact.compression import AUTO, Method
-from fedact.config.updates import WHOLE
 from fedact.planner.adapted_depths import AdaptedDepths
 from fedact.planner.allocation import ByteAllocation
 from fedact.planner.fixed_method import FixedMethodSearch
@@ -14,7 +13,7 @@ from fedact.planner.step_memory import inference_peak_bytes, measure_step
 
 def solver_of(problem: Problem, deepest: int, max_slowdown: float | None) -> Solver:
     """Return what finds the best step at every depth."""
-    if problem.update == WHOLE:
+    if not problem.is_adapted:
         return whole_solver(problem, deepest, max_slowdown)
     return AdaptedDepths(problem, lambda adapted_problem, depth: whole_solver(adapted_problem, depth, max_slowdown))
 

@@ -149,7 +149,7 @@ class TrialFleet:
     def _installed(self, layers: int) -> nn.Module:
         """Return the workspace's model, at its start, with exact gradients of so many convolutions and the head."""
         model, config = self.workspace.model_with({}), self.config
-        adapt(model, layers, config.update, config.seed)
+        adapt(model, layers, config.update, config.seed, config.train_norm)
         names = [*trained_layers(model, layers, config.train_norm), *smooth_activations(model)]
         return install(model, dict.fromkeys(names, Exact()))
 

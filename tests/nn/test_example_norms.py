@@ -218,3 +218,56 @@ def test_one_example_without_a_batch_is_normalised_by_channel(norm):
         model(x.double()).square().sum().backward()
         gradients[method] = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     torch.testing.assert_close(gradients["exact"], gradients["vanilla"])
+
+
+TRAINED = {
+    "tokens": lambda: (nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 6), nn.Flatten(), nn.Linear(30, 2)),
+    "pictures": lambda: (
+        nn.Conv2d(5, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2),
+    ),
+    "no shift": lambda: (nn.Linear(6, 6), nn.RMSNorm(6), nn.Linear(6, 6), nn.Flatten(), nn.Linear(30, 2)),
+}  # fmt: skip
+
+
+def norm_and_input(name: str) -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(6), *TRAINED[name]()).double()
+    return model, normal(4, 5, 6, 6) if name == "pictures" else normal(4, 5, 6)
+
+
+def gradients_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model(x).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_their_scale_and_shift_have_autograds_gradients(name):
+    model, x = norm_and_input(name)
+    expected = gradients_of(copy.deepcopy(model), x)
+    for method in ("vanilla", "exact", "hosvd:variance=0.7"):
+        lean = fedact.compress(copy.deepcopy(model), method, layers=2, train_norm=True)
+        found = gradients_of(lean, x)
+        # All but the norm before the first trained layer.
+        assert set(found) == {key for key in expected if not key.startswith("0.")}
+        off = {key: relative_error(found[key], expected[key]) for key in found}
+        assert max(off.values()) < 1e-10 if method in ("vanilla", "exact") else 0 < off["2.weight"] < 0.9
+        frozen = fedact.compress(lean, method, layers=2)
+        assert not any(parameter.requires_grad for key, parameter in frozen.named_parameters() if key.startswith("2."))
+        assert all(parameter.requires_grad for parameter in fedact.restore(frozen).parameters())
+
+
+@pytest.mark.parametrize("method", ["exact", "hosvd"])
+def test_plans_train_them_too(method):
+    model, x = norm_and_input("tokens")
+    model, example = model.float(), (x.float(), torch.tensor([0, 1, 0, 1]))
+    plan = fedact.make_plan(model, "6KB", example, method, layers=2, train_norm=True)
+    assert plan.example_norms
+    assert fedact.Plan.from_json(plan.to_json()) == plan
+    trained = fedact.apply(copy.deepcopy(model), plan)
+    assert all(parameter.requires_grad for parameter in trained[2].parameters())
+    loss = nn.functional.cross_entropy
+    part = example[0][: plan.micro_batch], example[1][: plan.micro_batch]
+    with fedact.measure_memory(trained, inputs=part) as memory:
+        loss(trained(part[0]), part[1]).backward()
+    assert (memory.saved_bytes, memory.peak_bytes) == (plan.saved_bytes, plan.peak_bytes)
+    assert not fedact.make_plan(model, "6KB", example, method, layers=2).example_norms

@@ -205,9 +205,7 @@ class Backwards(nn.Module):
         return self.early(self.conv(x))
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.Tanh(), nn.AdaptiveMaxPool2d(2), nn.BatchNorm2d(4, track_running_stats=False)], ids=str
-)
+@pytest.mark.parametrize("layer", [nn.Tanh(), nn.LPPool2d(2, 2), nn.BatchNorm2d(4, track_running_stats=False)], ids=str)
 def test_what_autograd_goes_on_keeping_is_named_wherever_it_is_defined(layer):
     assert f"1 ({type(layer).__name__})" in messages(nn.Sequential(nn.Conv2d(3, 4, 3), layer))
     assert f"early ({type(layer).__name__})" in messages(Backwards(layer))

@@ -33,7 +33,7 @@ class MethodSettings(Settings):
         WHOLE,
         description="what of these layers is trained: layers (whole), bias, lora:rank=4 (low-rank updates), see --list",
     )
-    train_norm: Switch = Field(False, description="train the scales and shifts of batch norms too")
+    train_norm: Switch = Field(False, description="train the scales and shifts of norms too")
 
     @field_validator("method", "baseline", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedact.config.errors import ConfigError
+from fedact.nn.layers.parts import part_of
 from fedact.torch_private import InstanceNorm, hardtanh_backward, threshold_backward
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ EXAMPLE_NORMS = nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, InstanceNorm
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Tell whether a module, or one in it, has parameters to train; those of a norm of each example's are never trained."""
-    return not isinstance(module, EXAMPLE_NORMS) and any(True for _ in module.parameters())
+    """Tell whether a module, or one in it, has parameters to train; of a norm of each example's, whether that was noted."""
+    if isinstance(module, EXAMPLE_NORMS):
+        part = part_of(module)
+        return part is not None and part.keeps_input
+    return any(True for _ in module.parameters())
 
 
 @cache
