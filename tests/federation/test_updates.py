@@ -1,5 +1,7 @@
 """Biases and low-rank updates through a federation: what is sent, averaged, evaluated, kept and gone on with."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,13 @@ def test_a_run_that_was_broken_off_goes_on_to_the_bit(run, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_workers_give_the_same_rows(run, tmp_path):
     assert main([*RUN, "--update", LORA, "--workers", "2", "--out", str(tmp_path / "run")]) == 0
+    assert timeless(tmp_path / "run") == timeless(run)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
+def test_ray_gives_the_same_rows(run, tmp_path):
+    assert main([*RUN, "--update", LORA, "--runtime", "ray", "--out", str(tmp_path / "run")]) == 0
     assert timeless(tmp_path / "run") == timeless(run)
 
 
