@@ -99,8 +99,10 @@ class Codec(ABC):
         """
         if type(self).weight_gradient is Codec.weight_gradient:
             add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)
-        else:
-            total.add(self.weight_gradient(compressed, grad_output, weight, operation))
+            return
+        gradient = self.weight_gradient(compressed, grad_output, weight, operation)
+        # Not by ``add``: of a method of the user's own something else may hold it.
+        total.tensor().add_(gradient.view_as(weight))
 
     def input_gradient(self, shape: Sequence[int], grad_output: Tensor, weight: Tensor, operation: Operation) -> Tensor:
         """Return the gradient of the operation's input, of this shape, which needs no activation."""

@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.func import functional_call
 import fedact
 from fedact.compression import METHODS
 from fedact.compression.accumulation import add_weight_gradient, is_large
+from fedact.compression.exact import Exact
 from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.operations import Convolution
 from fedact.nn.layers.accumulation import ParameterGradient
@@ -211,3 +214,21 @@ def test_nor_is_one_of_a_linear_layers_weight_in_any_method(method):
         assert memory.peak_bytes < 8 * (x.nbytes + 2 * 4 * 600 * 4) < model.layer.weight.nbytes / 4
         gradients.append(model.layer.weight.grad.clone())
     torch.testing.assert_close(gradients[1], 2 * gradients[0])
+
+
+class Held(Exact):
+    """A method of somebody's own that hands out a weight gradient, and holds it."""
+
+    traits = replace(Exact.traits, keeps_input=False)
+    held: ClassVar[list[torch.Tensor]] = []
+
+    def weight_gradient(self, compressed, grad_output, weight, operation):
+        self.held.append(super().weight_gradient(compressed, grad_output, weight, operation))
+        return self.held[-1]
+
+
+def test_a_gradient_that_a_method_holds_is_added_and_left_alone():
+    model, x = fedact.compress(Tokens(), Held(), layers=1), torch.randn(2, 4, 768)
+    for times in (1, 2):
+        model(x).sum().backward()
+        torch.testing.assert_close(model.layer.weight.grad, times * Held.held[-1])
