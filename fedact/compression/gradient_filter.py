@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedact.compression.accumulation import Total, add_weight_gradient
 from fedact.compression.exact import Exact
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     PICTURES,
@@ -26,7 +25,7 @@ from fedact.compression.method import (
     shape_of,
 )
 from fedact.compression.operations import Operation
-from fedact.compression.plane import is_pointwise, plane_of
+from fedact.compression.plane import is_pointwise, is_product, plane_of
 from fedact.config.spec import settings
 
 DIMENSIONS = SERIES, PICTURES
@@ -82,7 +81,7 @@ class GradientFilter(Method):
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
-        if isinstance(operation, MatrixProduct):
+        if is_product(operation, weight):
             add_weight_gradient(total, operation, compressed.tensors[0], self._sums(grad_output), weight)
         else:
             super().add_weight_gradient(total, compressed, grad_output, weight, operation)

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.accumulation import Total
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
@@ -103,12 +102,12 @@ class RandomProjection(Noisy):
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
-        if not isinstance(operation, MatrixProduct):
+        if not is_product(operation, weight):
             super().add_weight_gradient(total, compressed, grad_output, weight, operation)
             return
         mixed, seed = compressed.tensors
         grads = self._project(rows_of(computable(grad_output)), seed)
-        total.tensor().addmm_(grads.T.to(weight.dtype), mixed.to(weight.dtype))
+        total.tensor().flatten(1).addmm_(grads.T.to(weight.dtype), mixed.to(weight.dtype))
 
     def predicted_bytes(self, x: Tensor | Sequence[int]) -> int:
         shape = shape_of(x)

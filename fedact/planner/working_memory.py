@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedact.compression import Method
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Codec, Compressed, State
+from fedact.compression.plane import is_product
 from fedact.compression.transform.transform import MOST_BITS, Transform
 from fedact.measure.ledger import Ledger
 from fedact.measure.lifetimes import peak
@@ -110,7 +110,7 @@ class WorkingMemory:
 
         if not call.added:
             return self._gradient_bytes(method, like, call, gradient)
-        if isinstance(call.operation, MatrixProduct) and type(method).add_weight_gradient is not Codec.add_weight_gradient:
+        if is_product(call.operation, call.weight) and type(method).add_weight_gradient is not Codec.add_weight_gradient:
             total = torch.zeros_like(call.weight)
             return self._gradient_bytes(method, like, call, addition, total)
         # What is added to a gradient is a second tensor meanwhile.

@@ -23,7 +23,7 @@ DEPTHS = (52, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1, 0)
 def model_and_batches(data, size: int):
     """Return the network with a fresh head for ten classes, and two batches: the server's and a client's."""
     torch.manual_seed(0)
-    model = mobilenet_v2(10, 1.0)
+    model = mobilenet_v2(10, 1.0, 224)
     load_into(model, from_file(data / "weights" / "mobilenet_v2-imagenet.safetensors", None).tensors, "imagenet")
     with np.load(data / "cifar10.npz") as arrays:
         pixels, labels = arrays["x_train"][: 2 * size], arrays["y_train"][: 2 * size]

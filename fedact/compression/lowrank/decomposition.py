@@ -18,7 +18,6 @@ from fedact.compression.lowrank.layer_gradient import add_linear_gradient, facto
 from fedact.compression.lowrank.layout import Layout
 from fedact.compression.lowrank.nested import Spectra, nested_reconstructions
 from fedact.compression.lowrank.ranks import RankRule, Ranks, check_ranks
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import (
     NO_STATE,
     Compressed,
@@ -32,6 +31,7 @@ from fedact.compression.method import (
     shape_of,
 )
 from fedact.compression.operations import Operation
+from fedact.compression.plane import is_product
 from fedact.config.errors import ConfigError
 
 PAPER_VARIANCE = 0.8
@@ -176,7 +176,7 @@ class LowRank(Method):
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
-        if not isinstance(operation, MatrixProduct):
+        if not is_product(operation, weight):
             super().add_weight_gradient(total, compressed, grad_output, weight, operation)
         elif not self._factors_are_enough(compressed.metadata, weight, operation):
             add_weight_gradient(total, operation, self.reconstruct(compressed), grad_output, weight)

@@ -53,8 +53,8 @@ def layer_gradient(
 def add_linear_gradient(
     total: Total, core: Tensor, factors: Mapping[int, Tensor], grad_output: Tensor, caps: Mapping[int, int]
 ) -> None:
-    """Add a linear layer's weight gradient from the factors to a total, without a tensor of the weight's size."""
-    gradient = total.tensor()
+    """Add the weight gradient of a product with channels from the factors to a total, without a tensor of its size."""
+    gradient = total.tensor().flatten(1)
     left, right = pointwise_product(among_components(computable(grad_output), factors, caps), core, factors)
     gradient.addmm_(left.to(gradient.dtype), right.to(gradient.dtype))
 

@@ -59,7 +59,7 @@ def pointwise_gradient(
         del numbers
     sums, means = sums_of(decoded.values, decoded.channels, places, channels), torch.from_numpy(decoded.means)
     del decoded, used, places, numpys
-    gradient = grad_output.new_empty(outputs, channels) if total is None else total.tensor()
+    gradient = grad_output.new_empty(outputs, channels) if total is None else total.tensor().flatten(1)
     write = Tensor.copy_ if total is None else Tensor.add_
     for place, part in zip(torch.split(gradient, at_once), torch.split(grad_output, at_once, dim=3), strict=True):
         coefficients = adjoint(part, by).flatten(1, 2) if basis is None else torch.bmm(basis, part.flatten(1, 2))

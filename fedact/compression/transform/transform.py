@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from fedact.compression.accumulation import Total, add_weight_gradient
-from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import NO_STATE, Compressed, Method, State, Sweep, Traits, Variance, part_way, shape_of
 from fedact.compression.operations import Operation
 from fedact.compression.plane import is_product
@@ -117,7 +116,7 @@ class Transform(Method):
     def add_weight_gradient(
         self, total: Total, compressed: Compressed, grad_output: Tensor, weight: Tensor, operation: Operation
     ) -> None:
-        if not isinstance(operation, MatrixProduct):
+        if not is_product(operation, weight):
             super().add_weight_gradient(total, compressed, grad_output, weight, operation)
             return
         if self._in_float32(compressed, grad_output):

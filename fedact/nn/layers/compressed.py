@@ -11,6 +11,7 @@ from fedact.compression.channels_last import has_own_gradient
 from fedact.compression.matrix_product import MatrixProduct
 from fedact.compression.method import Compressed, Method, State
 from fedact.compression.operations import Operation
+from fedact.compression.plane import is_product
 from fedact.compression.temporal import convolution_of
 from fedact.config.errors import ConfigError
 from fedact.nn.layers.accumulation import parameter_gradient, release
@@ -143,8 +144,8 @@ def _weight_gradient(
     method, operation = ctx.method, ctx.operation
     large = ctx.dtype is None and is_large(weight, ctx.shape, grad_output)
     total = parameter_gradient(ctx, WEIGHT) if large else None
-    if total is not None and total.is_first and has_own_gradient(method) and not isinstance(operation, MatrixProduct):
-        # A convolution's such methods make as a new tensor, and autograd takes the first one as it is.
+    if total is not None and total.is_first and has_own_gradient(method) and not is_product(operation, weight):
+        # Such methods make a kernel's as a new tensor, and autograd takes the first one as it is.
         total = None
     if x is None and type(method) not in METHODS.values() and isinstance(method, Method) and not has_own_gradient(method):
         x = _checked(method.reconstruct(compressed), method, ctx.shape)
