@@ -28,7 +28,7 @@ class ArrayInputs:
     def __call__(self, x: Any) -> Float[Tensor, "examples ..."]:
         """Return the inputs of examples (examples, ...); raises ConfigError for arrays of another kind than the run's."""
         array = as_array(x, "x")
-        kept = checked_inputs(self._of_the_run_s_range(array), "x")
+        kept = checked_inputs(self._narrowed(array), "x")
         one = (1, *self.shape)
         alike = (
             kept.shape[-1] == self.shape[-1] if is_picture(one) and is_picture(kept.shape) else kept.shape[1:] == self.shape
@@ -39,7 +39,7 @@ class ArrayInputs:
             )
         return self.preprocessing(kept)
 
-    def _of_the_run_s_range(self, x: np.ndarray) -> np.ndarray:
+    def _narrowed(self, x: np.ndarray) -> np.ndarray:
         """Return whole numbers of a wide type, whose values alone do not say so, with the range of the run's pictures."""
         wide = x.dtype.kind == "i" or (x.dtype.kind == "u" and x.dtype.itemsize > 2)
         if self.dtype.kind != "u" or not wide or not x.size or x.min() < 0 or x.max() > np.iinfo(self.dtype).max:

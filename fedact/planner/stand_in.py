@@ -55,8 +55,8 @@ class Decoding(NamedTuple):
 class GradientCall(NamedTuple):
     """One gradient that a codec computes itself: whose, from when to when, of what, and whether it is added to another.
 
-    result: a large weight's gradient that is new, where a codec without one of its own adds to what there is: never a linear
-    layer's, which every codec is asked to add.
+    result: a large weight's gradient that is new, where a codec without one of its own adds to what there is: never one that
+    channels are multiplied by (of a linear layer, a 1 x 1 convolution), which every codec is asked to add.
     """
 
     layer: str
