@@ -114,13 +114,13 @@ class ByteAllocation:
         return [family for kind in kinds for family in self.candidates.families(*kind)]
 
     def _rivals(self, depth: int) -> Iterator[list[Candidate]]:
-        """Yield a given method's candidates of each schedule, the preferred first.
+        """Yield a given method's candidates of each schedule, the fastest first under a peak: errors are looked at later.
 
         Not those in micro-batches that are smaller than one that has less error than the next: what shares its factors among
         more examples has more error where there is room enough, and less where there is not.
         """
         least: dict[tuple[int, float], float] = {}
-        for schedule in self.candidates.schedules_that_may_fit(depth):
+        for schedule in self.candidates.schedules_that_may_fit(depth, by_seconds=True):
             before = least.get(schedule.kind, inf)
             if before >= 0:
                 yield (rivals := self.candidates.of(schedule, depth))

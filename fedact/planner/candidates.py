@@ -41,13 +41,13 @@ class Candidates:
         alternatives = method.alternatives if isinstance(method, Method) else [None]
         return [Family(each, recompute, in_streams) for each in alternatives]
 
-    def schedules_that_may_fit(self, depth: int, below: float = inf) -> Iterator[Schedule]:
+    def schedules_that_may_fit(self, depth: int, below: float = inf, by_seconds: bool = False) -> Iterator[Schedule]:
         """Yield the schedules that a method with loss may have within the budget, the preferred first.
 
-        below: seconds of a batch that are too many under a peak.
+        below: seconds of a batch that are too many under a peak. by_seconds: whether there the fastest come first.
         """
         if self.problem.scope == "peak":
-            yield from self.schedules.that_may_fit(depth, self.peaks, below=below)
+            yield from self.schedules.that_may_fit(depth, self.peaks, below=below, by_seconds=by_seconds)
             return
         for each in self.schedules.preferred_first(depth):
             if self.profiles.structure(each.recompute, depth).least_bytes(depth, each.micro_batch) <= self.capacity:

@@ -64,10 +64,11 @@ class Schedules:
         method = self.problem.method
         return self.problem.scope == "peak" and (isinstance(method, str) or method.traits.keeps_input)
 
-    def preferred_first(self, depth: int) -> list[Schedule]:
+    def preferred_first(self, depth: int, by_seconds: bool = False) -> list[Schedule]:
         """Return all schedules, those that make nothing again first, then what is faster; without loss the fastest first.
 
-        Under a budget of saved bytes the larger micro-batch comes first, and what makes less again before that.
+        Under a budget of saved bytes the larger micro-batch comes first, and what makes less again before that. by_seconds:
+        whether the fastest comes first with loss too.
         """
         sizes, recomputes = list(self.problem.micro_batches()), self.recomputes(depth)
         found = [Schedule(size, recompute) for recompute, size in product(recomputes, sizes)]
@@ -77,7 +78,7 @@ class Schedules:
 
         def rank(schedule: Schedule) -> tuple[bool, float]:
             again = schedule.in_streams or schedule.recompute != recomputes[0]
-            return again and not self.is_by_seconds, self.seconds(schedule, depth)
+            return again and not (by_seconds or self.is_by_seconds), self.seconds(schedule, depth)
 
         return sorted(found, key=rank)
 
@@ -107,12 +108,17 @@ class Schedules:
         return self._seconds[key]
 
     def that_may_fit(
-        self, depth: int, peaks: PeakPrediction, kept_by: Callable[[int], Methods] | None = None, below: float = inf
+        self,
+        depth: int,
+        peaks: PeakPrediction,
+        kept_by: Callable[[int], Methods] | None = None,
+        below: float = inf,
+        by_seconds: bool = False,
     ) -> Iterator[Schedule]:
         """Yield the schedules that no step on a few examples rules out under a peak, the preferred first.
 
         peaks: of any room. kept_by: returns the methods with a recompute, if they keep their inputs. below: seconds of a
-        batch that are too many, with the fastest method that loses something.
+        batch that are too many, with the fastest method that loses something. by_seconds: as of ``preferred_first``.
         """
         ruled_out: list[Schedule] = []
         layers = layers_with_input(self.problem, depth)
@@ -125,7 +131,7 @@ class Schedules:
                 return True
             return found.is_too_large(layers, recompute, size)
 
-        for schedule in self.preferred_first(depth):
+        for schedule in self.preferred_first(depth, by_seconds):
             if below < inf and self.seconds(schedule, depth, QUICK) >= below:
                 continue
             if any(schedule.asks_as_much(other) for other in ruled_out):
